@@ -1,0 +1,259 @@
+"""Key edits that can be taken back: what was wanted, what stood there before, what somebody changed since."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from runtimes.errors import NotUnderstood
+from runtimes.model import ABSENT, Edit, FileChange, Key, Tree
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Want:
+    """One key that shall have a value in a file; ABSENT for one that shall not be there.
+
+    A mapping is merged into a table that is there, unless `exact`: then keys
+    that it does not name go.
+    """
+
+    path: str
+    key: Key
+    new: Any
+    exact: bool = False
+    essential: tuple[str, ...] = ()
+
+
+class Document(Protocol):
+    """A parsed file that can give its bytes."""
+
+    def encode(self) -> bytes:
+        """Return the bytes of the document."""
+
+
+class Format(Protocol):
+    """What `tomldoc` and `jsondoc` have in common; the modules themselves are the values."""
+
+    def parse(self, data: bytes, path: str) -> Any:
+        """Cut bytes into a document."""
+
+    def tree(self, data: bytes, path: str) -> dict[str, Any]:
+        """Return the content as plain values, read by an independent parser."""
+
+    def put(self, document: Any, key: Key, new: Any) -> Any:
+        """Set a key."""
+
+    def drop(self, document: Any, key: Key) -> Any:
+        """Remove a key."""
+
+
+def apply(form: Format, path: str, data: bytes | None, wants: Sequence[Want]) -> FileChange | None:
+    """Return the change that makes a file hold what is wanted, or None where it does already.
+
+    The result is parsed again and must differ from the original in exactly the
+    wanted keys. Raises NotUnderstood where the file cannot be read, or cannot be
+    edited without touching something else.
+    """
+    before = form.tree(data or b"", path)
+    expected = copy.deepcopy(before)
+    document = form.parse(data or b"", path)
+    edits: list[Edit] = []
+    for want in wants:
+        old = value(expected, want.key)
+        new = _merged(old, want)
+        if same(old, new):
+            continue
+        edits.append(
+            Edit(key=want.key, old=copy.deepcopy(old), new=new, essential=want.essential)
+        )
+        document = _change(form, document, want.key, old, new)
+        _assign(expected, want.key, new)
+    if not edits:
+        return None
+    after = document.encode()
+    _prove(form, path, after, expected)
+    return FileChange(path=path, before=data, after=after, edits=tuple(edits))
+
+
+def reverse(
+    form: Format, path: str, data: bytes, edits: Sequence[Edit]
+) -> tuple[bytes, tuple[str, ...]]:
+    """Take our edits out of a file that somebody edited since.
+
+    Returns the bytes and, in words, what stays because it is not what we wrote.
+    """
+    expected = form.tree(data, path)
+    document = form.parse(data, path)
+    stayed: list[str] = []
+    for edit in sorted(reversed(edits), key=lambda e: bool(e.essential) and not isinstance(e.new, Mapping)):
+        now = value(expected, edit.key)
+        back, names = _back(expected, edit, now)
+        stayed += names
+        if not same(now, back):
+            document = _change(form, document, edit.key, now, back)
+            _assign(expected, edit.key, back)
+    after: bytes = document.encode()
+    _prove(form, path, after, expected)
+    return after, tuple(stayed)
+
+
+def value(content: Tree, key: Key) -> Any:
+    """Return the value at a key, or ABSENT."""
+    found: Any = content
+    for part in key:
+        if not isinstance(found, Mapping) or part not in found:
+            return ABSENT
+        found = found[part]
+    return found
+
+
+def leaves(content: Any, prefix: Key = ()) -> Iterator[tuple[Key, Any]]:
+    """Yield every leaf below a value with its key; an empty table is a leaf."""
+    if isinstance(content, Mapping) and (content or not prefix):
+        for name, item in content.items():
+            yield from leaves(item, (*prefix, str(name)))
+    else:
+        yield prefix, content
+
+
+def differences(before: Tree, after: Tree) -> list[tuple[Key, Any, Any]]:
+    """Return (key, before, after) of every leaf that differs, in order of the key."""
+    old, new = dict(leaves(before)), dict(leaves(after))
+    return [
+        (key, old.get(key, ABSENT), new.get(key, ABSENT))
+        for key in sorted({*old, *new})
+        if not same(old.get(key, ABSENT), new.get(key, ABSENT))
+    ]
+
+
+def same(one: Any, other: Any) -> bool:
+    """Compare values as documents do: true is not 1, and 1 is not 1.0."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(map(same, one, other))
+    return type(one) is type(other) and bool(one == other)
+
+
+def spell(key: Key) -> str:
+    """Return a key as a person writes it."""
+    return ".".join(part if part.replace("-", "").replace("_", "").isalnum() else f'"{part}"' for part in key)
+
+
+def merge(edits: Sequence[Edit], later: Sequence[Edit]) -> tuple[Edit, ...]:
+    """Return both as one list: for a key that both have, the oldest old value and the newest new one."""
+    found = {edit.key: edit for edit in edits}
+    for edit in later:
+        first = found.get(edit.key)
+        old = edit.old if first is None else first.old
+        found[edit.key] = Edit(key=edit.key, old=old, new=edit.new, essential=edit.essential)
+    return tuple(found.values())
+
+
+# --- one key ------------------------------------------------------------------------------------
+
+
+def _merged(old: Any, want: Want) -> Any:
+    if want.exact or not isinstance(want.new, Mapping) or not isinstance(old, Mapping):
+        return want.new
+    return _overlaid(old, want.new)
+
+
+def _overlaid(old: Tree, new: Tree) -> dict[str, Any]:
+    result = dict(old)
+    for name, item in new.items():
+        below = result.get(name)
+        if isinstance(item, Mapping) and isinstance(below, Mapping):
+            result[name] = _overlaid(below, item)
+        elif item is ABSENT:
+            result.pop(name, None)
+        else:
+            result[name] = item
+    return result
+
+
+def _change(form: Format, document: Any, key: Key, old: Any, new: Any) -> Any:
+    """Lead a document from one value at a key to another, touching only what differs."""
+    if new is ABSENT:
+        return form.drop(document, key)
+    if not isinstance(old, Mapping) or not isinstance(new, Mapping):
+        if isinstance(old, Mapping) or (isinstance(new, Mapping) and old is not ABSENT):
+            document = form.drop(document, key)
+        return form.put(document, key, new)
+    for name in old:
+        if name not in new:
+            document = form.drop(document, (*key, name))
+    for name, item in new.items():
+        below = old.get(name, ABSENT)
+        if not same(below, item):
+            document = _change(form, document, (*key, name), below, item)
+    return document
+
+
+def _assign(tree: dict[str, Any], key: Key, new: Any) -> None:
+    holder = tree
+    for part in key[:-1]:
+        if new is ABSENT and part not in holder:
+            return
+        holder = holder.setdefault(part, {})
+    if new is ABSENT:
+        holder.pop(key[-1], None)
+    else:
+        holder[key[-1]] = copy.deepcopy(new)
+
+
+def _prove(form: Format, path: str, after: bytes, expected: Tree) -> None:
+    seen = form.tree(after, path)
+    wrong = [key for key, _, _ in differences(_solid(expected), _solid(seen))]
+    if wrong:
+        raise NotUnderstood(
+            path,
+            f"it cannot be edited without changing {', '.join(map(spell, wrong[:3]))} too",
+            hint="please report this file: it is written in a way that the editor does not handle",
+        )
+
+
+def _solid(tree: Tree) -> dict[str, Any]:
+    """Return a tree without empty tables: a header left without keys says nothing."""
+    result: dict[str, Any] = {}
+    for name, item in tree.items():
+        solid = _solid(item) if isinstance(item, Mapping) else item
+        if not isinstance(item, Mapping) or solid:
+            result[name] = solid
+    return result
+
+
+def _back(tree: Tree, edit: Edit, now: Any) -> tuple[Any, list[str]]:
+    """Return what a key shall hold after the removal, and in words what stays of somebody else's."""
+    if same(now, edit.old) or now is ABSENT:
+        return now, []
+    name = spell(edit.key)
+    if same(now, edit.new):
+        others = value(tree, edit.key[:-1])
+        if edit.key[-1] in edit.essential and any(k != edit.key[-1] for k in others):
+            return now, [f"{name} = {now!r} (other keys need it)"]
+        return edit.old, []
+    if isinstance(now, list) and isinstance(edit.new, (list, tuple)):
+        before = edit.old if isinstance(edit.old, (list, tuple)) else []
+        rest = [item for item in now if item in before or item not in edit.new]
+        return (rest or edit.old), []
+    if not isinstance(now, Mapping) or not isinstance(edit.new, Mapping):
+        return now, [f"{name} = {now!r}"]
+    return _back_table(edit, now, name)
+
+
+def _back_table(edit: Edit, now: Tree, name: str) -> tuple[Any, list[str]]:
+    ours, found = dict(leaves(edit.new)), dict(leaves(now))
+    if any(not same(found.get(key, ABSENT), item) for key, item in ours.items()):
+        return now, [f"{name} (edited since)"]
+    foreign = [key for key in found if key not in ours]
+    rest = copy.deepcopy(dict(now))
+    before = dict(leaves(edit.old)) if isinstance(edit.old, Mapping) else {}
+    for key in ours:
+        if key in before:
+            _assign(rest, key, before[key])
+        elif key[-1] not in edit.essential:
+            _assign(rest, key, ABSENT)
+    return _solid(rest), [f"{name}.{spell(key)} = {found[key]!r}" for key in foreign]

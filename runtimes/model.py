@@ -1,0 +1,202 @@
+"""The nouns of the house, frozen: what is wanted, what was seen, what would change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum, StrEnum
+from types import MappingProxyType
+from typing import Any, Final, Literal
+
+Key = tuple[str, ...]
+Tree = Mapping[str, Any]
+
+
+class Absent(Enum):
+    """The value of a key that is not there; TOML and JSON both need it apart from null."""
+
+    ABSENT = "absent"
+
+    def __repr__(self) -> str:
+        return "ABSENT"
+
+
+ABSENT: Final = Absent.ABSENT
+EMPTY: Final[Tree] = MappingProxyType({})
+
+
+class RuntimeName(StrEnum):
+    """The container runtimes that the program knows."""
+
+    CONTAINERD = "containerd"
+    CRIO = "crio"
+    DOCKER = "docker"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Handler:
+    """An OCI runtime entry that we add: its name and the binary it runs, as the node sees it."""
+
+    name: str
+    binary: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Desired:
+    """What is wanted of a runtime's configuration.
+
+    Paths are those of the node, as its daemon sees them. `default` is the name
+    of the handler that shall be the default one, or None to leave the default
+    to others. `drop_in` may be empty: then only the root config is edited.
+    """
+
+    runtime: RuntimeName
+    config: str
+    drop_in: str
+    handlers: tuple[Handler, ...]
+    default: str | None
+    enable_cdi: bool | None = None
+    runtime_type: str = "io.containerd.runc.v2"
+    legacy: bool = False
+    annotations: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Return the names of our handlers."""
+        return frozenset(handler.name for handler in self.handlers)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """A command to ask the node's own binary.
+
+    `files` are staged for that one command; wherever `token(i)` stands in
+    `argv` or in a staged file's data, the asker puts the path at which the
+    i-th staged file can be read.
+    """
+
+    name: str
+    argv: tuple[str, ...]
+    files: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What the node's binary said: exit status, stdout, and the end of stderr."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def ok(self) -> bool:
+        """Tell whether the command succeeded."""
+        return self.code == 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edit:
+    """One key's change, remembered so that it can be taken back.
+
+    `essential` names leaves of a table of ours that must stay as long as
+    somebody else's keys stay beside them, since the table is invalid without.
+    """
+
+    key: Key
+    old: Any
+    new: Any
+    essential: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ownership:
+    """What we changed in one file: the edits, oldest value first, and the bytes before and after.
+
+    `original` is None where the file did not exist before us. `written` are the
+    SHA-256 hashes, in hex, of what we wrote last and perhaps of what we wrote before.
+    """
+
+    path: str
+    original: bytes | None
+    written: tuple[str, ...]
+    edits: tuple[Edit, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """What was seen on the node: files by path (None: absent), globs, answers, what we own.
+
+    `binary` is the node's own binary where one is known; without it no
+    question can be answered.
+    """
+
+    files: Mapping[str, bytes | None] = field(default_factory=lambda: MappingProxyType({}))
+    globs: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    answers: Mapping[str, Answer] = field(default_factory=lambda: MappingProxyType({}))
+    binary: str | None = None
+    owned: tuple[Ownership, ...] = ()
+
+    def data(self, path: str) -> bytes | None:
+        """Return the bytes of a file that was looked at; None where it is absent."""
+        return self.files.get(path)
+
+    def ownership(self, path: str) -> Ownership | None:
+        """Return what we own in a file, or None."""
+        return next((owned for owned in self.owned if owned.path == path), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """What an adapter wants to have looked at next: files by path, and glob patterns.
+
+    A glob is one of containerd's: `*` does not match a slash but does match a
+    leading dot, as in Go's `filepath.Match`.
+    """
+
+    files: tuple[str, ...] = ()
+    globs: tuple[str, ...] = ()
+
+
+Action = Literal["create", "modify", "delete"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileChange:
+    """One file's bytes before and after (None: absent), and the edits that lead from one to the other."""
+
+    path: str
+    before: bytes | None
+    after: bytes | None
+    edits: tuple[Edit, ...] = ()
+
+    @property
+    def action(self) -> Action:
+        """Say what happens to the file."""
+        if self.before is None:
+            return "create"
+        return "delete" if self.after is None else "modify"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What would change, and what a person should know about it.
+
+    `low_level` are the binaries of the handlers that are not ours, the default
+    one first: what the toolkit runs in the end. `stayed` names what a removal
+    leaves because somebody else edited it.
+    """
+
+    changes: tuple[FileChange, ...] = ()
+    notes: tuple[str, ...] = ()
+    low_level: tuple[str, ...] = ()
+    stayed: tuple[str, ...] = ()
+
+    @property
+    def is_noop(self) -> bool:
+        """Tell whether nothing would change."""
+        return not self.changes
+
+
+def token(index: int) -> str:
+    """Return the mark that stands for the path of a question's staged file."""
+    return f"staged://{index};"

@@ -1,0 +1,103 @@
+"""Wants and an observation make a plan; ownership and an observation make a removal."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from runtimes import edits
+from runtimes.adapter import Adapter
+from runtimes.errors import NotUnderstood
+from runtimes.model import Answer, Desired, FileChange, Observation, Ownership, Plan, Question
+
+
+def plan(adapter: Adapter, desired: Desired, seen: Observation) -> Plan:
+    """Return what would have to change for the wish to come true.
+
+    Where a document already says what is wanted, its bytes stay as they are.
+    Raises NotUnderstood.
+    """
+    found = adapter.wants(desired, seen)
+    changes = []
+    for path in found.files:
+        wanted = [want for want in found.wants if want.path == path]
+        if path in found.fresh:
+            change = _fresh(adapter, path, seen, wanted)
+        else:
+            change = edits.apply(adapter.form, path, seen.data(path), wanted)
+        if change is not None:
+            changes.append(change)
+    return Plan(changes=tuple(changes), notes=found.notes, low_level=found.low_level)
+
+
+def trial(adapter: Adapter, desired: Desired, seen: Observation, found: Plan) -> Question | None:
+    """Return the question that loads a plan's candidate in the node's own binary."""
+    return adapter.trial(desired, seen, {change.path: change.after for change in found.changes})
+
+
+def judge(adapter: Adapter, desired: Desired, seen: Observation, answer: Answer) -> None:
+    """Refuse a candidate whose effect is not exactly what was asked. Raises NotUnderstood."""
+    problems = adapter.verdict(desired, seen, answer)
+    if problems:
+        raise _refusal(desired, problems)
+
+
+def judge_removal(adapter: Adapter, desired: Desired, seen: Observation, answer: Answer) -> None:
+    """Refuse a removal that would leave a configuration which does not load. Raises NotUnderstood."""
+    problems = adapter.removal_verdict(desired, seen, answer)
+    if problems:
+        raise _refusal(desired, problems)
+
+
+def removal(adapter: Adapter, seen: Observation) -> Plan:
+    """Return what gives every file back as it was before us.
+
+    A file that still has the bytes that we wrote gets its original bytes; from
+    one that somebody edited since only our keys are taken.
+    """
+    changes: list[FileChange] = []
+    stayed: list[str] = []
+    for owned in reversed(seen.owned):
+        data = seen.data(owned.path)
+        after, names = without_us(adapter, owned, data)
+        stayed += [f"{owned.path}: {name}" for name in names]
+        if after != data:
+            changes.append(FileChange(path=owned.path, before=data, after=after))
+    return Plan(changes=tuple(changes), stayed=tuple(stayed))
+
+
+def without_us(
+    adapter: Adapter, owned: Ownership, data: bytes | None
+) -> tuple[bytes | None, tuple[str, ...]]:
+    """Return what a file would hold without us (None: it would not be there), and what stayed of others."""
+    if data is None or data == owned.original:
+        return data, ()
+    if hashlib.sha256(data).hexdigest() in owned.written:
+        return owned.original, ()
+    rest, stayed = edits.reverse(adapter.form, owned.path, data, owned.edits)
+    if owned.original is None and not adapter.form.tree(rest, owned.path):
+        return None, stayed
+    return rest, stayed
+
+
+def _fresh(
+    adapter: Adapter, path: str, seen: Observation, wanted: Sequence[edits.Want]
+) -> FileChange | None:
+    """Write a file of ours from nothing; one that somebody edited since is edited like any other."""
+    data, owned = seen.data(path), seen.ownership(path)
+    if data is not None and (owned is None or hashlib.sha256(data).hexdigest() not in owned.written):
+        return edits.apply(adapter.form, path, data, wanted)
+    made = edits.apply(adapter.form, path, adapter.banner.encode(), wanted)
+    if made is None or made.after == data:
+        return None
+    return FileChange(path=path, before=data, after=made.after, edits=made.edits)
+
+
+def _refusal(desired: Desired, problems: Sequence[str]) -> NotUnderstood:
+    listed = "; ".join(problems[:6])
+    more = f"; and {len(problems) - 6} more" if len(problems) > 6 else ""
+    return NotUnderstood(
+        desired.config,
+        f"the change is refused: {listed}{more}",
+        hint="nothing was written; please report the file with this message",
+    )

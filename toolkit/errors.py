@@ -1,0 +1,52 @@
+"""What can go wrong, each with its exit code and the way out. The codes are documented in docs/exit-codes.md."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class ToolkitError(Exception):
+    """The root of all errors that a person may see. `hint` is the way out, a sentence of its own."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        self.message = message
+        self.hint = hint
+        super().__init__(message)
+
+
+class UsageProblem(ToolkitError):
+    """The options contradict each other or the node; every problem found is listed."""
+
+    exit_code = 2
+
+    def __init__(self, problems: Sequence[str], *, hint: str = "") -> None:
+        self.problems = tuple(problems)
+        super().__init__("; ".join(problems), hint=hint)
+
+
+class NodeNotUnderstood(ToolkitError):
+    """A file on the node cannot be understood; nothing was touched."""
+
+    exit_code = 3
+
+
+class StepFailed(ToolkitError):
+    """A step on the node failed."""
+
+    exit_code = 4
+
+
+class Conflict(StepFailed):
+    """Somebody changed a file between the plan and its application; nothing was written."""
+
+
+class NotReloaded(StepFailed):
+    """The runtime did not take the change up within the time it was given."""
+
+
+class Locked(ToolkitError):
+    """Another instance holds the node's lock."""
+
+    exit_code = 5

@@ -1,0 +1,256 @@
+"""Replace a file so that no reader ever sees a mix, and read one without being fooled.
+
+A write is: temporary file, owner, mode, label, data, fsync, rename, fsync of
+the directory. Where the target lies in a drop-in directory the temporary file
+may not: the daemon would read it. So the caller says where temporary files go.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from toolkit.errors import NodeNotUnderstood, StepFailed
+
+LABEL: Final = "security.selinux"
+LARGEST: Final = 64 * 1024 * 1024
+_O_TMPFILE: Final = getattr(os, "O_TMPFILE", 0)
+_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """A file as it was read: its bytes and what has to be kept of it."""
+
+    data: bytes
+    mode: int
+    uid: int
+    gid: int
+    label: bytes | None
+
+
+def read(path: Path) -> Seen | None:
+    """Return a regular file's bytes and attributes, or None where it is absent.
+
+    Raises NodeNotUnderstood for what is no regular file, cannot be read, is larger
+    than 64 MiB, or changes while it is read.
+    """
+    try:
+        fd = os.open(path, _FLAGS)
+    except FileNotFoundError:
+        return None
+    except NotADirectoryError:
+        return None
+    except OSError as error:
+        raise NodeNotUnderstood(f"{path} cannot be read: {error.strerror}", hint=_hint(error)) from error
+    with open(fd, "rb", closefd=True) as stream:
+        before = os.fstat(fd)
+        if not stat.S_ISREG(before.st_mode):
+            kind = "a directory" if stat.S_ISDIR(before.st_mode) else "not a regular file"
+            raise NodeNotUnderstood(f"{path} is {kind}", hint="name the configuration file itself")
+        if before.st_size > LARGEST:
+            raise NodeNotUnderstood(f"{path} has {before.st_size} bytes, too many for a configuration")
+        data = stream.read(LARGEST + 1)
+        after = os.fstat(fd)
+    if (after.st_mtime_ns, after.st_size) != (before.st_mtime_ns, before.st_size):
+        raise NodeNotUnderstood(f"{path} changed while it was read", hint="run again when it is at rest")
+    return Seen(
+        data=data,
+        mode=stat.S_IMODE(before.st_mode),
+        uid=before.st_uid,
+        gid=before.st_gid,
+        label=label(path),
+    )
+
+
+def put(
+    path: Path,
+    data: bytes,
+    *,
+    mode: int = 0o644,
+    owner: tuple[int, int] | None = None,
+    selinux: bytes | None = None,
+    aside: Path | None = None,
+) -> None:
+    """Replace a file with bytes, durably and in one step.
+
+    `aside` is the directory for the temporary file where the file's own one is
+    read by a daemon. Where it cannot serve (another mount), the temporary file
+    gets its name only when its content is complete. Raises StepFailed, and then
+    the file is as it was.
+    """
+    try:
+        if aside is None or not _put_from(aside, path, data, mode, owner, selinux):
+            _put_whole(path, data, mode, owner, selinux)
+    except OSError as error:
+        raise StepFailed(f"{path} cannot be written: {error.strerror}", hint=_hint(error)) from error
+
+
+def dress(
+    fd: int, *, mode: int, owner: tuple[int, int] | None, selinux: bytes | None
+) -> None:
+    """Give an open file its owner, its mode and, where there is one, its SELinux label."""
+    if owner is not None and owner != (os.fstat(fd).st_uid, os.fstat(fd).st_gid):
+        os.fchown(fd, *owner)
+    os.fchmod(fd, mode)
+    if selinux is not None:
+        with contextlib.suppress(OSError):  # a file system without labels keeps none
+            os.setxattr(fd, LABEL, selinux)
+
+
+def remove(path: Path) -> None:
+    """Remove a file durably; one that is absent already is fine. Raises StepFailed."""
+    try:
+        os.unlink(path)
+        sync(path.parent)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StepFailed(f"{path} cannot be removed: {error.strerror}", hint=_hint(error)) from error
+
+
+def status(path: Path) -> os.stat_result | None:
+    """Return a path's status, or None where it is absent or cannot be looked at."""
+    try:
+        return os.stat(path)
+    except OSError:
+        return None
+
+
+def missing_directories(path: Path) -> list[Path]:
+    """Return the directories that a path needs and that are not there, outermost first."""
+    found = []
+    while not path.is_dir() and path != path.parent:
+        found.append(path)
+        path = path.parent
+    return found[::-1]
+
+
+def make_directory(path: Path, mode: int = 0o755) -> None:
+    """Make a directory with its parents, durably and whatever the umask is. Raises StepFailed."""
+    for directory in missing_directories(path):
+        try:
+            os.mkdir(directory, mode)
+            os.chmod(directory, mode)
+            sync(directory.parent)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            message = f"the directory {directory} cannot be made: {error.strerror}"
+            raise StepFailed(message, hint=_hint(error)) from error
+
+
+def sync(directory: Path) -> None:
+    """Make the entries of a directory durable."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def label(path: Path | int) -> bytes | None:
+    """Return the SELinux label of a file, or None where it has none."""
+    try:
+        return os.getxattr(path, LABEL)
+    except OSError:
+        return None
+
+
+def _spare(directory: Path, path: Path) -> Path:
+    return directory / f".{path.name}.nvidia-toolkit.{os.getpid()}"
+
+
+def _put_from(
+    aside: Path,
+    path: Path,
+    data: bytes,
+    mode: int,
+    owner: tuple[int, int] | None,
+    selinux: bytes | None,
+) -> bool:
+    """Stage in another directory; False where the file cannot be moved from there."""
+    spare = _spare(aside, path)
+    try:
+        fd = os.open(spare, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT):
+            return False
+        raise
+    try:
+        _fill(fd, data, mode, owner, selinux)
+        os.rename(spare, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.unlink(spare)
+        if isinstance(error, OSError) and error.errno == errno.EXDEV:
+            return False
+        raise
+    sync(path.parent)
+    return True
+
+
+def _put_whole(
+    path: Path,
+    data: bytes,
+    mode: int,
+    owner: tuple[int, int] | None,
+    selinux: bytes | None,
+) -> None:
+    """Stage beside the target in a file without a name, so that no half file ever has one."""
+    spare = _spare(path.parent, path)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(spare)  # of a process that was killed and had our number
+    try:
+        try:
+            fd = os.open(path.parent, os.O_WRONLY | _O_TMPFILE | os.O_CLOEXEC, 0o600)
+            source: str | None = f"/proc/self/fd/{fd}"
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT):
+                raise
+            # Some file systems have no nameless files.
+            fd = os.open(spare, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            source = None
+        _fill(fd, data, mode, owner, selinux, link=(source, spare) if source else None)
+        os.rename(spare, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(spare)
+        raise
+    sync(path.parent)
+
+
+def _fill(
+    fd: int,
+    data: bytes,
+    mode: int,
+    owner: tuple[int, int] | None,
+    selinux: bytes | None,
+    *,
+    link: tuple[str, Path] | None = None,
+) -> None:
+    with open(fd, "wb", closefd=True) as stream:
+        stream.write(data)
+        stream.flush()
+        dress(fd, mode=mode, owner=owner, selinux=selinux)
+        os.fsync(fd)
+        if link is not None:
+            os.link(link[0], link[1], follow_symlinks=True)
+
+
+def _hint(error: OSError) -> str:
+    match error.errno:
+        case errno.EROFS:
+            return "the file system is read-only: mount it writable, or name another path"
+        case errno.EACCES | errno.EPERM:
+            return "run as root, or with the directory mounted into the container"
+        case errno.ENOSPC | errno.EDQUOT:
+            return "make room on that file system"
+        case errno.EISDIR:
+            return "name a file, not a directory"
+    return ""

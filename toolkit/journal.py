@@ -1,0 +1,276 @@
+"""The durable record of what is ours: original bytes by content hash, edits, and what is still owed.
+
+It lies below the install directory, beside `toolkit/`, and is written before
+the first byte of anything else changes. What was there first wins: however
+often we write a file, its original is the one from before us.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from runtimes import edits
+from runtimes.model import ABSENT, Edit, FileChange, Ownership
+from toolkit import __version__, files
+from toolkit.errors import NodeNotUnderstood, StepFailed
+
+FORMAT: Final = 1
+READABLE_BY: Final = 1
+_DIRECTORY: Final = ".nvidia-toolkit"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Owned:
+    """A file that we changed: as the node names it and as we did, its original, and what we wrote.
+
+    `original` is the SHA-256 of the original bytes, None where there was no
+    file. `written` holds the hashes of what we wrote last and, until that is
+    known to have happened, of what we wrote before.
+    """
+
+    path: str
+    local: str
+    original: str | None
+    mode: int
+    uid: int
+    gid: int
+    label: str | None
+    written: tuple[str, ...]
+    edits: tuple[Edit, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """Everything remembered of a node.
+
+    `reload_pending` is set from before a change until the runtime took it up.
+    `directories` are those that we made, outermost first. `replaced` is where
+    the plain directory lies that stood in the way of the toolkit's.
+    """
+
+    sequence: int = 0
+    runtime: str = ""
+    reload_pending: bool = False
+    owned: tuple[Owned, ...] = ()
+    directories: tuple[str, ...] = ()
+    artifacts: str | None = None
+    replaced: str | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Tell whether nothing on the node is ours."""
+        return not self.owned and self.artifacts is None and not self.directories
+
+
+def directory(install_dir: Path) -> Path:
+    """Return where the record of an install directory lies."""
+    return install_dir / _DIRECTORY
+
+
+def load(install_dir: Path) -> Record:
+    """Return what is remembered; nothing where there is no record.
+
+    Raises NodeNotUnderstood for a record that a newer version wrote for newer
+    versions only, or that is damaged.
+    """
+    path = directory(install_dir) / "state.json"
+    seen = files.read(path)
+    if seen is None:
+        return Record()
+    hint = f"keep {path.parent} and ask for help, or remove it to give up the way back"
+    try:
+        content = json.loads(seen.data)
+        readable_by = int(content["readable_by"])
+        if readable_by > FORMAT:
+            raise NodeNotUnderstood(
+                f"{path} was written by nvidia-toolkit {content.get('tool')} for newer versions",
+                hint="use that version or a newer one",
+            )
+        return _decoded(content)
+    except (ValueError, KeyError, TypeError) as error:
+        raise NodeNotUnderstood(f"{path} is damaged: {error!r}", hint=hint) from error
+
+
+def save(install_dir: Path, record: Record) -> Record:
+    """Make a record durable and return it with its new sequence number."""
+    record = replace(record, sequence=record.sequence + 1)
+    target = directory(install_dir)
+    files.make_directory(target, 0o700)
+    content = json.dumps(_encoded(record), indent=1, sort_keys=True).encode() + b"\n"
+    files.put(target / "state.json", content, mode=0o600)
+    return record
+
+
+def ownerships(install_dir: Path, record: Record) -> tuple[Ownership, ...]:
+    """Return what we own with the original bytes, as the planner wants it. Raises StepFailed."""
+    return tuple(
+        Ownership(
+            path=owned.path,
+            original=_original(install_dir, owned),
+            written=owned.written,
+            edits=owned.edits,
+        )
+        for owned in record.owned
+    )
+
+
+def remember(
+    install_dir: Path,
+    record: Record,
+    change: FileChange,
+    *,
+    local: Path,
+    seen: files.Seen | None,
+    without_us: bytes | None,
+) -> Record:
+    """Return the record with a change that is about to happen; the original bytes are kept first.
+
+    `without_us` are the bytes that the file would have now if we had never
+    been: the original of a file that somebody edited between two of our writes.
+    """
+    before = next((owned for owned in record.owned if owned.path == change.path), None)
+    written = (_hash(change.after or b""),)
+    known = seen is not None and before is not None and _hash(seen.data) in before.written
+    if before is not None and known:
+        earlier = tuple(h for h in before.written if seen is not None and h == _hash(seen.data))
+        owned = replace(
+            before, written=written + earlier, edits=edits.merge(before.edits, change.edits)
+        )
+    else:
+        earlier_edits = before.edits if before is not None else ()
+        if without_us is not None:
+            _keep(install_dir, without_us)
+        owned = Owned(
+            path=change.path,
+            local=str(local),
+            original=None if without_us is None else _hash(without_us),
+            mode=seen.mode if seen else 0o644,
+            uid=seen.uid if seen else 0,
+            gid=seen.gid if seen else 0,
+            label=base64.b64encode(seen.label).decode() if seen and seen.label else None,
+            written=written,
+            edits=edits.merge(earlier_edits, change.edits),
+        )
+    others = tuple(o for o in record.owned if o.path != change.path)
+    return replace(record, owned=(*others, owned))
+
+
+def settled(record: Record) -> Record:
+    """Return the record once everything in it has happened and the runtime took it up."""
+    owned = tuple(replace(o, written=o.written[:1]) for o in record.owned)
+    return replace(record, owned=owned, reload_pending=False)
+
+
+def forget(install_dir: Path) -> None:
+    """Remove the record with everything that it kept. The caller knows that nothing is ours any more."""
+    target = directory(install_dir)
+    originals = target / "originals"
+    if originals.is_dir():
+        for kept in originals.iterdir():
+            files.remove(kept)
+        originals.rmdir()
+    files.remove(target / "state.json")
+    if target.is_dir():
+        try:
+            target.rmdir()
+        except OSError as error:
+            raise StepFailed(f"{target} cannot be removed: {error.strerror}") from error
+
+
+# --- on disk ------------------------------------------------------------------------------------
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _keep(install_dir: Path, data: bytes) -> None:
+    path = directory(install_dir) / "originals" / _hash(data)
+    files.make_directory(path.parent, 0o700)
+    if files.read(path) is None:
+        files.put(path, data, mode=0o600)
+
+
+def _original(install_dir: Path, owned: Owned) -> bytes | None:
+    if owned.original is None:
+        return None
+    path = directory(install_dir) / "originals" / owned.original
+    seen = files.read(path)
+    if seen is None or _hash(seen.data) != owned.original:
+        raise StepFailed(
+            f"the original of {owned.path} is not in {path} any more",
+            hint="restore it from a backup, or edit the file by hand",
+        )
+    return seen.data
+
+
+def _encoded(record: Record) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "readable_by": READABLE_BY,
+        "tool": __version__,
+        "sequence": record.sequence,
+        "runtime": record.runtime,
+        "reload_pending": record.reload_pending,
+        "directories": list(record.directories),
+        "artifacts": record.artifacts,
+        "replaced": record.replaced,
+        "owned": [
+            {
+                "path": owned.path,
+                "local": owned.local,
+                "original": owned.original,
+                "mode": owned.mode,
+                "uid": owned.uid,
+                "gid": owned.gid,
+                "label": owned.label,
+                "written": list(owned.written),
+                "edits": [_encoded_edit(edit) for edit in owned.edits],
+            }
+            for owned in record.owned
+        ],
+    }
+
+
+def _encoded_edit(edit: Edit) -> dict[str, Any]:
+    encoded: dict[str, Any] = {"key": list(edit.key), "essential": list(edit.essential)}
+    # A value that is absent is told from null by not being there.
+    encoded |= {
+        name: item for name, item in (("old", edit.old), ("new", edit.new)) if item is not ABSENT
+    }
+    return encoded
+
+
+def _decoded(content: Mapping[str, Any]) -> Record:
+    return Record(
+        sequence=int(content["sequence"]),
+        runtime=str(content["runtime"]),
+        reload_pending=bool(content["reload_pending"]),
+        directories=tuple(content["directories"]),
+        artifacts=content["artifacts"],
+        replaced=content["replaced"],
+        owned=tuple(
+            Owned(
+                **{
+                    **item,
+                    "written": tuple(item["written"]),
+                    "edits": tuple(
+                        Edit(
+                            key=tuple(edit["key"]),
+                            old=edit.get("old", ABSENT),
+                            new=edit.get("new", ABSENT),
+                            essential=tuple(edit["essential"]),
+                        )
+                        for edit in item["edits"]
+                    ),
+                }
+            )
+            for item in content["owned"]
+        ),
+    )

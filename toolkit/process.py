@@ -1,0 +1,99 @@
+"""The only place that starts a process: argv only, no shell, a bounded time, both streams kept."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from toolkit.errors import StepFailed
+from toolkit.log import LOGGER
+
+SEARCH_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_ENVIRONMENT: Final = {"PATH": SEARCH_PATH, "LC_ALL": "C", "HOME": "/"}
+_TAIL: Final = 2000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """How a process ended: argv, exit status, stdout, and the end of stderr."""
+
+    argv: tuple[str, ...]
+    code: int
+    out: str
+    err: str
+
+    @property
+    def ok(self) -> bool:
+        """Tell whether it succeeded."""
+        return self.code == 0
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    root: Path | None = None,
+    timeout: float = 30,
+    pass_fds: Sequence[int] = (),
+    environment: Mapping[str, str] | None = None,
+) -> Result:
+    """Run a command to its end, in the file system below `root` where one is given.
+
+    `timeout` is in seconds; a process that takes longer is killed. Raises
+    StepFailed where the command cannot be started or is killed for its time.
+    """
+    try:
+        done = subprocess.run(
+            list(argv),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=timeout,
+            pass_fds=tuple(pass_fds),
+            env={**_ENVIRONMENT, **(environment or {})},
+            preexec_fn=_entering(root),
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        message = f"`{' '.join(argv)}` did not end within {timeout:g} s and was killed"
+        raise StepFailed(message) from error
+    except (OSError, subprocess.SubprocessError) as error:
+        raise StepFailed(f"`{' '.join(argv)}` cannot be started: {error}") from error
+    err = done.stderr.decode(errors="replace")[-_TAIL:].strip()
+    LOGGER.debug("ran %s: exit %d", " ".join(argv), done.returncode)
+    return Result(
+        argv=tuple(argv), code=done.returncode, out=done.stdout.decode(errors="replace"), err=err
+    )
+
+
+@contextmanager
+def staged(files: Sequence[bytes]) -> Iterator[tuple[list[int], list[str]]]:
+    """Hold bytes in memory as files that a child process can open.
+
+    Yields their descriptors, to be passed on, and the paths at which the child
+    finds them: nothing is written to a disk, and nothing can be left behind.
+    """
+    with ExitStack() as stack:
+        fds = []
+        for data in files:
+            fd = os.memfd_create("nvidia-toolkit-staged", 0)
+            stack.callback(os.close, fd)
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view) :]
+            fds.append(fd)
+        yield fds, [f"/proc/self/fd/{fd}" for fd in fds]
+
+
+def _entering(root: Path | None) -> Callable[[], None] | None:
+    if root is None or str(root) == "/":
+        return None
+
+    def enter() -> None:
+        os.chroot(root)
+        os.chdir("/")
+
+    return enter

@@ -1,0 +1,101 @@
+"""The shell wrappers around the toolkit's programs, and the toolkit's own configuration.
+
+Every container start on a node runs a wrapper several times, so it forks
+nothing: the driver's presence is a built-in test, and the end is an `exec`.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import Any, Final
+
+from runtimes import edits, tomldoc
+from runtimes.edits import Want
+from runtimes.errors import NotUnderstood
+from runtimes.model import Key
+from toolkit.errors import NodeNotUnderstood
+
+CONFIG: Final = ".config/nvidia-container-runtime/config.toml"
+
+# What the toolkit's programs assume where their config is silent, as upstream's installer writes it.
+_DEFAULTS: Final[Mapping[Key, Any]] = {
+    ("accept-nvidia-visible-devices-as-volume-mounts",): False,
+    ("accept-nvidia-visible-devices-envvar-when-unprivileged",): True,
+    ("disable-require",): False,
+    ("supported-driver-capabilities",): "compat32,compute,display,graphics,ngx,utility,video",
+    ("swarm-resource",): "",
+    ("nvidia-container-cli", "debug"): "",
+    ("nvidia-container-cli", "environment"): [],
+    ("nvidia-container-cli", "ldcache"): "",
+    ("nvidia-container-cli", "load-kmods"): True,
+    ("nvidia-container-cli", "no-cgroups"): False,
+    ("nvidia-container-cli", "user"): "",
+    ("nvidia-container-runtime", "debug"): "/dev/null",
+    ("nvidia-container-runtime", "log-level"): "info",
+    ("nvidia-container-runtime", "mode"): "auto",
+    ("nvidia-container-runtime", "modes", "cdi", "annotation-prefixes"): ["cdi.k8s.io/"],
+    ("nvidia-container-runtime", "modes", "cdi", "default-kind"): "nvidia.com/gpu",
+    ("nvidia-container-runtime", "modes", "cdi", "spec-dirs"): ["/etc/cdi", "/var/run/cdi"],
+    (
+        "nvidia-container-runtime",
+        "modes",
+        "csv",
+        "mount-spec-path",
+    ): "/etc/nvidia-container-runtime/host-files-for-container.d",
+    ("nvidia-container-runtime", "modes", "legacy", "cuda-compat-mode"): "ldconfig",
+}
+
+
+def render(program: str, toolkit: str, *, low_level: str | None) -> bytes:
+    """Return the wrapper of a program, whose real binary is `PROGRAM.real` beside it.
+
+    `toolkit` is its directory as the node names it. `low_level` is what runs in
+    its place while the driver is not loaded (None: nothing does): the node's own
+    low-level runtime, as its configuration names it.
+    """
+    lines = ["#!/bin/sh"]
+    if low_level is not None:
+        # Some callers parse both output streams of `state`: only what starts a container may talk.
+        lines += [
+            "if [ ! -e /sys/module/nvidia ]; then",
+            '\tcase " $* " in *" create "* | *" run "*)',
+            f"\t\techo {shlex.quote(f'nvidia driver is not loaded, running {low_level} instead')} >&2 ;;",
+            "\tesac",
+            f'\texec {shlex.quote(low_level)} "$@"',
+            "fi",
+        ]
+    here = shlex.quote(toolkit)
+    if program != "nvidia-ctk" and program != "nvidia-container-cli":
+        lines.append(f"NVIDIA_CTK_CONFIG_FILE_PATH={shlex.quote(f'{toolkit}/{CONFIG}')}")
+        lines.append("export NVIDIA_CTK_CONFIG_FILE_PATH")
+    if program == "nvidia-container-cli":
+        lines.append(f'LD_LIBRARY_PATH={here}"${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}}"')
+        lines.append("export LD_LIBRARY_PATH")
+    lines.append(f'PATH={here}"${{PATH:+:$PATH}}"')
+    lines.append("export PATH")
+    lines.append(f'exec {shlex.quote(f"{toolkit}/{program}.real")} "$@"')
+    return "\n".join([*lines, ""]).encode()
+
+
+def configuration(
+    present: bytes | None, path: str, asked: Mapping[Key, Any]
+) -> bytes:
+    """Return the toolkit's config.toml: what is asked, over what is there already, over the defaults.
+
+    Raises NodeNotUnderstood where the one that is there is not valid.
+    """
+    try:
+        tree = tomldoc.tree(present or b"", path)
+        wants = [
+            Want(path=path, key=key, new=item)
+            for key, item in _DEFAULTS.items()
+            if edits.value(tree, key) is edits.ABSENT and key not in asked
+        ]
+        wants += [Want(path=path, key=key, new=item) for key, item in asked.items()]
+        # Top-level keys first: later ones would fall into a table.
+        wants.sort(key=lambda want: len(want.key) > 1)
+        change = edits.apply(tomldoc, path, present, wants)
+    except NotUnderstood as error:
+        raise NodeNotUnderstood(str(error), hint=error.hint) from error
+    return (present or b"") if change is None else (change.after or b"")
