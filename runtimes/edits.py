@@ -65,9 +65,7 @@ def apply(form: Format, path: str, data: bytes | None, wants: Sequence[Want]) ->
         new = _merged(old, want)
         if same(old, new):
             continue
-        edits.append(
-            Edit(key=want.key, old=copy.deepcopy(old), new=new, essential=want.essential)
-        )
+        edits.append(Edit(key=want.key, old=copy.deepcopy(old), new=new, essential=want.essential))
         document = _change(form, document, want.key, old, new)
         _assign(expected, want.key, new)
     if not edits:
@@ -77,9 +75,7 @@ def apply(form: Format, path: str, data: bytes | None, wants: Sequence[Want]) ->
     return FileChange(path=path, before=data, after=after, edits=tuple(edits))
 
 
-def reverse(
-    form: Format, path: str, data: bytes, edits: Sequence[Edit]
-) -> tuple[bytes, tuple[str, ...]]:
+def reverse(form: Format, path: str, data: bytes, edits: Sequence[Edit]) -> tuple[bytes, tuple[str, ...]]:
     """Take our edits out of a file that somebody edited since.
 
     Returns the bytes and, in words, what stays because it is not what we wrote.
@@ -87,7 +83,7 @@ def reverse(
     expected = form.tree(data, path)
     document = form.parse(data, path)
     stayed: list[str] = []
-    for edit in sorted(reversed(edits), key=lambda e: bool(e.essential) and not isinstance(e.new, Mapping)):
+    for edit in sorted(edits, key=lambda e: bool(e.essential) and not isinstance(e.new, Mapping)):
         now = value(expected, edit.key)
         back, names = _back(expected, edit, now)
         stayed += names

@@ -72,12 +72,14 @@ class Question:
 
     `files` are staged for that one command; wherever `token(i)` stands in
     `argv` or in a staged file's data, the asker puts the path at which the
-    i-th staged file can be read.
+    i-th staged file can be read. `names` are those that the files have on the
+    node, for people.
     """
 
     name: str
     argv: tuple[str, ...]
     files: tuple[bytes, ...] = ()
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import Final
 
 from runtimes import edits
 from runtimes.adapter import Adapter
 from runtimes.errors import NotUnderstood
 from runtimes.model import Answer, Desired, FileChange, Observation, Ownership, Plan, Question
+
+_MOST_LISTED: Final = 6
 
 
 def plan(adapter: Adapter, desired: Desired, seen: Observation) -> Plan:
@@ -80,9 +83,7 @@ def without_us(
     return rest, stayed
 
 
-def _fresh(
-    adapter: Adapter, path: str, seen: Observation, wanted: Sequence[edits.Want]
-) -> FileChange | None:
+def _fresh(adapter: Adapter, path: str, seen: Observation, wanted: Sequence[edits.Want]) -> FileChange | None:
     """Write a file of ours from nothing; one that somebody edited since is edited like any other."""
     data, owned = seen.data(path), seen.ownership(path)
     if data is not None and (owned is None or hashlib.sha256(data).hexdigest() not in owned.written):
@@ -94,8 +95,8 @@ def _fresh(
 
 
 def _refusal(desired: Desired, problems: Sequence[str]) -> NotUnderstood:
-    listed = "; ".join(problems[:6])
-    more = f"; and {len(problems) - 6} more" if len(problems) > 6 else ""
+    listed = "; ".join(problems[:_MOST_LISTED])
+    more = f"; and {len(problems) - _MOST_LISTED} more" if len(problems) > _MOST_LISTED else ""
     return NotUnderstood(
         desired.config,
         f"the change is refused: {listed}{more}",

@@ -10,104 +10,18 @@ Whoever edits checks the result with `tomllib`, an independent parser.
 from __future__ import annotations
 
 import re
-import tomllib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import tomlkit
 from tomlkit.items import Array, InlineTable
 
 from runtimes.errors import NotUnderstood
 from runtimes.model import ABSENT, Key, Tree
+from runtimes.tomlcut import Document, Statement, indent_of, parse, statements, tree
 
-_BOM: Final = "\ufeff"
-_QUOTED: Final = r'"(?:[^"\\\n]|\\.)*"' + r"|'[^'\n]*'"
-_BLANK: Final = re.compile(r"[ \t\r]*(?:#[^\n]*)?(?:\n|$)")
-_KEY_PART: Final = re.compile(rf"[ \t]*({_QUOTED}|[A-Za-z0-9_-]+)[ \t]*")
-_SIMPLE_VALUE: Final = re.compile(
-    r"[ \t]*(?:\"(?:[^\"\\\n]|\\.)*\"(?!\")|'[^'\n]*'(?!')|[^\"'\[{#\n]*)[ \t\r]*(?:#[^\n]*)?(?:\n|$)"
-)
-_VALUE_TOKEN: Final = re.compile(
-    r'"""(?:[^"\\]|\\.|"(?!""))*"{3,5}'
-    r"|'''(?:[^']|'(?!''))*'{3,5}"
-    rf"|{_QUOTED}|#[^\n]*|[\[\]{{}}]|\n|[^\"'#\[\]{{}}\n]+",
-    re.DOTALL,
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Statement:
-    """A header or a key with its value: where it stands (whole lines) and what it names.
-
-    `path` is the whole key, the table's included. `raw` are its parts as they
-    are spelled. `array` is set from a `[[...]]` header on, whose keys cannot be
-    addressed by name.
-    """
-
-    start: int
-    end: int
-    header: bool
-    path: Key
-    raw: Key
-    table: Key
-    array: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Document:
-    """A TOML text, its statements and its line end."""
-
-    path: str
-    text: str
-    statements: tuple[Statement, ...]
-    newline: str
-    bom: str
-
-    def encode(self) -> bytes:
-        """Return the bytes of the document."""
-        return (self.bom + self.text).encode()
-
-
-def parse(data: bytes, path: str) -> Document:
-    """Cut a file's bytes into a document.
-
-    Raises NotUnderstood with line and column where it is no valid TOML.
-    """
-    tree(data, path)
-    text = data.decode()
-    bom = _BOM if text.startswith(_BOM) else ""
-    text = text.removeprefix(_BOM)
-    newline = "\r\n" if text.count("\r\n") * 2 > text.count("\n") else "\n"
-    return Document(path, text, tuple(_statements(text)), newline, bom)
-
-
-def tree(data: bytes, path: str) -> dict[str, Any]:
-    """Return a file's content as plain values, read by `tomllib`.
-
-    Raises NotUnderstood with line and column where it is no valid TOML.
-    """
-    try:
-        return tomllib.loads(data.decode().removeprefix(_BOM))
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        column = error.start - (data.rfind(b"\n", 0, error.start) + 1) + 1
-        why = f"it is not UTF-8 text (byte 0x{data[error.start]:02x})"
-        raise NotUnderstood(path, why, line=line, column=column) from error
-    except RecursionError as error:
-        raise NotUnderstood(path, "it is nested too deeply to be a configuration") from error
-    except tomllib.TOMLDecodeError as error:
-        raise _not_toml(data.decode().removeprefix(_BOM), path, str(error)) from error
-
-
-def value(content: Tree, key: Key) -> Any:
-    """Return the value at a key, or ABSENT."""
-    found: Any = content
-    for part in key:
-        if not isinstance(found, Mapping) or part not in found:
-            return ABSENT
-        found = found[part]
-    return found
+__all__ = ["append", "drop", "parse", "put", "render", "tree"]
 
 
 def put(document: Document, key: Key, new: Any) -> Document:
@@ -139,9 +53,7 @@ def append(document: Document, key: Key, item: Any) -> Document:
 def drop(document: Document, key: Key) -> Document:
     """Remove a key, a table with all that is below it, or nothing where it is absent."""
     while True:
-        doomed = next(
-            (s for s in document.statements if not s.array and s.path[: len(key)] == key), None
-        )
+        doomed = next((s for s in document.statements if not s.array and s.path[: len(key)] == key), None)
         if doomed is None:
             break
         start, end = _extent(document, doomed)
@@ -155,96 +67,12 @@ def render(value_: Any) -> str:
     return str(tomlkit.item(_plain(value_)).as_string())
 
 
-# --- cutting ------------------------------------------------------------------------------------
-
-
-def _not_toml(text: str, path: str, message: str) -> NotUnderstood:
-    found = re.search(r" \(at line (\d+), column (\d+)\)$", message)
-    if found:
-        line, column = int(found[1]), int(found[2])
-    else:  # "(at end of document)"
-        line = text.count("\n") + 1
-        column = len(text) - (text.rfind("\n") + 1) + 1
-    why = re.sub(r" \(at [^)]*\)$", "", message)
-    hint = "repair the file, or start the runtime once by hand to see what it says about it"
-    return NotUnderstood(
-        path, f"it is not valid TOML: {why[:1].lower() + why[1:]}", line=line, column=column, hint=hint
-    )
-
-
-def _statements(text: str) -> Iterator[Statement]:
-    table: Key = ()
-    raw_table: Key = ()
-    array = False
-    position = 0
-    while position < len(text):
-        blank = _BLANK.match(text, position)
-        if blank and blank.end() > position:
-            position = blank.end()
-            continue
-        start = position
-        position = _skip(text, position)
-        if text[position] == "[":
-            array_header = text.startswith("[[", position)
-            parts, raw, _ = _key(text, position + (2 if array_header else 1))
-            end = text.find("\n", position) + 1 or len(text)
-            array = array_header or (array and parts[: len(table)] == table)
-            table, raw_table = parts, raw
-            yield Statement(start, end, True, table, raw_table, table, array)
-        else:
-            parts, raw, position = _key(text, position)
-            end = _value_end(text, position + 1)
-            yield Statement(start, end, False, table + parts, raw_table + raw, table, array)
-        position = end
-
-
-def _skip(text: str, position: int) -> int:
-    while text[position] in " \t":
-        position += 1
-    return position
-
-
-def _key(text: str, position: int) -> tuple[Key, Key, int]:
-    parts: list[str] = []
-    raw: list[str] = []
-    while found := _KEY_PART.match(text, position):
-        spelled = found[1]
-        raw.append(spelled)
-        if spelled[0] == '"' and "\\" in spelled:
-            parts.append(next(iter(tomllib.loads(f"{spelled}=0"))))
-        else:
-            parts.append(spelled[1:-1] if spelled[0] in "\"'" else spelled)
-        position = found.end()
-        if text[position : position + 1] != ".":
-            break
-        position += 1
-    return tuple(parts), tuple(raw), position
-
-
-def _value_end(text: str, position: int) -> int:
-    simple = _SIMPLE_VALUE.match(text, position)
-    if simple:
-        return simple.end()
-    depth = 0
-    for found in _VALUE_TOKEN.finditer(text, position):
-        match found[0]:
-            case "[" | "{":
-                depth += 1
-            case "]" | "}":
-                depth -= 1
-            case "\n" if depth == 0:
-                return found.end()
-    return len(text)
-
-
 # --- finding ------------------------------------------------------------------------------------
 
 
 def _exact(document: Document, key: Key) -> Statement | None:
     """Return the `key = value` statement of exactly this key."""
-    return next(
-        (s for s in document.statements if not s.header and not s.array and s.path == key), None
-    )
+    return next((s for s in document.statements if not s.header and not s.array and s.path == key), None)
 
 
 def _inline_holder(document: Document, key: Key) -> Statement | None:
@@ -291,10 +119,6 @@ def _dotted(document: Document, parent: Key) -> Statement | None:
     )
 
 
-def _indent(document: Document, statement: Statement) -> str:
-    return document.text[statement.start : _skip(document.text, statement.start)]
-
-
 def _extent(document: Document, doomed: Statement) -> tuple[int, int]:
     """Return what goes with a statement: a header takes its section and one blank line above."""
     if not doomed.header:
@@ -313,7 +137,7 @@ def _extent(document: Document, doomed: Statement) -> tuple[int, int]:
 
 def _splice(document: Document, start: int, end: int, text: str) -> Document:
     text = document.text[:start] + text + document.text[end:]
-    return replace(document, text=text, statements=tuple(_statements(text)))
+    return replace(document, text=text, statements=tuple(statements(text)))
 
 
 def _insert(document: Document, position: int, lines: list[str]) -> Document:
@@ -352,11 +176,11 @@ def _put_line(document: Document, key: Key, new: Any) -> Document:
     index = _header(document, parent)
     if index is not None:
         last = document.statements[_section_end(document, index)]
-        indent = _indent(document, last) if not last.header else _key_indent(document, index)
+        indent = indent_of(document, last) if not last.header else _key_indent(document, index)
         return _insert(document, last.end, [f"{indent}{_spell(key[-1:])} = {render(new)}"])
     dotted = _dotted(document, parent)
     if dotted is not None:
-        line = f"{_indent(document, dotted)}{_spell(key[len(dotted.table) :])} = {render(_inline(new))}"
+        line = f"{indent_of(document, dotted)}{_spell(key[len(dotted.table) :])} = {render(_inline(new))}"
         return _insert(document, dotted.end, [line])
     if not parent:
         return _put_top(document, f"{_spell(key)} = {render(new)}")
@@ -397,7 +221,7 @@ def _put_table(document: Document, key: Key, new: Tree) -> Document:
         return _rewrite(document, holder, key, new)
     dotted = _dotted(document, key[:-1])
     if dotted is not None:
-        line = f"{_indent(document, dotted)}{_spell(key[len(dotted.table) :])} = {render(_inline(new))}"
+        line = f"{indent_of(document, dotted)}{_spell(key[len(dotted.table) :])} = {render(_inline(new))}"
         return _insert(document, dotted.end, [line])
     return _new_section(document, key, new)
 
@@ -431,15 +255,12 @@ def _new_section(document: Document, key: Key, new: Tree) -> Document:
         separated = [*lines, ""] if position == child.start else ["", *lines]
         return _insert(document, position, separated)
     lines = _section(document, key, new, document.statements[model] if model is not None else None)
-    if model is None:
-        position = len(document.text)
-    else:
-        position = _branch_end(document, model, key)
+    position = len(document.text) if model is None else _branch_end(document, model, key)
     return _insert(document, position, ["", *lines] if document.text[:position].strip() else lines)
 
 
 def _model(document: Document, key: Key) -> int | None:
-    """Return the header that a new section shall look like and stand behind: a sibling, else the nearest ancestor."""
+    """Return the header that a new section shall look like and stand behind: a sibling, or an ancestor."""
     for length in range(len(key) - 1, 0, -1):
         near = [
             i
@@ -458,15 +279,13 @@ def _branch_end(document: Document, model: int, key: Key) -> int:
     path = document.statements[model].path
     while shared < min(len(path), len(key)) and path[shared] == key[shared]:
         shared += 1
-    last = max(
-        i for i, s in enumerate(document.statements) if s.header and s.path[:shared] == key[:shared]
-    )
+    last = max(i for i, s in enumerate(document.statements) if s.header and s.path[:shared] == key[:shared])
     return document.statements[_section_end(document, last)].end
 
 
 def _section(document: Document, key: Key, new: Tree, model: Statement | None) -> list[str]:
     index = document.statements.index(model) if model is not None else None
-    indent = _indent(document, model) if model is not None else ""
+    indent = indent_of(document, model) if model is not None else ""
     lead = _key_indent(document, index).removeprefix(indent) if index is not None else ""
     step = _child_step(document, index) if index is not None else ""
     raw = model.raw if model is not None else ()
@@ -493,14 +312,14 @@ def _table_lines(name: str, new: Tree, indent: str, lead: str, step: str) -> lis
 def _key_indent(document: Document, index: int) -> str:
     """Return the indent of the keys below a header, seen there or at the next header that has some."""
     order = [*range(index, len(document.statements)), *range(index - 1, -1, -1)]
-    header = _indent(document, document.statements[index])
+    header = indent_of(document, document.statements[index])
     for position in order:
         if position + 1 >= len(document.statements) or not document.statements[position].header:
             continue
         following = document.statements[position + 1]
         if not following.header:
-            own = _indent(document, document.statements[position])
-            return header + _indent(document, following).removeprefix(own)
+            own = indent_of(document, document.statements[position])
+            return header + indent_of(document, following).removeprefix(own)
     return header
 
 
@@ -511,7 +330,7 @@ def _child_step(document: Document, index: int) -> str:
     for child in headers:
         for parent in (model, *headers):
             if len(child.path) == len(parent.path) + 1 and child.path[:-1] == parent.path:
-                return _indent(document, child).removeprefix(_indent(document, parent))
+                return indent_of(document, child).removeprefix(indent_of(document, parent))
     return ""
 
 
@@ -525,8 +344,7 @@ def _walk(fragment: Any, key: Key) -> Any:
 
 def _spell(key: Key) -> str:
     return ".".join(
-        part if re.fullmatch(r"[A-Za-z0-9_-]+", part) else str(tomlkit.item(part).as_string())
-        for part in key
+        part if re.fullmatch(r"[A-Za-z0-9_-]+", part) else str(tomlkit.item(part).as_string()) for part in key
     )
 
 

@@ -39,7 +39,12 @@ _RUNTIMES: Final = (
     "nvidia-container-runtime.cdi",
     "nvidia-container-runtime.legacy",
 )
-_WRAPPED: Final = (*_RUNTIMES, "nvidia-ctk", "nvidia-container-cli", "nvidia-container-runtime-hook")
+_WRAPPED: Final = (
+    *_RUNTIMES,
+    "nvidia-ctk",
+    "nvidia-container-cli",
+    "nvidia-container-runtime-hook",
+)
 _PLAIN: Final = ("nvidia-cdi-hook",)
 _MACHINES: Final = {"x86_64": 62, "aarch64": 183}
 _RENAME_EXCHANGE: Final = 2
@@ -48,7 +53,7 @@ _AT_FDCWD: Final = -100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One file of a version: where it goes, its mode, and its content: a file here, bytes, or a link's target."""
+    """One file of a version: its place, its mode, its content (a file here, bytes, or a link's target)."""
 
     name: str
     mode: int
@@ -130,7 +135,7 @@ def in_the_way(install_dir: Path) -> str | None:
 
 
 def remove(install_dir: Path, replaced: Path | None) -> None:
-    """Take the toolkit away, and put back the plain directory that stood there before us. Raises StepFailed."""
+    """Take the toolkit away; put back the plain directory that was there before us. Raises StepFailed."""
     link = install_dir / "toolkit"
     try:
         if replaced is not None and replaced.is_dir():
@@ -245,9 +250,7 @@ def _asked(settings: Settings, toolkit: str, low_level: tuple[str, ...]) -> dict
         ("nvidia-container-cli", "root"): driver,
         (*runtime, "runtimes"): list(runtimes),
         ("nvidia-container-runtime-hook", "path"): f"{toolkit}/nvidia-container-runtime-hook",
-        ("nvidia-container-runtime-hook", "skip-mode-detection"): settings.flag(
-            "hook_skip_mode_detection"
-        ),
+        ("nvidia-container-runtime-hook", "skip-mode-detection"): settings.flag("hook_skip_mode_detection"),
         ("nvidia-ctk", "path"): f"{toolkit}/nvidia-ctk",
     }
     optional: dict[str, Key] = {
@@ -301,18 +304,14 @@ def _is_same(path: Path, entry: Entry) -> bool:
 def _write(version: Version, target: Path, *, previous: Path) -> None:
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    os.mkdir(partial, 0o755)
-    os.chmod(partial, 0o755)  # whatever the umask is
-    directories = {partial}
+    directories = [partial]
+    files.make_directory(partial)
     for entry in version.entries:
         place = partial / entry.name
-        for parent in reversed(place.relative_to(partial).parents):
-            if not (partial / parent).is_dir():
-                os.mkdir(partial / parent)
-                os.chmod(partial / parent, 0o755)
-            directories.add(partial / parent)
+        directories += files.missing_directories(place.parent)
+        files.make_directory(place.parent)
         _write_entry(entry, place, previous / entry.name)
-    for directory in sorted(directories, reverse=True):
+    for directory in reversed(directories):
         files.sync(directory)
     if target.is_dir():  # damaged: nothing runs from it that the link names unless it is the current one
         spare = target.with_name(target.name + ".damaged")
@@ -388,9 +387,7 @@ def _switch(install_dir: Path, digest: str) -> None:
 def _exchange(one: Path, other: Path) -> None:
     """Swap two names in one step (renameat2 with RENAME_EXCHANGE, Linux 3.15)."""
     libc = ctypes.CDLL(None, use_errno=True)
-    done = libc.renameat2(
-        _AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE
-    )
+    done = libc.renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)
     if done != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), str(one))
@@ -404,7 +401,7 @@ def _sweep(versions: Path) -> None:
 
 
 def _forget_others(install_dir: Path, digest: str) -> None:
-    """Remove versions that nothing runs from, but for the newest of them: a wrapper may be under way in it."""
+    """Remove versions that nothing runs from, but for the newest: a wrapper may be under way in it."""
     versions = install_dir / VERSIONS
     others = [v for v in versions.iterdir() if v.name != digest and v.is_dir()]
     others.sort(key=lambda version: version.stat().st_mtime_ns, reverse=True)
@@ -423,4 +420,3 @@ def _stats(paths: Iterable[Path]) -> Iterator[os.stat_result]:
     for path in paths:
         with contextlib.suppress(OSError):
             yield os.stat(path)
-

@@ -16,7 +16,8 @@ from runtimes.adapter import Adapter
 from runtimes.model import RuntimeName
 from toolkit import __version__, daemon, lock, log, report, transaction
 from toolkit.errors import ToolkitError, UsageProblem
-from toolkit.settings import SETTINGS, Kind, Setting, Settings, resolve
+from toolkit.options import SETTINGS, Kind, Setting
+from toolkit.settings import Settings, resolve
 
 _COMMANDS: Final = ("run", "plan", "revert", "status")
 _BUG: Final = 1
@@ -61,8 +62,14 @@ def explicit(arguments: list[str]) -> list[str]:
     flags = {flag for row in SETTINGS if row.kind is Kind.FLAG for flag in row.flags}
     if not arguments or arguments[0] not in (*_COMMANDS, "--help", "--version"):
         arguments = ["run", *arguments]
-    return [f"{word}=true" if word in flags and word.startswith("--") else
-            f"{word}true" if word in flags else word for word in arguments]
+    return [
+        f"{word}=true"
+        if word in flags and word.startswith("--")
+        else f"{word}true"
+        if word in flags
+        else word
+        for word in arguments
+    ]
 
 
 def _tell(problems: Sequence[str], error: Exception) -> int:

@@ -152,14 +152,20 @@ def ask(place: Scene, question: Question) -> Answer:
             text = _named(data, paths)
             os.ftruncate(fd, 0)
             os.pwrite(fd, text, 0)
-        argv = [place.binary or "", *(_named(word.encode(), paths).decode() for word in question.argv)]
+        argv = [
+            place.binary or "",
+            *(_named(word.encode(), paths).decode() for word in question.argv),
+        ]
         try:
             result = process.run(argv, root=place.host.root, pass_fds=fds)
         except StepFailed as error:
             return Answer(code=-1, out="", err=error.message)
     if not result.ok:
         LOGGER.debug("%s", result.err)
-    return Answer(code=result.code, out=result.out, err=result.err)
+    err = result.err
+    for path, name in zip(paths, question.names, strict=False):
+        err = err.replace(path, name)
+    return Answer(code=result.code, out=result.out, err=err)
 
 
 def not_understood(error: NotUnderstood) -> NodeNotUnderstood:
@@ -218,20 +224,14 @@ def _binary(
     return None, ()
 
 
-def _desired(
-    settings: Settings, host: Host, config: str, drop_in: str, install_dir: Path
-) -> Desired:
+def _desired(settings: Settings, host: Host, config: str, drop_in: str, install_dir: Path) -> Desired:
     name = settings.text("runtime_class")
     if name in BINARIES:
         name = "nvidia"
     toolkit = f"{host.node(install_dir)}/toolkit"
     handlers = (
         Handler(name=name, binary=f"{toolkit}/{BINARIES['']}"),
-        *(
-            Handler(name=other, binary=f"{toolkit}/{binary}")
-            for other, binary in BINARIES.items()
-            if other
-        ),
+        *(Handler(name=other, binary=f"{toolkit}/{binary}") for other, binary in BINARIES.items() if other),
     )
     cdi = settings.flag("enable_cdi_in_runtime")
     return Desired(
@@ -247,9 +247,7 @@ def _desired(
     )
 
 
-def _read(
-    host: Host, paths: tuple[str, ...], known: Mapping[str, bytes | None]
-) -> dict[str, bytes | None]:
+def _read(host: Host, paths: tuple[str, ...], known: Mapping[str, bytes | None]) -> dict[str, bytes | None]:
     found = dict(known)
     for path in paths:
         seen = files.read(host.target(host.local(path)))

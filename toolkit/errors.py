@@ -1,4 +1,4 @@
-"""What can go wrong, each with its exit code and the way out. The codes are documented in docs/exit-codes.md."""
+"""What can go wrong, each with its exit code and the way out; docs/exit-codes.md lists the codes."""
 
 from __future__ import annotations
 

@@ -91,9 +91,7 @@ def put(
         raise StepFailed(f"{path} cannot be written: {error.strerror}", hint=_hint(error)) from error
 
 
-def dress(
-    fd: int, *, mode: int, owner: tuple[int, int] | None, selinux: bytes | None
-) -> None:
+def dress(fd: int, *, mode: int, owner: tuple[int, int] | None, selinux: bytes | None) -> None:
     """Give an open file its owner, its mode and, where there is one, its SELinux label."""
     if owner is not None and owner != (os.fstat(fd).st_uid, os.fstat(fd).st_gid):
         os.fchown(fd, *owner)
@@ -253,4 +251,5 @@ def _hint(error: OSError) -> str:
             return "make room on that file system"
         case errno.EISDIR:
             return "name a file, not a directory"
-    return ""
+        case _:
+            return ""

@@ -139,9 +139,7 @@ def remember(
     known = seen is not None and before is not None and _hash(seen.data) in before.written
     if before is not None and known:
         earlier = tuple(h for h in before.written if seen is not None and h == _hash(seen.data))
-        owned = replace(
-            before, written=written + earlier, edits=edits.merge(before.edits, change.edits)
-        )
+        owned = replace(before, written=written + earlier, edits=edits.merge(before.edits, change.edits))
     else:
         earlier_edits = before.edits if before is not None else ()
         if without_us is not None:
@@ -241,9 +239,7 @@ def _encoded(record: Record) -> dict[str, Any]:
 def _encoded_edit(edit: Edit) -> dict[str, Any]:
     encoded: dict[str, Any] = {"key": list(edit.key), "essential": list(edit.essential)}
     # A value that is absent is told from null by not being there.
-    encoded |= {
-        name: item for name, item in (("old", edit.old), ("new", edit.new)) if item is not ABSENT
-    }
+    encoded |= {name: item for name, item in (("old", edit.old), ("new", edit.new)) if item is not ABSENT}
     return encoded
 
 

@@ -64,9 +64,7 @@ def run(
         raise StepFailed(f"`{' '.join(argv)}` cannot be started: {error}") from error
     err = done.stderr.decode(errors="replace")[-_TAIL:].strip()
     LOGGER.debug("ran %s: exit %d", " ".join(argv), done.returncode)
-    return Result(
-        argv=tuple(argv), code=done.returncode, out=done.stdout.decode(errors="replace"), err=err
-    )
+    return Result(argv=tuple(argv), code=done.returncode, out=done.stdout.decode(errors="replace"), err=err)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from toolkit.detect import Scene
 from toolkit.errors import NotReloaded, StepFailed
 from toolkit.host import Host
 from toolkit.log import LOGGER
-from toolkit.settings import RestartMode
+from toolkit.options import RestartMode
 
 _SYSTEMCTL: Final = {"SYSTEMD_IGNORE_CHROOT": "1"}
 _SHORTEST_WAIT: Final = 0.02

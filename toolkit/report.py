@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from runtimes.model import FileChange
 from toolkit.host import Host
-from toolkit.settings import RestartMode
+from toolkit.options import RestartMode
 from toolkit.transaction import Removal, View
 
 _COLOURS: Final = {"+": "\x1b[32m", "-": "\x1b[31m", "@": "\x1b[36m"}
@@ -18,9 +18,8 @@ _RESET: Final = "\x1b[0m"
 
 def plan_text(found: View, *, colour: bool) -> str:
     """Return a plan for people: the diff of every file, what would be reloaded, and why."""
-    lines = []
-    for change in found.plan.changes:
-        lines.append(painted(diff(found.place.host, change), colour=colour))
+    host = found.place.host
+    lines = [painted(diff(host, change), colour=colour) for change in found.plan.changes]
     lines += [f"# {note}\n" for note in notes(found)]
     lines.append(f"# {summary(found)}\n")
     return "".join(lines)
@@ -51,8 +50,7 @@ def status_text(found: View) -> str:
         return "in sync\n"
     lines = ["not in sync\n"]
     host = found.place.host
-    for change in found.plan.changes:
-        lines.append(f"  {host.local(change.path)}: would {change.action}\n")
+    lines += [f"  {host.local(c.path)}: would {c.action}\n" for c in found.plan.changes]
     if found.version is not None and not found.version.is_installed:
         lines.append(f"  {found.place.install_dir / 'toolkit'}: {_listed(found.version.differing)}\n")
     if found.reload_owed:

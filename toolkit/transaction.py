@@ -17,8 +17,9 @@ from toolkit.detect import Scene
 from toolkit.errors import StepFailed, UsageProblem
 from toolkit.journal import Record
 from toolkit.log import LOGGER
+from toolkit.options import RestartMode
 from toolkit.reload import Way
-from toolkit.settings import RestartMode, Settings
+from toolkit.settings import Settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,7 +169,7 @@ def _begin(found: View, adapter: Adapter) -> Record:
         replace(
             record,
             runtime=place.desired.runtime,
-            directories=tuple([*known, *map(str, made)]),
+            directories=(*known, *map(str, made)),
             artifacts=version.digest if version is not None else record.artifacts,
             replaced=replaced,
             reload_pending=record.reload_pending or found.reload_needed,
@@ -198,9 +199,7 @@ def _reload(settings: Settings, adapter: Adapter, found: View) -> None:
     LOGGER.info("the runtime took the change up within %.1f s", seconds)
 
 
-def _give_back(
-    place: Scene, record: Record, owned: tuple[Ownership, ...], plan: Plan
-) -> None:
+def _give_back(place: Scene, record: Record, owned: tuple[Ownership, ...], plan: Plan) -> None:
     for change in plan.changes:
         ours = next(o for o in record.owned if o.path == change.path)
         original = next(o.original for o in owned if o.path == change.path)
@@ -222,9 +221,7 @@ def _is_owed(place: Scene, record: Record, mode: RestartMode) -> bool:
     return not times or place.owner.started <= max(times) + 1
 
 
-def _refuse_if_in_use(
-    settings: Settings, adapter: Adapter, place: Scene, seen: Observation
-) -> None:
+def _refuse_if_in_use(settings: Settings, adapter: Adapter, place: Scene, seen: Observation) -> None:
     if settings.flag("even_if_in_use"):
         return
     binaries = {handler.binary for handler in place.desired.handlers}

@@ -13,7 +13,7 @@ from typing import Any, Final
 from runtimes import edits, tomldoc
 from runtimes.edits import Want
 from runtimes.errors import NotUnderstood
-from runtimes.model import Key
+from runtimes.model import ABSENT, Key
 from toolkit.errors import NodeNotUnderstood
 
 CONFIG: Final = ".config/nvidia-container-runtime/config.toml"
@@ -66,7 +66,7 @@ def render(program: str, toolkit: str, *, low_level: str | None) -> bytes:
             "fi",
         ]
     here = shlex.quote(toolkit)
-    if program != "nvidia-ctk" and program != "nvidia-container-cli":
+    if program not in {"nvidia-ctk", "nvidia-container-cli"}:
         lines.append(f"NVIDIA_CTK_CONFIG_FILE_PATH={shlex.quote(f'{toolkit}/{CONFIG}')}")
         lines.append("export NVIDIA_CTK_CONFIG_FILE_PATH")
     if program == "nvidia-container-cli":
@@ -78,9 +78,7 @@ def render(program: str, toolkit: str, *, low_level: str | None) -> bytes:
     return "\n".join([*lines, ""]).encode()
 
 
-def configuration(
-    present: bytes | None, path: str, asked: Mapping[Key, Any]
-) -> bytes:
+def configuration(present: bytes | None, path: str, asked: Mapping[Key, Any]) -> bytes:
     """Return the toolkit's config.toml: what is asked, over what is there already, over the defaults.
 
     Raises NodeNotUnderstood where the one that is there is not valid.
@@ -90,7 +88,7 @@ def configuration(
         wants = [
             Want(path=path, key=key, new=item)
             for key, item in _DEFAULTS.items()
-            if edits.value(tree, key) is edits.ABSENT and key not in asked
+            if edits.value(tree, key) is ABSENT and key not in asked
         ]
         wants += [Want(path=path, key=key, new=item) for key, item in asked.items()]
         # Top-level keys first: later ones would fall into a table.

@@ -1,0 +1,61 @@
+"""The dialect of containerd: schema versions, the CRI section, imports, and what its dump says.
+
+Two facts shape it. containerd 1.x replaces a whole plugin section by that of
+the last file that has it, while 2.0 and later merge deeply; so a drop-in with
+only our keys is right for the one and deadly for the other, and the node's
+binary is *asked* which it is. And `config dump` prints what a binary would run
+with, so it is the judge of every candidate.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from runtimes import tomldoc
+from runtimes.containerd.binary import questions
+from runtimes.containerd.facts import told
+from runtimes.containerd.imports import load
+from runtimes.containerd.judge import removal_verdict, trial, verdict
+from runtimes.containerd.schema import import_glob, matches
+from runtimes.containerd.wishes import wants
+from runtimes.model import EMPTY, Desired, Look, Observation, RuntimeName
+
+__all__ = [
+    "banner",
+    "executables",
+    "form",
+    "look",
+    "matches",
+    "name",
+    "questions",
+    "removal_verdict",
+    "task_files",
+    "trial",
+    "verdict",
+    "wants",
+]
+
+form: Final = tomldoc
+name: Final = RuntimeName.CONTAINERD
+executables: Final = frozenset({"containerd"})
+banner: Final = (
+    "# Written by nvidia-toolkit. It holds only the keys of nvidia-toolkit, which takes it back\n"
+    "# with `nvidia-toolkit revert`.\n"
+)
+
+
+def look(desired: Desired, seen: Observation) -> Look:
+    """Follow the imports from the root config on, as containerd does."""
+    _, missing = load(desired, seen)
+    drop_in = (desired.drop_in,) if desired.drop_in else ()
+    globs = (import_glob(desired.drop_in),) if desired.drop_in else ()
+    return Look(
+        files=tuple(p for p in (*missing.files, *drop_in) if p not in seen.files),
+        globs=tuple(g for g in (*missing.globs, *globs) if g not in seen.globs),
+    )
+
+
+def task_files(desired: Desired, seen: Observation) -> tuple[str, ...]:
+    """Return where the runc shims note which binary their containers run through."""
+    state = (told(seen).effective or EMPTY).get("state", "/run/containerd")
+    return (f"{state}/io.containerd.runtime.v2.task/*/*/runtime",)

@@ -1,0 +1,84 @@
+"""The files of a configuration in the order in which containerd loads them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from runtimes import tomldoc
+from runtimes.containerd.facts import told
+from runtimes.containerd.schema import CRI, version_of
+from runtimes.errors import NotUnderstood
+from runtimes.model import Desired, Look, Observation, Tree
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class File:
+    """One file of the configuration in load order, with the imports it names as (pattern, files)."""
+
+    path: str
+    data: bytes
+    tree: Tree
+    version: int
+    imports: tuple[tuple[str, tuple[str, ...]], ...]
+
+    @property
+    def cri(self) -> str:
+        """Return the id of the CRI section in this schema version."""
+        return CRI[self.version]
+
+    @property
+    def is_empty(self) -> bool:
+        """Tell whether the file says nothing at all."""
+        return not self.tree
+
+
+def load(desired: Desired, seen: Observation) -> tuple[list[File], Look]:
+    """Return the files in load order (breadth first), and what has to be looked at to go on."""
+    files: list[File] = []
+    queue, done = [desired.config], {desired.config}
+    unseen: list[str] = []
+    unglobbed: list[str] = []
+    while queue:
+        path = queue.pop(0)
+        if path not in seen.files:
+            unseen.append(path)
+            continue
+        data = seen.data(path)
+        if data is None:
+            continue
+        tree = tomldoc.tree(data, path)
+        imports = []
+        for pattern in patterns(tree, path, seen if path == desired.config else None):
+            if "*" not in pattern:
+                found: tuple[str, ...] = (pattern,)
+            elif pattern in seen.globs:
+                found = seen.globs[pattern]
+            else:
+                unglobbed.append(pattern)
+                continue
+            imports.append((pattern, found))
+            queue += [p for p in found if p not in done]
+            done.update(found)
+        files.append(
+            File(
+                path=path,
+                data=data,
+                tree=tree,
+                version=version_of(tree, path),
+                imports=tuple(imports),
+            )
+        )
+    return files, Look(files=tuple(unseen), globs=tuple(unglobbed))
+
+
+def patterns(tree: Tree, path: str, seen: Observation | None) -> Iterator[str]:
+    """Yield the absolute import patterns of a file, the binary's own where the root says none."""
+    imports = tree.get("imports", [])
+    if not isinstance(imports, list) or not all(isinstance(item, str) for item in imports):
+        raise NotUnderstood(path, "its `imports` is not an array of strings")
+    if "imports" not in tree and seen is not None:
+        imports = told(seen).imports
+    for item in imports:
+        yield str(PurePosixPath(path).parent / item)
