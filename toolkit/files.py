@@ -207,14 +207,14 @@ def _put_whole(
     try:
         try:
             fd = os.open(path.parent, os.O_WRONLY | _O_TMPFILE | os.O_CLOEXEC, 0o600)
-            source: str | None = f"/proc/self/fd/{fd}"
+            nameless = True
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT):
                 raise
             # Some file systems have no nameless files.
             fd = os.open(spare, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            source = None
-        _fill(fd, data, mode, owner, selinux, link=(source, spare) if source else None)
+            nameless = False
+        _fill(fd, data, mode, owner, selinux, link=spare if nameless else None)
         os.rename(spare, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -230,7 +230,7 @@ def _fill(
     owner: tuple[int, int] | None,
     selinux: bytes | None,
     *,
-    link: tuple[str, Path] | None = None,
+    link: Path | None = None,
 ) -> None:
     with open(fd, "wb", closefd=True) as stream:
         stream.write(data)
@@ -238,7 +238,16 @@ def _fill(
         dress(fd, mode=mode, owner=owner, selinux=selinux)
         os.fsync(fd)
         if link is not None:
-            os.link(link[0], link[1], follow_symlinks=True)
+            _name(fd, link)
+
+
+def _name(fd: int, path: Path) -> None:
+    """Give a nameless file a name. Only with a directory descriptor does os.link follow /proc's links."""
+    descriptors = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.link(str(fd), path, src_dir_fd=descriptors, follow_symlinks=True)
+    finally:
+        os.close(descriptors)
 
 
 def _hint(error: OSError) -> str:
