@@ -9,9 +9,7 @@ Whoever edits checks the result with `tomllib`, an independent parser.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import tomlkit
@@ -19,7 +17,8 @@ from tomlkit.items import Array, InlineTable
 
 from runtimes.errors import NotUnderstood
 from runtimes.model import ABSENT, Key, Tree
-from runtimes.tomlcut import Document, Statement, indent_of, parse, statements, tree
+from runtimes.tomlcut import Document, Statement, indent_of, parse, tree
+from runtimes.tomlsection import insert, key_indent, new_section, plain, render, section_end, spell, splice
 
 __all__ = ["append", "drop", "parse", "put", "render", "tree"]
 
@@ -47,7 +46,7 @@ def append(document: Document, key: Key, item: Any) -> Document:
     if not isinstance(array, Array):
         raise NotUnderstood(document.path, f"{'.'.join(key)} is not an array")
     array.append(item)
-    return _splice(document, statement.start, statement.end, tomlkit.dumps(fragment))
+    return splice(document, statement.start, statement.end, tomlkit.dumps(fragment))
 
 
 def drop(document: Document, key: Key) -> Document:
@@ -57,14 +56,9 @@ def drop(document: Document, key: Key) -> Document:
         if doomed is None:
             break
         start, end = _extent(document, doomed)
-        document = _splice(document, start, end, "")
+        document = splice(document, start, end, "")
     holder = _inline_holder(document, key)
     return document if holder is None else _rewrite(document, holder, key, ABSENT)
-
-
-def render(value_: Any) -> str:
-    """Return a value as TOML text on one line."""
-    return str(tomlkit.item(_plain(value_)).as_string())
 
 
 # --- finding ------------------------------------------------------------------------------------
@@ -94,16 +88,6 @@ def _header(document: Document, key: Key) -> int | None:
     return None
 
 
-def _section_end(document: Document, index: int) -> int:
-    """Return the index of the last statement of the section that starts at `index`."""
-    last = index
-    for following in range(index + 1, len(document.statements)):
-        if document.statements[following].header:
-            break
-        last = following
-    return last
-
-
 def _dotted(document: Document, parent: Key) -> Statement | None:
     """Return the last `a.b.c = ...` statement that defines `parent` by its dots."""
     return next(
@@ -124,7 +108,7 @@ def _extent(document: Document, doomed: Statement) -> tuple[int, int]:
     if not doomed.header:
         return doomed.start, doomed.end
     index = document.statements.index(doomed)
-    start, end = doomed.start, document.statements[_section_end(document, index)].end
+    start, end = doomed.start, document.statements[section_end(document, index)].end
     above = document.text[:start]
     for blank in ("\r\n", "\n"):
         if above.endswith("\n" + blank) or above == blank:
@@ -132,22 +116,7 @@ def _extent(document: Document, doomed: Statement) -> tuple[int, int]:
     return start, end
 
 
-# --- writing ------------------------------------------------------------------------------------
-
-
-def _splice(document: Document, start: int, end: int, text: str) -> Document:
-    text = document.text[:start] + text + document.text[end:]
-    return replace(document, text=text, statements=tuple(statements(text)))
-
-
-def _insert(document: Document, position: int, lines: list[str]) -> Document:
-    newline = document.newline
-    block = "".join(line + newline for line in lines)
-    before = document.text[:position]
-    if before and not before.endswith("\n"):
-        # The file does not end in a newline: ours comes first, and the file still has none after.
-        block = newline + block.removesuffix(newline)
-    return _splice(document, position, position, block)
+# --- writing ---
 
 
 def _rewrite(document: Document, statement: Statement, key: Key, new: Any) -> Document:
@@ -168,23 +137,23 @@ def _rewrite(document: Document, statement: Statement, key: Key, new: Any) -> Do
         del holder[inside[-1]]
     else:
         holder[inside[-1]] = _inline(new)
-    return _splice(document, statement.start, statement.end, tomlkit.dumps(fragment))
+    return splice(document, statement.start, statement.end, tomlkit.dumps(fragment))
 
 
 def _put_line(document: Document, key: Key, new: Any) -> Document:
     parent = key[:-1]
     index = _header(document, parent)
     if index is not None:
-        last = document.statements[_section_end(document, index)]
-        indent = indent_of(document, last) if not last.header else _key_indent(document, index)
-        return _insert(document, last.end, [f"{indent}{_spell(key[-1:])} = {render(new)}"])
+        last = document.statements[section_end(document, index)]
+        indent = indent_of(document, last) if not last.header else key_indent(document, index)
+        return insert(document, last.end, [f"{indent}{spell(key[-1:])} = {render(new)}"])
     dotted = _dotted(document, parent)
     if dotted is not None:
-        line = f"{indent_of(document, dotted)}{_spell(key[len(dotted.table) :])} = {render(_inline(new))}"
-        return _insert(document, dotted.end, [line])
+        line = f"{indent_of(document, dotted)}{spell(key[len(dotted.table) :])} = {render(_inline(new))}"
+        return insert(document, dotted.end, [line])
     if not parent:
-        return _put_top(document, f"{_spell(key)} = {render(new)}")
-    return _new_section(document, parent, {key[-1]: new})
+        return _put_top(document, f"{spell(key)} = {render(new)}")
+    return new_section(document, parent, {key[-1]: new})
 
 
 def _put_top(document: Document, line: str) -> Document:
@@ -195,9 +164,9 @@ def _put_top(document: Document, line: str) -> Document:
             break
         last = statement
     if last is not None:
-        return _insert(document, last.end, [line])
+        return insert(document, last.end, [line])
     if not document.statements:
-        return _insert(document, len(document.text), [line])
+        return insert(document, len(document.text), [line])
     first = document.statements[0].start
     # Comments right above the first header are about that header; a comment
     # that opens the file (a licence, `## template: jinja`) stays its first line.
@@ -208,7 +177,7 @@ def _put_top(document: Document, line: str) -> Document:
             break
         attached += len(text)
     position = first - attached if attached < first else first
-    return _insert(document, position, [line, ""])
+    return insert(document, position, [line, ""])
 
 
 def _put_table(document: Document, key: Key, new: Tree) -> Document:
@@ -221,9 +190,9 @@ def _put_table(document: Document, key: Key, new: Tree) -> Document:
         return _rewrite(document, holder, key, new)
     dotted = _dotted(document, key[:-1])
     if dotted is not None:
-        line = f"{indent_of(document, dotted)}{_spell(key[len(dotted.table) :])} = {render(_inline(new))}"
-        return _insert(document, dotted.end, [line])
-    return _new_section(document, key, new)
+        line = f"{indent_of(document, dotted)}{spell(key[len(dotted.table) :])} = {render(_inline(new))}"
+        return insert(document, dotted.end, [line])
+    return new_section(document, key, new)
 
 
 def _defines(document: Document, key: Key) -> bool:
@@ -237,103 +206,6 @@ def _defines(document: Document, key: Key) -> bool:
     return _walk(fragment, key[len(holder.table) :]) is not None
 
 
-def _new_section(document: Document, key: Key, new: Tree) -> Document:
-    """Add `[key]` with its sub-tables where a reader would look for it."""
-    first_child = next(
-        (
-            i
-            for i, s in enumerate(document.statements)
-            if s.header and len(s.path) > len(key) and s.path[: len(key)] == key
-        ),
-        None,
-    )
-    model = _model(document, key)
-    if first_child is not None:
-        child = document.statements[first_child]
-        lines = _section(document, key, new, child)
-        position = document.statements[first_child - 1].end if first_child else child.start
-        separated = [*lines, ""] if position == child.start else ["", *lines]
-        return _insert(document, position, separated)
-    lines = _section(document, key, new, document.statements[model] if model is not None else None)
-    position = len(document.text) if model is None else _branch_end(document, model, key)
-    return _insert(document, position, ["", *lines] if document.text[:position].strip() else lines)
-
-
-def _model(document: Document, key: Key) -> int | None:
-    """Return the header that a new section shall look like and stand behind: a sibling, or an ancestor."""
-    for length in range(len(key) - 1, 0, -1):
-        near = [
-            i
-            for i, s in enumerate(document.statements)
-            if s.header and not s.array and s.path[:length] == key[:length]
-        ]
-        siblings = [i for i in near if len(document.statements[i].path) == len(key)]
-        if near:
-            return siblings[-1] if siblings else near[0]
-    return None
-
-
-def _branch_end(document: Document, model: int, key: Key) -> int:
-    """Return the end of the last section below the ancestor that a new section shares with its model."""
-    shared = 0
-    path = document.statements[model].path
-    while shared < min(len(path), len(key)) and path[shared] == key[shared]:
-        shared += 1
-    last = max(i for i, s in enumerate(document.statements) if s.header and s.path[:shared] == key[:shared])
-    return document.statements[_section_end(document, last)].end
-
-
-def _section(document: Document, key: Key, new: Tree, model: Statement | None) -> list[str]:
-    index = document.statements.index(model) if model is not None else None
-    indent = indent_of(document, model) if model is not None else ""
-    lead = _key_indent(document, index).removeprefix(indent) if index is not None else ""
-    step = _child_step(document, index) if index is not None else ""
-    raw = model.raw if model is not None else ()
-    spelled: list[str] = []
-    for depth, part in enumerate(key):
-        same = model is not None and len(model.path) > depth and model.path[: depth + 1] == key[: depth + 1]
-        spelled.append(raw[depth] if same else _spell((part,)))
-    return _table_lines(".".join(spelled), new, indent, lead, step)
-
-
-def _table_lines(name: str, new: Tree, indent: str, lead: str, step: str) -> list[str]:
-    lines = [f"{indent}[{name}]"]
-    tables: list[tuple[str, Tree]] = []
-    for key, item in new.items():
-        if isinstance(item, Mapping):
-            tables.append((key, item))
-        else:
-            lines.append(f"{indent}{lead}{_spell((key,))} = {render(item)}")
-    for key, table in tables:
-        lines += ["", *_table_lines(f"{name}.{_spell((key,))}", table, indent + step, lead, step)]
-    return lines
-
-
-def _key_indent(document: Document, index: int) -> str:
-    """Return the indent of the keys below a header, seen there or at the next header that has some."""
-    order = [*range(index, len(document.statements)), *range(index - 1, -1, -1)]
-    header = indent_of(document, document.statements[index])
-    for position in order:
-        if position + 1 >= len(document.statements) or not document.statements[position].header:
-            continue
-        following = document.statements[position + 1]
-        if not following.header:
-            own = indent_of(document, document.statements[position])
-            return header + indent_of(document, following).removeprefix(own)
-    return header
-
-
-def _child_step(document: Document, index: int) -> str:
-    """Return how much deeper a sub-table is indented, as a sibling's sub-table shows."""
-    model = document.statements[index]
-    headers = [s for s in document.statements if s.header]
-    for child in headers:
-        for parent in (model, *headers):
-            if len(child.path) == len(parent.path) + 1 and child.path[:-1] == parent.path:
-                return indent_of(document, child).removeprefix(indent_of(document, parent))
-    return ""
-
-
 def _walk(fragment: Any, key: Key) -> Any:
     for part in key:
         if not isinstance(fragment, Mapping) or part not in fragment:
@@ -342,20 +214,10 @@ def _walk(fragment: Any, key: Key) -> Any:
     return fragment
 
 
-def _spell(key: Key) -> str:
-    return ".".join(
-        part if re.fullmatch(r"[A-Za-z0-9_-]+", part) else str(tomlkit.item(part).as_string()) for part in key
-    )
-
-
 def _inline(new: Any) -> Any:
     if not isinstance(new, Mapping):
-        return _plain(new)
+        return plain(new)
     table: InlineTable = tomlkit.inline_table()
     for name, item in new.items():
         table[name] = _inline(item)
     return table
-
-
-def _plain(new: Any) -> Any:
-    return list(new) if isinstance(new, tuple) else new

@@ -11,7 +11,7 @@ from runtimes import planner
 from runtimes.adapter import Adapter
 from runtimes.errors import NotUnderstood
 from runtimes.model import FileChange, Observation, Ownership, Plan
-from toolkit import apply, artifacts, detect, files, journal, reload
+from toolkit import apply, artifacts, detect, files, journal, reload, versions
 from toolkit.artifacts import Version
 from toolkit.detect import Scene
 from toolkit.errors import StepFailed, UsageProblem
@@ -94,7 +94,7 @@ def converge(settings: Settings, adapter: Adapter) -> View:
         raise StepFailed(f"{found.place.silence}; nothing was changed")
     record = _begin(found, adapter)
     if found.version is not None and not found.version.is_installed:
-        artifacts.install(found.version, found.place.install_dir)
+        versions.install(found.version, found.place.install_dir)
         LOGGER.info("installed the toolkit at %s", found.place.install_dir / "toolkit")
     apply.changes(found.place.host, found.plan.changes, found.place.desired.config)
     _reload(settings, adapter, found)
@@ -133,7 +133,7 @@ def revert(settings: Settings, adapter: Adapter) -> Removal:
     if needed and chosen.mode is not RestartMode.NONE:
         reload.perform(place, chosen, adapter.executables, timeout=settings.seconds("reload_timeout"))
     replaced = Path(record.replaced) if record.replaced else None
-    artifacts.remove(place.install_dir, replaced)
+    versions.remove(place.install_dir, replaced)
     journal.forget(place.install_dir)
     for directory in reversed(record.directories):
         with contextlib.suppress(OSError):  # somebody put something into it: then it stays
@@ -163,7 +163,7 @@ def _begin(found: View, adapter: Adapter) -> Record:
     version = found.version
     replaced = record.replaced
     if version is not None and not version.is_installed:
-        replaced = replaced or artifacts.in_the_way(install_dir)
+        replaced = replaced or versions.in_the_way(install_dir)
     return journal.save(
         install_dir,
         replace(

@@ -1,0 +1,35 @@
+"""What all tests share: real runtimes are named in the summary, and may be required.
+
+With REQUIRE_REAL_RUNTIMES=1 (as in .ci/run) a test of a real runtime that is
+skipped counts as failed: a green run must not mean that nothing was tried.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+
+import pytest
+
+from tests import real
+
+_REAL = ("node", "binary")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    required = os.environ.get("REQUIRE_REAL_RUNTIMES") == "1"
+    if required and report.skipped and any(item.get_closest_marker(mark) for mark in _REAL):
+        report.outcome = "failed"
+        reason = call.excinfo.value if call.excinfo else "no reason given"
+        report.longrepr = f"skipped, but real runtimes are required here: {reason}"
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    terminalreporter.section("real runtimes")
+    for name in sorted(real.USED) or ["none was used in this run"]:
+        terminalreporter.write_line(f"  {name}")

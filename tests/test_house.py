@@ -1,0 +1,85 @@
+"""The house rules: lint, format, types, layers, rooms of one size, generated docs that are up to date."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import docs
+from toolkit import errors
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+_LONGEST_ROOM = 350
+# A table is as long as what it lists.
+_TABLES = {"toolkit/options.py"}
+_CODE = sorted(
+    path.relative_to(ROOT).as_posix()
+    for package in ("runtimes", "toolkit")
+    for path in (ROOT / package).rglob("*.py")
+)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["ruff", "check"],
+        ["ruff", "format", "--check"],
+        ["mypy"],
+        ["lint-imports"],
+    ],
+    ids=["ruff", "format", "mypy", "layers"],
+)
+def test_tool_has_no_complaint(command: list[str]) -> None:
+    done = subprocess.run(
+        [str(BIN / command[0]), *command[1:]],
+        cwd=ROOT, capture_output=True, text=True, timeout=110, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("path", _CODE)
+def test_room_has_one_size(path: str) -> None:
+    lines = (ROOT / path).read_text(encoding="utf-8").count("\n")
+    assert lines <= _LONGEST_ROOM or path in _TABLES
+
+
+@pytest.mark.parametrize("path", _CODE)
+def test_room_is_named_by_a_noun(path: str) -> None:
+    assert Path(path).stem not in {"util", "utils", "common", "helpers", "misc"}
+
+
+@pytest.mark.parametrize("path", [p for p in _CODE if p != "toolkit/cli.py"])
+def test_dry_run_is_no_word_below_the_command_line(path: str) -> None:
+    assert not re.search(r"\bdry", (ROOT / path).read_text(encoding="utf-8"))
+
+
+def test_options_are_documented() -> None:
+    written = (ROOT / "docs/options.md").read_text(encoding="utf-8")
+    assert written == docs.options(), "run `make docs`"
+
+
+def test_exit_codes_are_documented() -> None:
+    text = (ROOT / "docs/exit-codes.md").read_text(encoding="utf-8")
+    documented = {int(code) for code in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)}
+    known = {
+        error.exit_code
+        for error in vars(errors).values()
+        if isinstance(error, type) and issubclass(error, errors.ToolkitError)
+    }
+    assert documented == {0, 1, *known}
+
+
+def test_no_path_of_a_machine_is_in_the_tree() -> None:
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    listed = [name for name in listed if (ROOT / name).is_file()]
+    strange = re.compile(r"/(?:home|root)/[a-z.]|/work/")
+    texts = {name: (ROOT / name).read_bytes().decode(errors="replace") for name in listed}
+    found = [name for name, text in texts.items() if strange.search(text)]
+    assert [name for name in found if name != "tests/test_house.py"] == []
