@@ -29,6 +29,19 @@ def check(host: Host, changes: Sequence[FileChange]) -> dict[str, files.Seen | N
     return found
 
 
+def obstacles(host: Host, changes: Sequence[FileChange]) -> list[str]:
+    """Return, in words, everything that would keep the changes from being written."""
+    places = dict.fromkeys(host.target(host.local(change.path)).parent for change in changes)
+    return [problem for place in places if (problem := files.writable(place)) is not None]
+
+
+def sweep(host: Host, paths: Sequence[str], root_config: str) -> None:
+    """Remove what a killed run left beside these files."""
+    for path in paths:
+        local = host.local(path)
+        files.sweep(local, None if path == root_config else local.parent.parent)
+
+
 def missing_directories(host: Host, changes: Sequence[FileChange]) -> list[Path]:
     """Return the directories that the changes need and that are not there, outermost first."""
     found: dict[Path, None] = {}

@@ -109,7 +109,7 @@ def _status(settings: Settings, adapter: Adapter, extra: dict[str, Any]) -> int:
     found = transaction.view(settings, adapter)
     text = report.status_json(found) if extra["output"] == "json" else report.status_text(found)
     click.echo(text, nl=False)
-    return 0
+    return _USAGE if extra["exit_code"] and not found.is_noop else 0
 
 
 def _revert(settings: Settings, adapter: Adapter, extra: dict[str, Any]) -> int:
@@ -156,13 +156,19 @@ def _app() -> click.Group:
             "plan",
             _plan,
             "Show what would change, as a diff of every file; change nothing.",
-            click.Option(["--exit-code"], is_flag=True, help="Exit with 2 when changes are pending."),
+            _exit_code(),
             _output(),
         )
     )
     group.add_command(_command("revert", _revert, "Take back everything that is ours.", _output()))
     group.add_command(
-        _command("status", _status, "Say whether the node is as wanted, and what differs.", _output())
+        _command(
+            "status",
+            _status,
+            "Say whether the node is as wanted, and what differs.",
+            _exit_code(),
+            _output(),
+        )
     )
     return group
 
@@ -192,6 +198,10 @@ def _command(
         epilog=_EPILOG,
         context_settings=context,
     )
+
+
+def _exit_code() -> click.Option:
+    return click.Option(["--exit-code"], is_flag=True, help="Exit with 2 when changes are pending.")
 
 
 def _output() -> click.Option:

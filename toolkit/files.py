@@ -112,6 +112,18 @@ def remove(path: Path) -> None:
         raise StepFailed(f"{path} cannot be removed: {error.strerror}", hint=_hint(error)) from error
 
 
+def writable(directory: Path) -> str | None:
+    """Return why nothing can be written in a directory or in its nearest parent that exists, or None."""
+    while not directory.exists() and directory != directory.parent:
+        directory = directory.parent
+    if not directory.is_dir():
+        return f"{directory} is no directory"
+    if os.access(directory, os.W_OK | os.X_OK, effective_ids=True):
+        return None
+    read_only = os.statvfs(directory).f_flag & os.ST_RDONLY
+    return f"{directory} is {'on a read-only file system' if read_only else 'not writable'}"
+
+
 def status(path: Path) -> os.stat_result | None:
     """Return a path's status, or None where it is absent or cannot be looked at."""
     try:
@@ -160,8 +172,15 @@ def label(path: Path | int) -> bytes | None:
         return None
 
 
+def sweep(path: Path, aside: Path | None) -> None:
+    """Remove a temporary file that a killed process left; one writer per node makes its name known."""
+    for directory in {path.parent, aside or path.parent}:
+        with contextlib.suppress(OSError):
+            os.unlink(_spare(directory, path))
+
+
 def _spare(directory: Path, path: Path) -> Path:
-    return directory / f".{path.name}.nvidia-toolkit.{os.getpid()}"
+    return directory / f".{path.name}.nvidia-toolkit-new"
 
 
 def _put_from(
@@ -175,6 +194,8 @@ def _put_from(
     """Stage in another directory; False where the file cannot be moved from there."""
     spare = _spare(aside, path)
     try:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(spare)
         fd = os.open(spare, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT):
@@ -203,7 +224,7 @@ def _put_whole(
     """Stage beside the target in a file without a name, so that no half file ever has one."""
     spare = _spare(path.parent, path)
     with contextlib.suppress(FileNotFoundError):
-        os.unlink(spare)  # of a process that was killed and had our number
+        os.unlink(spare)
     try:
         try:
             fd = os.open(path.parent, os.O_WRONLY | _O_TMPFILE | os.O_CLOEXEC, 0o600)

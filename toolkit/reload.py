@@ -17,7 +17,6 @@ from runtimes.model import RuntimeName
 from toolkit import owner, process
 from toolkit.detect import Scene
 from toolkit.errors import NotReloaded, StepFailed
-from toolkit.host import Host
 from toolkit.log import LOGGER
 from toolkit.options import RestartMode
 
@@ -30,12 +29,14 @@ _LONGEST_WAIT: Final = 0.25
 class Way:
     """How the runtime will be made to take a change up.
 
-    `replaces` tells whether the process is another one afterwards.
+    `replaces` tells whether the process is another one afterwards. `obstacle`
+    says why it cannot be done.
     """
 
     mode: RestartMode
     unit: str | None
     replaces: bool
+    obstacle: str = ""
 
     def words(self, found: owner.Owner | None) -> str:
         """Say it for people."""
@@ -43,29 +44,20 @@ class Way:
             return "left to you (restart mode none)"
         if self.unit is not None:
             return f"restart {self.unit}"
-        return f"SIGHUP to PID {found.pid}" if found else "SIGHUP to the process that owns the socket"
+        return f"SIGHUP to PID {found.pid}" if found else "the process that owns the socket is told"
 
 
 def way(place: Scene, mode: RestartMode) -> Way:
-    """Return how this node's runtime takes a change up. Raises StepFailed where the mode cannot work here."""
-    reloads = place.desired.runtime is not RuntimeName.CONTAINERD
+    """Return how this node's runtime takes a change up."""
     if mode is RestartMode.NONE:
         return Way(mode=mode, unit=None, replaces=False)
-    unit = place.owner.unit if place.owner else None
-    reachable = _reaches_systemd(place.host)
-    if mode is RestartMode.SYSTEMD and place.owner is not None:
-        if unit is None:
-            raise StepFailed(
-                f"PID {place.owner.pid} belongs to no systemd service, so restart mode systemd cannot work",
-                hint="use --restart-mode signal, or none and restart it yourself",
-            )
-        if not reachable:
-            raise StepFailed(
-                "the node's systemd cannot be reached from here, so restart mode systemd cannot work",
-                hint="mount the node's root at --host-root, with its /run, and run as root",
-            )
-    if mode is RestartMode.SYSTEMD or (mode is RestartMode.AUTO and not reloads and unit and reachable):
-        return Way(mode=RestartMode.SYSTEMD, unit=unit, replaces=True)
+    reloads = place.desired.runtime is not RuntimeName.CONTAINERD
+    found = place.owner
+    if found is None:
+        return Way(mode=mode, unit=None, replaces=not reloads, obstacle=place.silence)
+    obstacle = _no_systemd(place, found)
+    if mode is RestartMode.SYSTEMD or (mode is RestartMode.AUTO and not reloads and not obstacle):
+        return Way(mode=RestartMode.SYSTEMD, unit=found.unit, replaces=True, obstacle=obstacle)
     return Way(mode=RestartMode.SIGNAL, unit=None, replaces=not reloads)
 
 
@@ -76,8 +68,8 @@ def perform(place: Scene, chosen: Way, executables: frozenset[str], *, timeout: 
     did not answer within `timeout` seconds.
     """
     before = place.owner
-    if before is None:
-        raise StepFailed(place.silence)
+    if before is None or chosen.obstacle:
+        raise StepFailed(chosen.obstacle)
     begin = time.monotonic()
     if chosen.unit is not None:
         LOGGER.info("restarting %s", chosen.unit)
@@ -121,9 +113,13 @@ def _wait(
         pause = min(pause * 1.5, _LONGEST_WAIT)
 
 
-def _reaches_systemd(host: Host) -> bool:
-    return (
-        os.geteuid() == 0
-        and host.below("/run/systemd/system").is_dir()
-        and host.executable("systemctl") is not None
-    )
+def _no_systemd(place: Scene, found: owner.Owner) -> str:
+    """Return why the process cannot be restarted by systemd; empty where it can."""
+    host = place.host
+    if found.unit is None:
+        return f"PID {found.pid} belongs to no systemd service (use --restart-mode signal or none)"
+    if os.geteuid() != 0:
+        return "only root can ask the node's systemd"
+    if not host.below("/run/systemd/system").is_dir() or host.executable("systemctl") is None:
+        return f"the node's systemd is not seen below {host.root} (its /run has to be mounted there)"
+    return ""

@@ -9,7 +9,6 @@ from typing import Any, Final
 
 from runtimes.model import FileChange
 from toolkit.host import Host
-from toolkit.options import RestartMode
 from toolkit.transaction import Removal, View
 
 _COLOURS: Final = {"+": "\x1b[32m", "-": "\x1b[31m", "@": "\x1b[36m"}
@@ -106,8 +105,8 @@ def notes(found: View) -> Iterator[str]:
     yield from found.plan.notes
     if found.version is None:
         yield f"{found.source_problem}: its files are not part of this plan"
-    if found.place.owner is None and found.way.mode is not RestartMode.NONE:
-        yield found.place.silence
+    if found.way.obstacle:
+        yield found.way.obstacle
 
 
 def reload_reason(found: View) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -87,11 +88,13 @@ def converge(settings: Settings, adapter: Adapter) -> View:
     found = view(settings, adapter)
     if found.version is None:
         artifacts.wanted(settings, found.place.host, found.place.install_dir, ())
+    place = found.place
+    paths = {place.desired.config, place.desired.drop_in, *(o.path for o in found.record.owned)} - {""}
+    apply.sweep(place.host, sorted(paths), place.desired.config)
     if found.is_noop:
         LOGGER.info("nothing to do: the node is as wanted")
         return found
-    if found.reload_needed and found.way.mode is not RestartMode.NONE and found.place.owner is None:
-        raise StepFailed(f"{found.place.silence}; nothing was changed")
+    _preflight(found)
     record = _begin(found, adapter)
     if found.version is not None and not found.version.is_installed:
         versions.install(found.version, found.place.install_dir)
@@ -125,8 +128,8 @@ def revert(settings: Settings, adapter: Adapter) -> Removal:
     chosen = reload.way(place, mode)
     _refuse_if_in_use(settings, adapter, place, seen)
     needed = not plan.is_noop or _is_owed(place, record, mode)
-    if needed and chosen.mode is not RestartMode.NONE and place.owner is None:
-        raise StepFailed(f"{place.silence}; nothing was changed")
+    obstacles = apply.obstacles(place.host, plan.changes)
+    _stop_for([*obstacles, *([chosen.obstacle] if needed and chosen.obstacle else [])])
     apply.check(place.host, plan.changes)
     record = journal.save(place.install_dir, replace(record, reload_pending=needed))
     _give_back(place, record, owned, plan)
@@ -139,6 +142,21 @@ def revert(settings: Settings, adapter: Adapter) -> Removal:
         with contextlib.suppress(OSError):  # somebody put something into it: then it stays
             os.rmdir(directory)
     return Removal(place=place, plan=plan, was_empty=False)
+
+
+def _preflight(found: View) -> None:
+    """Look at everything that could keep the change from being done, before anything is touched."""
+    problems = apply.obstacles(found.place.host, found.plan.changes)
+    problem = files.writable(found.place.install_dir)
+    problems += [problem] if problem else []
+    if found.reload_needed and found.way.obstacle:
+        problems.append(found.way.obstacle)
+    _stop_for(problems)
+
+
+def _stop_for(problems: Sequence[str]) -> None:
+    if problems:
+        raise StepFailed(f"{'; '.join(problems)}: nothing was changed")
 
 
 def _begin(found: View, adapter: Adapter) -> Record:
