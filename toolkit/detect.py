@@ -65,7 +65,7 @@ def scene(settings: Settings, adapter: Adapter) -> Scene:
     try:
         found = owner.find(socket, adapter.executables)
     except owner.NoOwner as error:
-        silence = str(error)
+        silence = f"{error} ({error.hint})" if error.hint else str(error)
         LOGGER.debug("%s", silence)
     config = Path(os.path.abspath(settings.text("config")))
     given = _config_argument(found)

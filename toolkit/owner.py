@@ -25,6 +25,7 @@ from toolkit.errors import StepFailed
 _SO_PASSCRED: Final = 16
 _SCM_CREDENTIALS: Final = 2
 _CREDENTIALS: Final = struct.Struct("iII")
+_LONGEST_ADDRESS: Final = 108
 _HTTP: Final = b"GET /info HTTP/1.0\r\nHost: localhost\r\n\r\n"
 _UNIT: Final = re.compile(r"/([^/]+\.service)(?:/|$)")
 
@@ -132,7 +133,7 @@ def _speaker(path: Path, timeout: float) -> int:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
             client.setsockopt(socket.SOL_SOCKET, _SO_PASSCRED, 1)
             client.settimeout(timeout)
-            client.connect(str(path))
+            _connect(client, path)
             client.settimeout(min(0.5, timeout))
             try:
                 return _credentials(client)  # a gRPC server speaks first
@@ -154,6 +155,18 @@ def _speaker(path: Path, timeout: float) -> int:
         raise NoOwner(f"{path} was not answered within {timeout:g} s") from error
     except OSError as error:
         raise NoOwner(f"the socket {path} cannot be used: {error.strerror}") from error
+
+
+def _connect(client: socket.socket, path: Path) -> None:
+    """Connect also where the path is longer than an address may be (108 bytes)."""
+    if len(os.fsencode(path)) < _LONGEST_ADDRESS:
+        client.connect(str(path))
+        return
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        client.connect(f"/proc/self/fd/{directory}/{path.name}")
+    finally:
+        os.close(directory)
 
 
 def _credentials(client: socket.socket) -> int:

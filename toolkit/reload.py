@@ -72,20 +72,34 @@ def perform(place: Scene, chosen: Way, executables: frozenset[str], *, timeout: 
         raise StepFailed(chosen.obstacle)
     begin = time.monotonic()
     if chosen.unit is not None:
-        LOGGER.info("restarting %s", chosen.unit)
-        result = process.run(
-            ["systemctl", "restart", chosen.unit],
-            root=place.host.root,
-            timeout=timeout,
-            environment=_SYSTEMCTL,
-        )
-        if not result.ok:
-            raise StepFailed(f"`systemctl restart {chosen.unit}` failed: {result.err}")
+        _restart(place, chosen.unit, timeout=timeout)
     else:
         LOGGER.info("sending SIGHUP to PID %d (%s)", before.pid, before.executable)
         owner.send(before, signal.SIGHUP)
     _wait(place, before, chosen, executables, deadline=begin + timeout)
     return time.monotonic() - begin
+
+
+def _restart(place: Scene, unit: str, *, timeout: float) -> None:
+    LOGGER.info("restarting %s", unit)
+    result = _systemctl(place, "restart", unit, timeout=timeout)
+    if not result.ok:
+        # systemd refuses a unit that was started too often in a short time (StartLimitBurst), and then the
+        # runtime is *down*. Those starts were not ours to count: forget them and try once more.
+        LOGGER.warning("%s did not start (%s); trying once more", unit, result.err)
+        _systemctl(place, "reset-failed", unit, timeout=timeout)
+        result = _systemctl(place, "restart", unit, timeout=timeout)
+    if not result.ok:
+        raise StepFailed(
+            f"`systemctl restart {unit}` failed: {result.err}",
+            hint=f"`journalctl -u {unit}` on the node says why; `nvidia-toolkit revert` gives the files back",
+        )
+
+
+def _systemctl(place: Scene, verb: str, unit: str, *, timeout: float) -> process.Result:
+    return process.run(
+        ["systemctl", verb, unit], root=place.host.root, timeout=timeout, environment=_SYSTEMCTL
+    )
 
 
 def _wait(

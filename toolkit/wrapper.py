@@ -56,12 +56,9 @@ def render(program: str, toolkit: str, *, low_level: str | None) -> bytes:
     """
     lines = ["#!/bin/sh"]
     if low_level is not None:
-        # Some callers parse both output streams of `state`: only what starts a container may talk.
+        # Not a word about it: what is said here on `create` ends up in the container's own output.
         lines += [
             "if [ ! -e /sys/module/nvidia ]; then",
-            '\tcase " $* " in *" create "* | *" run "*)',
-            f"\t\techo {shlex.quote(f'nvidia driver is not loaded, running {low_level} instead')} >&2 ;;",
-            "\tesac",
             f'\texec {shlex.quote(low_level)} "$@"',
             "fi",
         ]

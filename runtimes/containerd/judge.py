@@ -52,9 +52,8 @@ def verdict(desired: Desired, seen: Observation, answer: Answer) -> list[str]:
     """Compare the candidate's dump with today's: only our keys may differ, and all of them must be there."""
     if not answer.ok:
         return [f"{seen.binary} does not load the change: {last_line(answer.err)}"]
-    before = told(seen).effective or EMPTY
     after = parsed(answer.out, "candidate")
-    problems = _unasked(desired, before, after)
+    problems = _unasked(desired, seen, after)
     section = section_of(after)
     if section is not None:
         problems += _missing(desired, section)
@@ -75,11 +74,14 @@ def removal_verdict(desired: Desired, seen: Observation, answer: Answer) -> list
     return []
 
 
-def _unasked(desired: Desired, before: Tree, after: Tree) -> list[str]:
+def _unasked(desired: Desired, seen: Observation, after: Tree) -> list[str]:
+    before = told(seen).effective or EMPTY
+    # What was ours under a name that is not wanted any more may go.
+    formerly = {e.key[-1] for owned in seen.owned for e in owned.edits if e.key[-2:-1] == ("runtimes",)}
     allowed: list[Key] = [("imports",)]
     for cri in set(CRI.values()):
         containerd: Key = ("plugins", cri, "containerd")
-        allowed += [(*containerd, "runtimes", handler) for handler in desired.names]
+        allowed += [(*containerd, "runtimes", handler) for handler in desired.names | formerly - {"runc"}]
         allowed.append((*containerd, "default_runtime_name"))
         if desired.enable_cdi:
             allowed.append(("plugins", cri, "enable_cdi"))

@@ -1,0 +1,308 @@
+"""The main job on real nodes: booted Debian with systemd and its own containerd 1.6, 1.7 and 2.1.
+
+The program runs as its DaemonSet container would: the node's PID namespace, the
+node's root read-only at /host, four directories of the node writable.
+"""
+
+from __future__ import annotations
+
+import sys
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import containers, nodes, real
+from tests.nodes import Node
+
+pytestmark = [pytest.mark.node, pytest.mark.timeout(300)]
+
+PROGRAM = str(Path(sys.executable).parent / "nvidia-toolkit")
+CONFIG = "/etc/containerd/config.toml"
+TOOLKIT = "/usr/local/nvidia/toolkit"
+HANDLERS = {
+    "nvidia": f"{TOOLKIT}/nvidia-container-runtime",
+    "nvidia-cdi": f"{TOOLKIT}/nvidia-container-runtime.cdi",
+    "nvidia-legacy": f"{TOOLKIT}/nvidia-container-runtime.legacy",
+}
+# Says that it ran, and then is the low-level runtime.
+STAND_IN = '#!/bin/sh\necho "${0##*/} $*" >> /run/nvidia/ran\nexec runc "$@"\n'
+PROGRAMS = (
+    "nvidia-container-runtime",
+    "nvidia-container-runtime.cdi",
+    "nvidia-container-runtime.legacy",
+    "nvidia-container-runtime-hook",
+    "nvidia-container-cli",
+    "nvidia-ctk",
+    "nvidia-cdi-hook",
+)
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("artifacts")
+    (root / "usr/bin").mkdir(parents=True)
+    (root / "usr/lib64").mkdir(parents=True)
+    for name in PROGRAMS:
+        (root / "usr/bin" / name).write_text(STAND_IN, encoding="utf-8")
+        (root / "usr/bin" / name).chmod(0o755)
+    for name in ("libnvidia-container.so.1", "libnvidia-container-go.so.1"):
+        (root / "usr/lib64" / f"{name}.17.8").write_bytes(b"a stand-in\n")
+        (root / "usr/lib64" / name).symlink_to(f"{name}.17.8")
+    return root
+
+
+@pytest.fixture(scope="module", params=nodes.SUITES)
+def node(request: pytest.FixtureRequest) -> Iterator[Node]:
+    if reason := nodes.why_not():
+        pytest.skip(reason)
+    with nodes.boot(request.param) as booted:
+        version = nodes.run(booted, ["containerd", "--version"]).stdout.split()[2]
+        real.USED.add(f"containerd {version} on a booted {booted.suite} node")
+        yield booted
+
+
+class Tool:
+    """The program on a node, with the settings of a DaemonSet."""
+
+    def __init__(self, node: Node, artifacts: Path) -> None:
+        self.node = node
+        self.options = ["--runtime=containerd", f"--toolkit-source-root={artifacts}"]
+
+    def __call__(self, *arguments: str, code: int = 0, env: Mapping[str, str] | None = None) -> str:
+        done = containers.daemonset(self.node, [PROGRAM, *arguments, *self.options], env=env)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+
+@pytest.fixture
+def tool(node: Node, artifacts: Path) -> Iterator[Tool]:
+    """A tool on a node that it leaves as it was, so that the next test finds a clean one."""
+    found = Tool(node, artifacts)
+    before = picture(node)
+    yield found
+    found("revert", "--even-if-in-use")
+    assert picture(node) == before
+
+
+def picture(node: Node) -> dict[str, tuple[str, int, bytes]]:
+    """Return every file's kind, mode and content below the directories that we may write to."""
+    found = {}
+    for place in ("/etc/containerd", "/usr/local/nvidia"):
+        for path in sorted(nodes.path(node, place).rglob("*")):
+            status = path.lstat()
+            content = path.read_bytes() if path.is_file() and not path.is_symlink() else b""
+            found[str(path.relative_to(node.root))] = (oct(status.st_mode), status.st_uid, content)
+    return found
+
+
+def times(node: Node) -> dict[str, tuple[int, int]]:
+    """Return every file's inode and time of change: what a write that changes nothing gives away."""
+    places = [nodes.path(node, place) for place in ("/etc/containerd", "/usr/local/nvidia")]
+    return {
+        str(path): (path.lstat().st_ino, path.lstat().st_mtime_ns)
+        for place in places
+        for path in place.rglob("*")
+    }
+
+
+def restart(node: Node) -> None:
+    # Tests restart more often than systemd finds healthy.
+    nodes.run(node, ["systemctl", "reset-failed", "containerd"])
+    nodes.run(node, ["systemctl", "restart", "containerd"])
+
+
+def dump(node: Node) -> dict[str, Any]:
+    return tomllib.loads(nodes.run(node, ["containerd", "config", "dump"]).stdout)
+
+
+def cri(tree: Mapping[str, Any]) -> dict[str, Any]:
+    plugins = tree["plugins"]
+    found = plugins.get("io.containerd.cri.v1.runtime") or plugins["io.containerd.grpc.v1.cri"]
+    assert isinstance(found, dict)
+    return found
+
+
+def without_ours(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return a dump without the keys that are ours to change."""
+    section = cri(tree)["containerd"]
+    section.pop("default_runtime_name")
+    for handler in HANDLERS:
+        section["runtimes"].pop(handler, None)
+    # A runc that a file defines has no zero values, the built-in one of 1.x spells them out.
+    section["runtimes"]["runc"] = without_zeros(section["runtimes"]["runc"])
+    tree.pop("imports")
+    return tree
+
+
+def without_zeros(table: dict[str, Any]) -> dict[str, Any]:
+    kept = {k: without_zeros(v) if isinstance(v, dict) else v for k, v in table.items()}
+    return {k: v for k, v in kept.items() if v not in ("", 0, False, [], {})}
+
+
+def test_install_repeat_and_revert(node: Node, tool: Tool) -> None:
+    pid = nodes.main_pid(node, "containerd")
+    before = dump(node)
+    assert "restart containerd.service" in tool("plan")
+    tool("run", "--no-daemon")
+    # The daemon itself was restarted once, by its unit, and has the handlers.
+    installed = nodes.main_pid(node, "containerd")
+    assert installed not in {0, pid}
+    after = dump(node)
+    section = cri(after)["containerd"]
+    assert section["default_runtime_name"] == "nvidia"
+    seen = {name: section["runtimes"][name]["options"]["BinaryName"] for name in HANDLERS}
+    assert seen == HANDLERS
+    for name in HANDLERS:
+        assert section["runtimes"][name]["runtime_type"] == "io.containerd.runc.v2"
+    # Nothing else changed in what this containerd makes of its files.
+    assert without_ours(after) == without_ours(before)
+    # A second run writes nothing and restarts nothing.
+    still = times(node)
+    assert "nothing to do" in tool("run", "--no-daemon")
+    assert times(node) == still
+    assert nodes.main_pid(node, "containerd") == installed
+    assert tool("status").startswith("in sync")
+    # And back: the fixture compares every byte.
+
+
+def test_running_daemon_names_the_handlers(node: Node, tool: Tool) -> None:
+    if reason := containers.why_no_containers(node):
+        pytest.skip(reason)
+    tool("run", "--no-daemon")
+    containers.prepare_images(node)
+    for handler in HANDLERS:
+        done = containers.run_pod(node, handler=handler, argv=["echo", f"through {handler}"])
+        assert (done.exit_code, done.output.strip()) == (0, f"through {handler}")
+
+
+def test_pods_run_through_the_installed_wrapper(node: Node, tool: Tool) -> None:
+    if reason := containers.why_no_containers(node):
+        pytest.skip(reason)
+    tool("run", "--no-daemon")
+    containers.prepare_images(node)
+    ran = nodes.path(node, "/run/nvidia/ran")
+    # Without the driver the wrapper passes everything on to the node's own low-level runtime.
+    assert containers.run_pod(node, handler="", argv=["true"]).exit_code == 0
+    assert not ran.exists()
+    # With it, the toolkit's own binary runs; the default handler is ours.
+    nodes.run(node, ["mount", "-t", "tmpfs", "driver", "/sys/module"])
+    try:
+        nodes.path(node, "/sys/module/nvidia").mkdir()
+        assert containers.run_pod(node, handler="", argv=["true"]).exit_code == 0
+    finally:
+        nodes.run(node, ["umount", "/sys/module"])
+    calls = ran.read_text(encoding="utf-8").splitlines()
+    ran.unlink()
+    assert any(line.startswith("nvidia-container-runtime.real ") and " create " in line for line in calls)
+
+
+def test_containers_survive_install_and_revert(node: Node, tool: Tool) -> None:
+    if reason := containers.why_no_containers(node):
+        pytest.skip(reason)
+    containers.prepare_images(node)
+    pod = containers.start_pod(node, handler="", argv=["sleep", "600"])
+    try:
+        tool("run", "--no-daemon")
+        assert containers.is_running(node, pod)
+        tool("revert")
+        assert containers.is_running(node, pod)
+    finally:
+        containers.stop_pod(node, pod)
+
+
+def test_revert_is_refused_while_a_pod_uses_a_handler(node: Node, tool: Tool) -> None:
+    if reason := containers.why_no_containers(node):
+        pytest.skip(reason)
+    tool("run", "--no-daemon")
+    containers.prepare_images(node)
+    pod = containers.start_pod(node, handler="nvidia-cdi", argv=["sleep", "600"])
+    try:
+        installed = picture(node)
+        assert "still run through our handlers" in tool("revert", code=4)
+        assert picture(node) == installed
+    finally:
+        containers.stop_pod(node, pod)
+    tool("revert")
+
+
+def test_operator_variables(node: Node, tool: Tool) -> None:
+    env = {
+        "CONTAINERD_CONFIG": CONFIG,
+        "CONTAINERD_SOCKET": "/run/containerd/containerd.sock",
+        "CONTAINERD_RUNTIME_CLASS": "gpu",
+        "CONTAINERD_SET_AS_DEFAULT": "false",
+    }
+    before = cri(dump(node))["containerd"]["default_runtime_name"]
+    tool("run", "--no-daemon", env=env)
+    section = cri(dump(node))["containerd"]
+    assert section["default_runtime_name"] == before
+    assert section["runtimes"]["gpu"]["options"]["BinaryName"] == HANDLERS["nvidia"]
+    assert "nvidia" not in section["runtimes"]
+    # The name changes: the former one goes.
+    tool("run", "--no-daemon", env=env | {"CONTAINERD_RUNTIME_CLASS": "nvidia"})
+    section = cri(dump(node))["containerd"]
+    assert "gpu" not in section["runtimes"]
+    assert "nvidia" in section["runtimes"]
+
+
+def test_sighup_reaches_the_owner_of_the_socket_and_comes_back(node: Node, tool: Tool) -> None:
+    pid = nodes.main_pid(node, "containerd")
+    told = tool("run", "--no-daemon", "--restart-mode=signal")
+    assert f"sending SIGHUP to PID {pid} " in told
+    assert nodes.main_pid(node, "containerd") not in {0, pid}
+    journal = nodes.run(node, ["systemctl", "show", "--property=NRestarts", "--value", "containerd"])
+    assert int(journal.stdout) >= 1
+
+
+def test_without_the_hosts_pid_namespace_nothing_is_signalled(node: Node, tool: Tool) -> None:
+    pid = nodes.main_pid(node, "containerd")
+    before = picture(node)
+    done = containers.daemonset(node, [PROGRAM, "run", "--no-daemon", *tool.options], host_pid=False)
+    assert done.returncode == 4
+    assert "hostPID" in done.stderr
+    assert nodes.main_pid(node, "containerd") == pid
+    assert picture(node) == before
+
+
+def test_default_that_was_there_comes_back(node: Node, tool: Tool) -> None:
+    path = nodes.path(node, CONFIG)
+    original = path.read_bytes()
+    version = tomllib.loads(original.decode()).get("version", 1)
+    section = "io.containerd.grpc.v1.cri" if version == 2 else "io.containerd.cri.v1.runtime"
+    runc = f'[plugins."{section}".containerd.runtimes.{{0}}]\n  runtime_type = "io.containerd.runc.v2"\n'
+    extra = f'\n# ours\n[plugins."{section}".containerd]\n  default_runtime_name = "mine"\n\n'
+    edited = original + extra.encode() + (runc.format("runc") + runc.format("mine")).encode()
+    path.write_bytes(edited)
+    restart(node)
+    try:
+        tool("run", "--no-daemon")
+        assert cri(dump(node))["containerd"]["default_runtime_name"] == "nvidia"
+        tool("revert")
+        assert path.read_bytes() == edited
+        assert cri(dump(node))["containerd"]["default_runtime_name"] == "mine"
+    finally:
+        path.write_bytes(original)
+        restart(node)
+
+
+def test_wrong_socket_changes_nothing(node: Node, tool: Tool) -> None:
+    before = picture(node)
+    told = tool("run", "--no-daemon", "--socket=/run/containerd/nowhere.sock", code=4)
+    assert "/run/containerd/nowhere.sock does not exist" in told
+    assert picture(node) == before
+
+
+def test_sigterm_changes_nothing(node: Node, tool: Tool, tmp_path: Path) -> None:
+    story = tmp_path / "story"
+    with (
+        story.open("w", encoding="utf-8") as log,
+        containers.start_daemonset(node, [PROGRAM, "run", *tool.options], log=log) as process,
+    ):
+        nodes.wait_for(node, lambda: "ready" in story.read_text(encoding="utf-8"))
+        installed = picture(node)
+        process.terminate()
+        assert process.wait(timeout=20) == 0
+    assert picture(node) == installed

@@ -1,0 +1,182 @@
+"""A process gets an argv, a fixed environment and a bounded time; both of its streams are kept."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from tests import workshop
+from toolkit import process
+from toolkit.errors import StepFailed
+
+
+def python(code: str, *words: str) -> list[str]:
+    return [sys.executable, "-I", "-S", "-c", code, *words]
+
+
+def test_both_streams_and_the_status_are_kept() -> None:
+    result = process.run(["sh", "-c", "echo out; echo err >&2; exit 3"])
+    assert result == process.Result(
+        argv=("sh", "-c", "echo out; echo err >&2; exit 3"), code=3, out="out\n", err="err"
+    )
+    assert not result.ok
+
+
+def test_success_is_ok() -> None:
+    assert process.run(["true"]).ok
+
+
+def test_a_process_ended_by_a_signal_is_not_ok() -> None:
+    assert process.run(["sh", "-c", "kill -TERM $$"]).code == -signal.SIGTERM
+
+
+@pytest.mark.parametrize("word", ["a b", "", "$HOME", "*", "'\"", "a\nb", ";true", "-n", "ä"])
+def test_no_shell_reads_the_words(word: str) -> None:
+    code = "import sys; sys.stdout.write(sys.argv[1])"
+    assert process.run(python(code, word)).out == word
+
+
+def test_stdin_is_empty() -> None:
+    assert process.run(["cat"], timeout=5).out == ""
+
+
+def test_the_environment_is_fixed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LD_PRELOAD_OF_A_TEST", "1")
+    monkeypatch.setenv("PATH", "/nowhere")
+    result = process.run(["env"])
+    assert sorted(result.out.splitlines()) == ["HOME=/", "LC_ALL=C", f"PATH={process.SEARCH_PATH}"]
+
+
+def test_the_environment_can_be_added_to() -> None:
+    assert "EXTRA=1\n" in process.run(["env"], environment={"EXTRA": "1"}).out
+
+
+def test_only_the_end_of_a_long_stderr_is_kept() -> None:
+    result = process.run(python("import sys; sys.stderr.write('x' * 100000 + 'the end\\n')"))
+    assert result.err.endswith("xthe end")
+    assert len(result.err) <= 2000
+
+
+def test_a_long_stdout_is_kept_whole() -> None:
+    assert len(process.run(python("print('x' * 1000000)")).out) == 1_000_001
+
+
+def test_output_that_is_no_text_is_no_obstacle() -> None:
+    assert process.run(["printf", r"a\377b"]).out == "a\N{REPLACEMENT CHARACTER}b"
+
+
+@pytest.mark.parametrize(
+    ("argv", "why"),
+    [
+        (["/nowhere/containerd", "config"], "`/nowhere/containerd config` cannot be started: "),
+        (["/"], "`/` cannot be started: "),
+    ],
+    ids=["missing", "directory"],
+)
+def test_what_cannot_be_started_is_named(argv: list[str], why: str) -> None:
+    with pytest.raises(StepFailed) as caught:
+        process.run(argv)
+    assert str(caught.value).startswith(why)
+
+
+def test_what_takes_too_long_is_killed(tmp_path: Path) -> None:
+    code = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)"
+    begin = time.monotonic()
+    with pytest.raises(StepFailed) as caught:
+        process.run(python(code, str(tmp_path / "pid")), timeout=0.5)
+    assert time.monotonic() - begin < 2
+    assert str(caught.value).endswith("` did not end within 0.5 s and was killed")
+    pid = int((tmp_path / "pid").read_text(encoding="utf-8"))
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_what_it_started_is_killed_with_it(tmp_path: Path) -> None:
+    script = f"sleep 60 & echo $! > {tmp_path}/pid; wait"
+    with pytest.raises(StepFailed):
+        process.run(["sh", "-c", script], timeout=0.5)
+    with _killed_at_last(tmp_path / "pid") as pid:
+        workshop.wait_for(lambda: _is_gone(pid), "a child outlived its time", timeout=1)
+
+
+@contextmanager
+def _killed_at_last(path: Path) -> Iterator[int]:
+    pid = int(path.read_text(encoding="utf-8"))
+    try:
+        yield pid
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _is_gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+# --- staged -------------------------------------------------------------------------------------
+
+
+def test_a_child_reads_what_is_staged() -> None:
+    contents = [b"one\n", b"", b"\x00\xff" * 100_000]
+    code = "import sys; sys.stdout.write(','.join(str(len(open(p, 'rb').read())) for p in sys.argv[1:]))"
+    with process.staged(contents) as (fds, paths):
+        result = process.run(python(code, *paths), pass_fds=fds)
+        again = process.run(["cat", paths[0]], pass_fds=fds)
+    assert result.out == "4,0,200000"
+    assert again.out == "one\n", "the second reader does not start at the beginning"
+
+
+def test_a_child_that_is_not_given_it_sees_nothing() -> None:
+    with process.staged([b"secret"]) as (_, paths):
+        assert not process.run(["cat", paths[0]]).ok
+
+
+@pytest.mark.parametrize("fails", [True, False], ids=["after a failure", "after success"])
+def test_nothing_staged_stays_open(*, fails: bool) -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    with suppress(ZeroDivisionError), process.staged([b"a", b"b"]) as (fds, _):
+        assert set(map(str, fds)) <= set(os.listdir("/proc/self/fd"))
+        if fails:
+            raise ZeroDivisionError
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+# --- another root -------------------------------------------------------------------------------
+
+
+@workshop.needs_root
+@pytest.mark.skipif(
+    shutil.which("busybox") is None, reason="busybox is the one program that needs no library"
+)
+def test_a_root_is_entered(tmp_path: Path) -> None:
+    root = tmp_path / "host"
+    (root / "bin").mkdir(parents=True)
+    (root / "etc").mkdir()
+    (root / "etc/os-release").write_text("ID=node\n", encoding="utf-8")
+    shutil.copy(shutil.which("busybox") or "", root / "bin/busybox")
+    shown = process.run(["/bin/busybox", "cat", "/etc/os-release"], root=root)
+    if shown.code != 0 and "cannot be started" in shown.err:
+        pytest.skip("busybox is not static here")
+    assert shown.out == "ID=node\n", shown.err
+    assert process.run(["/bin/busybox", "pwd"], root=root).out == "/\n"
+    assert process.run(["/bin/busybox", "ls", "/"], root=root).out == "bin\netc\n"
+
+
+@workshop.needs_root
+def test_a_root_without_the_program_is_an_error_of_ours(tmp_path: Path) -> None:
+    with pytest.raises(StepFailed, match=r"^`/bin/sh` cannot be started: "):
+        process.run(["/bin/sh"], root=tmp_path)
+
+
+def test_the_root_of_this_machine_needs_no_change_of_root() -> None:
+    assert process.run(["pwd"], root=Path("/")).out == f"{Path.cwd()}\n"
