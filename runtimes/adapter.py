@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Protocol
 
 from runtimes.edits import Format, Want
-from runtimes.model import Answer, Desired, Look, Observation, Question, RuntimeName
+from runtimes.model import Answer, Desired, Look, Observation, Question, Request, RuntimeName, Usage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +21,19 @@ class Wants:
     low_level: tuple[str, ...] = ()
     fresh: frozenset[str] = frozenset()
     """Files that are ours alone: written from nothing each time, so that they hold only our keys."""
+    whole: Mapping[str, bytes | None] = field(default_factory=dict)
+    """Files that shall hold exactly this; None: that shall not be there."""
+
+
+class HangUp(StrEnum):
+    """What a SIGHUP does to a runtime's daemon."""
+
+    ENDS = "ends"
+    """The process dies; whatever supervises it starts it again."""
+    RELOADS = "reloads"
+    """It uses the new handlers, in the same process."""
+    FORGETS = "forgets"
+    """It reads them and says so, but does not use them until it is started again."""
 
 
 class Adapter(Protocol):
@@ -30,7 +44,16 @@ class Adapter(Protocol):
     executables: frozenset[str]
     """Base names that the daemon's executable may have."""
     banner: str
-    """The comment that opens a file of ours."""
+    """The comment that opens a file of ours; empty where the format has no comments."""
+    config_flags: tuple[str, ...]
+    """The flags by which the daemon is told its root config."""
+    speaks_first: bool
+    """Whether the daemon says something on its socket before it is spoken to."""
+    speaks_cri: bool
+    """Whether the daemon can be asked over CRI."""
+    on_hangup: HangUp
+    confirmation: Request | None
+    """What to ask the running daemon to see that it took a change up; None: it says nothing of that."""
 
     def look(self, desired: Desired, seen: Observation) -> Look:
         """Return what must be looked at next; empty when everything has been."""
@@ -48,6 +71,15 @@ class Adapter(Protocol):
 
     def verdict(self, desired: Desired, seen: Observation, answer: Answer) -> Sequence[str]:
         """Return every effect of the candidate that nobody asked for, or that is missing, in words."""
+
+    def unconfirmed(self, desired: Desired, files: Mapping[str, bytes | None], body: str) -> Sequence[str]:
+        """Return where the daemon's answer to `confirmation` is not what the files say, in words."""
+
+    def stone(self, path: str, before: bytes | None, after: bytes | None) -> bytes | None:
+        """Return what the daemon must read before `after` to notice what is gone; None: nothing."""
+
+    def usage(self, desired: Desired, answers: Mapping[str, str]) -> Usage:
+        """Return whom the daemon says to run through our handlers, and what to ask it to know more."""
 
     def removal_verdict(self, desired: Desired, seen: Observation, answer: Answer) -> Sequence[str]:
         """Return every effect of a removal that would harm the runtime, in words."""

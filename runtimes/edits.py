@@ -223,11 +223,11 @@ def _solid(tree: Tree) -> dict[str, Any]:
 
 def _back(tree: Tree, edit: Edit, now: Any) -> tuple[Any, list[str]]:
     """Return what a key shall hold after the removal, and in words what stays of somebody else's."""
-    if same(now, edit.old) or now is ABSENT:
+    if same(now, edit.old) or (now is ABSENT and edit.new is not ABSENT):
         return now, []
     name = spell(edit.key)
     if same(now, edit.new):
-        others = value(tree, edit.key[:-1])
+        others = _solid(value(tree, edit.key[:-1])) if edit.essential else {}
         if edit.key[-1] in edit.essential and any(k != edit.key[-1] for k in others):
             return now, [f"{name} = {now!r} (other keys need it)"]
         return edit.old, []

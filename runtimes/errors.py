@@ -30,3 +30,15 @@ class NotUnderstood(Exception):
     def where(self) -> str:
         """Return `path`, `path:line` or `path:line:column`, as far as it is known."""
         return ":".join(str(part) for part in (self.path, self.line, self.column) if part)
+
+
+class Unfit(Exception):
+    """The node's runtime is set up in a way that the wish cannot be fulfilled; nothing may be changed.
+
+    `hint` is the way out.
+    """
+
+    def __init__(self, why: str, *, hint: str = "") -> None:
+        self.why = why
+        self.hint = hint
+        super().__init__(why)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, StrEnum
 from types import MappingProxyType
 from typing import Any, Final, Literal
@@ -48,6 +48,8 @@ class Desired:
     Paths are those of the node, as its daemon sees them. `default` is the name
     of the handler that shall be the default one, or None to leave the default
     to others. `drop_in` may be empty: then only the root config is edited.
+    `hook` is the OCI hook file of ours, present or not, and `hook_binary` what
+    it runs; with `hook_mode` the hook takes the place of the handlers.
     """
 
     runtime: RuntimeName
@@ -55,6 +57,9 @@ class Desired:
     drop_in: str
     handlers: tuple[Handler, ...]
     default: str | None
+    hook: str = ""
+    hook_mode: bool = False
+    hook_binary: str = ""
     enable_cdi: bool | None = None
     runtime_type: str = "io.containerd.runc.v2"
     legacy: bool = False
@@ -73,13 +78,15 @@ class Question:
     `files` are staged for that one command; wherever `token(i)` stands in
     `argv` or in a staged file's data, the asker puts the path at which the
     i-th staged file can be read. `names` are those that the files have on the
-    node, for people.
+    node, for people. `directories` are staged as well, each a mapping of names
+    to contents; `directory_token(i)` stands for the i-th one's path.
     """
 
     name: str
     argv: tuple[str, ...]
     files: tuple[bytes, ...] = ()
     names: tuple[str, ...] = ()
+    directories: tuple[Mapping[str, bytes], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +101,21 @@ class Answer:
     def ok(self) -> bool:
         """Tell whether the command succeeded."""
         return self.code == 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """Something to ask the running daemon: a path to GET over HTTP on its socket."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Who still runs through our handlers, and what must be asked to know it."""
+
+    requests: tuple[Request, ...] = ()
+    using: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,13 +151,15 @@ class Observation:
     """What was seen on the node: files by path (None: absent), globs, answers, what we own.
 
     `binary` is the node's own binary where one is known; without it no
-    question can be answered.
+    question can be answered. `argv` is the running daemon's command line, empty
+    where none is seen.
     """
 
     files: Mapping[str, bytes | None] = field(default_factory=lambda: MappingProxyType({}))
     globs: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
     answers: Mapping[str, Answer] = field(default_factory=lambda: MappingProxyType({}))
     binary: str | None = None
+    argv: tuple[str, ...] = ()
     owned: tuple[Ownership, ...] = ()
 
     def data(self, path: str) -> bytes | None:
@@ -152,7 +176,8 @@ class Look:
     """What an adapter wants to have looked at next: files by path, and glob patterns.
 
     A glob is one of containerd's: `*` does not match a slash but does match a
-    leading dot, as in Go's `filepath.Match`.
+    leading dot, as in Go's `filepath.Match`. `DIR/**` are all files below a
+    directory, in the order of Go's `filepath.Walk`.
     """
 
     files: tuple[str, ...] = ()
@@ -164,12 +189,17 @@ Action = Literal["create", "modify", "delete"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileChange:
-    """One file's bytes before and after (None: absent), and the edits that lead from one to the other."""
+    """One file's bytes before and after (None: absent), and the edits that lead from one to the other.
+
+    `stone` are bytes that a daemon which reloads has to read on the way, since
+    it does not notice that a key is gone.
+    """
 
     path: str
     before: bytes | None
     after: bytes | None
     edits: tuple[Edit, ...] = ()
+    stone: bytes | None = None
 
     @property
     def action(self) -> Action:
@@ -198,7 +228,17 @@ class Plan:
         """Tell whether nothing would change."""
         return not self.changes
 
+    @property
+    def stones(self) -> tuple[FileChange, ...]:
+        """Return the changes to what a daemon that reloads has to read on the way."""
+        return tuple(replace(c, after=c.stone, stone=None) for c in self.changes if c.stone is not None)
+
 
 def token(index: int) -> str:
     """Return the mark that stands for the path of a question's staged file."""
     return f"staged://{index};"
+
+
+def directory_token(index: int) -> str:
+    """Return the mark that stands for the path of a question's staged directory."""
+    return f"staged-directory://{index};"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 from runtimes import edits
@@ -30,7 +31,12 @@ def plan(adapter: Adapter, desired: Desired, seen: Observation) -> Plan:
             change = edits.apply(adapter.form, path, seen.data(path), wanted)
         if change is not None:
             changes.append(change)
-    return Plan(changes=tuple(changes), notes=found.notes, low_level=found.low_level)
+    changes += [
+        FileChange(path=path, before=seen.data(path), after=data)
+        for path, data in found.whole.items()
+        if seen.data(path) != data
+    ]
+    return Plan(changes=_with_stones(adapter, changes), notes=found.notes, low_level=found.low_level)
 
 
 def trial(adapter: Adapter, desired: Desired, seen: Observation, found: Plan) -> Question | None:
@@ -66,7 +72,7 @@ def removal(adapter: Adapter, seen: Observation) -> Plan:
         stayed += [f"{owned.path}: {name}" for name in names]
         if after != data:
             changes.append(FileChange(path=owned.path, before=data, after=after))
-    return Plan(changes=tuple(changes), stayed=tuple(stayed))
+    return Plan(changes=_with_stones(adapter, changes), stayed=tuple(stayed))
 
 
 def without_us(
@@ -77,10 +83,16 @@ def without_us(
         return data, ()
     if hashlib.sha256(data).hexdigest() in owned.written:
         return owned.original, ()
+    if not owned.edits:
+        return data, ("the whole file (edited since)",)
     rest, stayed = edits.reverse(adapter.form, owned.path, data, owned.edits)
     if owned.original is None and not adapter.form.tree(rest, owned.path):
         return None, stayed
     return rest, stayed
+
+
+def _with_stones(adapter: Adapter, changes: Sequence[FileChange]) -> tuple[FileChange, ...]:
+    return tuple(replace(c, stone=adapter.stone(c.path, c.before, c.after)) for c in changes)
 
 
 def _fresh(adapter: Adapter, path: str, seen: Observation, wanted: Sequence[edits.Want]) -> FileChange | None:

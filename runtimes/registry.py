@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from runtimes import containerd
+from runtimes import containerd, crio, docker
 from runtimes.adapter import Adapter
 from runtimes.model import RuntimeName
 
-ADAPTERS: Final = MappingProxyType({RuntimeName.CONTAINERD: containerd})
+ADAPTERS: Final[Mapping[RuntimeName, Adapter]] = MappingProxyType(
+    {
+        RuntimeName.CONTAINERD: containerd,
+        RuntimeName.CRIO: crio,
+        RuntimeName.DOCKER: docker,
+    }
+)
 
 
 def adapter(name: RuntimeName) -> Adapter | None:

@@ -120,6 +120,7 @@ def statements(text: str) -> Iterator[Statement]:
     """Yield the statements of a text, in order."""
     table: Key = ()
     raw_table: Key = ()
+    arrays: set[Key] = set()
     array = False
     position = 0
     while position < len(text):
@@ -133,7 +134,9 @@ def statements(text: str) -> Iterator[Statement]:
             array_header = text.startswith("[[", position)
             parts, raw, _ = _key(text, position + (2 if array_header else 1))
             end = text.find("\n", position) + 1 or len(text)
-            array = array_header or (array and parts[: len(table)] == table)
+            if array_header:
+                arrays.add(parts)
+            array = any(parts[:depth] in arrays for depth in range(1, len(parts) + 1))
             table, raw_table = parts, raw
             yield Statement(start, end, table, raw_table, table, header=True, array=array)
         else:

@@ -9,7 +9,7 @@ Whoever edits checks the result with `tomllib`, an independent parser.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 import tomlkit
@@ -56,6 +56,9 @@ def drop(document: Document, key: Key) -> Document:
         if doomed is None:
             break
         start, end = _extent(document, doomed)
+        if end == len(document.text) and not document.text.endswith("\n"):
+            # The file has no newline at its end, and shall have none after.
+            start -= next((len(n) for n in ("\r\n", "\n") if document.text[:start].endswith(n)), 0)
         document = splice(document, start, end, "")
     holder = _inline_holder(document, key)
     return document if holder is None else _rewrite(document, holder, key, ABSENT)
@@ -126,13 +129,15 @@ def _rewrite(document: Document, statement: Statement, key: Key, new: Any) -> Do
     inside = key[len(statement.table) :]
     holder: Any = fragment
     for part in inside[:-1]:
+        if new is ABSENT and not isinstance(holder, Mapping):
+            return document
         if part not in holder:
             if new is ABSENT:
                 return document
             holder[part] = tomlkit.inline_table()
         holder = holder[part]
     if new is ABSENT:
-        if inside[-1] not in holder:
+        if not isinstance(holder, MutableMapping) or inside[-1] not in holder:
             return document
         del holder[inside[-1]]
     else:

@@ -37,7 +37,7 @@ def new_section(document: Document, key: Key, new: Tree) -> Document:
         return insert(document, position, separated)
     lines = _section(document, key, new, document.statements[model] if model is not None else None)
     position = len(document.text) if model is None else _branch_end(document, model, key)
-    return insert(document, position, ["", *lines] if document.text[:position].strip() else lines)
+    return insert(document, position, ["", *lines] if document.text[:position] else lines)
 
 
 def _model(document: Document, key: Key) -> int | None:
@@ -107,11 +107,12 @@ def key_indent(document: Document, index: int) -> str:
 def _child_step(document: Document, index: int) -> str:
     """Return how much deeper a sub-table is indented, as a sibling's sub-table shows."""
     model = document.statements[index]
-    headers = [s for s in document.statements if s.header]
-    for child in headers:
-        for parent in (model, *headers):
-            if len(child.path) == len(parent.path) + 1 and child.path[:-1] == parent.path:
-                return indent_of(document, child).removeprefix(indent_of(document, parent))
+    headers = {s.path: s for s in reversed(document.statements) if s.header}
+    headers[model.path] = model
+    for child in headers.values():
+        parent = headers.get(child.path[:-1])
+        if parent is not None:
+            return indent_of(document, child).removeprefix(indent_of(document, parent))
     return ""
 
 

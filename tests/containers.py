@@ -1,4 +1,4 @@
-"""Containers on a node: the installer's own, and pods that the node's containerd runs.
+"""Containers on a node: the installer's own, and pods that the node's containerd or CRI-O runs.
 
 The installer's container is made here, call by call, since no image of it is needed that way: the
 test machine's root stands in for the image. Run as a program, this file is its parent process.
@@ -48,11 +48,14 @@ Value: TypeAlias = "str | int | list[str] | dict[int, Value]"
 Fields: TypeAlias = dict[int, Value]
 Answer: TypeAlias = dict[int, int | bytes]
 
-_IMAGE: Final = "localhost/test:1"
+IMAGE: Final = "localhost/test:1"
+
+_NOT_YET: Final = "server is not initialized yet"
 _ARCHIVE: Final = "/root/images.tar"
 _APPLETS: Final = tuple(
     f"bin/{name}" for name in ("cat", "echo", "env", "false", "id", "ls", "sh", "sleep", "true")
 )
+_PAUSE: Final = "trap exit TERM; while :; do sleep 3600 & wait; done"
 _NODE_NAMESPACE: Final = 2
 _RUNNING: Final = 1
 _EXITED: Final = 2
@@ -167,6 +170,7 @@ class Pod:
     sandbox: str
     container: str
     log: str
+    socket: str
 
 
 def why_no_containers(node: Node) -> str | None:
@@ -181,9 +185,9 @@ def why_no_containers(node: Node) -> str | None:
 
 def prepare_images(node: Node) -> None:
     """Give the node an image for pods and one for their sandboxes, both made of busybox."""
-    names = [_IMAGE, sandbox_image(node)]
+    names = [IMAGE, sandbox_image(node)]
     archive = path(node, _ARCHIVE)
-    archive.write_bytes(_archive(path(node, "/usr/bin/busybox").read_bytes(), names))
+    archive.write_bytes(image_archive(path(node, "/usr/bin/busybox").read_bytes(), names))
     run(node, ("ctr", "--namespace=k8s.io", "images", "import", _ARCHIVE))
     archive.unlink()
     # CRI learns of images by events, a moment later.
@@ -198,9 +202,17 @@ def sandbox_image(node: Node) -> str:
     return str(plugins["io.containerd.grpc.v1.cri"]["sandbox_image"])
 
 
-def run_pod(node: Node, *, handler: str, argv: Sequence[str], timeout: float = 60) -> PodResult:
+def run_pod(
+    node: Node,
+    *,
+    handler: str,
+    argv: Sequence[str],
+    timeout: float = 60,
+    socket: str = SOCKETS["containerd"],
+    cgroup_parent: str | None = None,
+) -> PodResult:
     """Run a command in a pod of a runtime handler, as kubelet does; "" is the default handler."""
-    pod = start_pod(node, handler=handler, argv=argv)
+    pod = start_pod(node, handler=handler, argv=argv, socket=socket, cgroup_parent=cgroup_parent)
     try:
         wait_for(node, lambda: _container_status(node, pod).get(3) == _EXITED, timeout)
         code = _container_status(node, pod).get(7, 0)
@@ -209,8 +221,18 @@ def run_pod(node: Node, *, handler: str, argv: Sequence[str], timeout: float = 6
         stop_pod(node, pod)
 
 
-def start_pod(node: Node, *, handler: str, argv: Sequence[str]) -> Pod:
-    """Start a command in a pod of a runtime handler, and leave it running."""
+def start_pod(
+    node: Node,
+    *,
+    handler: str,
+    argv: Sequence[str],
+    socket: str = SOCKETS["containerd"],
+    cgroup_parent: str | None = None,
+) -> Pod:
+    """Start a command in a pod of a runtime handler, and leave it running.
+
+    Where no cgroup is named as the parent, the node's containerd is asked which one it takes.
+    """
     name = f"test-{uuid.uuid4().hex[:8]}"
     # The node's own network, so that no CNI plugin is needed.
     security: Fields = {1: {1: _NODE_NAMESPACE}}
@@ -219,23 +241,24 @@ def start_pod(node: Node, *, handler: str, argv: Sequence[str]) -> Pod:
     sandbox_config: Fields = {
         1: {1: name, 2: name, 3: "default"},
         3: logs,
-        8: {1: _cgroup_parent(node, handler), 2: security},
+        8: {1: cgroup_parent or _cgroup_parent(node, handler), 2: security},
     }
-    made = _cri(node, "RunPodSandbox", {1: sandbox_config, 2: handler})
+    made = _cri(node, socket, "RunPodSandbox", {1: sandbox_config, 2: handler})
     sandbox = _bytes(made[1]).decode()
     try:
         config: Fields = {
             1: {1: "test"},
-            2: {1: _IMAGE},
+            2: {1: IMAGE},
             3: list(argv),
             11: "log",
             15: {2: {3: {1: _NODE_NAMESPACE}}},
         }
-        made = _cri(node, "CreateContainer", {1: sandbox, 2: config, 3: sandbox_config})
-        pod = Pod(sandbox=sandbox, container=_bytes(made[1]).decode(), log=f"{logs}/log")
-        _cri(node, "StartContainer", {1: pod.container})
+        made = _cri(node, socket, "CreateContainer", {1: sandbox, 2: config, 3: sandbox_config})
+        container = _bytes(made[1]).decode()
+        pod = Pod(sandbox=sandbox, container=container, log=f"{logs}/log", socket=socket)
+        _cri(node, socket, "StartContainer", {1: pod.container})
     except BaseException:
-        _remove(node, sandbox)
+        _remove(node, socket, sandbox)
         raise
     return pod
 
@@ -247,7 +270,7 @@ def is_running(node: Node, pod: Pod) -> bool:
 
 def stop_pod(node: Node, pod: Pod) -> None:
     """Kill the pod's container and remove the pod."""
-    _remove(node, pod.sandbox)
+    _remove(node, pod.socket, pod.sandbox)
 
 
 def ctr_run(
@@ -274,21 +297,26 @@ def ctr_run(
 # CRI, spoken by its field numbers: the few messages needed are not worth generated code.
 
 
-def _cri(node: Node, method: str, fields: Fields) -> Answer:
-    """Call a method of the node's CRI runtime service; refuse what it refuses."""
-    return _call_cri(node, f"/runtime.v1.RuntimeService/{method}", fields)
+def _cri(node: Node, socket: str, method: str, fields: Fields) -> Answer:
+    """Call a method of the CRI runtime service at a socket of the node; refuse what it refuses."""
+    return _call_cri(node, socket, f"/runtime.v1.RuntimeService/{method}", fields)
 
 
-def _call_cri(node: Node, method: str, fields: Fields) -> Answer:
+def _call_cri(node: Node, socket: str, method: str, fields: Fields) -> Answer:
     grpc: Any = importlib.import_module("grpc")
-    # A proxy of the test machine is none of the node's business.
-    options = (("grpc.enable_http_proxy", 0),)
-    with grpc.insecure_channel(f"unix:{path(node, SOCKETS['containerd'])}", options) as channel:
-        try:
-            said: bytes = channel.unary_unary(method)(encode(fields), timeout=60, wait_for_ready=True)
-        except grpc.RpcError as error:
-            raise NodeError(f"{method}: {error.details()}") from error
-    return decode(said)
+    deadline = time.monotonic() + 30
+    with grpc.insecure_channel(f"unix:{path(node, socket)}") as channel:
+        ask = channel.unary_unary(method)
+        while True:
+            try:
+                said: bytes = ask(encode(fields), timeout=60, wait_for_ready=True)
+            except grpc.RpcError as error:
+                # containerd serves its socket a moment before its CRI plugin is ready.
+                if error.details() != _NOT_YET or time.monotonic() > deadline:
+                    raise NodeError(f"{method}: {error.details()}") from error
+                time.sleep(0.02)
+            else:
+                return decode(said)
 
 
 def _plugins(node: Node) -> dict[str, Any]:
@@ -307,11 +335,12 @@ def _cgroup_parent(node: Node, handler: str) -> str:
 
 
 def _container_status(node: Node, pod: Pod) -> Answer:
-    return _nested(_cri(node, "ContainerStatus", {1: pod.container})[1])
+    return _nested(_cri(node, pod.socket, "ContainerStatus", {1: pod.container})[1])
 
 
 def _has_image(node: Node, name: str) -> bool:
-    return 1 in _call_cri(node, "/runtime.v1.ImageService/ImageStatus", {1: {1: name}})
+    method = "/runtime.v1.ImageService/ImageStatus"
+    return 1 in _call_cri(node, SOCKETS["containerd"], method, {1: {1: name}})
 
 
 def _output(node: Node, pod: Pod) -> str:
@@ -323,18 +352,19 @@ def _output(node: Node, pod: Pod) -> str:
     return "".join(pieces)
 
 
-def _remove(node: Node, sandbox: str) -> None:
-    _cri(node, "StopPodSandbox", {1: sandbox})
-    _cri(node, "RemovePodSandbox", {1: sandbox})
+def _remove(node: Node, socket: str, sandbox: str) -> None:
+    _cri(node, socket, "StopPodSandbox", {1: sandbox})
+    _cri(node, socket, "RemovePodSandbox", {1: sandbox})
 
 
-def _archive(busybox: bytes, names: Sequence[str]) -> bytes:
+def image_archive(busybox: bytes, names: Sequence[str]) -> bytes:
     """Return an image archive as `docker save` writes it, with busybox as its one layer."""
     layer = _tar({"bin/busybox": busybox, **dict.fromkeys(_APPLETS)})
     config = {
         "architecture": {"x86_64": "amd64", "aarch64": "arm64"}[platform.machine()],
         "os": "linux",
-        "config": {"Cmd": ["sh", "-c", "while :; do sleep 3600; done"], "Env": ["PATH=/bin"]},
+        # CRI-O asks a sandbox by SIGTERM to end, and gives it as long as its own caller waits.
+        "config": {"Cmd": ["sh", "-c", _PAUSE], "Env": ["PATH=/bin"]},
         "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"]},
     }
     index = [{"Config": "config.json", "RepoTags": list(names), "Layers": ["layer.tar"]}]

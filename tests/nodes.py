@@ -418,10 +418,14 @@ def _booting(
         try:
             yield process
         finally:
-            # unshare dies, and by --kill-child so does PID 1, and with it the namespace.
-            for pid in (*children(process.pid), process.pid):
+            # With PID 1 its namespace ends. Then unshare ends, which must live to reap PID 1.
+            for pid in children(process.pid) or [process.pid]:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
+            try:
+                process.wait(timeout=10)
+            finally:
+                process.kill()
 
 
 def _first_pid(process: subprocess.Popen[bytes], scratch: Path, timeout: float) -> int:

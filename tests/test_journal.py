@@ -194,8 +194,9 @@ def test_a_record_for_later_versions_only_is_refused(tmp_path: Path, state: Path
         "[" * 100_000,
     ],
     ids=[
-        "empty", "no JSON", "null", "list", "no keys", "no number", "cut off", "no sequence", "no owner", "no list",
-        "no key", "strange key", "a number for a path", "a number for a hash", "no UTF-8", "too deep",
+        "empty", "no JSON", "null", "list", "no keys", "no number", "cut off", "no sequence",
+        "no owner", "no list", "no key", "strange key",
+        "a number for a path", "a number for a hash", "no UTF-8", "too deep",
     ],
 )  # fmt: skip
 def test_a_damaged_record_is_refused(tmp_path: Path, state: Path, text: str) -> None:

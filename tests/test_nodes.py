@@ -15,6 +15,7 @@ import pytest
 from tests import containers, nodes
 from tests.nodes import Node
 
+pytest_plugins = ["tests.node_fixtures"]
 pytestmark = pytest.mark.node
 
 _VERSIONS = {"bookworm": "1.6.", "trixie": "1.7.", "forky": "2."}

@@ -58,10 +58,12 @@ def path(tmp_path: Path) -> Path:
 # --- found --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("speech", ["grpc", "http"], ids=["speaks first", "must be spoken to"])
-def test_the_daemon_is_found(path: Path, speech: str) -> None:
+@pytest.mark.parametrize(
+    ("speech", "first"), [("grpc", True), ("http", False)], ids=["speaks first", "must be spoken to"]
+)
+def test_the_daemon_is_found(path: Path, speech: str, *, first: bool) -> None:
     with workshop.daemon(path, home=path.parent / "d", speech=speech) as daemon:
-        found = owner.find(path, CONTAINERD)
+        found = owner.find(path, CONTAINERD, speaks_first=first)
         assert found.pid == daemon.pid
         assert found.argv[0] == str(path.parent / "d/containerd")
         assert found.executable == os.path.realpath(f"/proc/{daemon.pid}/exe")
@@ -219,17 +221,22 @@ def test_nobody_is_found(
 
 @pytest.mark.timeout(5)
 @pytest.mark.parametrize(
-    ("speech", "message"),
+    ("speech", "first", "message"),
     [
-        ("silent", "{} was not answered within 0.8 s"),
-        ("close", "the socket {} cannot be used: the connection was closed without a word"),
+        ("silent", True, "{} was not answered within 0.8 s"),
+        ("silent", False, "{} was not answered within 0.8 s"),
+        ("http", True, "{} was not answered within 0.8 s"),
+        ("close", True, "the socket {} cannot be used: the connection was closed without a word"),
     ],
+    ids=["silent", "silent when spoken to", "waits to be spoken to", "closes"],
 )
-def test_who_does_not_speak_is_not_waited_for_long(path: Path, speech: str, message: str) -> None:
+def test_who_does_not_speak_is_not_waited_for_long(
+    path: Path, speech: str, message: str, *, first: bool
+) -> None:
     with workshop.daemon(path, home=path.parent / "d", speech=speech) as daemon:
         begin = time.monotonic()
         with pytest.raises(owner.NoOwner) as caught:
-            owner.find(path, CONTAINERD, timeout=0.8)
+            owner.find(path, CONTAINERD, speaks_first=first, timeout=0.8)
         assert time.monotonic() - begin < 1.5
         assert str(caught.value) == message.format(path)
         assert daemon.signals() == []

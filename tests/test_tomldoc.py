@@ -407,6 +407,22 @@ def test_append_refuses_what_is_no_array() -> None:
         tomldoc.append(tomldoc.parse(b'imports = "x"\n', PATH), ("imports",), "n")
 
 
+ARRAYS: Final = {
+    "right behind": "[[a]]\n[a.c]\nx = 1\n",
+    "behind a sibling": "[[a]]\n[a.b]\n[a.c]\nx = 1\n",
+    "behind something else": "[[a]]\n[z]\n[a.c]\nx = 1\n",
+    "dotted": "[[a]]\nc.x = 1\n",
+}
+
+
+@pytest.mark.parametrize("text", ARRAYS.values(), ids=ARRAYS)
+def test_what_lies_in_an_array_of_tables_has_no_name(text: str) -> None:
+    """A key names no element of an array, so nothing below it can be meant."""
+    document = tomldoc.parse(text.encode(), PATH)
+    assert value(tomldoc.tree(text.encode(), PATH), ("a", "c")) is ABSENT
+    assert tomldoc.drop(document, ("a", "c")).encode().decode() == text
+
+
 BROKEN: Final = {
     "key without value": (b"a = 1\nb\n", f"{PATH}:2:2: it is not valid TOML: "),
     "cut off in a header": (b"[a]\n[b.", f"{PATH}:2:4: it is not valid TOML: "),

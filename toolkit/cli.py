@@ -14,7 +14,7 @@ import click
 from runtimes import registry
 from runtimes.adapter import Adapter
 from runtimes.model import RuntimeName
-from toolkit import __version__, daemon, lock, log, report, transaction
+from toolkit import __version__, daemon, lock, log, removal, report, transaction
 from toolkit.errors import ToolkitError, UsageProblem
 from toolkit.options import SETTINGS, Kind, Setting
 from toolkit.settings import Settings, resolve
@@ -116,7 +116,7 @@ def _revert(settings: Settings, adapter: Adapter, extra: dict[str, Any]) -> int:
     stop = daemon.Stop()
     stop.listen()
     with lock.held(Path(settings.text("pid_file"))):
-        done = transaction.revert(settings, adapter)
+        done = removal.revert(settings, adapter)
     text = report.removal_json(done) if extra["output"] == "json" else report.removal_text(done)
     click.echo(text, nl=False)
     return 128 + stop.signal if stop.signal is not None else 0

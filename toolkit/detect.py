@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from runtimes import planner
 from runtimes.adapter import Adapter
-from runtimes.errors import NotUnderstood
+from runtimes.errors import NotUnderstood, Unfit
 from runtimes.model import (
     Answer,
     Desired,
@@ -20,6 +20,7 @@ from runtimes.model import (
     Plan,
     Question,
     RuntimeName,
+    directory_token,
     token,
 )
 from toolkit import files, owner, process
@@ -63,12 +64,14 @@ def scene(settings: Settings, adapter: Adapter) -> Scene:
     socket = Path(settings.text("socket"))
     found, silence = None, ""
     try:
-        found = owner.find(socket, adapter.executables)
+        found = owner.find(socket, adapter.executables, speaks_first=adapter.speaks_first)
     except owner.NoOwner as error:
         silence = f"{error} ({error.hint})" if error.hint else str(error)
         LOGGER.debug("%s", silence)
+    given = _argument(found, adapter.config_flags)
     config = Path(os.path.abspath(settings.text("config")))
-    given = _config_argument(found)
+    if given is not None and not settings.is_given("config"):
+        config = host.below(given)
     config_node = host.node(config, *([given] if given else []), _default_path(adapter, "config"))
     host = host.mapped(str(Path(config_node).parent), config.parent)
     drop_in_node = ""
@@ -97,7 +100,8 @@ def observe(place: Scene, adapter: Adapter, owned: tuple[Ownership, ...]) -> Obs
 
     Raises NodeNotUnderstood for what cannot be understood, StepFailed for what cannot be read.
     """
-    seen = Observation(binary=place.binary, owned=owned)
+    argv = place.owner.argv if place.owner else ()
+    seen = Observation(binary=place.binary, argv=argv, owned=owned)
     paths = {path.path: place.host.local(path.path) for path in owned}
     seen = replace(seen, files=_read(place.host, tuple(paths), {}))
     try:
@@ -129,6 +133,8 @@ def plan(place: Scene, adapter: Adapter, seen: Observation) -> Plan:
                 planner.judge(adapter, place.desired, seen, ask(place, question))
     except NotUnderstood as error:
         raise not_understood(error) from error
+    except Unfit as error:
+        raise StepFailed(f"{error.why}: nothing was changed", hint=error.hint) from error
     return replace(found, notes=(*place.notes, *found.notes))
 
 
@@ -147,21 +153,20 @@ def removal(place: Scene, adapter: Adapter, seen: Observation) -> Plan:
 
 def ask(place: Scene, question: Question) -> Answer:
     """Ask the node's own binary, in the node's own root."""
-    with process.staged(question.files) as (fds, paths):
+    with (
+        process.staged(question.files) as (fds, paths),
+        process.staged_directories(question.directories) as (directories, places),
+    ):
+        marks = {token(i): path for i, path in enumerate(paths)}
+        marks |= {directory_token(i): path for i, path in enumerate(places)}
         for fd, data in zip(fds, question.files, strict=True):
-            text = _named(data, paths)
             os.ftruncate(fd, 0)
-            os.pwrite(fd, text, 0)
-        argv = [
-            place.binary or "",
-            *(_named(word.encode(), paths).decode() for word in question.argv),
-        ]
+            os.pwrite(fd, _named(data, marks), 0)
+        argv = [place.binary or "", *(_named(word.encode(), marks).decode() for word in question.argv)]
         try:
-            result = process.run(argv, root=place.host.root, pass_fds=fds)
+            result = process.run(argv, root=place.host.root, pass_fds=[*fds, *directories])
         except StepFailed as error:
             return Answer(code=-1, out="", err=error.message)
-    if not result.ok:
-        LOGGER.debug("%s", result.err)
     err = result.err
     for path, name in zip(paths, question.names, strict=False):
         err = err.replace(path, name)
@@ -189,14 +194,15 @@ def _default_path(adapter: Adapter, name: str) -> str:
     return runtime_default(adapter.name, name)
 
 
-def _config_argument(found: owner.Owner | None) -> str | None:
-    """Return the root config that the daemon was started with, where it says so."""
+def _argument(found: owner.Owner | None, flags: tuple[str, ...]) -> str | None:
+    """Return the value that the daemon was started with for one of these flags, where it says so."""
     words = found.argv if found else ()
     for index, word in enumerate(words):
-        if word in ("--config", "-c") and index + 1 < len(words):
+        if word in flags and index + 1 < len(words):
             return words[index + 1]
-        if word.startswith("--config="):
-            return word.removeprefix("--config=")
+        name, equals, value = word.partition("=")
+        if equals and name in flags:
+            return value
     return None
 
 
@@ -240,11 +246,21 @@ def _desired(settings: Settings, host: Host, config: str, drop_in: str, install_
         drop_in=drop_in,
         handlers=handlers,
         default=name if settings.flag("set_as_default") else None,
+        hook=_hook_file(settings, host),
+        hook_mode=settings.text("runtime") == "crio" and settings.text("config_mode") == "hook",
+        hook_binary=f"{toolkit}/nvidia-container-runtime-hook",
         enable_cdi=True if cdi else None,
         runtime_type=settings.text("runtime_type"),
         legacy=settings.flag("use_legacy_config"),
         annotations=tuple(f"{prefix}*" for prefix in settings.items("cdi_annotation_prefixes")),
     )
+
+
+def _hook_file(settings: Settings, host: Host) -> str:
+    """Return the OCI hook file as the node names it; only CRI-O has one."""
+    if settings.text("runtime") != RuntimeName.CRIO:
+        return ""
+    return host.node(Path(settings.text("hooks_dir")) / settings.text("hook_filename"))
 
 
 def _read(host: Host, paths: tuple[str, ...], known: Mapping[str, bytes | None]) -> dict[str, bytes | None]:
@@ -255,7 +271,7 @@ def _read(host: Host, paths: tuple[str, ...], known: Mapping[str, bytes | None])
     return found
 
 
-def _named(data: bytes, paths: list[str]) -> bytes:
-    for index, path in enumerate(paths):
-        data = data.replace(token(index).encode(), path.encode())
+def _named(data: bytes, marks: Mapping[str, str]) -> bytes:
+    for mark, path in marks.items():
+        data = data.replace(mark.encode(), path.encode())
     return data

@@ -94,12 +94,27 @@ class Host:
         return path.is_relative_to(self.root) or any(path.is_relative_to(p) for _, p in self.places)
 
     def glob(self, pattern: str) -> tuple[str, ...]:
-        """Return the node paths that a pattern of containerd's matches, sorted, as Go does it."""
+        """Return the node paths that a pattern matches, sorted, as Go does it; `DIR/**` walks a directory."""
+        if pattern.endswith("/**"):
+            return tuple(self._walk(pattern.removesuffix("/**")))
         parts = pattern.strip("/").split("/")
         found = [""]
         for part in parts:
             found = [f"{base}/{name}" for base in found for name in self._names(base, part)]
         return tuple(sorted(found))
+
+    def _walk(self, node_directory: str) -> Iterator[str]:
+        try:
+            names = sorted(os.listdir(self.local(node_directory)))
+        except OSError:
+            return
+        for name in names:
+            path = f"{node_directory}/{name}"
+            local = self.local(path)
+            if local.is_dir() and not local.is_symlink():
+                yield from self._walk(path)
+            else:
+                yield path
 
     def _names(self, base: str, part: str) -> Iterator[str]:
         if "*" not in part and "?" not in part:

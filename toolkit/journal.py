@@ -135,7 +135,7 @@ def remember(
     been: the original of a file that somebody edited between two of our writes.
     """
     before = next((owned for owned in record.owned if owned.path == change.path), None)
-    written = (_hash(change.after or b""),)
+    written = tuple(_hash(data) for data in (change.after or b"", change.stone) if data is not None)
     known = seen is not None and before is not None and _hash(seen.data) in before.written
     if before is not None and known:
         earlier = tuple(h for h in before.written if seen is not None and h == _hash(seen.data))
@@ -157,6 +157,14 @@ def remember(
         )
     others = tuple(o for o in record.owned if o.path != change.path)
     return replace(record, owned=(*others, owned))
+
+
+def also_written(record: Record, path: str, data: bytes) -> Record:
+    """Return the record in which a content of a file of ours counts as written by us."""
+    owned = tuple(
+        replace(o, written=(*o.written, _hash(data))) if o.path == path else o for o in record.owned
+    )
+    return replace(record, owned=owned)
 
 
 def settled(record: Record) -> Record:

@@ -53,15 +53,16 @@ class NoOwner(StepFailed):
     """Nobody who may be signalled owns the socket."""
 
 
-def find(path: Path, executables: frozenset[str], *, timeout: float = 5) -> Owner:
+def find(path: Path, executables: frozenset[str], *, speaks_first: bool = True, timeout: float = 5) -> Owner:
     """Return the daemon that answers on a Unix socket.
 
-    `executables` are the base names that it may have. `timeout`, in seconds, is
+    `executables` are the base names that it may have; `speaks_first` tells
+    whether it says something before it is spoken to. `timeout`, in seconds, is
     for connecting and for its first words. Raises NoOwner for a socket that is
     missing, is no socket, is not answered, or is answered by what is not such a
     daemon.
     """
-    pid = _speaker(path, timeout)
+    pid = _speaker(path, timeout, speaks_first=speaks_first)
     if pid <= 0:
         raise NoOwner(
             f"{path} is answered by a process outside of this PID namespace",
@@ -126,21 +127,18 @@ def send(found: Owner, number: signal.Signals) -> None:
             os.close(fd)
 
 
-def _speaker(path: Path, timeout: float) -> int:
+def _speaker(path: Path, timeout: float, *, speaks_first: bool) -> int:
     """Return the PID that the kernel gives for the first words said on a connection."""
     deadline = time.monotonic() + timeout
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
             client.setsockopt(socket.SOL_SOCKET, _SO_PASSCRED, 1)
             client.settimeout(timeout)
-            _connect(client, path)
-            client.settimeout(min(0.5, timeout))
-            try:
-                return _credentials(client)  # a gRPC server speaks first
-            except TimeoutError:
-                client.sendall(_HTTP)  # dockerd waits to be spoken to
-                client.settimeout(max(0.1, deadline - time.monotonic()))
-                return _credentials(client)
+            connect(client, path)
+            if not speaks_first:
+                client.sendall(_HTTP)
+            client.settimeout(max(0.1, deadline - time.monotonic()))
+            return _credentials(client)
     except FileNotFoundError as error:
         raise NoOwner(
             f"the socket {path} does not exist",
@@ -157,7 +155,7 @@ def _speaker(path: Path, timeout: float) -> int:
         raise NoOwner(f"the socket {path} cannot be used: {error.strerror}") from error
 
 
-def _connect(client: socket.socket, path: Path) -> None:
+def connect(client: socket.socket, path: Path) -> None:
     """Connect also where the path is longer than an address may be (108 bytes)."""
     if len(os.fsencode(path)) < _LONGEST_ADDRESS:
         client.connect(str(path))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 
 from toolkit.errors import StepFailed
@@ -15,6 +16,7 @@ from toolkit.log import LOGGER
 
 SEARCH_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _ENVIRONMENT: Final = {"PATH": SEARCH_PATH, "LC_ALL": "C", "HOME": "/"}
+_MEMORY: Final = ("/dev/shm",)  # noqa: S108  # a directory of our own is made below it
 _TAIL: Final = 2000
 
 
@@ -65,6 +67,27 @@ def run(
     err = done.stderr.decode(errors="replace")[-_TAIL:].strip()
     LOGGER.debug("ran %s: exit %d", " ".join(argv), done.returncode)
     return Result(argv=tuple(argv), code=done.returncode, out=done.stdout.decode(errors="replace"), err=err)
+
+
+@contextmanager
+def staged_directories(directories: Sequence[Mapping[str, bytes]]) -> Iterator[tuple[list[int], list[str]]]:
+    """Hold directories in memory that a child process can open, whatever its root.
+
+    Yields descriptors and paths as `staged` does. A path ends in a slash: CRI-O
+    does not follow a link in place of its directory.
+    """
+    with ExitStack() as stack:
+        fds = []
+        for directory in directories:
+            base = next((p for p in _MEMORY if os.access(p, os.W_OK)), None)
+            place = Path(stack.enter_context(TemporaryDirectory(prefix="nvidia-toolkit-", dir=base)))
+            for name, data in directory.items():
+                (place / name).parent.mkdir(parents=True, exist_ok=True)
+                (place / name).write_bytes(data)
+            fd = os.open(place, os.O_PATH | os.O_DIRECTORY)
+            stack.callback(os.close, fd)
+            fds.append(fd)
+        yield fds, [f"/proc/self/fd/{fd}/" for fd in fds]
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
-from runtimes.model import RuntimeName
+from runtimes.adapter import Adapter, HangUp
 from toolkit import owner, process
 from toolkit.detect import Scene
 from toolkit.errors import NotReloaded, StepFailed
@@ -47,21 +47,23 @@ class Way:
         return f"SIGHUP to PID {found.pid}" if found else "the process that owns the socket is told"
 
 
-def way(place: Scene, mode: RestartMode) -> Way:
+def way(place: Scene, adapter: Adapter, mode: RestartMode) -> Way:
     """Return how this node's runtime takes a change up."""
     if mode is RestartMode.NONE:
         return Way(mode=mode, unit=None, replaces=False)
-    reloads = place.desired.runtime is not RuntimeName.CONTAINERD
     found = place.owner
+    ends = adapter.on_hangup is HangUp.ENDS
     if found is None:
-        return Way(mode=mode, unit=None, replaces=not reloads, obstacle=place.silence)
+        return Way(mode=mode, unit=None, replaces=ends, obstacle=place.silence)
     obstacle = _no_systemd(place, found)
-    if mode is RestartMode.SYSTEMD or (mode is RestartMode.AUTO and not reloads and not obstacle):
-        return Way(mode=RestartMode.SYSTEMD, unit=found.unit, replaces=True, obstacle=obstacle)
-    return Way(mode=RestartMode.SIGNAL, unit=None, replaces=not reloads)
+    by_unit = Way(mode=RestartMode.SYSTEMD, unit=found.unit, replaces=True, obstacle=obstacle)
+    by_signal = Way(mode=RestartMode.SIGNAL, unit=None, replaces=ends)
+    reloads = adapter.on_hangup is HangUp.RELOADS
+    signal_it = mode is RestartMode.SIGNAL or (mode is RestartMode.AUTO and (reloads or (obstacle and ends)))
+    return by_signal if signal_it else by_unit
 
 
-def perform(place: Scene, chosen: Way, executables: frozenset[str], *, timeout: float) -> float:
+def perform(place: Scene, adapter: Adapter, chosen: Way, *, timeout: float) -> float:
     """Make the runtime take a change up and wait until it answers again.
 
     Returns the seconds that passed. Raises StepFailed, or NotReloaded where it
@@ -76,7 +78,9 @@ def perform(place: Scene, chosen: Way, executables: frozenset[str], *, timeout: 
     else:
         LOGGER.info("sending SIGHUP to PID %d (%s)", before.pid, before.executable)
         owner.send(before, signal.SIGHUP)
-    _wait(place, before, chosen, executables, deadline=begin + timeout)
+        if adapter.on_hangup is HangUp.FORGETS:
+            LOGGER.warning("%s uses the change for new pods only once it is restarted", adapter.name)
+    _wait(place, adapter, before, chosen, deadline=begin + timeout)
     return time.monotonic() - begin
 
 
@@ -102,14 +106,17 @@ def _systemctl(place: Scene, verb: str, unit: str, *, timeout: float) -> process
     )
 
 
-def _wait(
-    place: Scene, before: owner.Owner, chosen: Way, executables: frozenset[str], *, deadline: float
-) -> None:
+def _wait(place: Scene, adapter: Adapter, before: owner.Owner, chosen: Way, *, deadline: float) -> None:
     pause = _SHORTEST_WAIT
     last = ""
     while True:
         try:
-            now = owner.find(place.socket, executables, timeout=max(0.1, deadline - time.monotonic()))
+            now = owner.find(
+                place.socket,
+                adapter.executables,
+                speaks_first=adapter.speaks_first,
+                timeout=max(0.1, deadline - time.monotonic()),
+            )
         except owner.NoOwner as error:
             last = str(error)
         else:

@@ -9,7 +9,8 @@ from typing import Any, Final
 
 from runtimes.model import FileChange
 from toolkit.host import Host
-from toolkit.transaction import Removal, View
+from toolkit.removal import Removal
+from toolkit.transaction import View
 
 _COLOURS: Final = {"+": "\x1b[32m", "-": "\x1b[31m", "@": "\x1b[36m"}
 _RESET: Final = "\x1b[0m"

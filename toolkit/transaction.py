@@ -1,18 +1,15 @@
-"""The order of the steps, written once: remember, write, reload; and the way back."""
+"""The order of the steps, written once: look, remember, write, reload, ask, settle."""
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from runtimes import planner
 from runtimes.adapter import Adapter
 from runtimes.errors import NotUnderstood
 from runtimes.model import FileChange, Observation, Ownership, Plan
-from toolkit import apply, artifacts, detect, files, journal, reload, versions
+from toolkit import apply, artifacts, detect, files, journal, reload, verify, versions
 from toolkit.artifacts import Version
 from toolkit.detect import Scene
 from toolkit.errors import StepFailed, UsageProblem
@@ -27,8 +24,9 @@ from toolkit.settings import Settings
 class View:
     """Everything that was seen and planned, before anything is done.
 
-    `version` is None where the toolkit's source cannot be seen; `source_problem`
-    then says why.
+    `version` is None where the toolkit's source cannot be seen, or is of no
+    concern; `source_problem` then says why. `reload_owed` tells that an earlier
+    change was written which the running daemon has not read.
     """
 
     place: Scene
@@ -74,17 +72,13 @@ def view(settings: Settings, adapter: Adapter) -> View:
         plan=plan,
         version=version,
         source_problem=problem,
-        way=reload.way(place, mode),
-        reload_owed=_is_owed(place, record, mode),
+        way=reload.way(place, adapter, mode),
+        reload_owed=is_owed(place, record, mode),
     )
 
 
 def converge(settings: Settings, adapter: Adapter) -> View:
-    """Make the node what is wanted; return what was seen and done. Raises ToolkitError.
-
-    The order is the promise: what is ours is remembered before it changes; the
-    files that a handler runs are there before the runtime hears of it.
-    """
+    """Make the node what is wanted; return what was seen and done. Raises ToolkitError."""
     found = view(settings, adapter)
     if found.version is None:
         artifacts.wanted(settings, found.place.host, found.place.install_dir, ())
@@ -94,54 +88,67 @@ def converge(settings: Settings, adapter: Adapter) -> View:
     if found.is_noop:
         LOGGER.info("nothing to do: the node is as wanted")
         return found
-    _preflight(found)
-    record = _begin(found, adapter)
-    if found.version is not None and not found.version.is_installed:
-        versions.install(found.version, found.place.install_dir)
-        LOGGER.info("installed the toolkit at %s", found.place.install_dir / "toolkit")
-    apply.changes(found.place.host, found.plan.changes, found.place.desired.config)
-    _reload(settings, adapter, found)
-    journal.save(found.place.install_dir, journal.settled(record))
+    carry_out(settings, adapter, found)
     return found
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Removal:
-    """What a revert did, or would have to leave: the plan, and what of others stayed."""
+def carry_out(settings: Settings, adapter: Adapter, found: View) -> Record:
+    """Do what was planned. Raises ToolkitError.
 
-    place: Scene
-    plan: Plan
-    was_empty: bool
+    The order is the promise: what is ours is remembered before it changes; the
+    files that a handler runs are there before the runtime hears of it; and it
+    is settled only when the runtime took it up.
+    """
+    place = found.place
+    _preflight(found)
+    record = _begin(found, adapter)
+    if found.version is not None and not found.version.is_installed:
+        versions.install(found.version, place.install_dir)
+        LOGGER.info("installed the toolkit at %s", place.install_dir / "toolkit")
+    step_on_stones(settings, adapter, found)
+    apply.changes(place.host, found.plan.changes, place.desired.config)
+    take_up(settings, adapter, found)
+    return journal.save(place.install_dir, journal.settled(record))
 
 
-def revert(settings: Settings, adapter: Adapter) -> Removal:
-    """Take back everything that is ours: first the configuration, then the files. Raises ToolkitError."""
-    place = detect.scene(settings, adapter)
-    record = journal.load(place.install_dir)
-    if record.is_empty:
-        LOGGER.info("nothing to take back: there is no record of anything of ours")
-        return Removal(place=place, plan=Plan(), was_empty=True)
-    owned = journal.ownerships(place.install_dir, record)
-    seen = detect.observe(place, adapter, owned)
-    plan = detect.removal(place, adapter, seen)
-    mode = RestartMode(settings.text("restart_mode"))
-    chosen = reload.way(place, mode)
-    _refuse_if_in_use(settings, adapter, place, seen)
-    needed = not plan.is_noop or _is_owed(place, record, mode)
-    obstacles = apply.obstacles(place.host, plan.changes)
-    _stop_for([*obstacles, *([chosen.obstacle] if needed and chosen.obstacle else [])])
-    apply.check(place.host, plan.changes)
-    record = journal.save(place.install_dir, replace(record, reload_pending=needed))
-    _give_back(place, record, owned, plan)
-    if needed and chosen.mode is not RestartMode.NONE:
-        reload.perform(place, chosen, adapter.executables, timeout=settings.seconds("reload_timeout"))
-    replaced = Path(record.replaced) if record.replaced else None
-    versions.remove(place.install_dir, replaced)
-    journal.forget(place.install_dir)
-    for directory in reversed(record.directories):
-        with contextlib.suppress(OSError):  # somebody put something into it: then it stays
-            os.rmdir(directory)
-    return Removal(place=place, plan=plan, was_empty=False)
+def step_on_stones(settings: Settings, adapter: Adapter, found: View) -> None:
+    """Have a daemon that reloads read what tells it of keys that are about to go. Raises ToolkitError."""
+    if not found.plan.stones or found.way.mode is not RestartMode.SIGNAL:
+        return
+    apply.changes(found.place.host, found.plan.stones, found.place.desired.config)
+    take_up(settings, adapter, replace(found, plan=Plan(changes=found.plan.stones)))
+
+
+def take_up(settings: Settings, adapter: Adapter, found: View) -> None:
+    """Make the runtime take the plan's files up, and see that it did. Raises ToolkitError."""
+    if not found.reload_needed:
+        return
+    if found.way.mode is RestartMode.NONE:
+        LOGGER.info("the runtime has not been told, as asked (restart mode none)")
+        return
+    timeout = settings.seconds("reload_timeout")
+    seconds = reload.perform(found.place, adapter, found.way, timeout=timeout)
+    now = {**found.seen.files, **{change.path: change.after for change in found.plan.changes}}
+    verify.confirmed(found.place, adapter, now, timeout=timeout)
+    LOGGER.info("the runtime took the change up within %.1f s", seconds)
+
+
+def is_owed(place: Scene, record: Record, mode: RestartMode) -> bool:
+    """Tell whether a change of ours was written which the daemon is too old to have read."""
+    if not record.reload_pending or place.owner is None or mode is RestartMode.NONE:
+        return False
+    times = [
+        status.st_mtime
+        for owned in record.owned
+        if (status := files.status(place.host.local(owned.path))) is not None
+    ]
+    return not times or place.owner.started <= max(times) + 1
+
+
+def stop_for(problems: Sequence[str]) -> None:
+    """Raise StepFailed with everything that stands in the way, where anything does."""
+    if problems:
+        raise StepFailed(f"{'; '.join(problems)}: nothing was changed")
 
 
 def _preflight(found: View) -> None:
@@ -151,12 +158,7 @@ def _preflight(found: View) -> None:
     problems += [problem] if problem else []
     if found.reload_needed and found.way.obstacle:
         problems.append(found.way.obstacle)
-    _stop_for(problems)
-
-
-def _stop_for(problems: Sequence[str]) -> None:
-    if problems:
-        raise StepFailed(f"{'; '.join(problems)}: nothing was changed")
+    stop_for(problems)
 
 
 def _begin(found: View, adapter: Adapter) -> Record:
@@ -203,55 +205,3 @@ def _without_us(adapter: Adapter, owned: Ownership | None, change: FileChange) -
         return planner.without_us(adapter, owned, change.before)[0]
     except NotUnderstood as error:
         raise detect.not_understood(error) from error
-
-
-def _reload(settings: Settings, adapter: Adapter, found: View) -> None:
-    if not found.reload_needed:
-        return
-    if found.way.mode is RestartMode.NONE:
-        LOGGER.info("the runtime has not been told, as asked (restart mode none)")
-        return
-    seconds = reload.perform(
-        found.place, found.way, adapter.executables, timeout=settings.seconds("reload_timeout")
-    )
-    LOGGER.info("the runtime took the change up within %.1f s", seconds)
-
-
-def _give_back(place: Scene, record: Record, owned: tuple[Ownership, ...], plan: Plan) -> None:
-    for change in plan.changes:
-        ours = next(o for o in record.owned if o.path == change.path)
-        original = next(o.original for o in owned if o.path == change.path)
-        if change.after == original:
-            apply.give_back(place.host, change, ours, place.desired.config)
-        else:
-            apply.changes(place.host, [change], place.desired.config)
-
-
-def _is_owed(place: Scene, record: Record, mode: RestartMode) -> bool:
-    """Tell whether a change of ours was written which the daemon is too old to have read."""
-    if not record.reload_pending or place.owner is None or mode is RestartMode.NONE:
-        return False
-    times = [
-        status.st_mtime
-        for owned in record.owned
-        if (status := files.status(place.host.local(owned.path))) is not None
-    ]
-    return not times or place.owner.started <= max(times) + 1
-
-
-def _refuse_if_in_use(settings: Settings, adapter: Adapter, place: Scene, seen: Observation) -> None:
-    if settings.flag("even_if_in_use"):
-        return
-    binaries = {handler.binary for handler in place.desired.handlers}
-    using = []
-    for pattern in adapter.task_files(place.desired, seen):
-        for path in place.host.glob(pattern):
-            with contextlib.suppress(OSError):
-                if place.host.local(path).read_text(encoding="utf-8").strip() in binaries:
-                    using.append(Path(path).parent.name)
-    if using:
-        count = f"{len(using)} container{'s' if len(using) > 1 else ''}"
-        raise StepFailed(
-            f"{count} still run through our handlers: {', '.join(sorted(using)[:5])}",
-            hint="end them first, or use --even-if-in-use: they could then not be stopped cleanly",
-        )

@@ -9,28 +9,38 @@ with, so it is the judge of every candidate.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 from runtimes import tomldoc
+from runtimes.adapter import HangUp
 from runtimes.containerd.binary import questions
 from runtimes.containerd.facts import told
 from runtimes.containerd.imports import load
 from runtimes.containerd.judge import removal_verdict, trial, verdict
 from runtimes.containerd.schema import import_glob, matches
 from runtimes.containerd.wishes import wants
-from runtimes.model import EMPTY, Desired, Look, Observation, RuntimeName
+from runtimes.model import EMPTY, Desired, Look, Observation, Request, RuntimeName, Usage
 
 __all__ = [
     "banner",
+    "config_flags",
+    "confirmation",
     "executables",
     "form",
     "look",
     "matches",
     "name",
+    "on_hangup",
     "questions",
     "removal_verdict",
+    "speaks_cri",
+    "speaks_first",
+    "stone",
     "task_files",
     "trial",
+    "unconfirmed",
+    "usage",
     "verdict",
     "wants",
 ]
@@ -38,6 +48,11 @@ __all__ = [
 form: Final = tomldoc
 name: Final = RuntimeName.CONTAINERD
 executables: Final = frozenset({"containerd"})
+config_flags: Final[tuple[str, ...]] = ("--config", "-c")
+on_hangup: Final[HangUp] = HangUp.ENDS
+speaks_first: Final[bool] = True
+speaks_cri: Final[bool] = True
+confirmation: Final[Request | None] = None
 banner: Final = (
     "# Written by nvidia-toolkit. It holds only the keys of nvidia-toolkit, which takes it back\n"
     "# with `nvidia-toolkit revert`.\n"
@@ -53,6 +68,21 @@ def look(desired: Desired, seen: Observation) -> Look:
         files=tuple(p for p in (*missing.files, *drop_in) if p not in seen.files),
         globs=tuple(g for g in (*missing.globs, *globs) if g not in seen.globs),
     )
+
+
+def unconfirmed(desired: Desired, files: Mapping[str, bytes | None], body: str) -> tuple[str, ...]:
+    """Return nothing: containerd is not asked over HTTP."""
+    return ()
+
+
+def stone(path: str, before: bytes | None, after: bytes | None) -> bytes | None:
+    """Return None: a containerd that starts anew reads everything anew."""
+    return None
+
+
+def usage(desired: Desired, answers: Mapping[str, str]) -> Usage:
+    """Return nothing: CRI and the shims' own notes tell."""
+    return Usage()
 
 
 def task_files(desired: Desired, seen: Observation) -> tuple[str, ...]:

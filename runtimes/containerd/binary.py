@@ -59,7 +59,7 @@ def dump(question: str, files: Sequence[File], facts: Facts) -> Question:
     data = []
     for file in files:
         document = tomldoc.parse(file.data, file.path)
-        if file.imports or "imports" in file.tree or (file is files[0] and facts.imports):
+        if file.imports or "imports" in file.tree:
             targets = [p for _, found in file.imports for p in found]
             names = [token(staged[p]) if p in staged else p for p in targets if p != file.path]
             document = tomldoc.put(document, ("imports",), names)

@@ -15,7 +15,6 @@ class Facts:
     """What the node's binary said about itself; None where it was not asked or did not answer."""
 
     newest: int | None
-    imports: tuple[str, ...]
     merges: bool | None
     effective: Tree | None
     reads_first_schema: bool | None = None
@@ -33,7 +32,6 @@ def told(seen: Observation) -> Facts:
     first = _answer_tree(seen, "first schema")
     return Facts(
         newest=newest if isinstance(newest, int) else None,
-        imports=tuple((default or EMPTY).get("imports", ())),
         merges=merges,
         effective=_answer_tree(seen, "effective"),
         reads_first_schema=None if first is None else "/probe" in str(first),

@@ -9,7 +9,7 @@ from typing import Any
 from runtimes.containerd.binary import cri_id
 from runtimes.containerd.facts import Facts
 from runtimes.containerd.imports import File
-from runtimes.containerd.schema import BINARY, CRI, RUNC_TYPES, deep, section_of, solid, table_at
+from runtimes.containerd.schema import BINARY, CRI, RUNC_TYPES, ZERO, deep, section_of, solid, table_at
 from runtimes.edits import value
 from runtimes.errors import NotUnderstood
 from runtimes.model import ABSENT, EMPTY, Desired, Handler, Observation, Tree
@@ -23,6 +23,7 @@ class View:
         self.facts = facts
         self._desired = desired
         self.handlers: dict[str, Any] = {}
+        self.paths = frozenset(file.path for file in files)
         default: Any = ABSENT
         for file in files:
             section = value(file.tree, ("plugins", cri_id(file, facts)))
@@ -78,6 +79,14 @@ class View:
             known = list(table.get("container_annotations", ()))
             table["container_annotations"] = known + [a for a in self._desired.annotations if a not in known]
         return {"runtime_type": kind, **table, "options": options}
+
+    def base_for(self, handler: Handler, base: Tree, *, path: str, made: bool) -> Tree:
+        """Return what a handler inherits: no zero value where somebody gave the same handler a real one.
+
+        `path` is the file that it is written to, `made` tells that it is all ours there.
+        """
+        theirs = EMPTY if made and path in self.paths else self.handlers.get(handler.name, EMPTY)
+        return {k: v for k, v in base.items() if v not in ZERO or theirs.get(k, v) in ZERO}
 
     def low_level(self) -> tuple[str, ...]:
         """Return the binaries that the handlers of others run, the default's first."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 from runtimes import tomldoc
-from runtimes.containerd.facts import told
-from runtimes.containerd.schema import CRI, version_of
+from runtimes.containerd.schema import CRI, table_at, version_of
 from runtimes.errors import NotUnderstood
 from runtimes.model import Desired, Look, Observation, Tree
 
@@ -49,8 +48,10 @@ def load(desired: Desired, seen: Observation) -> tuple[list[File], Look]:
         if data is None:
             continue
         tree = tomldoc.tree(data, path)
+        for cri in set(CRI.values()):
+            table_at(table_at(tree, "plugins", path), cri, path)
         imports = []
-        for pattern in patterns(tree, path, seen if path == desired.config else None):
+        for pattern in patterns(tree, path):
             if "*" not in pattern:
                 found: tuple[str, ...] = (pattern,)
             elif pattern in seen.globs:
@@ -73,12 +74,14 @@ def load(desired: Desired, seen: Observation) -> tuple[list[File], Look]:
     return files, Look(files=tuple(unseen), globs=tuple(unglobbed))
 
 
-def patterns(tree: Tree, path: str, seen: Observation | None) -> Iterator[str]:
-    """Yield the absolute import patterns of a file, the binary's own where the root says none."""
+def patterns(tree: Tree, path: str) -> Iterator[str]:
+    """Yield the import patterns of a file as absolute paths.
+
+    What `config default` of 2.2 and later prints as `imports` counts for nothing:
+    containerd follows only what a file itself says (seen with 2.2.7 and 2.3.4).
+    """
     imports = tree.get("imports", [])
     if not isinstance(imports, list) or not all(isinstance(item, str) for item in imports):
         raise NotUnderstood(path, "its `imports` is not an array of strings")
-    if "imports" not in tree and seen is not None:
-        imports = told(seen).imports
     for item in imports:
-        yield str(PurePosixPath(path).parent / item)
+        yield posixpath.normpath(posixpath.join(posixpath.dirname(path), item))

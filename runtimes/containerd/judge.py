@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 
 from runtimes import edits, tomldoc
@@ -43,7 +44,7 @@ def _own_globs(desired: Desired, after: Mapping[str, bytes | None]) -> set[str]:
     tree = tomldoc.tree(after.get(desired.config) or b"", desired.config)
     return {
         p
-        for p in patterns(tree, desired.config, None)
+        for p in patterns(tree, desired.config)
         if desired.drop_in and "*" in p and matches(p, desired.drop_in)
     }
 
@@ -65,7 +66,12 @@ def removal_verdict(desired: Desired, seen: Observation, answer: Answer) -> list
     if not answer.ok:
         return [f"{seen.binary} does not load what the removal leaves: {last_line(answer.err)}"]
     section = section_of(parsed(answer.out, "candidate"))
-    if section is None:
+    untouched = all(
+        data is None or hashlib.sha256(data).hexdigest() in owned.written or data == owned.original
+        for owned in seen.owned
+        for data in (seen.data(owned.path),)
+    )
+    if section is None or untouched:
         return []
     default = value(section, ("containerd", "default_runtime_name"))
     handlers = value(section, ("containerd", "runtimes"))

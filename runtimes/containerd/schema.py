@@ -19,7 +19,7 @@ CRI: Final = {
 }
 BINARY: Final = "BinaryName"
 RUNC_TYPES: Final = ("io.containerd.runc.", "io.containerd.runtime.v1.")
-_ZERO: Final[tuple[Any, ...]] = ("", 0, False, [], {})
+ZERO: Final[tuple[Any, ...]] = ("", 0, False, [], {})
 
 
 def version_of(tree: Tree, path: str) -> int:
@@ -74,7 +74,7 @@ def solid(tree: Tree) -> dict[str, Any]:
     result = {}
     for key, item in tree.items():
         kept = solid(item) if isinstance(item, Mapping) else item
-        if kept not in _ZERO:
+        if kept not in ZERO:
             result[key] = kept
     return result
 
@@ -89,7 +89,11 @@ def matches(pattern: str, path: str) -> bool:
     """Tell whether an import pattern names a path, as Go's `filepath.Match` does."""
     if "*" not in pattern:
         return pattern == path
-    text = "".join("[^/]*" if c == "*" else "[^/]" if c == "?" else re.escape(c) for c in pattern)
+    parts = re.findall(r"\[\^?(?:\\.|[^\]])+\]|\\.|.", pattern)
+    text = "".join(
+        "[^/]*" if p == "*" else "[^/]" if p == "?" else p if p[0] == "[" and len(p) > 1 else re.escape(p[-1])
+        for p in parts
+    )
     return re.fullmatch(text, path) is not None
 
 

@@ -28,6 +28,18 @@ from runtimes.errors import NotUnderstood
 from runtimes.model import ABSENT, EMPTY, Desired, Edit, Key, Observation, Tree
 
 
+def _refuse_relative_globs(files: Sequence[File], facts: Facts) -> None:
+    """Refuse what nobody can follow: 1.6 takes a relative glob from its working directory, 1.7 does not."""
+    for file in files if facts.merges is False else ():
+        for item in file.tree.get("imports", ()):
+            if "*" in item and not item.startswith("/"):
+                raise NotUnderstood(
+                    file.path,
+                    f"its import {item!r} is relative, which containerd 1.6 and 1.7 take differently",
+                    hint="write it as an absolute path",
+                )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class There:
     """The file that gets our handlers: its schema version, its content, what we own in it."""
@@ -42,6 +54,7 @@ def wants(desired: Desired, seen: Observation) -> Wants:
     files, _ = load(desired, seen)
     facts = told(seen)
     _refuse_unloadable(desired, seen)
+    _refuse_relative_globs(files, facts)
     root = next((file for file in files if file.path == desired.config), None)
     if root is None or root.is_empty:
         version = 1 if desired.legacy else min(facts.newest or 2, 4)
@@ -173,9 +186,9 @@ def _handler_wants(
             yield Want(path=path, key=edit.key, new=edit.old, exact=True)
     for handler in desired.handlers:
         key = (*runtimes, handler.name)
-        new = view.copy(handler, base, cri=runtimes[1])
-        # A handler that was there before us keeps the keys that it alone has.
         made = any(edit.key == key and edit.old is ABSENT for edit in there.edits)
+        new = view.copy(handler, view.base_for(handler, base, path=path, made=made), cri=runtimes[1])
+        # A handler that was there before us keeps the keys that it alone has.
         current = value(there.tree, key)
         if isinstance(current, Mapping) and not made:
             new = _without_variants(current, new)
@@ -199,7 +212,8 @@ def _default_wants(
         yield Want(path=path, key=key, new=desired.default)
     elif value(there.tree, key) in desired.names:
         old = [edit.old for edit in there.edits if edit.key == key]
-        yield Want(path=path, key=key, new=old[0] if old else ABSENT)
+        if old:
+            yield Want(path=path, key=key, new=old[0])
 
 
 def _imports(
@@ -211,7 +225,7 @@ def _imports(
         return
     if root is None or root.is_empty:
         yield Want(path=desired.config, key=("version",), new=version, essential=("version",))
-    known = list(root.tree.get("imports", facts.imports)) if root else list(facts.imports)
+    known = list(root.tree.get("imports", [])) if root else []
     glob = import_glob(desired.drop_in)
     if any(matches(p, desired.drop_in) for p in known):
         glob = ""

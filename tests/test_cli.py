@@ -1,0 +1,348 @@
+"""The command line as people and pods use it: words, both streams, exit codes."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests import workshop
+from toolkit import __version__, cli, transaction
+from toolkit.options import SETTINGS
+
+COLOUR = "\x1b["
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> workshop.Node:
+    return workshop.make_node(tmp_path / "node")
+
+
+@pytest.fixture
+def quiet(node: workshop.Node) -> list[str]:
+    """Return options with which nobody needs to listen."""
+    return node.options(restart_mode="none")
+
+
+# --- words --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "explicit"),
+    [
+        ([], ["run"]),
+        (["-n"], ["run", "-ntrue"]),
+        (["--no-daemon", "--runtime=containerd"], ["run", "--no-daemon=true", "--runtime=containerd"]),
+        (["run", "--set-as-default"], ["run", "--set-as-default=true"]),
+        (["plan", "--set-as-default=false"], ["plan", "--set-as-default=false"]),
+        (["plan", "--set-as-default", "false"], ["plan", "--set-as-default=true", "false"]),
+        (["--help"], ["--help"]),
+        (["--version"], ["--version"]),
+        (["revert", "-o", "json"], ["revert", "-o", "json"]),
+    ],
+    ids=" ".join,
+)
+def test_options_without_a_command_mean_run_and_a_flag_takes_no_word(
+    words: list[str], explicit: list[str]
+) -> None:
+    assert cli.explicit(words) == explicit
+
+
+def test_a_flag_does_not_eat_the_next_word(quiet: list[str]) -> None:
+    done = workshop.cli("plan", "--set-as-default", *quiet)
+    assert done.returncode == 0, done.stderr
+    assert 'default_runtime_name = "nvidia"' in done.stdout
+    refused = workshop.cli("plan", "--set-as-default", "false", *quiet)
+    assert refused.returncode == 2
+    assert "unexpected extra argument" in refused.stderr
+
+
+@pytest.mark.parametrize("word", ["--set-as-default=false", "--set-as-default=no", "--set-as-default=0"])
+def test_a_flag_can_be_denied(quiet: list[str], word: str) -> None:
+    done = workshop.done("plan", word, *quiet)
+    assert "default_runtime_name" not in done.stdout
+    assert "runtimes.nvidia]" in done.stdout
+
+
+@pytest.mark.parametrize("word", ["-n", "--no-daemon", "--no-daemon=true"])
+def test_no_daemon_ends_after_the_set_up(node: workshop.Node, quiet: list[str], word: str) -> None:
+    assert workshop.done(word, *quiet).stdout == ""
+    assert node.toolkit.is_symlink()
+
+
+def test_a_short_flag_can_be_denied(node: workshop.Node, quiet: list[str]) -> None:
+    with workshop.started(workshop.program("-n=false", *quiet)) as process:
+        workshop.wait_for(lambda: node.toolkit.is_symlink() or process.poll() is not None, "it does nothing")
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.communicate(timeout=0.3)
+
+
+def test_variables_alone_are_enough(node: workshop.Node) -> None:
+    environment = {
+        "RUNTIME": "containerd",
+        "CONTAINERD_CONFIG": str(node.config),
+        "RUNTIME_DROP_IN_CONFIG": str(node.drop_in),
+        "CONTAINERD_SOCKET": str(node.socket),
+        "ROOT": str(node.install_dir),
+        "TOOLKIT_SOURCE_ROOT": str(node.source),
+        "TOOLKIT_PID_FILE": str(node.pid_file),
+        "HOST_ROOT_MOUNT": "/",
+        "RUNTIME_CONFIG_SOURCES": "file",
+        "RUNTIME_RESTART_MODE": "none",
+        "NO_DAEMON": "yes",
+        "DOCKER_SET_AS_DEFAULT": "nonsense that does not count here",
+    }
+    workshop.done(environment=environment)
+    assert b'default_runtime_name = "nvidia"' in node.config.read_bytes()
+
+
+# --- both streams -------------------------------------------------------------------------------
+
+
+def test_stdout_is_the_answer_and_stderr_the_story(node: workshop.Node, quiet: list[str]) -> None:
+    planned = workshop.done("plan", *quiet)
+    assert planned.stderr == ""
+    installed = workshop.done("-n", *quiet)
+    assert installed.stdout == ""
+    assert re.search(r"^I changed .*/config\.toml$", installed.stderr, re.MULTILINE)
+    assert f"installed the toolkit at {node.toolkit}" in installed.stderr
+    assert "leaves" not in installed.stderr
+    reverted = workshop.done("revert", *quiet)
+    assert reverted.stdout.splitlines() == [f"gave back {node.config}", "reverted"]
+    again = workshop.done("revert", *quiet)
+    assert again.stdout == "nothing to take back\n"
+
+
+def test_debug_tells_more(quiet: list[str]) -> None:
+    loud = workshop.done("plan", "--debug", *quiet).stderr
+    assert re.search(r"^D .*does not exist", loud, re.MULTILINE)
+
+
+def test_the_plan_as_text_ends_with_a_summary(node: workshop.Node, quiet: list[str]) -> None:
+    lines = workshop.done("plan", *quiet).stdout.splitlines()
+    assert lines[:2] == [f"--- {node.config}", f"+++ {node.config}"]
+    assert lines[-1] == (
+        f"# 1 file to change; the toolkit to install at {node.toolkit}; left to you (restart mode none)"
+    )
+
+
+def test_the_plan_as_json(node: workshop.Node, quiet: list[str]) -> None:
+    answer = json.loads(workshop.done("plan", "-o", "json", *quiet).stdout)
+    assert answer.keys() == {
+        "runtime", "in_sync", "binary", "changes", "toolkit", "reload", "notes",
+    }  # fmt: skip
+    assert (answer["runtime"], answer["in_sync"], answer["binary"]) == ("containerd", False, None)
+    (change,) = answer["changes"]
+    assert change.keys() == {"path", "node_path", "action", "diff"}
+    assert (change["path"], change["node_path"], change["action"]) == (
+        str(node.config), str(node.config), "modify",
+    )  # fmt: skip
+    assert change["diff"].startswith(f"--- {node.config}\n+++ {node.config}\n@@ ")
+    assert answer["toolkit"].keys() == {"path", "version", "in_sync", "differing"}
+    assert answer["toolkit"]["path"] == str(node.toolkit)
+    assert "nvidia-ctk" in answer["toolkit"]["differing"]
+    assert answer["reload"] == {
+        "needed": True,
+        "reason": "the configuration changes",
+        "how": "left to you (restart mode none)",
+    }
+
+
+def test_the_state_as_json_once_all_is_done(quiet: list[str]) -> None:
+    workshop.done("-n", *quiet)
+    answer = json.loads(workshop.done("status", "--output=json", *quiet).stdout)
+    assert (answer["in_sync"], answer["changes"], answer["toolkit"]["in_sync"]) == (True, [], True)
+    assert answer["reload"]["needed"] is False
+    assert answer["reload"]["reason"] == "the configuration is as wanted"
+
+
+def test_a_revert_as_json(node: workshop.Node, quiet: list[str]) -> None:
+    workshop.done("-n", *quiet)
+    answer = json.loads(workshop.done("revert", "-o", "json", *quiet).stdout)
+    assert [change["action"] for change in answer["changes"]] == ["modify"]
+    assert answer["changes"][0]["path"] == str(node.config)
+    assert answer["stayed"] == []
+
+
+@pytest.mark.parametrize("config", [None, b"version = 2"], ids=["absent", "without a last line end"])
+def test_the_diff_is_one_that_patch_understands(tmp_path: Path, config: bytes | None) -> None:
+    node = workshop.make_node(tmp_path / "node", config)
+    quiet = node.options(restart_mode="none")
+    answer = json.loads(workshop.done("plan", "-o", "json", *quiet).stdout)
+    workshop.done("-n", *quiet)
+    for change in answer["changes"]:
+        assert change["action"] == ("create" if config is None else "modify")
+        assert change["diff"].startswith(f"--- {'/dev/null' if config is None else node.config}\n")
+        if config is not None:
+            assert "-version = 2\n\\ No newline at end of file\n" in change["diff"]
+        added = [line[1:] for line in change["diff"].splitlines()[2:] if line[:1] in {"+", " "}]
+        assert added == node.config.read_text(encoding="utf-8").splitlines()
+
+
+def test_colour_is_for_terminals_only(quiet: list[str]) -> None:
+    assert COLOUR not in workshop.done("plan", *quiet).stdout
+    shown = workshop.on_terminal("plan", *quiet)
+    assert f'{COLOUR}32m+    default_runtime_name = "nvidia"{COLOUR}0m' in shown
+
+
+@pytest.mark.parametrize("value", ["1", ""])
+def test_no_color_is_heeded(quiet: list[str], value: str) -> None:
+    shown = workshop.on_terminal("plan", *quiet, environment={"NO_COLOR": value})
+    assert COLOUR not in shown
+    assert "default_runtime_name" in shown
+
+
+def test_colours_are_not_in_json(quiet: list[str]) -> None:
+    assert COLOUR not in workshop.on_terminal("plan", "-o", "json", *quiet)
+
+
+def test_a_reader_that_goes_away_is_no_bug(node: workshop.Node, quiet: list[str]) -> None:
+    node.config.write_bytes(workshop.KUBEADM + b"# filler\n" * 20_000)
+    words = " ".join(f"'{word}'" for word in workshop.program("plan", *quiet))
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", f"{words} | true"],
+        env=workshop.ENVIRONMENT, capture_output=True, text=True, timeout=20, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# --- help ---------------------------------------------------------------------------------------
+
+
+def test_help_names_every_command_and_exit_code() -> None:
+    shown = workshop.done("--help").stdout
+    for word in ("run", "plan", "revert", "status", "--version"):
+        assert re.search(rf"^\s+{word}\b", shown, re.MULTILINE), word
+    for code in "012345":
+        assert re.search(rf"\b{code} ", shown[shown.index("Exit codes:") :])
+
+
+def test_help_of_a_command_names_its_options_and_their_variables() -> None:
+    shown = "".join(workshop.done("plan", "--help").stdout.split())  # a long name may be wrapped
+    assert "--exit-code" in shown
+    assert "-o,--output" in shown
+    for row in SETTINGS:
+        assert row.flags[0] in shown
+        assert all(variable in shown for variable in row.variables)
+
+
+def test_the_version_is_said() -> None:
+    assert workshop.done("--version").stdout == f"nvidia-toolkit, version {__version__}\n"
+
+
+@pytest.mark.parametrize("name", ["nvidia-toolkit", "nvidia-ctk-installer"])
+def test_both_names_are_installed(name: str) -> None:
+    program = workshop.BIN / name
+    assert program.exists(), "install the project first: make test does"
+    shown = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=20, check=True)
+    assert __version__ in shown.stdout
+
+
+# --- exit codes ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["plan", "status"])
+def test_pending_changes_can_be_an_exit_code(quiet: list[str], command: str) -> None:
+    assert workshop.cli(command, *quiet).returncode == 0
+    assert workshop.cli(command, "--exit-code", *quiet).returncode == 2
+    workshop.done("-n", *quiet)
+    assert workshop.cli(command, "--exit-code", *quiet).returncode == 0
+
+
+def test_0_done(quiet: list[str]) -> None:
+    assert workshop.cli("-n", *quiet).returncode == 0
+
+
+def test_1_a_bug_is_told_with_its_trace(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], quiet: list[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("on purpose")
+
+    monkeypatch.setattr(transaction, "view", fail)
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["plan", *quiet])
+    shown = capsys.readouterr()
+    assert caught.value.code == 1
+    assert shown.err.splitlines()[-1] == (
+        f"error: this is a bug in nvidia-toolkit {__version__}: ZeroDivisionError('on purpose')"
+    )
+    assert "Traceback" in shown.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["plan", "--no-such-option"], "No such option"),
+        (["plan", "--pid-file=/x"], "error: --pid-file=/x: the file must be called toolkit.pid"),
+        (["--runtime=podman", "-n"], "error: --runtime=podman: this is none of docker, containerd, crio"),
+        (["plan", "-o", "yaml"], "'yaml' is not one of"),
+        (["--debug", "plan"], "unexpected extra argument"),
+    ],
+    ids=["unknown option", "pid file", "runtime", "output", "options before the command"],
+)
+def test_2_wrong_usage(words: list[str], said: str) -> None:
+    done = workshop.cli(*words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr
+
+
+def test_3_not_understood(node: workshop.Node, quiet: list[str]) -> None:
+    node.config.write_bytes(b"version = \n")
+    assert workshop.cli("plan", *quiet).returncode == 3
+
+
+def test_4_a_step_failed(node: workshop.Node) -> None:
+    assert workshop.cli("-n", *node.options()).returncode == 4
+
+
+def test_5_locked(node: workshop.Node, quiet: list[str]) -> None:
+    with workshop.started(workshop.program(*quiet)) as first:
+        workshop.wait_for(lambda: node.toolkit.is_symlink() and node.state.exists(), "it does nothing")
+        done = workshop.cli("-n", *quiet)
+        assert done.returncode == 5
+        assert done.stderr == (
+            f"error: another instance (PID {first.pid}) holds {node.pid_file}\n"
+            "hint: wait for it to end, or end it; nothing was changed\n"
+        )
+        assert workshop.cli("plan", *quiet).returncode == 0, "looking needs no lock"
+        assert workshop.cli("revert", *quiet).returncode == 5
+        assert workshop.ended(first, signal.SIGTERM)[0] == 0
+
+
+# --- an ordinary user ---------------------------------------------------------------------------
+
+
+@workshop.needs_root
+@pytest.mark.parametrize("command", ["plan", "status"])
+def test_an_ordinary_user_can_look(command: str) -> None:
+    words = [
+        "--runtime=containerd",
+        f"--config={workshop.CHECKOUT}/examples/containerd/config.toml",
+        "--socket=/nonexistent/containerd.sock",
+        "--toolkit-install-dir=/nonexistent/nvidia",
+        "--pid-file=/nonexistent/toolkit.pid",
+    ]
+    can = subprocess.run(
+        [*workshop.NOBODY, *workshop.program("--version")], capture_output=True, text=True, check=False
+    )
+    if can.returncode != 0:
+        pytest.skip(f"an ordinary user cannot run this Python or read this checkout: {can.stderr[-200:]}")
+    done = workshop.cli(command, *words, prefix=workshop.NOBODY)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "default_runtime_name" in done.stdout or command == "status"
+
+
+@pytest.mark.parametrize("hidden", ["source", "socket", "config"])
+def test_what_an_ordinary_user_may_not_see_is_no_bug(node: workshop.Node, hidden: str) -> None:
+    place = {"source": node.source, "socket": node.socket.parent, "config": node.config.parent}[hidden]
+    place.chmod(0)
+    done = workshop.cli("plan", *node.options(), prefix=workshop.ORDINARY)
+    place.chmod(0o755)
+    assert "this is a bug" not in done.stderr
+    assert done.returncode in {0, 3}, done.stderr
+    assert str(place) in done.stdout + done.stderr

@@ -1,0 +1,98 @@
+"""What the running daemon itself says: it, and not the file, decides whether a change was taken up."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+from runtimes.adapter import Adapter
+from runtimes.model import Observation
+from toolkit import owner
+from toolkit.detect import Scene
+from toolkit.errors import NotReloaded, StepFailed
+
+_PAUSE: Final = 0.05
+_LARGEST: Final = 32 * 1024 * 1024
+
+
+def confirmed(place: Scene, adapter: Adapter, files: Mapping[str, bytes | None], *, timeout: float) -> None:
+    """Wait until the daemon has what its files say. `timeout` is in seconds.
+
+    Raises NotReloaded where it does not, with what is missing.
+    """
+    if adapter.confirmation is None:
+        return
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            body = get(place.socket, adapter.confirmation.path, timeout=max(1.0, deadline - time.monotonic()))
+            missing = list(adapter.unconfirmed(place.desired, files, body))
+        except StepFailed as error:
+            missing = [error.message]
+        if not missing:
+            return
+        if time.monotonic() >= deadline:
+            raise NotReloaded(
+                f"the runtime did not take the change up: {'; '.join(missing)}",
+                hint="look at the runtime's own log; `nvidia-toolkit revert` gives the files back",
+            )
+        time.sleep(_PAUSE)
+
+
+def using(place: Scene, adapter: Adapter, seen: Observation, *, timeout: float) -> tuple[str, ...]:
+    """Return the names of containers that run through our handlers, as the runtime itself says.
+
+    `timeout` is in seconds. Raises StepFailed where it cannot be asked.
+    """
+    found = list(_noted(place, adapter, seen))
+    answers: dict[str, str] = {}
+    while True:
+        usage = adapter.usage(place.desired, answers)
+        if not usage.requests:
+            return tuple(dict.fromkeys([*found, *usage.using]))
+        for request in usage.requests:
+            answers[request.path] = get(place.socket, request.path, timeout=timeout)
+
+
+def _noted(place: Scene, adapter: Adapter, seen: Observation) -> Iterator[str]:
+    """Yield the containers whose shim noted a binary of ours, whatever handler they were started by."""
+    binaries = {handler.binary for handler in place.desired.handlers}
+    for pattern in adapter.task_files(place.desired, seen):
+        for path in place.host.glob(pattern):
+            with contextlib.suppress(OSError):
+                if place.host.local(path).read_text(encoding="utf-8").strip() in binaries:
+                    yield Path(path).parent.name
+
+
+def get(path: Path, target: str, *, timeout: float) -> str:
+    """GET a target over HTTP on a Unix socket; `timeout` is in seconds. Raises StepFailed."""
+    client = _Client(path, timeout)
+    try:
+        client.request("GET", target, headers={"Host": "localhost"})
+        answer = client.getresponse()
+        body = answer.read(_LARGEST).decode(errors="replace")
+    except (OSError, http.client.HTTPException) as error:
+        raise StepFailed(f"{path} does not answer GET {target}: {error}") from error
+    finally:
+        client.close()
+    if answer.status != http.client.OK:
+        raise StepFailed(f"{path} answers GET {target} with {answer.status} {answer.reason}")
+    return body
+
+
+class _Client(http.client.HTTPConnection):
+    """HTTP on a Unix socket."""
+
+    def __init__(self, path: Path, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        owner.connect(self.sock, self._path)
