@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests import containers, nodes, real
+from tests import artifacts, containers, nodes, real
 from tests.nodes import Node
 
 pytestmark = [pytest.mark.node, pytest.mark.timeout(300)]
@@ -27,31 +27,11 @@ HANDLERS = {
     "nvidia-cdi": f"{TOOLKIT}/nvidia-container-runtime.cdi",
     "nvidia-legacy": f"{TOOLKIT}/nvidia-container-runtime.legacy",
 }
-# Says that it ran, and then is the low-level runtime.
-STAND_IN = '#!/bin/sh\necho "${0##*/} $*" >> /run/nvidia/ran\nexec runc "$@"\n'
-PROGRAMS = (
-    "nvidia-container-runtime",
-    "nvidia-container-runtime.cdi",
-    "nvidia-container-runtime.legacy",
-    "nvidia-container-runtime-hook",
-    "nvidia-container-cli",
-    "nvidia-ctk",
-    "nvidia-cdi-hook",
-)
 
 
 @pytest.fixture(scope="module")
-def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("artifacts")
-    (root / "usr/bin").mkdir(parents=True)
-    (root / "usr/lib64").mkdir(parents=True)
-    for name in PROGRAMS:
-        (root / "usr/bin" / name).write_text(STAND_IN, encoding="utf-8")
-        (root / "usr/bin" / name).chmod(0o755)
-    for name in ("libnvidia-container.so.1", "libnvidia-container-go.so.1"):
-        (root / "usr/lib64" / f"{name}.17.8").write_bytes(b"a stand-in\n")
-        (root / "usr/lib64" / name).symlink_to(f"{name}.17.8")
-    return root
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return artifacts.make(tmp_path_factory.mktemp("artifacts"))
 
 
 @pytest.fixture(scope="module", params=nodes.SUITES)
@@ -67,9 +47,9 @@ def node(request: pytest.FixtureRequest) -> Iterator[Node]:
 class Tool:
     """The program on a node, with the settings of a DaemonSet."""
 
-    def __init__(self, node: Node, artifacts: Path) -> None:
+    def __init__(self, node: Node, source: Path) -> None:
         self.node = node
-        self.options = ["--runtime=containerd", f"--toolkit-source-root={artifacts}"]
+        self.options = ["--runtime=containerd", f"--toolkit-source-root={source}"]
 
     def __call__(self, *arguments: str, code: int = 0, env: Mapping[str, str] | None = None) -> str:
         done = containers.daemonset(self.node, [PROGRAM, *arguments, *self.options], env=env)
@@ -78,9 +58,9 @@ class Tool:
 
 
 @pytest.fixture
-def tool(node: Node, artifacts: Path) -> Iterator[Tool]:
+def tool(node: Node, source: Path) -> Iterator[Tool]:
     """A tool on a node that it leaves as it was, so that the next test finds a clean one."""
-    found = Tool(node, artifacts)
+    found = Tool(node, source)
     before = picture(node)
     yield found
     found("revert", "--even-if-in-use")
@@ -183,7 +163,7 @@ def test_pods_run_through_the_installed_wrapper(node: Node, tool: Tool) -> None:
         pytest.skip(reason)
     tool("run", "--no-daemon")
     containers.prepare_images(node)
-    ran = nodes.path(node, "/run/nvidia/ran")
+    ran = nodes.path(node, artifacts.RAN)
     # Without the driver the wrapper passes everything on to the node's own low-level runtime.
     assert containers.run_pod(node, handler="", argv=["true"]).exit_code == 0
     assert not ran.exists()

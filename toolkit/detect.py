@@ -71,7 +71,7 @@ def scene(settings: Settings, adapter: Adapter) -> Scene:
     given = _argument(found, adapter.config_flags)
     config = Path(os.path.abspath(settings.text("config")))
     if given is not None and not settings.is_given("config"):
-        config = host.below(given)
+        config = host.seen(given)
     config_node = host.node(config, *([given] if given else []), _default_path(adapter, "config"))
     host = host.mapped(str(Path(config_node).parent), config.parent)
     drop_in_node = ""

@@ -52,6 +52,11 @@ class Host:
         """Return a node path as seen through the node's root alone."""
         return self.root / node_path.lstrip("/")
 
+    def seen(self, node_path: str) -> Path:
+        """Return where a path of the node is seen here: under its own name where that is the same place."""
+        own = Path(node_path)
+        return own if _same_place(own, self.below(node_path)) else self.local(node_path)
+
     def node(self, local_path: Path, *candidates: str) -> str:
         """Return the node's name of a local path.
 

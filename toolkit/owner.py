@@ -20,12 +20,12 @@ from typing import Final
 
 import psutil
 
+from toolkit import unix
 from toolkit.errors import StepFailed
 
 _SO_PASSCRED: Final = 16
 _SCM_CREDENTIALS: Final = 2
 _CREDENTIALS: Final = struct.Struct("iII")
-_LONGEST_ADDRESS: Final = 108
 _HTTP: Final = b"GET /info HTTP/1.0\r\nHost: localhost\r\n\r\n"
 _UNIT: Final = re.compile(r"/([^/]+\.service)(?:/|$)")
 
@@ -133,8 +133,7 @@ def _speaker(path: Path, timeout: float, *, speaks_first: bool) -> int:
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
             client.setsockopt(socket.SOL_SOCKET, _SO_PASSCRED, 1)
-            client.settimeout(timeout)
-            connect(client, path)
+            unix.connect(client, path, deadline=deadline)
             if not speaks_first:
                 client.sendall(_HTTP)
             client.settimeout(max(0.1, deadline - time.monotonic()))
@@ -153,18 +152,6 @@ def _speaker(path: Path, timeout: float, *, speaks_first: bool) -> int:
         raise NoOwner(f"{path} was not answered within {timeout:g} s") from error
     except OSError as error:
         raise NoOwner(f"the socket {path} cannot be used: {error.strerror}") from error
-
-
-def connect(client: socket.socket, path: Path) -> None:
-    """Connect also where the path is longer than an address may be (108 bytes)."""
-    if len(os.fsencode(path)) < _LONGEST_ADDRESS:
-        client.connect(str(path))
-        return
-    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        client.connect(f"/proc/self/fd/{directory}/{path.name}")
-    finally:
-        os.close(directory)
 
 
 def _credentials(client: socket.socket) -> int:

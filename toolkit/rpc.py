@@ -8,7 +8,6 @@ anything that happens to listen on the socket.
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import time
 import urllib.parse
@@ -23,6 +22,8 @@ import h2.errors
 import h2.events
 import h2.exceptions
 
+from toolkit import unix
+
 _NAMES: Final = (
     "OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS",
     "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE",
@@ -32,7 +33,6 @@ _CODES: Final = {str(number): name for number, name in enumerate(_NAMES)}
 
 # What kubelet takes at most; an answer that is larger stops the whole node anyhow.
 _LARGEST_ANSWER: Final = 16 << 20
-_LONGEST_ADDRESS: Final = 108
 # HTTP/2's default, which is not raised here.
 _LARGEST_FRAME: Final = 16 << 10
 _FRAME_HEADER: Final = 9
@@ -67,27 +67,8 @@ def unary(path: Path, method: str, request: bytes, *, timeout: float) -> bytes:
     """
     deadline = time.monotonic() + timeout
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
-        _connect(client, path, deadline)
+        unix.connect(client, path, deadline=deadline)
         return _message(_exchange(client, method, request, deadline))
-
-
-def _connect(client: socket.socket, path: Path, deadline: float) -> None:
-    """Connect also where the path is longer than an address may be, and wait for a place in the queue."""
-    with contextlib.ExitStack() as undo:
-        address = os.fspath(path)
-        if len(os.fsencode(path)) >= _LONGEST_ADDRESS:
-            directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            undo.callback(os.close, directory)
-            address = f"/proc/self/fd/{directory}/{path.name}"
-        while True:
-            client.settimeout(_left(deadline))
-            try:
-                client.connect(address)
-            except BlockingIOError:
-                # The kernel does not wait on behalf of a socket that has a timeout.
-                time.sleep(0.02)
-            else:
-                return
 
 
 def _exchange(client: socket.socket, method: str, request: bytes, deadline: float) -> _Answer:

@@ -12,7 +12,7 @@ from typing import Final
 
 from runtimes.adapter import Adapter
 from runtimes.model import Observation
-from toolkit import owner
+from toolkit import cri, unix
 from toolkit.detect import Scene
 from toolkit.errors import NotReloaded, StepFailed
 
@@ -50,6 +50,8 @@ def using(place: Scene, adapter: Adapter, seen: Observation, *, timeout: float) 
     `timeout` is in seconds. Raises StepFailed where it cannot be asked.
     """
     found = list(_noted(place, adapter, seen))
+    if adapter.speaks_cri:
+        found += _pods(place, timeout=timeout)
     answers: dict[str, str] = {}
     while True:
         usage = adapter.usage(place.desired, answers)
@@ -57,6 +59,22 @@ def using(place: Scene, adapter: Adapter, seen: Observation, *, timeout: float) 
             return tuple(dict.fromkeys([*found, *usage.using]))
         for request in usage.requests:
             answers[request.path] = get(place.socket, request.path, timeout=timeout)
+
+
+def _pods(place: Scene, *, timeout: float) -> list[str]:
+    """Return the pods that asked for a handler of ours by its name, running or not."""
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            pods = cri.sandboxes(place.socket, timeout=max(1.0, deadline - time.monotonic()))
+        except cri.CriFailed as error:
+            if error.code == "UNIMPLEMENTED":
+                return []  # CRI is off in this runtime: it has no pods
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(_PAUSE)  # just started, and not ready yet
+        else:
+            return [f"{p.namespace}/{p.name}" for p in pods if p.handler in place.desired.names]
 
 
 def _noted(place: Scene, adapter: Adapter, seen: Observation) -> Iterator[str]:
@@ -91,8 +109,9 @@ class _Client(http.client.HTTPConnection):
     def __init__(self, path: Path, timeout: float) -> None:
         super().__init__("localhost", timeout=timeout)
         self._path = path
+        self._patience = timeout
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        owner.connect(self.sock, self._path)
+        unix.connect(self.sock, self._path, deadline=time.monotonic() + self._patience)
+        self.sock.settimeout(self._patience)
