@@ -1,6 +1,7 @@
 """A stand-in for a runtime's daemon: it owns a socket and notes every signal that it gets.
 
-It is started under the name `containerd` (see tests/workshop.py) and needs nothing but Python.
+It is started under the name `containerd` (see tests/workshop.py) and needs nothing but Python. To every
+gRPC call it says UNIMPLEMENTED, as a containerd does whose CRI plugin is off.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import contextlib
 import os
 import signal
 import socket
+import struct
+import threading
 import time
 from pathlib import Path
 from types import FrameType
@@ -17,7 +20,14 @@ from typing import Final
 
 SETTINGS_FRAME: Final = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 """What a gRPC server says first: an empty HTTP/2 SETTINGS frame."""
+UNIMPLEMENTED: Final = b"\x88\x0f\x10\x10application/grpc\x00\x0bgrpc-status\x0212"
+"""Headers in HPACK, none of them indexed: `:status` 200, `content-type`, `grpc-status` 12."""
 ANSWER: Final = b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+_PREFACE: Final = len(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+_HEADER: Final = struct.Struct(">BHBBL")
+_DATA, _HEADERS, _SETTINGS, _PING = 0, 1, 4, 6
+_ACK = _END_STREAM = 1
+_END_HEADERS: Final = 4
 _UNHEARD: Final = {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD, signal.SIGPIPE}
 
 
@@ -39,14 +49,9 @@ def main() -> None:
     time.sleep(options.delay)
     server = _server(options)
     note("listens")
-    kept: list[socket.socket] = []
     while True:
         client, _ = server.accept()
-        _speak(client, options.speech)
-        if options.speech != "close":
-            kept.append(client)
-        else:
-            client.close()
+        threading.Thread(target=_speak, args=(client, options.speech), daemon=True).start()
 
 
 def _options() -> argparse.Namespace:
@@ -73,11 +78,34 @@ def _server(options: argparse.Namespace) -> socket.socket:
 
 
 def _speak(client: socket.socket, speech: str) -> None:
-    with contextlib.suppress(OSError):
-        if speech == "grpc":
-            client.sendall(SETTINGS_FRAME)
-        if speech == "http" and client.recv(4096):
-            client.sendall(ANSWER)
+    with contextlib.suppress(OSError), client:
+        match speech:
+            case "grpc":
+                client.sendall(SETTINGS_FRAME)
+                _refuse_calls(client)
+            case "http":
+                if client.recv(4096):
+                    client.sendall(ANSWER)
+            case "silent":
+                while client.recv(4096):
+                    continue
+            case _:
+                return
+
+
+def _refuse_calls(client: socket.socket) -> None:
+    with client.makefile("rb") as stream:
+        stream.read(_PREFACE)
+        while len(head := stream.read(_HEADER.size)) == _HEADER.size:
+            high, low, kind, flags, number = _HEADER.unpack(head)
+            payload = stream.read((high << 8) + low)
+            if kind == _SETTINGS and not flags & _ACK:
+                client.sendall(_HEADER.pack(0, 0, _SETTINGS, _ACK, 0))
+            if kind == _PING and not flags & _ACK:
+                client.sendall(_HEADER.pack(0, len(payload), _PING, _ACK, 0) + payload)
+            if kind in {_DATA, _HEADERS} and flags & _END_STREAM:
+                refusal = _HEADER.pack(0, len(UNIMPLEMENTED), _HEADERS, _END_STREAM | _END_HEADERS, number)
+                client.sendall(refusal + UNIMPLEMENTED)
 
 
 if __name__ == "__main__":

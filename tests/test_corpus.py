@@ -311,22 +311,11 @@ NODES: Final[Mapping[str, study.Files]] = {
 MAY_REFUSE: Final[Mapping[str, str]] = {
     "later import wins the default": "the default handler would be 'runc', not nvidia",
 }
-# What is known to be wrong, and why it is not worth more than these words.
-KNOWN: Final[Mapping[tuple[str, str], str]] = {
-    (
-        "1.6",
-        "relative glob",
-    ): "1.6 looks for a relative glob below its working directory, not beside the file",
-}
 
 
 @pytest.mark.binary
 @pytest.mark.parametrize("node", NODES)
-def test_only_our_keys_change_however_the_files_are_laid_out(
-    node: str, binary: binaries.Binary, request: pytest.FixtureRequest
-) -> None:
-    if (binary.line, node) in KNOWN:
-        request.applymarker(pytest.mark.xfail(reason=KNOWN[binary.line, node], raises=AssertionError))
+def test_only_our_keys_change_however_the_files_are_laid_out(node: str, binary: binaries.Binary) -> None:
     refusal = check_way(study.desired(), NODES[node], binary)
     if refusal is not None:
         reason = MAY_REFUSE.get(node)

@@ -13,7 +13,7 @@ from typing import Any, cast
 import pytest
 
 from runtimes import containerd
-from runtimes.adapter import Adapter
+from runtimes.adapter import Adapter, HangUp
 from tests import workshop
 from toolkit import detect, owner, process, reload
 from toolkit.detect import Scene
@@ -34,10 +34,10 @@ def scene(node: workshop.Node) -> Scene:
     return detect.scene(node.settings(), containerd)
 
 
-def adapter_of(*, reloads: bool) -> Adapter:
-    """Return an adapter of a daemon that reloads in place, or of one that dies."""
+def adapter_of(on_hangup: HangUp) -> Adapter:
+    """Return an adapter of a daemon that takes a SIGHUP in this way."""
     names = {name: getattr(containerd, name) for name in containerd.__all__}
-    return cast("Adapter", SimpleNamespace(**{**names, "reloads": reloads}))
+    return cast("Adapter", SimpleNamespace(**{**names, "on_hangup": on_hangup}))
 
 
 def silence(node: workshop.Node) -> str:
@@ -67,24 +67,26 @@ def systemd(root: Path) -> Host:
 
 @workshop.needs_root
 @pytest.mark.parametrize(
-    ("reloads", "mode", "unit", "way"),
+    ("on_hangup", "mode", "unit", "way"),
     [
-        (False, "auto", "a.service", ("systemd", "a.service", True)),
-        (False, "auto", None, ("signal", None, True)),
-        (False, "signal", "a.service", ("signal", None, True)),
-        (False, "systemd", "a.service", ("systemd", "a.service", True)),
-        (False, "none", "a.service", ("none", None, False)),
-        (True, "auto", "a.service", ("signal", None, False)),
-        (True, "signal", None, ("signal", None, False)),
-        (True, "systemd", "a.service", ("systemd", "a.service", True)),
-        (True, "none", None, ("none", None, False)),
+        (HangUp.ENDS, "auto", "a.service", ("systemd", "a.service", True)),
+        (HangUp.ENDS, "auto", None, ("signal", None, True)),
+        (HangUp.ENDS, "signal", "a.service", ("signal", None, True)),
+        (HangUp.ENDS, "systemd", "a.service", ("systemd", "a.service", True)),
+        (HangUp.ENDS, "none", "a.service", ("none", None, False)),
+        (HangUp.RELOADS, "auto", "a.service", ("signal", None, False)),
+        (HangUp.RELOADS, "signal", None, ("signal", None, False)),
+        (HangUp.RELOADS, "systemd", "a.service", ("systemd", "a.service", True)),
+        (HangUp.RELOADS, "none", None, ("none", None, False)),
+        (HangUp.FORGETS, "auto", "a.service", ("systemd", "a.service", True)),
+        (HangUp.FORGETS, "signal", "a.service", ("signal", None, False)),
     ],
 )
 def test_the_way_fits_the_runtime_and_the_node(
-    node: workshop.Node, mode: str, unit: str | None, way: tuple[str, str | None, bool], *, reloads: bool
+    node: workshop.Node, on_hangup: HangUp, mode: str, unit: str | None, way: tuple[str, str | None, bool]
 ) -> None:
     place = replace(owned(scene(node), unit), host=systemd(node.root / "host"))
-    found = reload.way(place, adapter_of(reloads=reloads), RestartMode(mode))
+    found = reload.way(place, adapter_of(on_hangup), RestartMode(mode))
     assert (found.mode, found.unit, found.replaces, found.obstacle) == (*way, "")
 
 
@@ -96,6 +98,12 @@ def test_auto_signals_where_systemd_cannot_be_reached(node: workshop.Node) -> No
     assert asked.obstacle == (
         f"the node's systemd is not seen below {node.root} (its /run has to be mounted there)"
     )
+
+
+def test_auto_never_sends_a_signal_that_would_be_forgotten(node: workshop.Node) -> None:
+    asked = reload.way(owned(scene(node), None), adapter_of(HangUp.FORGETS), RestartMode.AUTO)
+    assert asked.mode is RestartMode.SYSTEMD
+    assert asked.obstacle == ("PID 4000000 belongs to no systemd service (use --restart-mode signal or none)")
 
 
 def test_what_no_service_started_cannot_be_restarted_by_systemd(node: workshop.Node) -> None:
@@ -144,7 +152,7 @@ def test_a_slow_supervisor_is_waited_for(node: workshop.Node) -> None:
 
 def test_a_runtime_that_reloads_in_place_is_not_expected_to_die(node: workshop.Node) -> None:
     with workshop.daemon(node.socket, home=node.root / "d", on_hup="stay") as daemon:
-        assert perform(scene(node), adapter_of(reloads=True)) < 1
+        assert perform(scene(node), adapter_of(HangUp.RELOADS)) < 1
         workshop.wait_for(lambda: daemon.signals() == ["SIGHUP"], "the signal did not arrive")
 
 

@@ -472,7 +472,7 @@ def test_containers_that_use_the_handlers_keep_them_but_new_ones_do_not_get_them
         with pytest.raises(StepFailed) as caught:
             removal.revert(node.settings(), containerd)
         assert str(caught.value) == (
-            "1 container still run through our handlers: 0123abc; the handlers and their files stay"
+            "1 container still runs through our handlers: 0123abc; the handlers and their files stay"
         )
         assert "--even-if-in-use" in caught.value.hint
         assert b"default_runtime_name" not in node.config.read_bytes()

@@ -116,9 +116,8 @@ def _using(settings: Settings, adapter: Adapter, found: View) -> tuple[str, ...]
 
 
 def _in_use(using: tuple[str, ...]) -> StepFailed:
-    count = f"{len(using)} container{'s' if len(using) > 1 else ''}"
+    who = "1 container still runs" if len(using) == 1 else f"{len(using)} containers still run"
     return StepFailed(
-        f"{count} still run through our handlers: {', '.join(sorted(using)[:5])};"
-        " the handlers and their files stay",
+        f"{who} through our handlers: {', '.join(sorted(using)[:5])}; the handlers and their files stay",
         hint="end them and run revert again, or use --even-if-in-use: they could then not be stopped cleanly",
     )

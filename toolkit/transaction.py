@@ -148,7 +148,10 @@ def is_owed(place: Scene, record: Record, mode: RestartMode) -> bool:
 def stop_for(problems: Sequence[str]) -> None:
     """Raise StepFailed with everything that stands in the way, where anything does."""
     if problems:
-        raise StepFailed(f"{'; '.join(problems)}: nothing was changed")
+        raise StepFailed(
+            f"{'; '.join(problems)}: nothing was changed",
+            hint="with --restart-mode none a runtime that does not answer is left to you",
+        )
 
 
 def _preflight(found: View) -> None:

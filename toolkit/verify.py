@@ -17,6 +17,7 @@ from toolkit.detect import Scene
 from toolkit.errors import NotReloaded, StepFailed
 
 _PAUSE: Final = 0.05
+_SHORT: Final = 12
 _LARGEST: Final = 32 * 1024 * 1024
 
 
@@ -51,7 +52,8 @@ def using(place: Scene, adapter: Adapter, seen: Observation, *, timeout: float) 
     """
     found = list(_noted(place, adapter, seen))
     if adapter.speaks_cri:
-        found += _pods(place, timeout=timeout)
+        pods, asking = _pods(place, timeout=timeout)
+        found = [pods.get(name, name[:_SHORT]) for name in found] + asking
     answers: dict[str, str] = {}
     while True:
         usage = adapter.usage(place.desired, answers)
@@ -61,20 +63,24 @@ def using(place: Scene, adapter: Adapter, seen: Observation, *, timeout: float) 
             answers[request.path] = get(place.socket, request.path, timeout=timeout)
 
 
-def _pods(place: Scene, *, timeout: float) -> list[str]:
-    """Return the pods that asked for a handler of ours by its name, running or not."""
+def _pods(place: Scene, *, timeout: float) -> tuple[dict[str, str], list[str]]:
+    """Return the pod of every sandbox and container by ID, and the pods that asked for a handler of ours."""
     deadline = time.monotonic() + timeout
     while True:
+        left = max(1.0, deadline - time.monotonic())
         try:
-            pods = cri.sandboxes(place.socket, timeout=max(1.0, deadline - time.monotonic()))
+            pods = cri.sandboxes(place.socket, timeout=left)
+            containers = cri.containers(place.socket, timeout=left)
         except cri.CriFailed as error:
             if error.code == "UNIMPLEMENTED":
-                return []  # CRI is off in this runtime: it has no pods
+                return {}, []  # CRI is off in this runtime: it has no pods
             if time.monotonic() >= deadline:
                 raise
             time.sleep(_PAUSE)  # just started, and not ready yet
         else:
-            return [f"{p.namespace}/{p.name}" for p in pods if p.handler in place.desired.names]
+            names = {pod.id: f"{pod.namespace}/{pod.name}" for pod in pods}
+            names |= {c.id: names[c.sandbox] for c in containers if c.sandbox in names}
+            return names, [names[pod.id] for pod in pods if pod.handler in place.desired.names]
 
 
 def _noted(place: Scene, adapter: Adapter, seen: Observation) -> Iterator[str]:
