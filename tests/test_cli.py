@@ -35,7 +35,7 @@ def quiet(node: workshop.Node) -> list[str]:
     ("words", "explicit"),
     [
         ([], ["run"]),
-        (["-n"], ["run", "-ntrue"]),
+        (["-n"], ["run", "--no-daemon=true"]),
         (["--no-daemon", "--runtime=containerd"], ["run", "--no-daemon=true", "--runtime=containerd"]),
         (["run", "--set-as-default"], ["run", "--set-as-default=true"]),
         (["plan", "--set-as-default=false"], ["plan", "--set-as-default=false"]),

@@ -117,13 +117,22 @@ def test_links_in_circles_are_refused(root: Path) -> None:
     assert str(caught.value) == f"{root}/etc/a is a link that leads in circles"
 
 
-def test_a_link_out_of_what_is_seen_is_refused(root: Path) -> None:
+def test_a_link_above_the_root_ends_at_the_root_as_on_the_node(root: Path) -> None:
     link = root / "etc/containerd/config.toml"
     link.symlink_to("../../../elsewhere.toml")
+    assert Host(root=root).target(link) == root / "elsewhere.toml"
+
+
+def test_a_link_out_of_what_is_seen_is_refused(root: Path, tmp_path: Path) -> None:
+    mounted = tmp_path / "mounted"
+    mounted.mkdir()
+    link = mounted / "config.toml"
+    link.symlink_to("../elsewhere.toml")
+    host = Host(root=root).mapped("/etc/containerd", mounted)
     with pytest.raises(StepFailed) as caught:
-        Host(root=root).target(link)
+        host.target(link)
     assert str(caught.value) == (
-        f"{link} is a link to ../../../elsewhere.toml, which is not on the node as seen here"
+        f"{link} is a link to ../elsewhere.toml, which is not on the node as seen here"
     )
     assert caught.value.hint == "name the file itself, or mount the directory that it lies in"
 

@@ -151,6 +151,7 @@ def test_a_socket_that_nobody_answers_changes_nothing(node: Node) -> None:
         assert done.stderr == (
             f"error: the socket {node.socket} cannot be used: the connection was closed without a word:"
             " nothing was changed\n"
+            "hint: with --restart-mode none a runtime that does not answer is left to you\n"
         )
         assert snapshot(node) == before
         assert daemon.signals() == []
@@ -425,7 +426,10 @@ def test_a_revert_where_nobody_listens_changes_nothing(node: Node) -> None:
     done = workshop.cli("revert", *node.options())
     assert done.returncode == 4
     assert done.stderr.startswith("error: nobody listens on ")
-    assert done.stderr.rstrip().endswith("nothing was changed")
+    assert done.stderr.splitlines()[0].endswith(": nothing was changed")
+    assert done.stderr.splitlines()[1:] == [
+        "hint: with --restart-mode none a runtime that does not answer is left to you"
+    ]
     assert snapshot(node) == before
 
 

@@ -185,7 +185,8 @@ def trace(path: Path) -> Trace:
     status = path.lstat()
     content = ""
     if stat.S_ISREG(status.st_mode):
-        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        with suppress(PermissionError):  # then nobody could write to it either
+            content = hashlib.sha256(path.read_bytes()).hexdigest()
     elif stat.S_ISLNK(status.st_mode):
         content = os.readlink(path)
     return Trace(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from runtimes.model import FileChange
 from toolkit import files
-from toolkit.errors import Conflict
+from toolkit.errors import Conflict, StepFailed
 from toolkit.host import Host
 from toolkit.journal import Owned
 from toolkit.log import LOGGER
@@ -19,13 +20,7 @@ def check(host: Host, changes: Sequence[FileChange]) -> dict[str, files.Seen | N
     found = {}
     for change in changes:
         path = host.target(host.local(change.path))
-        seen = files.read(path)
-        if (seen.data if seen else None) != change.before:
-            raise Conflict(
-                f"{path} was changed by someone while the plan was made; nothing was written",
-                hint="run again",
-            )
-        found[change.path] = seen
+        found[change.path] = _as_planned(path, change, "nothing")
     return found
 
 
@@ -38,8 +33,9 @@ def obstacles(host: Host, changes: Sequence[FileChange]) -> list[str]:
 def sweep(host: Host, paths: Sequence[str], root_config: str) -> None:
     """Remove what a killed run left beside these files."""
     for path in paths:
-        local = host.local(path)
-        files.sweep(local, None if path == root_config else local.parent.parent)
+        with contextlib.suppress(StepFailed):  # a link that leads nowhere: nothing was written there
+            local = host.target(host.local(path))
+            files.sweep(local, None if path == root_config else local.parent.parent)
 
 
 def missing_directories(host: Host, changes: Sequence[FileChange]) -> list[Path]:
@@ -55,10 +51,10 @@ def changes(host: Host, todo: Sequence[FileChange], root_config: str) -> None:
     """Write the files of a plan. Raises StepFailed."""
     for change in todo:
         path = host.target(host.local(change.path))
+        seen = _as_planned(path, change)
         if change.after is None:
             files.remove(path)
         else:
-            seen = files.read(path)
             files.make_directory(path.parent)
             files.put(
                 path,
@@ -74,6 +70,7 @@ def changes(host: Host, todo: Sequence[FileChange], root_config: str) -> None:
 def give_back(host: Host, change: FileChange, owned: Owned, root_config: str) -> None:
     """Write a file as it was before us, with its owner, mode and label. Raises StepFailed."""
     path = host.target(host.local(change.path))
+    _as_planned(path, change)
     if change.after is None:
         files.remove(path)
     else:
@@ -89,6 +86,20 @@ def give_back(host: Host, change: FileChange, owned: Owned, root_config: str) ->
 
 
 _DONE = {"create": "made", "modify": "changed", "delete": "removed"}
+
+
+def _as_planned(path: Path, change: FileChange, what: str = "it") -> files.Seen | None:
+    """Return a file as it is now. Raises Conflict where it is not what the plan was made for."""
+    seen = files.read(path)
+    data = seen.data if seen else None
+    if data != change.before and (data is None or data != change.stone):
+        raise Conflict(
+            f"{path} was changed by someone while the plan was made; {what} was written"
+            if what == "nothing"
+            else f"{path} was changed by someone since the plan was made; it was not written",
+            hint="run again",
+        )
+    return seen
 
 
 def _aside(path: Path, change: FileChange, root_config: str) -> Path | None:

@@ -74,6 +74,16 @@ def wanted(settings: Settings, host: Host, install_dir: Path, low_level: tuple[s
     `low_level` are the node's low-level runtimes, the default one first. Raises
     UsageProblem where the source lacks something or is for another machine.
     """
+    try:
+        return _wanted(settings, host, install_dir, low_level)
+    except OSError as error:
+        raise UsageProblem(
+            [f"{error.filename} cannot be read: {error.strerror}"],
+            hint="run as root, or name another source with --toolkit-source-root",
+        ) from error
+
+
+def _wanted(settings: Settings, host: Host, install_dir: Path, low_level: tuple[str, ...]) -> Version:
     source = _source(settings, host)
     toolkit = f"{host.node(install_dir)}/toolkit"
     found = list(_entries(source, toolkit, low_level[0] if low_level else "runc"))
@@ -200,11 +210,11 @@ def _asked(settings: Settings, toolkit: str, low_level: tuple[str, ...]) -> dict
         "nvidia_container_cli_debug": ("nvidia-container-cli", "debug"),
     }
     for name, key in optional.items():
-        if settings.is_given(name):
-            asked[key] = settings.text(name)
-    if settings.is_given("cdi_annotation_prefixes"):
-        key = (*runtime, "modes", "cdi", "annotation-prefixes")
-        asked[key] = list(settings.items("cdi_annotation_prefixes"))
+        # An option that is not given any more must not stay in effect.
+        asked[key] = settings.text(name) if settings.is_given(name) else wrapper.DEFAULTS[key]
+    key = (*runtime, "modes", "cdi", "annotation-prefixes")
+    given = settings.is_given("cdi_annotation_prefixes")
+    asked[key] = list(settings.items("cdi_annotation_prefixes") if given else wrapper.DEFAULTS[key])
     return asked
 
 

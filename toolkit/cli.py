@@ -43,9 +43,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         code = _tell(error.problems, error)
     except ToolkitError as error:
         code = _tell([error.message], error)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
     except Exception as error:  # noqa: BLE001  # the edge: a bug is reported as one
         traceback.print_exc()
         code = _tell([f"this is a bug in nvidia-toolkit {__version__}: {error!r}"], error)
@@ -59,17 +56,23 @@ def explicit(arguments: list[str]) -> list[str]:
     its value (`--set-as-default plan`), only one behind an equals sign, as with
     the upstream installer.
     """
-    flags = {flag for row in SETTINGS if row.kind is Kind.FLAG for flag in row.flags}
     if not arguments or arguments[0] not in (*_COMMANDS, "--help", "--version"):
         arguments = ["run", *arguments]
-    return [
-        f"{word}=true"
-        if word in flags and word.startswith("--")
-        else f"{word}true"
-        if word in flags
-        else word
-        for word in arguments
-    ]
+    long = {flag: row.flags[0] for row in SETTINGS if row.kind is Kind.FLAG for flag in row.flags}
+    words = []
+    for word in arguments:
+        flag, equals, value = word.partition("=")
+        words.append(f"{long[flag]}={value if equals else 'true'}" if flag in long else word)
+    return words
+
+
+def _say(text: str) -> None:
+    """Write the answer. A reader that has seen enough is no bug."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _tell(problems: Sequence[str], error: Exception) -> int:
@@ -99,16 +102,16 @@ def _run(settings: Settings, adapter: Adapter, _extra: dict[str, Any]) -> int:
 def _plan(settings: Settings, adapter: Adapter, extra: dict[str, Any]) -> int:
     found = transaction.view(settings, adapter)
     if extra["output"] == "json":
-        click.echo(report.plan_json(found), nl=False)
+        _say(report.plan_json(found))
     else:
-        click.echo(report.plan_text(found, colour=_colour()), nl=False, color=True)
+        _say(report.plan_text(found, colour=_colour()))
     return _USAGE if extra["exit_code"] and not found.is_noop else 0
 
 
 def _status(settings: Settings, adapter: Adapter, extra: dict[str, Any]) -> int:
     found = transaction.view(settings, adapter)
     text = report.status_json(found) if extra["output"] == "json" else report.status_text(found)
-    click.echo(text, nl=False)
+    _say(text)
     return _USAGE if extra["exit_code"] and not found.is_noop else 0
 
 
@@ -118,7 +121,7 @@ def _revert(settings: Settings, adapter: Adapter, extra: dict[str, Any]) -> int:
     with lock.held(Path(settings.text("pid_file"))):
         done = removal.revert(settings, adapter)
     text = report.removal_json(done) if extra["output"] == "json" else report.removal_text(done)
-    click.echo(text, nl=False)
+    _say(text)
     return 128 + stop.signal if stop.signal is not None else 0
 
 
@@ -224,4 +227,10 @@ def _option(row: Setting) -> click.Option:
     if isinstance(default, tuple):
         default = ",".join(default)
     shown = f" [default: {default}]" if default not in (None, "") else ""
-    return click.Option([*row.flags, row.name], metavar=metavar, help=row.help + named + shown)
+    # Lists may be given word by word as well, as with the upstream installer.
+    repeated: dict[str, Any] = {"multiple": True, "callback": _joined} if row.kind is Kind.LIST else {}
+    return click.Option([*row.flags, row.name], metavar=metavar, help=row.help + named + shown, **repeated)
+
+
+def _joined(_context: click.Context, _option: click.Parameter, words: tuple[str, ...]) -> str | None:
+    return ",".join(words) if words else None

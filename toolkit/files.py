@@ -48,15 +48,24 @@ def read(path: Path) -> Seen | None:
         return None
     except OSError as error:
         raise NodeNotUnderstood(f"{path} cannot be read: {error.strerror}", hint=_hint(error)) from error
-    with open(fd, "rb", closefd=True) as stream:
-        before = os.fstat(fd)
-        if not stat.S_ISREG(before.st_mode):
-            kind = "a directory" if stat.S_ISDIR(before.st_mode) else "not a regular file"
-            raise NodeNotUnderstood(f"{path} is {kind}", hint="name the configuration file itself")
-        if before.st_size > LARGEST:
-            raise NodeNotUnderstood(f"{path} has {before.st_size} bytes, too many for a configuration")
+    try:
+        return _read(fd, path)
+    except OSError as error:
+        raise NodeNotUnderstood(f"{path} cannot be read: {error.strerror}", hint=_hint(error)) from error
+    finally:
+        os.close(fd)
+
+
+def _read(fd: int, path: Path) -> Seen:
+    before = os.fstat(fd)
+    if not stat.S_ISREG(before.st_mode):
+        kind = "a directory" if stat.S_ISDIR(before.st_mode) else "not a regular file"
+        raise NodeNotUnderstood(f"{path} is {kind}", hint="name the configuration file itself")
+    if before.st_size > LARGEST:
+        raise NodeNotUnderstood(f"{path} has {before.st_size} bytes, too many for a configuration")
+    with open(fd, "rb", closefd=False) as stream:
         data = stream.read(LARGEST + 1)
-        after = os.fstat(fd)
+    after = os.fstat(fd)
     if (after.st_mtime_ns, after.st_size) != (before.st_mtime_ns, before.st_size):
         raise NodeNotUnderstood(f"{path} changed while it was read", hint="run again when it is at rest")
     return Seen(
@@ -64,7 +73,7 @@ def read(path: Path) -> Seen | None:
         mode=stat.S_IMODE(before.st_mode),
         uid=before.st_uid,
         gid=before.st_gid,
-        label=label(path),
+        label=label(fd),
     )
 
 

@@ -8,12 +8,12 @@ what the node's own programs use; a *local path* is what we can open.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Final
 
+from runtimes import globs
 from toolkit import process
 from toolkit.errors import StepFailed
 
@@ -81,9 +81,14 @@ class Host:
         Raises StepFailed where a link leads in circles or out of what is seen
         of the node.
         """
+        if not self.is_here and local_path.is_relative_to(self.root):
+            found = self._through_links("/" + str(local_path.relative_to(self.root)))
+            if found is None:
+                raise StepFailed(f"{local_path} is a link that leads in circles")
+            return found
         path = local_path
         for _ in range(_MOST_LINKS):
-            if not path.is_symlink():
+            if not _is_link(path):
                 return path
             to = os.readlink(path)
             path = self.local(to) if to.startswith("/") else path.parent / to
@@ -102,11 +107,10 @@ class Host:
         """Return the node paths that a pattern matches, sorted, as Go does it; `DIR/**` walks a directory."""
         if pattern.endswith("/**"):
             return tuple(self._walk(pattern.removesuffix("/**")))
-        parts = pattern.strip("/").split("/")
         found = [""]
-        for part in parts:
+        for part in pattern.strip("/").split("/"):
             found = [f"{base}/{name}" for base in found for name in self._names(base, part)]
-        return tuple(sorted(found))
+        return tuple(sorted(path for path in found if os.path.lexists(self.local(path))))
 
     def _walk(self, node_directory: str) -> Iterator[str]:
         try:
@@ -122,17 +126,14 @@ class Host:
                 yield path
 
     def _names(self, base: str, part: str) -> Iterator[str]:
-        if "*" not in part and "?" not in part:
+        if not any(sign in part for sign in "*?["):
             yield part
             return
-        expression = re.compile(
-            "".join(".*" if c == "*" else "." if c == "?" else re.escape(c) for c in part)
-        )
         try:
             names = os.listdir(self.local(base or "/"))
         except OSError:
             return
-        yield from (name for name in names if expression.fullmatch(name))
+        yield from (name for name in names if globs.matches(part, name))
 
     def executable(self, name: str) -> str | None:
         """Return the node path of a program: as given where absolute, else found on the usual path."""
@@ -152,7 +153,7 @@ class Host:
             if not parts:
                 return done
             step = done / parts.pop(0)
-            if step.is_symlink():
+            if _is_link(step):
                 to = PurePosixPath(os.readlink(step))
                 parts = [p for p in to.parts if p != "/"] + parts
                 done = Path(self.root) if to.is_absolute() else done
@@ -162,6 +163,14 @@ class Host:
                 continue
             done = step
         return None
+
+
+def _is_link(path: Path) -> bool:
+    """Tell whether a path is a link; what may not be looked at is left to whoever opens it."""
+    try:
+        return path.is_symlink()
+    except OSError:
+        return False
 
 
 def _same_place(one: Path, other: Path) -> bool:

@@ -93,7 +93,7 @@ def load(install_dir: Path) -> Record:
                 hint="use that version or a newer one",
             )
         return _decoded(content)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise NodeNotUnderstood(f"{path} is damaged: {error!r}", hint=hint) from error
 
 
@@ -167,10 +167,10 @@ def also_written(record: Record, path: str, data: bytes) -> Record:
     return replace(record, owned=owned)
 
 
-def settled(record: Record) -> Record:
-    """Return the record once everything in it has happened and the runtime took it up."""
+def settled(record: Record, *, reload_pending: bool = False) -> Record:
+    """Return the record once everything in it has happened, but perhaps for the reload."""
     owned = tuple(replace(o, written=o.written[:1]) for o in record.owned)
-    return replace(record, owned=owned, reload_pending=False)
+    return replace(record, owned=owned, reload_pending=reload_pending)
 
 
 def forget(install_dir: Path) -> None:
@@ -199,7 +199,8 @@ def _hash(data: bytes) -> str:
 def _keep(install_dir: Path, data: bytes) -> None:
     path = directory(install_dir) / "originals" / _hash(data)
     files.make_directory(path.parent, 0o700)
-    if files.read(path) is None:
+    seen = files.read(path)
+    if seen is None or seen.data != data:
         files.put(path, data, mode=0o600)
 
 
@@ -253,28 +254,43 @@ def _encoded_edit(edit: Edit) -> dict[str, Any]:
 
 def _decoded(content: Mapping[str, Any]) -> Record:
     return Record(
-        sequence=int(content["sequence"]),
-        runtime=str(content["runtime"]),
-        reload_pending=bool(content["reload_pending"]),
-        directories=tuple(content["directories"]),
-        artifacts=content["artifacts"],
-        replaced=content["replaced"],
-        owned=tuple(
-            Owned(
-                **{
-                    **item,
-                    "written": tuple(item["written"]),
-                    "edits": tuple(
-                        Edit(
-                            key=tuple(edit["key"]),
-                            old=edit.get("old", ABSENT),
-                            new=edit.get("new", ABSENT),
-                            essential=tuple(edit["essential"]),
-                        )
-                        for edit in item["edits"]
-                    ),
-                }
+        sequence=_typed(content["sequence"], int),
+        runtime=_typed(content["runtime"], str),
+        reload_pending=_typed(content["reload_pending"], bool),
+        directories=_texts(content["directories"]),
+        artifacts=_typed(content["artifacts"], str, type(None)),
+        replaced=_typed(content["replaced"], str, type(None)),
+        owned=tuple(_decoded_owned(item) for item in content["owned"]),
+    )
+
+
+def _decoded_owned(item: Mapping[str, Any]) -> Owned:
+    return Owned(
+        path=_typed(item["path"], str),
+        local=_typed(item["local"], str),
+        original=_typed(item["original"], str, type(None)),
+        mode=_typed(item["mode"], int),
+        uid=_typed(item["uid"], int),
+        gid=_typed(item["gid"], int),
+        label=_typed(item["label"], str, type(None)),
+        written=_texts(item["written"]),
+        edits=tuple(
+            Edit(
+                key=_texts(edit["key"]),
+                old=edit.get("old", ABSENT),
+                new=edit.get("new", ABSENT),
+                essential=_texts(edit["essential"]),
             )
-            for item in content["owned"]
+            for edit in item["edits"]
         ),
     )
+
+
+def _typed(value: Any, *kinds: type) -> Any:
+    if type(value) not in kinds:
+        raise TypeError(f"{value!r} is no {kinds[0].__name__}")
+    return value
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    return tuple(_typed(item, str) for item in _typed(value, list))

@@ -27,7 +27,7 @@ _SO_PASSCRED: Final = 16
 _SCM_CREDENTIALS: Final = 2
 _CREDENTIALS: Final = struct.Struct("iII")
 _HTTP: Final = b"GET /info HTTP/1.0\r\nHost: localhost\r\n\r\n"
-_UNIT: Final = re.compile(r"/([^/]+\.service)(?:/|$)")
+_UNIT: Final = re.compile(r"/([^/]+\.service)(?=/|$)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

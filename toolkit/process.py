@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -49,24 +51,31 @@ def run(
     StepFailed where the command cannot be started or is killed for its time.
     """
     try:
-        done = subprocess.run(
+        with subprocess.Popen(
             list(argv),
             stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=timeout,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             pass_fds=tuple(pass_fds),
             env={**_ENVIRONMENT, **(environment or {})},
-            preexec_fn=_entering(root),
-            check=False,
-        )
+            preexec_fn=_entering(root),  # noqa: PLW1509  # there are no threads here
+            start_new_session=True,
+        ) as child:
+            try:
+                out, err_bytes = child.communicate(timeout=timeout)
+            except BaseException:
+                # What it started goes with it: its session is its own.
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(child.pid, signal.SIGKILL)
+                raise
     except subprocess.TimeoutExpired as error:
         message = f"`{' '.join(argv)}` did not end within {timeout:g} s and was killed"
         raise StepFailed(message) from error
     except (OSError, subprocess.SubprocessError) as error:
         raise StepFailed(f"`{' '.join(argv)}` cannot be started: {error}") from error
-    err = done.stderr.decode(errors="replace")[-_TAIL:].strip()
-    LOGGER.debug("ran %s: exit %d", " ".join(argv), done.returncode)
-    return Result(argv=tuple(argv), code=done.returncode, out=done.stdout.decode(errors="replace"), err=err)
+    err = err_bytes.decode(errors="replace")[-_TAIL:].strip()
+    LOGGER.debug("ran %s: exit %d", " ".join(argv), child.returncode)
+    return Result(argv=tuple(argv), code=child.returncode, out=out.decode(errors="replace"), err=err)
 
 
 @contextmanager

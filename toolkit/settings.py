@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -155,7 +156,7 @@ def _seconds(text: str) -> float | None:
 def _contradictions(values: Mapping[str, Any], origins: Mapping[str, str]) -> list[str]:
     problems = []
     pid_file = values["pid_file"]
-    if pid_file and not pid_file.endswith("/toolkit.pid"):
+    if PurePosixPath(pid_file).name != "toolkit.pid":
         problems.append(f"{_named(origins, 'pid_file')}{pid_file}: the file must be called toolkit.pid")
     problems += [
         f"{_named(origins, 'config_source')}{source}: this is neither command nor file"

@@ -108,7 +108,9 @@ def carry_out(settings: Settings, adapter: Adapter, found: View) -> Record:
     step_on_stones(settings, adapter, found)
     apply.changes(place.host, found.plan.changes, place.desired.config)
     take_up(settings, adapter, found)
-    return journal.save(place.install_dir, journal.settled(record))
+    told = found.way.mode is not RestartMode.NONE
+    pending = record.reload_pending and not told
+    return journal.save(place.install_dir, journal.settled(record, reload_pending=pending))
 
 
 def step_on_stones(settings: Settings, adapter: Adapter, found: View) -> None:
@@ -168,7 +170,15 @@ def _begin(found: View, adapter: Adapter) -> Record:
     """Make durable what is about to change, and how to get back."""
     place, install_dir = found.place, found.place.install_dir
     now = apply.check(place.host, found.plan.changes)
-    record = found.record
+    made = [
+        *files.missing_directories(install_dir),
+        *apply.missing_directories(place.host, found.plan.changes),
+    ]
+    known = [d for d in found.record.directories if d not in map(str, made)]
+    record = replace(found.record, directories=(*known, *map(str, made)))
+    if made:
+        # Keeping the originals makes the first of them: they have to be known before.
+        record = journal.save(install_dir, record)
     for change in found.plan.changes:
         record = journal.remember(
             install_dir,
@@ -178,11 +188,6 @@ def _begin(found: View, adapter: Adapter) -> Record:
             seen=now[change.path],
             without_us=_without_us(adapter, found.seen.ownership(change.path), change),
         )
-    made = [
-        *files.missing_directories(install_dir),
-        *apply.missing_directories(place.host, found.plan.changes),
-    ]
-    known = [d for d in record.directories if d not in map(str, made)]
     version = found.version
     replaced = record.replaced
     if version is not None and not version.is_installed:
@@ -192,7 +197,6 @@ def _begin(found: View, adapter: Adapter) -> Record:
         replace(
             record,
             runtime=place.desired.runtime,
-            directories=(*known, *map(str, made)),
             artifacts=version.digest if version is not None else record.artifacts,
             replaced=replaced,
             reload_pending=record.reload_pending or found.reload_needed,

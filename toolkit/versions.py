@@ -49,24 +49,30 @@ def install(version: Version, install_dir: Path) -> None:
 
 
 def in_the_way(install_dir: Path) -> str | None:
-    """Return where the plain directory at `ROOT/toolkit` will be kept, or None where there is none."""
-    link = install_dir / "toolkit"
+    """Return where what stands at `ROOT/toolkit` and is not ours will be kept; None where nothing does."""
     kept = install_dir / BEFORE
-    return str(kept) if kept.is_dir() or (link.is_dir() and not link.is_symlink()) else None
+    return str(kept) if os.path.lexists(kept) or _is_foreign(install_dir / "toolkit") else None
+
+
+def _is_foreign(link: Path) -> bool:
+    if link.is_symlink():
+        return not os.readlink(link).startswith(f"{VERSIONS}/")
+    return os.path.lexists(link)
 
 
 def remove(install_dir: Path, replaced: Path | None) -> None:
     """Take the toolkit away; put back the plain directory that was there before us. Raises StepFailed."""
     link = install_dir / "toolkit"
     try:
-        if replaced is not None and replaced.is_dir():
-            if link.is_symlink():
+        is_ours = os.path.lexists(link) and not _is_foreign(link)
+        if replaced is not None and os.path.lexists(replaced) and not _is_foreign(link):
+            if is_ours:
                 _exchange(replaced, link)
                 os.unlink(replaced)
             else:
                 os.rename(replaced, link)
             files.sync(install_dir)
-        elif link.is_symlink():
+        elif is_ours:
             os.unlink(link)
             files.sync(install_dir)
         shutil.rmtree(install_dir / VERSIONS, ignore_errors=True)
@@ -142,19 +148,26 @@ def _switch(install_dir: Path, digest: str) -> None:
     target = f"{VERSIONS}/{digest}"
     if link.is_symlink() and os.readlink(link) == target:
         return
-    in_the_way = link.is_dir() and not link.is_symlink()
+    foreign = _is_foreign(link)
     kept = install_dir / BEFORE
-    spare = install_dir / ".toolkit-next" if not in_the_way or kept.is_dir() else kept
-    if spare.is_symlink():
-        os.unlink(spare)
+    spare = install_dir / ".toolkit-next" if not foreign or os.path.lexists(kept) else kept
+    _clear(spare)
     os.symlink(target, spare)
-    if in_the_way:
+    if foreign:
         _exchange(spare, link)
         if spare != kept:  # the oldest one is kept already; this one came after us
-            shutil.rmtree(spare, ignore_errors=True)
+            _clear(spare)
     else:
         os.rename(spare, link)
     files.sync(install_dir)
+
+
+def _clear(path: Path) -> None:
+    """Remove whatever a killed switch left at a name of ours."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        os.unlink(path)
 
 
 def _exchange(one: Path, other: Path) -> None:

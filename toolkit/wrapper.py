@@ -19,7 +19,7 @@ from toolkit.errors import NodeNotUnderstood
 CONFIG: Final = ".config/nvidia-container-runtime/config.toml"
 
 # What the toolkit's programs assume where their config is silent, as upstream's installer writes it.
-_DEFAULTS: Final[Mapping[Key, Any]] = {
+DEFAULTS: Final[Mapping[Key, Any]] = {
     ("accept-nvidia-visible-devices-as-volume-mounts",): False,
     ("accept-nvidia-visible-devices-envvar-when-unprivileged",): True,
     ("disable-require",): False,
@@ -84,7 +84,7 @@ def configuration(present: bytes | None, path: str, asked: Mapping[Key, Any]) ->
         tree = tomldoc.tree(present or b"", path)
         wants = [
             Want(path=path, key=key, new=item)
-            for key, item in _DEFAULTS.items()
+            for key, item in DEFAULTS.items()
             if edits.value(tree, key) is ABSENT and key not in asked
         ]
         wants += [Want(path=path, key=key, new=item) for key, item in asked.items()]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any, Final
 
+from runtimes import globs
 from runtimes.edits import value
 from runtimes.errors import NotUnderstood
 from runtimes.model import ABSENT, EMPTY, Key, Tree
@@ -86,15 +86,8 @@ def import_glob(drop_in: str) -> str:
 
 
 def matches(pattern: str, path: str) -> bool:
-    """Tell whether an import pattern names a path, as Go's `filepath.Match` does."""
-    if "*" not in pattern:
-        return pattern == path
-    parts = re.findall(r"\[\^?(?:\\.|[^\]])+\]|\\.|.", pattern)
-    text = "".join(
-        "[^/]*" if p == "*" else "[^/]" if p == "?" else p if p[0] == "[" and len(p) > 1 else re.escape(p[-1])
-        for p in parts
-    )
-    return re.fullmatch(text, path) is not None
+    """Tell whether an import names a path: containerd takes it for a pattern where it has a star."""
+    return globs.matches(pattern, path) if "*" in pattern else pattern == path
 
 
 def table_or_empty(tree: Tree, key: Key) -> Tree:
