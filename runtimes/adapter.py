@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 from runtimes.edits import Format, Want
 from runtimes.model import Answer, Desired, Look, Observation, Question, Request, RuntimeName, Usage
@@ -51,6 +51,8 @@ class Adapter(Protocol):
     """Whether the daemon says something on its socket before it is spoken to."""
     speaks_cri: bool
     """Whether the daemon can be asked over CRI."""
+    directory_flags: tuple[str, ...]
+    """The flags by which the daemon is told its drop-in directory; empty where it has none."""
     on_hangup: HangUp
     confirmation: Request | None
     """What to ask the running daemon to see that it took a change up; None: it says nothing of that."""
@@ -83,6 +85,9 @@ class Adapter(Protocol):
 
     def removal_verdict(self, desired: Desired, seen: Observation, answer: Answer) -> Sequence[str]:
         """Return every effect of a removal that would harm the runtime, in words."""
+
+    def handler_in(self, info: Mapping[str, Any]) -> str:
+        """Return the handler that a pod's verbose status names; empty where it names none."""
 
     def task_files(self, desired: Desired, seen: Observation) -> Sequence[str]:
         """Return globs of files that hold the path of the binary that a running container uses."""

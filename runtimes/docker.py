@@ -36,8 +36,10 @@ __all__ = [
     "banner",
     "config_flags",
     "confirmation",
+    "directory_flags",
     "executables",
     "form",
+    "handler_in",
     "look",
     "name",
     "on_hangup",
@@ -63,6 +65,7 @@ speaks_first: Final[bool] = False
 speaks_cri: Final[bool] = False
 confirmation: Final[Request | None] = Request(path="/info")
 config_flags: Final[tuple[str, ...]] = ("--config-file",)
+directory_flags: Final[tuple[str, ...]] = ()
 
 _RUNTIMES: Final = "runtimes"
 _DEFAULT: Final = "default-runtime"
@@ -182,6 +185,11 @@ def usage(desired: Desired, answers: Mapping[str, str]) -> Usage:
 def task_files(desired: Desired, seen: Observation) -> tuple[str, ...]:
     """Return nothing: the daemon itself says what runs."""
     return ()
+
+
+def handler_in(info: Mapping[str, Any]) -> str:
+    """Return nothing: Docker has no pods."""
+    return ""
 
 
 # --- small words --------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum, StrEnum
@@ -48,6 +49,7 @@ class Desired:
     Paths are those of the node, as its daemon sees them. `default` is the name
     of the handler that shall be the default one, or None to leave the default
     to others. `drop_in` may be empty: then only the root config is edited.
+    `directory` is where a runtime that reads whole directories finds drop-ins.
     `hook` is the OCI hook file of ours, present or not, and `hook_binary` what
     it runs; with `hook_mode` the hook takes the place of the handlers.
     """
@@ -57,6 +59,7 @@ class Desired:
     drop_in: str
     handlers: tuple[Handler, ...]
     default: str | None
+    directory: str = ""
     hook: str = ""
     hook_mode: bool = False
     hook_binary: str = ""
@@ -137,7 +140,7 @@ class Ownership:
     """What we changed in one file: the edits, oldest value first, and the bytes before and after.
 
     `original` is None where the file did not exist before us. `written` are the
-    SHA-256 hashes, in hex, of what we wrote last and perhaps of what we wrote before.
+    fingerprints of what we wrote last and perhaps of what we wrote before.
     """
 
     path: str
@@ -232,6 +235,11 @@ class Plan:
     def stones(self) -> tuple[FileChange, ...]:
         """Return the changes to what a daemon that reloads has to read on the way."""
         return tuple(replace(c, after=c.stone, stone=None) for c in self.changes if c.stone is not None)
+
+
+def fingerprint(data: bytes | None) -> str:
+    """Return what tells a content from others: its SHA-256 in hex, or a word for an absent file."""
+    return "absent" if data is None else hashlib.sha256(data).hexdigest()
 
 
 def token(index: int) -> str:

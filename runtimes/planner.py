@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
@@ -10,7 +9,7 @@ from typing import Final
 from runtimes import edits
 from runtimes.adapter import Adapter
 from runtimes.errors import NotUnderstood
-from runtimes.model import Answer, Desired, FileChange, Observation, Ownership, Plan, Question
+from runtimes.model import Answer, Desired, FileChange, Observation, Ownership, Plan, Question, fingerprint
 
 _MOST_LISTED: Final = 6
 
@@ -79,10 +78,12 @@ def without_us(
     adapter: Adapter, owned: Ownership, data: bytes | None
 ) -> tuple[bytes | None, tuple[str, ...]]:
     """Return what a file would hold without us (None: it would not be there), and what stayed of others."""
-    if data is None or data == owned.original:
+    if data == owned.original:
         return data, ()
-    if hashlib.sha256(data).hexdigest() in owned.written:
+    if fingerprint(data) in owned.written:
         return owned.original, ()
+    if data is None:
+        return None, ()
     if not owned.edits:
         return data, ("the whole file (edited since)",)
     rest, stayed = edits.reverse(adapter.form, owned.path, data, owned.edits)
@@ -98,7 +99,7 @@ def _with_stones(adapter: Adapter, changes: Sequence[FileChange]) -> tuple[FileC
 def _fresh(adapter: Adapter, path: str, seen: Observation, wanted: Sequence[edits.Want]) -> FileChange | None:
     """Write a file of ours from nothing; one that somebody edited since is edited like any other."""
     data, owned = seen.data(path), seen.ownership(path)
-    if data is not None and (owned is None or hashlib.sha256(data).hexdigest() not in owned.written):
+    if data is not None and (owned is None or fingerprint(data) not in owned.written):
         return edits.apply(adapter.form, path, data, wanted)
     made = edits.apply(adapter.form, path, adapter.banner.encode(), wanted)
     if made is None or made.after == data:
@@ -112,5 +113,5 @@ def _refusal(desired: Desired, problems: Sequence[str]) -> NotUnderstood:
     return NotUnderstood(
         desired.config,
         f"the change is refused: {listed}{more}",
-        hint="nothing was written; please report the file with this message",
+        hint="nothing was written; a file that is read later may have the last word, else please report this",
     )

@@ -81,11 +81,17 @@ def scene(settings: Settings, adapter: Adapter) -> Scene:
             drop_in, _default_path(adapter, "drop_in_config")
         )
         host = host.mapped(str(Path(drop_in_node).parent), drop_in.parent)
+    directory = _drop_in_directory(settings, host, adapter, found, drop_in_node)
+    hook = _hook_file(settings, host)
+    if hook:
+        host = host.mapped(str(Path(hook).parent), Path(settings.text("hooks_dir")))
     install_dir = Path(os.path.abspath(settings.text("toolkit_install_dir")))
     binary, notes = _binary(settings, host, adapter, found)
     return Scene(
         host=host,
-        desired=_desired(settings, host, config_node, drop_in_node, install_dir),
+        desired=replace(
+            _desired(settings, host, config_node, drop_in_node, install_dir), directory=directory
+        ),
         install_dir=install_dir,
         socket=socket,
         owner=found,
@@ -254,6 +260,18 @@ def _desired(settings: Settings, host: Host, config: str, drop_in: str, install_
         legacy=settings.flag("use_legacy_config"),
         annotations=tuple(f"{prefix}*" for prefix in settings.items("cdi_annotation_prefixes")),
     )
+
+
+def _drop_in_directory(
+    settings: Settings, host: Host, adapter: Adapter, found: owner.Owner | None, drop_in: str
+) -> str:
+    """Return the directory whose files the daemon reads all, whether ours lies there or not."""
+    if not adapter.directory_flags:
+        return ""
+    if drop_in:
+        return str(Path(drop_in).parent)
+    given = _argument(found, adapter.directory_flags)
+    return given or str(Path(_default_path(adapter, "drop_in_config")).parent)
 
 
 def _hook_file(settings: Settings, host: Host) -> str:

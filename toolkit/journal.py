@@ -8,7 +8,6 @@ often we write a file, its original is the one from before us.
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from runtimes import edits
-from runtimes.model import ABSENT, Edit, FileChange, Ownership
+from runtimes.model import ABSENT, Edit, FileChange, Ownership, fingerprint
 from toolkit import __version__, files
 from toolkit.errors import NodeNotUnderstood, StepFailed
 
@@ -135,10 +134,11 @@ def remember(
     been: the original of a file that somebody edited between two of our writes.
     """
     before = next((owned for owned in record.owned if owned.path == change.path), None)
-    written = tuple(_hash(data) for data in (change.after or b"", change.stone) if data is not None)
-    known = seen is not None and before is not None and _hash(seen.data) in before.written
+    now = fingerprint(seen.data if seen else None)
+    written = (fingerprint(change.after), *([fingerprint(change.stone)] if change.stone else []))
+    known = before is not None and now in before.written
     if before is not None and known:
-        earlier = tuple(h for h in before.written if seen is not None and h == _hash(seen.data))
+        earlier = tuple(mark for mark in before.written if mark == now)
         owned = replace(before, written=written + earlier, edits=edits.merge(before.edits, change.edits))
     else:
         earlier_edits = before.edits if before is not None else ()
@@ -147,7 +147,7 @@ def remember(
         owned = Owned(
             path=change.path,
             local=str(local),
-            original=None if without_us is None else _hash(without_us),
+            original=None if without_us is None else fingerprint(without_us),
             mode=seen.mode if seen else 0o644,
             uid=seen.uid if seen else 0,
             gid=seen.gid if seen else 0,
@@ -162,7 +162,7 @@ def remember(
 def also_written(record: Record, path: str, data: bytes) -> Record:
     """Return the record in which a content of a file of ours counts as written by us."""
     owned = tuple(
-        replace(o, written=(*o.written, _hash(data))) if o.path == path else o for o in record.owned
+        replace(o, written=(*o.written, fingerprint(data))) if o.path == path else o for o in record.owned
     )
     return replace(record, owned=owned)
 
@@ -192,12 +192,8 @@ def forget(install_dir: Path) -> None:
 # --- on disk ------------------------------------------------------------------------------------
 
 
-def _hash(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
 def _keep(install_dir: Path, data: bytes) -> None:
-    path = directory(install_dir) / "originals" / _hash(data)
+    path = directory(install_dir) / "originals" / fingerprint(data)
     files.make_directory(path.parent, 0o700)
     seen = files.read(path)
     if seen is None or seen.data != data:
@@ -209,7 +205,7 @@ def _original(install_dir: Path, owned: Owned) -> bytes | None:
         return None
     path = directory(install_dir) / "originals" / owned.original
     seen = files.read(path)
-    if seen is None or _hash(seen.data) != owned.original:
+    if seen is None or fingerprint(seen.data) != owned.original:
         raise StepFailed(
             f"the original of {owned.path} is not in {path} any more",
             hint="restore it from a backup, or edit the file by hand",

@@ -82,9 +82,7 @@ def _take_configuration_back(
 ) -> Record:
     place, plan = found.place, found.plan
     obstacles = apply.obstacles(place.host, plan.changes)
-    if found.reload_needed and found.way.obstacle:
-        obstacles.append(found.way.obstacle)
-    transaction.stop_for(obstacles)
+    transaction.stop_for(obstacles, found.way.obstacle if found.reload_needed else "")
     apply.check(place.host, plan.changes)
     record = _with_stones(found)
     record = journal.save(place.install_dir, replace(record, reload_pending=found.reload_needed))

@@ -147,13 +147,15 @@ def is_owed(place: Scene, record: Record, mode: RestartMode) -> bool:
     return not times or place.owner.started <= max(times) + 1
 
 
-def stop_for(problems: Sequence[str]) -> None:
-    """Raise StepFailed with everything that stands in the way, where anything does."""
-    if problems:
-        raise StepFailed(
-            f"{'; '.join(problems)}: nothing was changed",
-            hint="with --restart-mode none a runtime that does not answer is left to you",
-        )
+def stop_for(problems: Sequence[str], reload_problem: str) -> None:
+    """Raise StepFailed with everything that stands in the way, where anything does.
+
+    `reload_problem` is what keeps the runtime from being told; empty where nothing does.
+    """
+    everything = [*problems, *([reload_problem] if reload_problem else [])]
+    if everything:
+        hint = "with --restart-mode none a runtime that does not answer is left to you"
+        raise StepFailed(f"{'; '.join(everything)}: nothing was changed", hint=hint if reload_problem else "")
 
 
 def _preflight(found: View) -> None:
@@ -161,9 +163,7 @@ def _preflight(found: View) -> None:
     problems = apply.obstacles(found.place.host, found.plan.changes)
     problem = files.writable(found.place.install_dir)
     problems += [problem] if problem else []
-    if found.reload_needed and found.way.obstacle:
-        problems.append(found.way.obstacle)
-    stop_for(problems)
+    stop_for(problems, found.way.obstacle if found.reload_needed else "")
 
 
 def _begin(found: View, adapter: Adapter) -> Record:

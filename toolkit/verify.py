@@ -52,7 +52,7 @@ def using(place: Scene, adapter: Adapter, seen: Observation, *, timeout: float) 
     """
     found = list(_noted(place, adapter, seen))
     if adapter.speaks_cri:
-        pods, asking = _pods(place, timeout=timeout)
+        pods, asking = _pods(place, adapter, timeout=timeout)
         found = [pods.get(name, name[:_SHORT]) for name in found] + asking
     answers: dict[str, str] = {}
     while True:
@@ -63,7 +63,7 @@ def using(place: Scene, adapter: Adapter, seen: Observation, *, timeout: float) 
             answers[request.path] = get(place.socket, request.path, timeout=timeout)
 
 
-def _pods(place: Scene, *, timeout: float) -> tuple[dict[str, str], list[str]]:
+def _pods(place: Scene, adapter: Adapter, *, timeout: float) -> tuple[dict[str, str], list[str]]:
     """Return the pod of every sandbox and container by ID, and the pods that asked for a handler of ours."""
     deadline = time.monotonic() + timeout
     while True:
@@ -71,6 +71,7 @@ def _pods(place: Scene, *, timeout: float) -> tuple[dict[str, str], list[str]]:
         try:
             pods = cri.sandboxes(place.socket, timeout=left)
             containers = cri.containers(place.socket, timeout=left)
+            handlers = {pod.id: _handler(place, adapter, pod, timeout=left) for pod in pods}
         except cri.CriFailed as error:
             if error.code == "UNIMPLEMENTED":
                 return {}, []  # CRI is off in this runtime: it has no pods
@@ -80,7 +81,18 @@ def _pods(place: Scene, *, timeout: float) -> tuple[dict[str, str], list[str]]:
         else:
             names = {pod.id: f"{pod.namespace}/{pod.name}" for pod in pods}
             names |= {c.id: names[c.sandbox] for c in containers if c.sandbox in names}
-            return names, [names[pod.id] for pod in pods if pod.handler in place.desired.names]
+            return names, [names[pod.id] for pod in pods if handlers[pod.id] in place.desired.names]
+
+
+def _handler(place: Scene, adapter: Adapter, pod: cri.Sandbox, *, timeout: float) -> str:
+    if pod.handler:
+        return pod.handler
+    try:
+        return adapter.handler_in(cri.sandbox_info(place.socket, pod.id, timeout=timeout))
+    except cri.CriFailed as error:
+        if error.code == "NOT_FOUND":
+            return ""  # it has gone since it was listed
+        raise
 
 
 def _noted(place: Scene, adapter: Adapter, seen: Observation) -> Iterator[str]:

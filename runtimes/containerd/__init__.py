@@ -10,7 +10,7 @@ with, so it is the judge of every candidate.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 from runtimes import tomldoc
 from runtimes.adapter import HangUp
@@ -26,8 +26,10 @@ __all__ = [
     "banner",
     "config_flags",
     "confirmation",
+    "directory_flags",
     "executables",
     "form",
+    "handler_in",
     "look",
     "matches",
     "name",
@@ -49,6 +51,7 @@ form: Final = tomldoc
 name: Final = RuntimeName.CONTAINERD
 executables: Final = frozenset({"containerd"})
 config_flags: Final[tuple[str, ...]] = ("--config", "-c")
+directory_flags: Final[tuple[str, ...]] = ()
 on_hangup: Final[HangUp] = HangUp.ENDS
 speaks_first: Final[bool] = True
 speaks_cri: Final[bool] = True
@@ -89,3 +92,8 @@ def task_files(desired: Desired, seen: Observation) -> tuple[str, ...]:
     """Return where the runc shims note which binary their containers run through."""
     state = (told(seen).effective or EMPTY).get("state", "/run/containerd")
     return (f"{state}/io.containerd.runtime.v2.task/*/*/runtime",)
+
+
+def handler_in(info: Mapping[str, Any]) -> str:
+    """Return the handler that a pod's verbose status names; empty where it names none."""
+    return str(info.get("runtimeHandler") or "")

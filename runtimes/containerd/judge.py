@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 
 from runtimes import edits, tomldoc
@@ -12,7 +11,7 @@ from runtimes.containerd.imports import load, patterns
 from runtimes.containerd.schema import BINARY, CRI, last_line, matches, section_of, solid, word
 from runtimes.edits import value
 from runtimes.errors import NotUnderstood
-from runtimes.model import EMPTY, Answer, Desired, Key, Observation, Question, Tree
+from runtimes.model import EMPTY, Answer, Desired, Key, Observation, Question, Tree, fingerprint
 
 
 def trial(desired: Desired, seen: Observation, after: Mapping[str, bytes | None]) -> Question | None:
@@ -67,7 +66,7 @@ def removal_verdict(desired: Desired, seen: Observation, answer: Answer) -> list
         return [f"{seen.binary} does not load what the removal leaves: {last_line(answer.err)}"]
     section = section_of(parsed(answer.out, "candidate"))
     untouched = all(
-        data is None or hashlib.sha256(data).hexdigest() in owned.written or data == owned.original
+        fingerprint(data) in owned.written or data == owned.original
         for owned in seen.owned
         for data in (seen.data(owned.path),)
     )

@@ -1,0 +1,46 @@
+"""The OCI hook file of old, schema 1.0.0: ours in hook mode, gone in config mode."""
+
+from __future__ import annotations
+
+import json
+from pathlib import PurePosixPath
+from typing import Final
+
+from runtimes.model import Desired, Observation
+
+_HOOKS: Final = frozenset({"nvidia-container-runtime-hook", "nvidia-container-toolkit"})
+_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def hook_file(desired: Desired, seen: Observation) -> dict[str, bytes | None]:
+    """Return what the hook file shall hold: ours in hook mode; in config mode none of ours."""
+    if not desired.hook:
+        return {}
+    data = seen.data(desired.hook)
+    if desired.hook_mode:
+        return {desired.hook: _hook_text(desired)}
+    return {desired.hook: None} if data is not None and _is_our_hook(data) else {}
+
+
+def _hook_text(desired: Desired) -> bytes:
+    program = PurePosixPath(desired.hook_binary)
+    content = {
+        "version": "1.0.0",
+        "hook": {
+            "path": str(program),
+            "args": [program.name, "prestart"],
+            "env": [f"PATH={program.parent}:{_PATH}"],
+        },
+        "when": {"always": True, "commands": [".*"]},
+        "stages": ["prestart"],
+    }
+    return json.dumps(content, indent=2).encode() + b"\n"
+
+
+def _is_our_hook(data: bytes) -> bool:
+    """Tell whether a hook file runs the toolkit's hook, whoever wrote it."""
+    try:
+        path = json.loads(data)["hook"]["path"]
+    except (ValueError, KeyError, TypeError):
+        return False
+    return isinstance(path, str) and PurePosixPath(path).name in _HOOKS

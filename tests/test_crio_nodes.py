@@ -1,0 +1,260 @@
+"""CRI-O on a booted node: handlers in a drop-in, the hook of old, and what a SIGHUP does not do."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from tests import artifacts, containers, crio, nodes, real
+from tests.nodes import Node
+
+pytestmark = [pytest.mark.node, pytest.mark.timeout(600)]
+
+PROGRAM = str(Path(sys.executable).parent / "nvidia-toolkit")
+TOOLKIT = "/usr/local/nvidia/toolkit"
+DROP_IN = "/etc/crio/crio.conf.d/99-nvidia.toml"
+HOOKS = "/usr/share/containers/oci/hooks.d"
+HOOK = f"{HOOKS}/oci-nvidia-hook.json"
+HANDLERS = {
+    "nvidia": f"{TOOLKIT}/nvidia-container-runtime",
+    "nvidia-cdi": f"{TOOLKIT}/nvidia-container-runtime.cdi",
+    "nvidia-legacy": f"{TOOLKIT}/nvidia-container-runtime.legacy",
+}
+MOUNTS = {
+    "/etc/crio": "/etc/crio",
+    "/run/crio": "/run/crio",
+    HOOKS: HOOKS,
+    "/usr/local/nvidia": "/usr/local/nvidia",
+    "/run/nvidia": "/run/nvidia",
+}
+
+
+@pytest.fixture(scope="module", params=crio.SUITES)
+def node(request: pytest.FixtureRequest) -> Iterator[Node]:
+    if reason := crio.why_not():
+        pytest.skip(reason)
+    with nodes.boot(request.param, units=()) as booted:
+        crio.install(booted)
+        crio.prepare_images(booted)
+        crio.start(booted)
+        nodes.path(booted, HOOKS).mkdir(parents=True, exist_ok=True)
+        real.USED.add(f"crio {crio.VERSION} on a booted {booted.suite} node")
+        yield booted
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return artifacts.make(tmp_path_factory.mktemp("artifacts"))
+
+
+class Tool:
+    """The program on a node, with the settings of a DaemonSet for CRI-O."""
+
+    def __init__(self, node: Node, source: Path) -> None:
+        self.node = node
+        self.options = ["--runtime=crio", f"--toolkit-source-root={source}", "--socket=/run/crio/crio.sock"]
+
+    def __call__(self, *arguments: str, code: int = 0, env: Mapping[str, str] | None = None) -> str:
+        argv = [PROGRAM, *arguments, *self.options]
+        done = containers.daemonset(self.node, argv, env=env, mounts=MOUNTS)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+
+@pytest.fixture
+def tool(node: Node, source: Path) -> Iterator[Tool]:
+    nodes.run(node, ["systemctl", "reset-failed", "crio"])
+    found = Tool(node, source)
+    before = picture(node)
+    yield found
+    found("revert", "--even-if-in-use")
+    assert picture(node) == before
+    assert set(crio.handlers(node)).isdisjoint(HANDLERS)
+
+
+def picture(node: Node) -> dict[str, tuple[str, bytes]]:
+    return {
+        str(path): (oct(path.lstat().st_mode), path.read_bytes() if path.is_file() else b"")
+        for place in ("/etc/crio", HOOKS, "/usr/local/nvidia")
+        for path in sorted(nodes.path(node, place).rglob("*"))
+    }
+
+
+def times(node: Node) -> dict[str, tuple[int, int]]:
+    return {
+        str(path): (path.lstat().st_ino, path.lstat().st_mtime_ns)
+        for place in ("/etc/crio", HOOKS, "/usr/local/nvidia")
+        for path in nodes.path(node, place).rglob("*")
+    }
+
+
+def default(node: Node) -> str:
+    return str(crio.config(node)["crio"]["runtime"]["default_runtime"])
+
+
+def test_install_repeat_and_revert(node: Node, tool: Tool) -> None:
+    before = crio.handlers(node)
+    said = default(node)
+    pid = nodes.main_pid(node, "crio")
+    assert "restart crio.service" in tool("plan")
+    tool("run", "--no-daemon")
+    handlers = crio.handlers(node)
+    assert {name: handlers[name]["runtime_path"] for name in HANDLERS} == HANDLERS
+    assert default(node) == "nvidia"
+    assert {name: handlers[name] for name in before} == before
+    # Ours have what the handler that was the default has, but for the binary.
+    for name in HANDLERS:
+        ours = {"runtime_path": "", "runtime_type": "oci"}
+        assert handlers[name] | ours == before[said] | ours
+    written = tomllib.loads(nodes.path(node, DROP_IN).read_text(encoding="utf-8"))
+    assert set(written["crio"]["runtime"]) == {"runtimes", "default_runtime"}
+    assert set(written["crio"]["runtime"]["runtimes"]) == set(HANDLERS)
+    assert not nodes.path(node, "/etc/crio/crio.conf").exists()
+    installed = nodes.main_pid(node, "crio")
+    assert installed not in {0, pid}
+    still = times(node)
+    assert "nothing to do" in tool("run", "--no-daemon")
+    assert times(node) == still
+    assert nodes.main_pid(node, "crio") == installed
+    assert tool("status").startswith("in sync")
+
+
+def test_pods_run_through_the_installed_wrapper_and_survive(node: Node, tool: Tool) -> None:
+    if reason := crio.why_no_pods(node):
+        pytest.skip(reason)
+    survivor = crio.start_pod(node, handler="", argv=["sleep", "600"])
+    ran = nodes.path(node, artifacts.RAN)
+    try:
+        tool("run", "--no-daemon")
+        done = crio.run_pod(node, handler="nvidia-cdi", argv=["echo", "hello"])
+        assert (done.exit_code, done.output.strip()) == (0, "hello")
+        assert not ran.exists()
+        nodes.run(node, ["mount", "-t", "tmpfs", "driver", "/sys/module"])
+        try:
+            nodes.path(node, "/sys/module/nvidia").mkdir()
+            assert crio.run_pod(node, handler="", argv=["true"]).exit_code == 0
+        finally:
+            nodes.run(node, ["umount", "/sys/module"])
+        assert "nvidia-container-runtime.real " in ran.read_text(encoding="utf-8")
+        ran.unlink()
+        assert crio.is_running(node, survivor)
+    finally:
+        crio.stop_pod(node, survivor)
+
+
+def test_handler_stays_while_a_pod_has_it(node: Node, tool: Tool) -> None:
+    if reason := crio.why_no_pods(node):
+        pytest.skip(reason)
+    tool("run", "--no-daemon")
+    pod = crio.start_pod(node, handler="nvidia", argv=["sleep", "600"])
+    try:
+        assert "1 container still runs through our handlers" in tool("revert", code=4)
+        assert set(HANDLERS) <= set(crio.handlers(node))
+        assert default(node) == "runc"
+    finally:
+        # This is what hangs for ever where the handler is taken away under its pods.
+        crio.stop_pod(node, pod)
+    tool("revert")
+
+
+def test_sighup_keeps_the_process_and_says_what_it_lacks(node: Node, tool: Tool) -> None:
+    pid = nodes.main_pid(node, "crio")
+    told = tool("run", "--no-daemon", "--restart-mode=signal")
+    assert f"sending SIGHUP to PID {pid} " in told
+    assert "uses the change for new pods only once it is restarted" in told
+    assert nodes.main_pid(node, "crio") == pid
+    assert default(node) == "nvidia"
+
+
+def test_keys_go_into_crio_conf_where_no_drop_in_is_wanted(node: Node, tool: Tool) -> None:
+    path = nodes.path(node, "/etc/crio/crio.conf")
+    path.write_text('# mine\n[crio.image]\npause_command = "" # why\n', encoding="utf-8")
+    crio.start(node)
+    try:
+        # The package's drop-in is read later and names a default: it would win.
+        told = tool("run", "--no-daemon", "--drop-in-config=", code=3)
+        assert "the default handler would be 'runc', not nvidia" in told
+        tool("run", "--no-daemon", "--drop-in-config=", "--set-as-default=false")
+        text = path.read_text(encoding="utf-8")
+        assert text.startswith('# mine\n[crio.image]\npause_command = "" # why\n')
+        assert set(crio.handlers(node)) >= set(HANDLERS)
+        assert not nodes.path(node, DROP_IN).exists()
+        tool("revert", "--drop-in-config=")
+        assert path.read_text(encoding="utf-8") == '# mine\n[crio.image]\npause_command = "" # why\n'
+    finally:
+        path.unlink()
+        crio.start(node)
+
+
+def test_broken_drop_in_of_others_is_named(node: Node, tool: Tool) -> None:
+    broken = nodes.path(node, "/etc/crio/crio.conf.d/50-broken")
+    broken.write_text("[crio\n", encoding="utf-8")
+    try:
+        before = picture(node)
+        assert "/etc/crio/crio.conf.d/50-broken:1:6" in tool("run", "--no-daemon", code=3)
+        assert picture(node) == before
+    finally:
+        broken.unlink()
+
+
+def test_hook_mode(node: Node, tool: Tool) -> None:
+    tool("run", "--no-daemon")
+    assert nodes.path(node, DROP_IN).exists()
+    # Both at once would run the hook twice: the asked one stays.
+    tool("run", "--no-daemon", env={"CRIO_CONFIG_MODE": "hook"})
+    assert not nodes.path(node, DROP_IN).exists()
+    assert set(crio.handlers(node)).isdisjoint(HANDLERS)
+    hook = json.loads(nodes.path(node, HOOK).read_text(encoding="utf-8"))
+    assert hook["hook"]["path"] == f"{TOOLKIT}/nvidia-container-runtime-hook"
+    assert hook["hook"]["env"][0].startswith(f"PATH={TOOLKIT}:")
+    assert (hook["version"], hook["stages"], hook["when"]["always"]) == ("1.0.0", ["prestart"], True)
+    still = times(node)
+    assert "nothing to do" in tool("run", "--no-daemon", env={"CRIO_CONFIG_MODE": "hook"})
+    assert times(node) == still
+    # Back in config mode the hook of ours goes.
+    told = tool("run", "--no-daemon")
+    assert not nodes.path(node, HOOK).exists()
+    assert default(node) == "nvidia"
+    assert "removed" in told
+
+
+def test_foreign_hooks_stay_and_a_stale_one_of_the_toolkit_goes(node: Node, tool: Tool) -> None:
+    foreign = nodes.path(node, f"{HOOKS}/10-mine.json")
+    foreign.write_text('{"version": "1.0.0", "hook": {"path": "/usr/bin/true"}, "when": {}, "stages": []}')
+    stale = nodes.path(node, HOOK)
+    text = '{"version": "1.0.0", "hook": {"path": "/old/nvidia-container-toolkit"}, "when": {}, "stages": []}'
+    stale.write_text(text)
+    try:
+        tool("run", "--no-daemon")
+        assert foreign.exists()
+        assert not stale.exists()
+        tool("revert")
+        assert stale.read_text() == text
+    finally:
+        foreign.unlink()
+        stale.unlink()
+
+
+def test_hook_is_one_that_podman_reads(node: Node, tool: Tool, tmp_path: Path) -> None:
+    podman = shutil.which("podman")
+    if podman is None:
+        pytest.skip("there is no podman on this machine")
+    tool("run", "--no-daemon", env={"CRIO_CONFIG_MODE": "hook"})
+    hooks = tmp_path / "hooks"
+    hooks.mkdir()
+    (hooks / "oci-nvidia-hook.json").write_bytes(nodes.path(node, HOOK).read_bytes())
+    shown = subprocess.run(
+        [podman, "--root", str(tmp_path / "root"), "--runroot", str(tmp_path / "run"),
+         "--storage-driver", "vfs", "--hooks-dir", str(hooks), "--log-level", "debug",
+         "create", "--rootfs", str(tmp_path), "true"],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert "added hook" in shown.stderr, shown.stderr
+    assert "oci-nvidia-hook.json" in shown.stderr
