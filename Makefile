@@ -18,6 +18,7 @@ demo: $(VENV)/.made ## Plan, install, repeat and revert on a throw-away node; ne
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/.made ## The whole suite: laws, cases, real runtimes, lint, types, layers, docs
+	$(BIN)/python -m tests.prepare
 	$(BIN)/python -m pytest
 
 quick: $(VENV)/.made ## The suite without real runtimes

@@ -442,7 +442,10 @@ def test_a_candidate_with_another_effect_is_refused(change: dict[str, Any], mess
     with pytest.raises(NotUnderstood) as caught:
         study.plan(study.desired(), {study.CONFIG: ROOT}, lying(change))
     assert str(caught.value).startswith(f"{study.CONFIG}: the change is refused: {message}")
-    assert caught.value.hint == "nothing was written; please report the file with this message"
+    assert (
+        caught.value.hint
+        == "nothing was written; a file that is read later may have the last word, else please report this"
+    )
 
 
 def test_a_refusal_names_only_the_first_few() -> None:
