@@ -154,15 +154,16 @@ def merge(edits: Sequence[Edit], later: Sequence[Edit]) -> tuple[Edit, ...]:
 def _merged(old: Any, want: Want) -> Any:
     if want.exact or not isinstance(want.new, Mapping) or not isinstance(old, Mapping):
         return want.new
-    return _overlaid(old, want.new)
+    return overlaid(old, want.new)
 
 
-def _overlaid(old: Tree, new: Tree) -> dict[str, Any]:
+def overlaid(old: Tree, new: Tree) -> dict[str, Any]:
+    """Return two trees as one: key by key the new one wins, and what it holds as ABSENT goes."""
     result = dict(old)
     for name, item in new.items():
         below = result.get(name)
         if isinstance(item, Mapping) and isinstance(below, Mapping):
-            result[name] = _overlaid(below, item)
+            result[name] = overlaid(below, item)
         elif item is ABSENT:
             result.pop(name, None)
         else:

@@ -15,15 +15,13 @@ from typing import Any, Final, NoReturn
 from runtimes.errors import NotUnderstood
 
 _BOM: Final = b"\xef\xbb\xbf"
-_BLANK: Final = " \t\r\n"
+BLANK: Final = " \t\r\n"
 _DEEPEST: Final = 100
 _HINT: Final = "repair the file, or start the runtime once by hand to see what it says about it"
 _STRING: Final = r'("(?:[^"\\]++|\\.?)*+(?:"|\Z))'
 _TOKEN: Final = re.compile(_STRING + r'([ \t\r\n]*:)?|[{}\[\]]|[^ \t\r\n,:"{}\[\]]+', re.DOTALL)
 _BRACKET: Final = re.compile(_STRING + r"|[{}\[\]]", re.DOTALL)
 _NO_KEY: Final = (-1, -1)
-_SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
-_BLANK_LINES: Final = re.compile(r"(?:\r?\n[ \t]*)+(?=\r?\n)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +85,7 @@ def _read(data: bytes, path: str) -> tuple[Document, dict[str, Any]]:
         line, column = _place(data[: error.start].decode(), error.start)
         raise NotUnderstood(path, why, line=line, column=column, hint=_HINT) from error
     newline = "\r\n" if text.count("\r\n") * 2 > text.count("\n") else "\n"
-    if not text.strip(_BLANK):
+    if not text.strip(BLANK):
         return Document(path, text, None, newline, bom), {}
     _bound(text, path)
     try:

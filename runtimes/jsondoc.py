@@ -17,19 +17,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from runtimes.jsoncut import Document, Node, integer, parse, refuse, scan, tree
+from runtimes.jsoncut import BLANK, Document, Node, integer, parse, refuse, scan, tree
 from runtimes.model import Key, Tree
 
 __all__ = ["drop", "parse", "put", "tree"]
 
-_BOM: Final = b"\xef\xbb\xbf"
-_BLANK: Final = " \t\r\n"
-_DEEPEST: Final = 100
-_HINT: Final = "repair the file, or start the runtime once by hand to see what it says about it"
-_STRING: Final = r'("(?:[^"\\]++|\\.?)*+(?:"|\Z))'
-_TOKEN: Final = re.compile(_STRING + r'([ \t\r\n]*:)?|[{}\[\]]|[^ \t\r\n,:"{}\[\]]+', re.DOTALL)
-_BRACKET: Final = re.compile(_STRING + r"|[{}\[\]]", re.DOTALL)
-_NO_KEY: Final = (-1, -1)
 _SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
 _BLANK_LINES: Final = re.compile(r"(?:\r?\n[ \t]*)+(?=\r?\n)")
 
@@ -244,7 +236,7 @@ def _gap(text: str, node: Node) -> str:
 def _colon(text: str, near: list[Node]) -> str:
     """Return the most common colon of the outermost object, without what aligns values in columns."""
     seen = Counter(
-        (text[node.key_end] in _BLANK, text[node.start - 1] in _BLANK)
+        (text[node.key_end] in BLANK, text[node.start - 1] in BLANK)
         for node in (near[-1].below if near else ())
     )
     before, after = seen.most_common(1)[0][0] if seen else (False, True)

@@ -9,8 +9,8 @@ from typing import Any
 from runtimes.containerd.binary import cri_id
 from runtimes.containerd.facts import Facts
 from runtimes.containerd.imports import File
-from runtimes.containerd.schema import BINARY, CRI, RUNC_TYPES, ZERO, deep, section_of, solid, table_at
-from runtimes.edits import value
+from runtimes.containerd.schema import BINARY, CRI, RUNC_TYPES, ZERO, section_of, solid, table_at
+from runtimes.edits import overlaid, value
 from runtimes.errors import NotUnderstood
 from runtimes.model import ABSENT, EMPTY, Desired, Handler, Observation, Tree
 
@@ -31,7 +31,7 @@ class View:
                 continue
             containerd = table_at(section, "containerd", file.path)
             if facts.merges:
-                self.handlers = deep(self.handlers, table_at(containerd, "runtimes", file.path))
+                self.handlers = overlaid(self.handlers, table_at(containerd, "runtimes", file.path))
                 default = containerd.get("default_runtime_name", default)
             else:
                 self.handlers = dict(table_at(containerd, "runtimes", file.path))

@@ -59,16 +59,6 @@ def table_at(holder: Tree, key: str, path: str) -> Tree:
     return found
 
 
-def deep(one: Tree, other: Tree) -> dict[str, Any]:
-    """Return two trees merged as containerd 2.x merges imports: the other wins, key by key."""
-    result = dict(one)
-    for key, item in other.items():
-        below = result.get(key)
-        both = isinstance(item, Mapping) and isinstance(below, Mapping)
-        result[key] = deep(below, item) if both and below is not None else item
-    return result
-
-
 def solid(tree: Tree) -> dict[str, Any]:
     """Return a tree without what is zero: containerd does not tell it from what is absent."""
     result = {}

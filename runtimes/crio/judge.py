@@ -101,7 +101,7 @@ def complete(seen: Observation, printed: str) -> dict[str, Any]:
     tree = _straight(tomllib.loads(printed))
     defaults = _straight(tomllib.loads(seen.answers["default"].out))
     handlers = value(tree, RUNTIMES)
-    result = _over(defaults, tree)
+    result = edits.overlaid(defaults, tree)
     if isinstance(handlers, Mapping) and handlers:
         result["crio"]["runtime"]["runtimes"] = dict(handlers)
     return result
@@ -114,15 +114,6 @@ def _straight(tree: dict[str, Any]) -> dict[str, Any]:
             if stray in handler:
                 runtime.setdefault(stray, handler.pop(stray))
     return tree
-
-
-def _over(below: Tree, above: Tree) -> dict[str, Any]:
-    result = dict(below)
-    for key, item in above.items():
-        under = result.get(key)
-        both = isinstance(item, Mapping) and isinstance(under, Mapping)
-        result[key] = _over(under, item) if both and under is not None else item
-    return result
 
 
 def _missing(desired: Desired, after: Tree) -> list[str]:
