@@ -77,6 +77,9 @@ class Adapter(Protocol):
     def unconfirmed(self, desired: Desired, files: Mapping[str, bytes | None], body: str) -> Sequence[str]:
         """Return where the daemon's answer to `confirmation` is not what the files say, in words."""
 
+    def defined(self, desired: Desired, files: Mapping[str, bytes | None]) -> frozenset[str]:
+        """Return which of our handlers some files define."""
+
     def stone(self, path: str, before: bytes | None, after: bytes | None) -> bytes | None:
         """Return what the daemon must read before `after` to notice what is gone; None: nothing."""
 

@@ -36,6 +36,7 @@ __all__ = [
     "banner",
     "config_flags",
     "confirmation",
+    "defined",
     "directory_flags",
     "executables",
     "form",
@@ -71,7 +72,7 @@ _RUNTIMES: Final = "runtimes"
 _DEFAULT: Final = "default-runtime"
 _BUILT_IN: Final = "runc"
 _LIST: Final = "/containers/json"
-# Flags that dockerd refuses beside the same option in the file; it may be given with one dash or none.
+# Flags that dockerd refuses beside the same option in the file.
 _CLASHING: Final = {"--add-runtime": _RUNTIMES, "--default-runtime": _DEFAULT}
 
 
@@ -98,8 +99,6 @@ def wants(desired: Desired, seen: Observation) -> Wants:
     ]
     if desired.default:
         wanted.append(Want(path=path, key=(_DEFAULT,), new=desired.default))
-    elif tree.get(_DEFAULT) in desired.names:
-        wanted.append(Want(path=path, key=(_DEFAULT,), new=_remembered_default(desired, seen)))
     if desired.enable_cdi:
         wanted.append(Want(path=path, key=("features", "cdi"), new=True))
     return Wants(wants=tuple(wanted), files=(path,), low_level=_low_level(desired, seen, tree))
@@ -137,14 +136,21 @@ def unconfirmed(desired: Desired, files: Mapping[str, bytes | None], body: str) 
     except (ValueError, KeyError, TypeError) as error:
         return [f"dockerd's answer cannot be read ({error!r})"]
     tree = jsondoc.tree(files.get(desired.config) or b"", desired.config)
-    wanted = desired.names & tree.get(_RUNTIMES, EMPTY).keys()
+    wanted = defined(desired, files)
     problems = [f"dockerd does not know the handler {handler}" for handler in sorted(wanted - known)]
     problems += [
         f"dockerd still knows the handler {handler}" for handler in sorted((desired.names & known) - wanted)
     ]
-    if default != tree.get(_DEFAULT, _BUILT_IN):
-        problems.append(f"dockerd's default handler is {default}, not {tree.get(_DEFAULT, _BUILT_IN)}")
+    said = tree.get(_DEFAULT) or _BUILT_IN
+    if default != said:
+        problems.append(f"dockerd's default handler is {default}, not {said}")
     return problems
+
+
+def defined(desired: Desired, files: Mapping[str, bytes | None]) -> frozenset[str]:
+    """Return which of our handlers some files define."""
+    tree = jsondoc.tree(files.get(desired.config) or b"", desired.config)
+    return desired.names & frozenset(tree.get(_RUNTIMES, EMPTY))
 
 
 def stone(path: str, before: bytes | None, after: bytes | None) -> bytes | None:
@@ -170,16 +176,21 @@ def usage(desired: Desired, answers: Mapping[str, str]) -> Usage:
     if _LIST not in answers:
         return Usage(requests=(Request(path=_LIST),))
     details = {
-        f"/containers/{item['Id']}/json": str(item["Names"][0]).lstrip("/") or item["Id"][:12]
+        f"/containers/{item['Id']}/json": str((item.get("Names") or [""])[0]).lstrip("/") or item["Id"][:12]
         for item in json.loads(answers[_LIST])
     }
     using = [
         name
         for path, name in details.items()
-        if path in answers and json.loads(answers[path])["HostConfig"]["Runtime"] in desired.names
+        if path in answers and _runtime_of(answers[path]) in desired.names
     ]
     missing = tuple(Request(path=path) for path in details if path not in answers)
     return Usage(requests=missing, using=tuple(using))
+
+
+def _runtime_of(answer: str) -> Any:
+    container = json.loads(answer)
+    return container["HostConfig"]["Runtime"] if container else None  # null: it has ended meanwhile
 
 
 def task_files(desired: Desired, seen: Observation) -> tuple[str, ...]:
@@ -203,6 +214,12 @@ def _refuse_wrong_types(desired: Desired, tree: Tree) -> None:
                 f"its `{key}` is not an object but {json.dumps(tree[key])}",
                 hint="dockerd would refuse it too; repair or remove that key",
             )
+    if not isinstance(tree.get(_DEFAULT, ""), str):
+        raise NotUnderstood(
+            desired.config,
+            f"its `{_DEFAULT}` is not a string but {json.dumps(tree[_DEFAULT])}",
+            hint="dockerd would refuse it too; repair or remove that key",
+        )
     for handler, entry in tree.get(_RUNTIMES, EMPTY).items():
         if not isinstance(entry, Mapping):
             raise NotUnderstood(
@@ -226,8 +243,10 @@ def _refuse_flags(argv: Sequence[str]) -> None:
 def _obsolete(desired: Desired, seen: Observation, tree: Tree) -> Iterator[Want]:
     owned = seen.ownership(desired.config)
     for edit in owned.edits if owned else ():
-        if edit.key[:1] == (_RUNTIMES,) and edit.key[-1] not in desired.names:
-            yield Want(path=desired.config, key=edit.key, new=edit.old, exact=True)
+        is_former = edit.key[:1] == (_RUNTIMES,) and edit.key[-1] not in desired.names
+        is_default = edit.key == (_DEFAULT,) and not desired.default
+        if is_former or is_default:
+            yield from edits.given_back(desired.config, tree, edit)
 
 
 def _remembered_default(desired: Desired, seen: Observation) -> Any:

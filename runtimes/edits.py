@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from runtimes.errors import NotUnderstood
-from runtimes.model import ABSENT, Edit, FileChange, Key, Tree
+from runtimes.model import ABSENT, Edit, FileChange, Key, Ownership, Tree, fingerprint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +93,31 @@ def reverse(form: Format, path: str, data: bytes, edits: Sequence[Edit]) -> tupl
     after: bytes = document.encode()
     _prove(form, path, after, expected)
     return after, tuple(stayed)
+
+
+def given_back(path: str, content: Tree, edit: Edit) -> Iterator[Want]:
+    """Yield the wish that takes one edit back, where its key still holds what we wrote."""
+    if edit.new is not ABSENT and same(value(content, edit.key), edit.new):
+        yield Want(path=path, key=edit.key, new=edit.old, exact=True)
+
+
+def without(form: Format, owned: Ownership, data: bytes | None) -> tuple[bytes | None, tuple[str, ...]]:
+    """Return what a file would hold without us (None: it would not be there), and what stayed of others.
+
+    Raises NotUnderstood where the file was edited since and cannot be read.
+    """
+    if data == owned.original:
+        return data, ()
+    if fingerprint(data) in owned.written:
+        return owned.original, ()
+    if data is None:
+        return None, ()
+    if not owned.edits:
+        return data, ("the whole file (edited since)",)
+    rest, stayed = reverse(form, owned.path, data, owned.edits)
+    if owned.original is None and not form.tree(rest, owned.path):
+        return None, stayed
+    return rest, stayed
 
 
 def value(content: Tree, key: Key) -> Any:

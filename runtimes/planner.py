@@ -78,18 +78,7 @@ def without_us(
     adapter: Adapter, owned: Ownership, data: bytes | None
 ) -> tuple[bytes | None, tuple[str, ...]]:
     """Return what a file would hold without us (None: it would not be there), and what stayed of others."""
-    if data == owned.original:
-        return data, ()
-    if fingerprint(data) in owned.written:
-        return owned.original, ()
-    if data is None:
-        return None, ()
-    if not owned.edits:
-        return data, ("the whole file (edited since)",)
-    rest, stayed = edits.reverse(adapter.form, owned.path, data, owned.edits)
-    if owned.original is None and not adapter.form.tree(rest, owned.path):
-        return None, stayed
-    return rest, stayed
+    return edits.without(adapter.form, owned, data)
 
 
 def _with_stones(adapter: Adapter, changes: Sequence[FileChange]) -> tuple[FileChange, ...]:

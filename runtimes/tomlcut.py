@@ -14,6 +14,7 @@ from typing import Any, Final
 from runtimes.errors import NotUnderstood
 from runtimes.model import Key
 
+_HINT: Final = "repair the file, or start the runtime once by hand to see what it says about it"
 _BOM: Final = "\ufeff"
 _QUOTED: Final = r'"(?:[^"\\\n]|\\.)*"' + r"|'[^'\n]*'"
 _BLANK: Final = re.compile(r"[ \t\r]*(?:#[^\n]*)?(?:\n|$)")
@@ -86,7 +87,7 @@ def tree(data: bytes, path: str) -> dict[str, Any]:
         line = data.count(b"\n", 0, error.start) + 1
         column = error.start - (data.rfind(b"\n", 0, error.start) + 1) + 1
         why = f"it is not UTF-8 text (byte 0x{data[error.start]:02x})"
-        raise NotUnderstood(path, why, line=line, column=column) from error
+        raise NotUnderstood(path, why, line=line, column=column, hint=_HINT) from error
     except RecursionError as error:
         raise NotUnderstood(path, "it is nested too deeply to be a configuration") from error
     except tomllib.TOMLDecodeError as error:
@@ -106,13 +107,12 @@ def _not_toml(text: str, path: str, message: str) -> NotUnderstood:
         line = text.count("\n") + 1
         column = len(text) - (text.rfind("\n") + 1) + 1
     why = re.sub(r" \(at [^)]*\)$", "", message)
-    hint = "repair the file, or start the runtime once by hand to see what it says about it"
     return NotUnderstood(
         path,
         f"it is not valid TOML: {why[:1].lower() + why[1:]}",
         line=line,
         column=column,
-        hint=hint,
+        hint=_HINT,
     )
 
 

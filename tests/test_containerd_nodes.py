@@ -203,14 +203,14 @@ def test_pods_keep_their_handler_through_a_revert(node: Node, tool: Tool) -> Non
     pods = [containers.start_pod(node, handler=h, argv=["sleep", "600"]) for h in ("nvidia-cdi", "")]
     try:
         told = tool("revert", code=4)
-        assert "2 containers still run through our handlers" in told
+        assert "2 containers still use our handlers" in told
         # The default is gone, so that nothing new comes; the handlers and their files stay.
         section = cri(dump(node))["containerd"]
         assert section["default_runtime_name"] == "runc"
         assert set(HANDLERS) <= set(section["runtimes"])
         containers.stop_pod(node, pods.pop(0))
         # The other pod asked for no handler, but runs through our binary all the same.
-        assert "1 container still runs through our handlers" in tool("revert", code=4)
+        assert "1 container still uses our handlers" in tool("revert", code=4)
     finally:
         for pod in pods:
             containers.stop_pod(node, pod)

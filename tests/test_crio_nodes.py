@@ -156,7 +156,7 @@ def test_handler_stays_while_a_pod_has_it(node: Node, tool: Tool) -> None:
     tool("run", "--no-daemon")
     pod = crio.start_pod(node, handler="nvidia", argv=["sleep", "600"])
     try:
-        assert "1 container still runs through our handlers" in tool("revert", code=4)
+        assert "1 container still uses our handlers" in tool("revert", code=4)
         assert set(HANDLERS) <= set(crio.handlers(node))
         assert default(node) == "runc"
     finally:
@@ -230,7 +230,8 @@ def test_foreign_hooks_stay_and_a_stale_one_of_the_toolkit_goes(node: Node, tool
     foreign = nodes.path(node, f"{HOOKS}/10-mine.json")
     foreign.write_text('{"version": "1.0.0", "hook": {"path": "/usr/bin/true"}, "when": {}, "stages": []}')
     stale = nodes.path(node, HOOK)
-    text = '{"version": "1.0.0", "hook": {"path": "/old/nvidia-container-toolkit"}, "when": {}, "stages": []}'
+    program = "/old/toolkit/nvidia-container-toolkit"
+    text = json.dumps({"version": "1.0.0", "hook": {"path": program}, "when": {}, "stages": []})
     stale.write_text(text)
     try:
         tool("run", "--no-daemon")

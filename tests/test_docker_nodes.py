@@ -199,7 +199,7 @@ def test_containers_run_through_the_wrapper_and_survive(node: Node, tool: Tool) 
             node, ["docker", "run", "--detach", "--network=none", "--name=held", "test:1", "sleep", "600"]
         ).stdout.strip()
         told = tool("revert", code=4)
-        assert "1 container still runs through our handlers: held" in told
+        assert "1 container still uses our handlers: held" in told
         handlers, default = known(node)
         assert handlers >= HANDLERS
         assert default == "runc"

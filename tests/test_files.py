@@ -526,7 +526,7 @@ def test_make_directory_makes_all_of_them_whatever_the_umask_is(tmp_path: Path) 
         files.make_directory(tmp_path / "a/b", 0o700)
     finally:
         os.umask(before)
-    assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("a", "a/b")] == [0o750, 0o750]
+    assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("a", "a/b")] == [0o755, 0o750]
 
 
 def test_make_directory_says_which_one_cannot_be_made(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ GOLDEN: Final = """
   }
  ],
  "readable_by": 1,
- "reload_pending": true,
+ "owed_since": 1000.5,
  "replaced": "/usr/local/nvidia/.toolkit-before",
  "runtime": "containerd",
  "sequence": 7,
@@ -62,7 +62,7 @@ GOLDEN: Final = """
 RECORD: Final = Record(
     sequence=7,
     runtime="containerd",
-    reload_pending=True,
+    owed_since=1000.5,
     directories=("/usr/local/nvidia", "/etc/containerd/conf.d"),
     artifacts="0123456789abcdef",
     replaced="/usr/local/nvidia/.toolkit-before",
@@ -224,10 +224,10 @@ def test_every_save_replaces_the_record_in_one_step(tmp_path: Path, monkeypatch:
 
 def test_the_oldest_original_wins_over_two_upgrades(tmp_path: Path) -> None:
     record = remember(tmp_path, Record(), change(ORIGINAL, b"one", a=(1, 2)), without_us=ORIGINAL, mode=0o640)
-    record = journal.settled(record, reload_pending=False)
+    record = journal.settled(record)
     record = remember(tmp_path, record, change(b"one", b"two", a=(2, 3)), without_us=b"never asked for")
     assert record.owned[0].written == (sha(b"two"), sha(b"one"))
-    record = journal.settled(record, reload_pending=False)
+    record = journal.settled(record)
     record = remember(
         tmp_path, record, change(b"two", b"three", b=(ABSENT, 1)), without_us=b"never asked for"
     )
@@ -241,11 +241,11 @@ def test_the_oldest_original_wins_over_two_upgrades(tmp_path: Path) -> None:
 
 def test_an_edit_by_someone_between_two_writes_is_part_of_the_original(tmp_path: Path) -> None:
     record = remember(tmp_path, Record(), change(ORIGINAL, b"ours", a=(1, 2)), without_us=ORIGINAL)
-    record = journal.settled(record, reload_pending=False)
+    record = journal.settled(record)
     theirs = change(b"ours and theirs", b"ours again and theirs", b=(1, 2))
     record = remember(tmp_path, record, theirs, without_us=b"# original\ntheirs", mode=0o600)
     assert original(tmp_path, record) == b"# original\ntheirs"
-    assert record.owned[0].written == (sha(b"ours again and theirs"),)
+    assert record.owned[0].written[0] == sha(b"ours again and theirs")
     assert record.owned[0].mode == 0o600
     assert [edit.key for edit in record.owned[0].edits] == [("a",), ("b",)]
 
@@ -267,23 +267,21 @@ def test_a_crash_before_the_write_does_not_make_the_plan_an_original(tmp_path: P
 
 
 def test_a_crash_after_the_write_knows_both_contents(tmp_path: Path) -> None:
-    record = journal.settled(
-        remember(tmp_path, Record(), change(ORIGINAL, b"one"), without_us=ORIGINAL), reload_pending=False
-    )
+    record = journal.settled(remember(tmp_path, Record(), change(ORIGINAL, b"one"), without_us=ORIGINAL))
     record = remember(tmp_path, record, change(b"one", b"two"), without_us=None)
     journal.save(tmp_path, record)
     assert journal.load(tmp_path).owned[0].written == (sha(b"two"), sha(b"one"))
 
 
 def test_settled_forgets_what_was_written_before_and_what_is_owed() -> None:
-    record = journal.settled(RECORD, reload_pending=False)
-    assert not record.reload_pending
+    record = journal.settled(RECORD)
+    assert record.owed_since is None
     assert [owned.written for owned in record.owned] == [("aa",), ("cc",)]
     assert record.owned[0].original == RECORD.owned[0].original
 
 
 def test_settled_keeps_what_is_still_owed() -> None:
-    assert journal.settled(RECORD, reload_pending=True).reload_pending
+    assert journal.settled(RECORD, owed_since=7.5).owed_since == 7.5
 
 
 @pytest.mark.parametrize("damage", ["missing", "changed"])

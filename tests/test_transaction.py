@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -60,7 +61,7 @@ def revert(node: Node, **options: str) -> str:
 
 
 def pending(node: Node) -> bool:
-    return journal.load(node.install_dir).reload_pending
+    return journal.load(node.install_dir).owed_since is not None
 
 
 def killed_in(
@@ -297,6 +298,7 @@ def test_nothing_is_owed_by_a_runtime_that_was_started_since(
         killed_in(node, monkeypatch, reload, "perform")
     long_ago = node.config.stat().st_mtime - 60
     os.utime(node.config, (long_ago, long_ago))
+    time.sleep(0.1)
     with workshop.daemon(node.socket, home=home) as daemon:
         install(node)
         assert daemon.signals() == []
@@ -476,7 +478,7 @@ def test_containers_that_use_the_handlers_keep_them_but_new_ones_do_not_get_them
         with pytest.raises(StepFailed) as caught:
             removal.revert(node.settings(), containerd)
         assert str(caught.value) == (
-            "1 container still runs through our handlers: 0123abc; the handlers and their files stay"
+            "1 container still uses our handlers: 0123abc; the handlers and their files stay"
         )
         assert "--even-if-in-use" in caught.value.hint
         assert b"default_runtime_name" not in node.config.read_bytes()

@@ -14,7 +14,7 @@ import click
 from runtimes import registry
 from runtimes.adapter import Adapter
 from runtimes.model import RuntimeName
-from toolkit import __version__, daemon, lock, log, removal, report, transaction
+from toolkit import __version__, daemon, journal, lock, log, removal, report, transaction
 from toolkit.errors import ToolkitError, UsageProblem
 from toolkit.options import SETTINGS, Kind, Setting
 from toolkit.settings import Settings, resolve
@@ -188,6 +188,10 @@ def _command(
         extra = {key: given.pop(key) for key in list(given) if key in extras}
         options = {key: value for key, value in given.items() if value is not None}
         settings = resolve(options, os.environ)
+        if name == "revert" and not settings.is_given("runtime"):
+            # What was set up is known; nobody has to remember it.
+            recorded = journal.load(Path(settings.text("toolkit_install_dir"))).runtime
+            settings = resolve({**options, "runtime": recorded}, os.environ) if recorded else settings
         log.start(debug=settings.flag("debug"))
         return action(settings, _adapter(settings), extra)
 

@@ -229,7 +229,8 @@ def _binary(
     if not host.is_here and os.geteuid() != 0:
         return None, ("only root can run the node's own programs below its root",)
     candidates = [found.executable] if found and owner.looks_like(found, adapter.executables) else []
-    for candidate in (*candidates, *sorted(adapter.executables)):
+    # Where the daemon is known, another program of its name may not judge in its place.
+    for candidate in candidates or sorted(adapter.executables):
         path = host.executable(candidate)
         if path is not None and os.path.basename(path) in adapter.executables:
             return path, ()

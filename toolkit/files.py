@@ -151,11 +151,12 @@ def missing_directories(path: Path) -> list[Path]:
 
 
 def make_directory(path: Path, mode: int = 0o755) -> None:
-    """Make a directory with its parents, durably and whatever the umask is. Raises StepFailed."""
+    """Make a directory, durably and whatever the umask is; parents are for all. Raises StepFailed."""
     for directory in missing_directories(path):
+        own = mode if directory == path else 0o755
         try:
-            os.mkdir(directory, mode)
-            os.chmod(directory, mode)
+            os.mkdir(directory, own)
+            os.chmod(directory, own)
             sync(directory.parent)
         except FileExistsError:
             continue

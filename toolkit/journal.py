@@ -48,14 +48,15 @@ class Owned:
 class Record:
     """Everything remembered of a node.
 
-    `reload_pending` is set from before a change until the runtime took it up.
+    `owed_since` is when a change was written (seconds since the epoch) that the
+    runtime is not known to have taken up; None where nothing is owed.
     `directories` are those that we made, outermost first. `replaced` is where
     the plain directory lies that stood in the way of the toolkit's.
     """
 
     sequence: int = 0
     runtime: str = ""
-    reload_pending: bool = False
+    owed_since: float | None = None
     owned: tuple[Owned, ...] = ()
     directories: tuple[str, ...] = ()
     artifacts: str | None = None
@@ -152,7 +153,8 @@ def remember(
             uid=seen.uid if seen else 0,
             gid=seen.gid if seen else 0,
             label=base64.b64encode(seen.label).decode() if seen and seen.label else None,
-            written=written,
+            # Until it is written, what is there still has our earlier keys in it: it counts as ours too.
+            written=(*written, now) if before is not None else written,
             edits=edits.merge(earlier_edits, change.edits),
         )
     others = tuple(o for o in record.owned if o.path != change.path)
@@ -167,16 +169,18 @@ def also_written(record: Record, path: str, data: bytes) -> Record:
     return replace(record, owned=owned)
 
 
-def settled(record: Record, *, reload_pending: bool = False) -> Record:
+def settled(record: Record, *, owed_since: float | None = None) -> Record:
     """Return the record once everything in it has happened, but perhaps for the reload."""
     owned = tuple(replace(o, written=o.written[:1]) for o in record.owned)
-    return replace(record, owned=owned, reload_pending=reload_pending)
+    return replace(record, owned=owned, owed_since=owed_since)
 
 
 def forget(install_dir: Path) -> None:
     """Remove the record with everything that it kept. The caller knows that nothing is ours any more."""
     target = directory(install_dir)
     originals = target / "originals"
+    # From here on nothing is owed: a kill must not leave a record that asks for originals which are gone.
+    save(install_dir, replace(load(install_dir), owned=(), artifacts=None, replaced=None))
     if originals.is_dir():
         for kept in originals.iterdir():
             files.remove(kept)
@@ -194,6 +198,7 @@ def forget(install_dir: Path) -> None:
 
 def _keep(install_dir: Path, data: bytes) -> None:
     path = directory(install_dir) / "originals" / fingerprint(data)
+    files.make_directory(directory(install_dir), 0o700)
     files.make_directory(path.parent, 0o700)
     seen = files.read(path)
     if seen is None or seen.data != data:
@@ -220,7 +225,7 @@ def _encoded(record: Record) -> dict[str, Any]:
         "tool": __version__,
         "sequence": record.sequence,
         "runtime": record.runtime,
-        "reload_pending": record.reload_pending,
+        "owed_since": record.owed_since,
         "directories": list(record.directories),
         "artifacts": record.artifacts,
         "replaced": record.replaced,
@@ -252,7 +257,7 @@ def _decoded(content: Mapping[str, Any]) -> Record:
     return Record(
         sequence=_typed(content["sequence"], int),
         runtime=_typed(content["runtime"], str),
-        reload_pending=_typed(content["reload_pending"], bool),
+        owed_since=_typed(content["owed_since"], float, int, type(None)),
         directories=_texts(content["directories"]),
         artifacts=_typed(content["artifacts"], str, type(None)),
         replaced=_typed(content["replaced"], str, type(None)),

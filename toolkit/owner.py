@@ -26,6 +26,9 @@ from toolkit.errors import StepFailed
 _SO_PASSCRED: Final = 16
 _SCM_CREDENTIALS: Final = 2
 _CREDENTIALS: Final = struct.Struct("iII")
+# Of the fields of /proc/PID/stat behind the name, counted from 0 (field 22 in proc(5)).
+_START_TIME: Final = 19
+_INTERPRETERS: Final = ("python", "sh", "bash", "dash", "busybox")
 _HTTP: Final = b"GET /info HTTP/1.0\r\nHost: localhost\r\n\r\n"
 _UNIT: Final = re.compile(r"/([^/]+\.service)(?=/|$)")
 
@@ -98,11 +101,27 @@ def inspect(pid: int) -> Owner | None:
     return Owner(pid=pid, started=started, executable=executable, argv=argv, unit=unit)
 
 
+def age(found: Owner) -> float:
+    """Return for how many seconds a process has run, to a hundredth: `started` is only good to tell it by.
+
+    Infinite where it is gone.
+    """
+    try:
+        with open(f"/proc/{found.pid}/stat", encoding="utf-8", errors="replace") as stream:
+            fields = stream.read().rpartition(")")[2].split()
+    except OSError:
+        return float("inf")
+    began = int(fields[_START_TIME]) / os.sysconf("SC_CLK_TCK")
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - began
+
+
 def looks_like(found: Owner, executables: frozenset[str]) -> bool:
     """Tell whether a process is one of these programs, by its executable or by the name it was started by."""
-    names = {os.path.basename(found.executable)}
-    names |= {os.path.basename(word) for word in found.argv[:2]}
-    return bool(names & executables)
+    executable = os.path.basename(found.executable)
+    words = [os.path.basename(word) for word in found.argv[:2]]
+    # A script has its name behind that of what reads it.
+    is_script = executable.startswith(_INTERPRETERS)
+    return bool({executable, *words[: 2 if is_script else 1]} & executables)
 
 
 def send(found: Owner, number: signal.Signals) -> None:
@@ -177,6 +196,8 @@ def _unit(pid: int) -> str | None:
     """Return the innermost service in a process's control group, whichever hierarchy says it."""
     with open(f"/proc/{pid}/cgroup", encoding="utf-8") as stream:
         lines = [line.rstrip("\n").split(":", 2) for line in stream]
+    if any("user@" in line[2] or ".scope" in line[2] for line in lines):
+        return None  # of another service manager than the node's own
     ranked = sorted(lines, key=lambda line: (line[1] not in ("", "name=systemd"), line[0]))
     for line in ranked:
         found = _UNIT.findall(line[2])

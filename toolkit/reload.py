@@ -2,7 +2,8 @@
 
 SIGHUP ends containerd, and what starts it again takes its time: under the
 usual unit file its socket is dead for 5.3 s, against 0.1 s when systemd is
-asked to restart it. Docker and CRI-O reload in place.
+asked to restart it. Docker reloads in place. CRI-O says so, but goes on with
+what it had for new pods until it is started again.
 """
 
 from __future__ import annotations

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from runtimes import edits
 from runtimes.adapter import Adapter
-from runtimes.model import Observation, Ownership, Plan
-from toolkit import apply, detect, journal, reload, transaction, verify, versions
+from runtimes.model import Desired, Handler, Observation, Ownership, Plan
+from toolkit import apply, detect, files, journal, reload, transaction, verify, versions
 from toolkit.detect import Scene
 from toolkit.errors import StepFailed
 from toolkit.journal import Record
@@ -39,20 +42,65 @@ def revert(settings: Settings, adapter: Adapter) -> Removal:
     if record.is_empty:
         LOGGER.info("nothing to take back: there is no record of anything of ours")
         return Removal(place=place, plan=Plan(), was_empty=True)
+    transaction.same_runtime(record, place)
     owned = journal.ownerships(place.install_dir, record)
+    place = replace(place, desired=_as_recorded(place.desired, owned))
+    apply.sweep(place.host, [o.path for o in owned], place.desired.config)
     found = _view(settings, adapter, place, record, detect.observe(place, adapter, owned))
     if using := _using(settings, adapter, found):
         _take_default_away(settings, adapter, found)
-        raise _in_use(using)
+        raise _in_use(using, "the handlers and their files stay")
     record = _take_configuration_back(settings, adapter, found, owned)
-    if using := _using(settings, adapter, found):
-        raise _in_use(using)  # started while we were at it; the files stay until it ends
+    _keep_what_is_needed(settings, adapter, found)
     versions.remove(place.install_dir, Path(record.replaced) if record.replaced else None)
     journal.forget(place.install_dir)
     for directory in reversed(record.directories):
         with contextlib.suppress(OSError):  # somebody put something into it: then it stays
             os.rmdir(directory)
     return Removal(place=place, plan=found.plan, was_empty=False)
+
+
+def _as_recorded(desired: Desired, owned: tuple[Ownership, ...]) -> Desired:
+    """Return the wish with the handlers that were really set up, whatever they are called now."""
+    recorded = {
+        edit.key[-1]: str(binary)
+        for o in owned
+        for edit in o.edits
+        if edit.key[-2:-1] == ("runtimes",) and isinstance(edit.new, Mapping)
+        for _, binary in edits.leaves(edit.new)
+        if "/toolkit/nvidia-container-runtime" in str(binary)
+    }
+    handlers = tuple(Handler(name=name, binary=binary) for name, binary in recorded.items())
+    return replace(desired, handlers=handlers or desired.handlers)
+
+
+def _keep_what_is_needed(settings: Settings, adapter: Adapter, found: View) -> None:
+    """Refuse to take the files from under a runtime or a configuration that still runs them."""
+    if settings.flag("even_if_in_use"):
+        return
+    place = found.place
+    if using := _using(settings, adapter, found):
+        raise _in_use(using, "they were started meanwhile, so the files stay")
+    toolkit = f"{place.host.node(place.install_dir)}/toolkit/".encode()
+    still = [
+        str(place.host.local(o.path))
+        for o in found.record.owned
+        if (seen := files.read(place.host.target(place.host.local(o.path)))) and toolkit in seen.data
+    ]
+    original = {o.path for o in found.seen.owned if o.original is not None and toolkit in o.original}
+    still = [path for path in still if path not in {str(place.host.local(p)) for p in original}]
+    if still:
+        raise StepFailed(
+            f"{', '.join(still)} was edited since and still runs the toolkit, whose files stay",
+            hint="take that out by hand and run revert again, or use --even-if-in-use",
+        )
+    told = transaction.is_told(adapter, found.way)
+    never_read = transaction.is_owed(place, found.record, RestartMode.AUTO)
+    if not found.plan.is_noop and place.owner is not None and not told and not never_read:
+        raise StepFailed(
+            f"PID {place.owner.pid} was not told and still has our handlers, so their files stay",
+            hint="restart the runtime and run revert again, or use --even-if-in-use",
+        )
 
 
 def _view(settings: Settings, adapter: Adapter, place: Scene, record: Record, seen: Observation) -> View:
@@ -85,7 +133,8 @@ def _take_configuration_back(
     transaction.stop_for(obstacles, found.way.obstacle if found.reload_needed else "")
     apply.check(place.host, plan.changes)
     record = _with_stones(found)
-    record = journal.save(place.install_dir, replace(record, reload_pending=found.reload_needed))
+    owed = time.time() if found.reload_needed else record.owed_since
+    record = journal.save(place.install_dir, replace(record, owed_since=owed))
     transaction.step_on_stones(settings, adapter, found)
     for change in plan.changes:
         ours = next(o for o in record.owned if o.path == change.path)
@@ -113,9 +162,9 @@ def _using(settings: Settings, adapter: Adapter, found: View) -> tuple[str, ...]
     return verify.using(found.place, adapter, found.seen, timeout=timeout)
 
 
-def _in_use(using: tuple[str, ...]) -> StepFailed:
-    who = "1 container still runs" if len(using) == 1 else f"{len(using)} containers still run"
+def _in_use(using: tuple[str, ...], what: str) -> StepFailed:
+    who = "1 container still uses" if len(using) == 1 else f"{len(using)} containers still use"
     return StepFailed(
-        f"{who} through our handlers: {', '.join(sorted(using)[:5])}; the handlers and their files stay",
+        f"{who} our handlers: {', '.join(sorted(using)[:5])}; {what}",
         hint="end them and run revert again, or use --even-if-in-use: they could then not be stopped cleanly",
     )

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 from runtimes import planner
-from runtimes.adapter import Adapter
+from runtimes.adapter import Adapter, HangUp
 from runtimes.errors import NotUnderstood
 from runtimes.model import FileChange, Observation, Ownership, Plan
-from toolkit import apply, artifacts, detect, files, journal, reload, verify, versions
+from toolkit import apply, artifacts, detect, files, journal, owner, reload, verify, versions
 from toolkit.artifacts import Version
 from toolkit.detect import Scene
-from toolkit.errors import StepFailed, UsageProblem
+from toolkit.errors import NodeNotUnderstood, StepFailed, UsageProblem
 from toolkit.journal import Record
 from toolkit.log import LOGGER
 from toolkit.options import RestartMode
 from toolkit.reload import Way
 from toolkit.settings import Settings
+
+_GRACE: Final = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,12 +58,14 @@ class View:
 def view(settings: Settings, adapter: Adapter) -> View:
     """Look, ask and plan; change nothing. Raises ToolkitError."""
     place = detect.scene(settings, adapter)
-    record = journal.load(place.install_dir)
+    record, record_problem = _record(place)
     if settings.flag("no_runtime_config"):
         seen, plan = Observation(), Plan(notes=("the runtime is not configured, as asked",))
     else:
         seen = detect.observe(place, adapter, journal.ownerships(place.install_dir, record))
         plan = detect.plan(place, adapter, seen)
+    if record_problem:
+        plan = replace(plan, notes=(*plan.notes, record_problem))
     version, problem = None, ""
     try:
         version = artifacts.wanted(settings, place.host, place.install_dir, plan.low_level)
@@ -77,6 +84,27 @@ def view(settings: Settings, adapter: Adapter) -> View:
     )
 
 
+def _record(place: Scene) -> tuple[Record, str]:
+    """Return what is remembered, and why it cannot be read where we may not: a plan goes on without."""
+    try:
+        record = journal.load(place.install_dir)
+    except NodeNotUnderstood as error:
+        if os.geteuid() == 0:
+            raise
+        return Record(), f"{error.message}: what was done before is not known here"
+    same_runtime(record, place)
+    return record, ""
+
+
+def same_runtime(record: Record, place: Scene) -> None:
+    """Refuse to mix two runtimes in one record. Raises UsageProblem."""
+    if record.owned and record.runtime != place.desired.runtime:
+        raise UsageProblem(
+            [f"--runtime={place.desired.runtime}: this node was set up for {record.runtime}"],
+            hint=f"take that back first: nvidia-toolkit revert --runtime {record.runtime}",
+        )
+
+
 def converge(settings: Settings, adapter: Adapter) -> View:
     """Make the node what is wanted; return what was seen and done. Raises ToolkitError."""
     found = view(settings, adapter)
@@ -86,10 +114,20 @@ def converge(settings: Settings, adapter: Adapter) -> View:
     paths = {place.desired.config, place.desired.drop_in, *(o.path for o in found.record.owned)} - {""}
     apply.sweep(place.host, sorted(paths), place.desired.config)
     if found.is_noop:
+        _settle_what_is_owed(settings, adapter, found)
         LOGGER.info("nothing to do: the node is as wanted")
         return found
     carry_out(settings, adapter, found)
     return found
+
+
+def _settle_what_is_owed(settings: Settings, adapter: Adapter, found: View) -> None:
+    """Let a runtime that was started since an unfinished change say that it has it. Raises NotReloaded."""
+    if found.record.owed_since is None or found.way.mode is RestartMode.NONE:
+        return
+    timeout = settings.seconds("reload_timeout")
+    verify.confirmed(found.place, adapter, found.seen.files, timeout=timeout)
+    journal.save(found.place.install_dir, journal.settled(found.record))
 
 
 def carry_out(settings: Settings, adapter: Adapter, found: View) -> Record:
@@ -105,12 +143,20 @@ def carry_out(settings: Settings, adapter: Adapter, found: View) -> Record:
     if found.version is not None and not found.version.is_installed:
         versions.install(found.version, place.install_dir)
         LOGGER.info("installed the toolkit at %s", place.install_dir / "toolkit")
+    if found.reload_needed:
+        # From now on it is owed: a kill anywhere below leaves it to the next run.
+        record = journal.save(place.install_dir, replace(record, owed_since=time.time()))
     step_on_stones(settings, adapter, found)
     apply.changes(place.host, found.plan.changes, place.desired.config)
     take_up(settings, adapter, found)
-    told = found.way.mode is not RestartMode.NONE
-    pending = record.reload_pending and not told
-    return journal.save(place.install_dir, journal.settled(record, reload_pending=pending))
+    owed = None if is_told(adapter, found.way) else record.owed_since
+    return journal.save(place.install_dir, journal.settled(record, owed_since=owed))
+
+
+def is_told(adapter: Adapter, way: Way) -> bool:
+    """Tell whether a way makes the runtime use a change, and not merely read it."""
+    forgets = adapter.on_hangup is HangUp.FORGETS and way.mode is RestartMode.SIGNAL
+    return way.mode is not RestartMode.NONE and not forgets
 
 
 def step_on_stones(settings: Settings, adapter: Adapter, found: View) -> None:
@@ -129,22 +175,18 @@ def take_up(settings: Settings, adapter: Adapter, found: View) -> None:
         LOGGER.info("the runtime has not been told, as asked (restart mode none)")
         return
     timeout = settings.seconds("reload_timeout")
+    had_cri = verify.has_cri(found.place, adapter)
     seconds = reload.perform(found.place, adapter, found.way, timeout=timeout)
     now = {**found.seen.files, **{change.path: change.after for change in found.plan.changes}}
-    verify.confirmed(found.place, adapter, now, timeout=timeout)
+    verify.confirmed(found.place, adapter, now, timeout=timeout, over_cri=had_cri)
     LOGGER.info("the runtime took the change up within %.1f s", seconds)
 
 
 def is_owed(place: Scene, record: Record, mode: RestartMode) -> bool:
-    """Tell whether a change of ours was written which the daemon is too old to have read."""
-    if not record.reload_pending or place.owner is None or mode is RestartMode.NONE:
+    """Tell whether a change of ours was written which the running daemon is too old to have read."""
+    if record.owed_since is None or place.owner is None or mode is RestartMode.NONE:
         return False
-    times = [
-        status.st_mtime
-        for owned in record.owned
-        if (status := files.status(place.host.local(owned.path))) is not None
-    ]
-    return not times or place.owner.started <= max(times) + 1
+    return owner.age(place.owner) >= time.time() - record.owed_since - _GRACE
 
 
 def stop_for(problems: Sequence[str], reload_problem: str) -> None:
@@ -199,7 +241,6 @@ def _begin(found: View, adapter: Adapter) -> Record:
             runtime=place.desired.runtime,
             artifacts=version.digest if version is not None else record.artifacts,
             replaced=replaced,
-            reload_pending=record.reload_pending or found.reload_needed,
         ),
     )
 

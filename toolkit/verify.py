@@ -18,21 +18,33 @@ from toolkit.errors import NotReloaded, StepFailed
 
 _PAUSE: Final = 0.05
 _SHORT: Final = 12
+_SOON: Final = 5.0
 _LARGEST: Final = 32 * 1024 * 1024
 
 
-def confirmed(place: Scene, adapter: Adapter, files: Mapping[str, bytes | None], *, timeout: float) -> None:
+def confirmed(
+    place: Scene,
+    adapter: Adapter,
+    files: Mapping[str, bytes | None],
+    *,
+    timeout: float,
+    over_cri: bool = False,
+) -> None:
     """Wait until the daemon has what its files say. `timeout` is in seconds.
 
-    Raises NotReloaded where it does not, with what is missing.
+    `over_cri` tells that CRI worked before, so it has to work, and to name the
+    handlers. Raises NotReloaded where it does not, with what is missing.
     """
-    if adapter.confirmation is None:
-        return
     deadline = time.monotonic() + timeout
     while True:
+        left = max(1.0, deadline - time.monotonic())
+        missing: list[str] = []
         try:
-            body = get(place.socket, adapter.confirmation.path, timeout=max(1.0, deadline - time.monotonic()))
-            missing = list(adapter.unconfirmed(place.desired, files, body))
+            if adapter.confirmation is not None:
+                body = get(place.socket, adapter.confirmation.path, timeout=left)
+                missing += adapter.unconfirmed(place.desired, files, body)
+            if over_cri:
+                missing += _unconfirmed_over_cri(place, adapter, files, timeout=left)
         except StepFailed as error:
             missing = [error.message]
         if not missing:
@@ -43,6 +55,32 @@ def confirmed(place: Scene, adapter: Adapter, files: Mapping[str, bytes | None],
                 hint="look at the runtime's own log; `nvidia-toolkit revert` gives the files back",
             )
         time.sleep(_PAUSE)
+
+
+def has_cri(place: Scene, adapter: Adapter) -> bool:
+    """Tell whether the runtime answers over CRI now."""
+    try:
+        return adapter.speaks_cri and bool(cri.status(place.socket, timeout=_SOON))
+    except StepFailed:
+        return False
+
+
+def _unconfirmed_over_cri(
+    place: Scene, adapter: Adapter, files: Mapping[str, bytes | None], *, timeout: float
+) -> list[str]:
+    """Return what is wrong with the runtime as it says over CRI: kubelet asks nothing else."""
+    status = cri.status(place.socket, timeout=timeout)
+    if not status.runtime_ready:
+        return [f"the runtime is not ready: {'; '.join(status.reasons)}"]
+    if status.handlers is None:
+        return []
+    wanted = adapter.defined(place.desired, files)
+    known = set(status.handlers)
+    problems = [f"the runtime does not know the handler {handler}" for handler in sorted(wanted - known)]
+    return problems + [
+        f"the runtime still knows the handler {handler}"
+        for handler in sorted((place.desired.names & known) - wanted)
+    ]
 
 
 def using(place: Scene, adapter: Adapter, seen: Observation, *, timeout: float) -> tuple[str, ...]:
@@ -60,7 +98,7 @@ def using(place: Scene, adapter: Adapter, seen: Observation, *, timeout: float) 
         if not usage.requests:
             return tuple(dict.fromkeys([*found, *usage.using]))
         for request in usage.requests:
-            answers[request.path] = get(place.socket, request.path, timeout=timeout)
+            answers[request.path] = get(place.socket, request.path, timeout=timeout, gone="null")
 
 
 def _pods(place: Scene, adapter: Adapter, *, timeout: float) -> tuple[dict[str, str], list[str]]:
@@ -105,8 +143,11 @@ def _noted(place: Scene, adapter: Adapter, seen: Observation) -> Iterator[str]:
                     yield Path(path).parent.name
 
 
-def get(path: Path, target: str, *, timeout: float) -> str:
-    """GET a target over HTTP on a Unix socket; `timeout` is in seconds. Raises StepFailed."""
+def get(path: Path, target: str, *, timeout: float, gone: str | None = None) -> str:
+    """GET a target over HTTP on a Unix socket; `timeout` is in seconds.
+
+    `gone` is returned for what is not there any more. Raises StepFailed.
+    """
     client = _Client(path, timeout)
     try:
         client.request("GET", target, headers={"Host": "localhost"})
@@ -116,6 +157,8 @@ def get(path: Path, target: str, *, timeout: float) -> str:
         raise StepFailed(f"{path} does not answer GET {target}: {error}") from error
     finally:
         client.close()
+    if answer.status == http.client.NOT_FOUND and gone is not None:
+        return gone
     if answer.status != http.client.OK:
         raise StepFailed(f"{path} answers GET {target} with {answer.status} {answer.reason}")
     return body

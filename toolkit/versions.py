@@ -51,7 +51,7 @@ def install(version: Version, install_dir: Path) -> None:
 def in_the_way(install_dir: Path) -> str | None:
     """Return where what stands at `ROOT/toolkit` and is not ours will be kept; None where nothing does."""
     kept = install_dir / BEFORE
-    return str(kept) if os.path.lexists(kept) or _is_foreign(install_dir / "toolkit") else None
+    return str(kept) if _is_foreign(kept) or _is_foreign(install_dir / "toolkit") else None
 
 
 def _is_foreign(link: Path) -> bool:
@@ -65,7 +65,7 @@ def remove(install_dir: Path, replaced: Path | None) -> None:
     link = install_dir / "toolkit"
     try:
         is_ours = os.path.lexists(link) and not _is_foreign(link)
-        if replaced is not None and os.path.lexists(replaced) and not _is_foreign(link):
+        if replaced is not None and _is_foreign(replaced) and not _is_foreign(link):
             if is_ours:
                 _exchange(replaced, link)
                 os.unlink(replaced)
@@ -75,6 +75,8 @@ def remove(install_dir: Path, replaced: Path | None) -> None:
         elif is_ours:
             os.unlink(link)
             files.sync(install_dir)
+        if replaced is not None and replaced.is_symlink() and not _is_foreign(replaced):
+            os.unlink(replaced)  # ours, left by a kill right after the exchange
         shutil.rmtree(install_dir / VERSIONS, ignore_errors=True)
     except OSError as error:
         raise StepFailed(f"{link} cannot be removed: {error.strerror}") from error
@@ -150,7 +152,8 @@ def _switch(install_dir: Path, digest: str) -> None:
         return
     foreign = _is_foreign(link)
     kept = install_dir / BEFORE
-    spare = install_dir / ".toolkit-next" if not foreign or os.path.lexists(kept) else kept
+    # A link of ours at the keeping place was left by a kill; only a foreign thing is kept.
+    spare = install_dir / ".toolkit-next" if not foreign or _is_foreign(kept) else kept
     _clear(spare)
     os.symlink(target, spare)
     if foreign:

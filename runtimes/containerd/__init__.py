@@ -18,14 +18,16 @@ from runtimes.containerd.binary import questions
 from runtimes.containerd.facts import told
 from runtimes.containerd.imports import load
 from runtimes.containerd.judge import removal_verdict, trial, verdict
-from runtimes.containerd.schema import import_glob, matches
+from runtimes.containerd.schema import CRI, import_glob, matches
 from runtimes.containerd.wishes import wants
-from runtimes.model import EMPTY, Desired, Look, Observation, Request, RuntimeName, Usage
+from runtimes.edits import value
+from runtimes.model import ABSENT, EMPTY, Desired, Look, Observation, Request, RuntimeName, Usage
 
 __all__ = [
     "banner",
     "config_flags",
     "confirmation",
+    "defined",
     "directory_flags",
     "executables",
     "form",
@@ -76,6 +78,18 @@ def look(desired: Desired, seen: Observation) -> Look:
 def unconfirmed(desired: Desired, files: Mapping[str, bytes | None], body: str) -> tuple[str, ...]:
     """Return nothing: containerd is not asked over HTTP."""
     return ()
+
+
+def defined(desired: Desired, files: Mapping[str, bytes | None]) -> frozenset[str]:
+    """Return which of our handlers some files define."""
+    trees = [tomldoc.tree(data, path) for path, data in files.items() if data is not None]
+    return frozenset(
+        handler
+        for handler in desired.names
+        for tree in trees
+        for cri in CRI.values()
+        if value(tree, ("plugins", cri, "containerd", "runtimes", handler)) is not ABSENT
+    )
 
 
 def stone(path: str, before: bytes | None, after: bytes | None) -> bytes | None:

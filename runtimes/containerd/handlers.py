@@ -39,6 +39,7 @@ class View:
         for handler, table in self.handlers.items():
             if not isinstance(table, Mapping):
                 raise NotUnderstood(desired.config, f"its handler {handler} is not a table")
+            table_at(table, "options", desired.config)
         self.default = self._default(default, seen)
 
     def _default(self, default: Any, seen: Observation) -> str:

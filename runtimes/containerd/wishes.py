@@ -23,7 +23,7 @@ from runtimes.containerd.schema import (
     table_or_empty,
     version_of,
 )
-from runtimes.edits import Want, value
+from runtimes.edits import Want, given_back, value
 from runtimes.errors import NotUnderstood
 from runtimes.model import ABSENT, EMPTY, Desired, Edit, Key, Observation, Tree
 
@@ -163,9 +163,7 @@ def _in_drop_in(
     tree = tomldoc.tree(data or b"", path)
     there_ = There(version=version, tree=tree, edits=_edits(seen, path))
     wanted += _handler_wants(desired, path, runtimes, view, base, there_)
-    if desired.default:
-        key = (*cri, "containerd", "default_runtime_name")
-        wanted.append(Want(path=path, key=key, new=desired.default))
+    wanted += _default_wants(desired, path, cri, view, base, there_)
     if desired.enable_cdi:
         wanted.append(Want(path=path, key=(*cri, "enable_cdi"), new=True))
     wanted += _imports(desired, seen, files, facts, version)
@@ -183,7 +181,7 @@ def _handler_wants(
         # A handler of ours that is no longer wanted, under its former name say, goes.
         obsolete = edit.key[-1] not in desired.names and edit.essential == ("runtime_type",)
         if obsolete and edit.key[-1] != "runc":
-            yield Want(path=path, key=edit.key, new=edit.old, exact=True)
+            yield from given_back(path, there.tree, edit)
     for handler in desired.handlers:
         key = (*runtimes, handler.name)
         made = any(edit.key == key and edit.old is ABSENT for edit in there.edits)
@@ -210,10 +208,10 @@ def _default_wants(
     key = (*containerd, "default_runtime_name")
     if desired.default:
         yield Want(path=path, key=key, new=desired.default)
-    elif value(there.tree, key) in desired.names:
-        old = [edit.old for edit in there.edits if edit.key == key]
-        if old:
-            yield Want(path=path, key=key, new=old[0])
+        return
+    for edit in there.edits:
+        if edit.key == key:
+            yield from given_back(path, there.tree, edit)
 
 
 def _imports(

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from runtimes import tomldoc
 from runtimes.adapter import HangUp
-from runtimes.crio.files import drop_ins
+from runtimes.crio.files import drop_ins, handlers
 from runtimes.crio.judge import questions, removal_verdict, trial, unconfirmed, verdict
 from runtimes.crio.wishes import wants
 from runtimes.edits import value
@@ -23,6 +23,7 @@ __all__ = [
     "banner",
     "config_flags",
     "confirmation",
+    "defined",
     "directory_flags",
     "executables",
     "form",
@@ -66,6 +67,11 @@ def look(desired: Desired, seen: Observation) -> Look:
     wanted = [desired.config, *seen.globs.get(tree, ())]
     wanted += [path for path in (desired.drop_in, desired.hook) if path]
     return Look(files=tuple(path for path in dict.fromkeys(wanted) if path not in seen.files))
+
+
+def defined(desired: Desired, files: Mapping[str, bytes | None]) -> frozenset[str]:
+    """Return which of our handlers some files define."""
+    return desired.names & handlers(desired, Observation(files=files), without="").keys()
 
 
 def stone(path: str, before: bytes | None, after: bytes | None) -> bytes | None:

@@ -38,9 +38,13 @@ def _hook_text(desired: Desired) -> bytes:
 
 
 def _is_our_hook(data: bytes) -> bool:
-    """Tell whether a hook file runs the toolkit's hook, whoever wrote it."""
+    """Tell whether a hook runs a toolkit that an installer put below its `toolkit/`, ours or upstream's.
+
+    One of the distribution's own packages, in /usr/bin say, is foreign.
+    """
     try:
         path = json.loads(data)["hook"]["path"]
     except (ValueError, KeyError, TypeError):
         return False
-    return isinstance(path, str) and PurePosixPath(path).name in _HOOKS
+    program = PurePosixPath(path) if isinstance(path, str) else PurePosixPath()
+    return program.name in _HOOKS and program.parent.name == "toolkit"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 
 from runtimes import tomldoc
@@ -10,7 +10,7 @@ from runtimes.adapter import Wants
 from runtimes.crio.files import DEFAULT, RUNTIMES, handlers, is_ours, said_default
 from runtimes.crio.hook import hook_file
 from runtimes.crio.judge import answered, complete, last_line
-from runtimes.edits import Want, value
+from runtimes.edits import Want, given_back, value, without
 from runtimes.errors import NotUnderstood
 from runtimes.model import ABSENT, EMPTY, Desired, Edit, Observation, Tree
 
@@ -34,13 +34,14 @@ def wants(desired: Desired, seen: Observation) -> Wants:
     )
     wanted: list[Want] = []
     if not desired.hook_mode:
-        wanted += _handler_wants(desired, path, base, owned.edits if owned else ())
-        wanted += _default_wants(desired, seen, path)
+        tree = tomldoc.tree(seen.data(path) or b"", path)
+        wanted += _handler_wants(desired, path, base, owned.edits if owned else (), tree)
+        wanted += _default_wants(desired, seen, path, tree)
     notes = [] if seen.binary else ["no crio binary is known here: only the files themselves were checked"]
     whole = hook_file(desired, seen)
     if desired.hook_mode and owned is not None:
         # Both at once would run the hook twice: the drop-in goes.
-        whole = {**whole, path: owned.original}
+        whole = {**whole, path: without(tomldoc, owned, seen.data(path))[0]}
     if whole.get(desired.hook, b"") is None and desired.hook:
         notes.append(f"{desired.hook} would run the hook a second time: it goes")
     return Wants(
@@ -81,14 +82,15 @@ def _low_level(desired: Desired, view: Mapping[str, Tree], model: str | None) ->
     return tuple(dict.fromkeys(found or ["runc"]))
 
 
-def _handler_wants(desired: Desired, path: str, base: Tree, owned: Sequence[Edit]) -> list[Want]:
+def _handler_wants(desired: Desired, path: str, base: Tree, owned: Sequence[Edit], tree: Tree) -> list[Want]:
     inherited = {
         k: v for k, v in base.items() if k not in ("runtime_path", "runtime_type", "inherit_default_runtime")
     }
     wanted = [
-        Want(path=path, key=edit.key, new=edit.old, exact=True)
+        want
         for edit in owned
         if edit.key[:-1] == RUNTIMES and edit.key[-1] not in desired.names
+        for want in given_back(path, tree, edit)
     ]
     for handler in desired.handlers:
         new = {"runtime_path": handler.binary, "runtime_type": "oci", **inherited}
@@ -98,12 +100,11 @@ def _handler_wants(desired: Desired, path: str, base: Tree, owned: Sequence[Edit
     return wanted
 
 
-def _default_wants(desired: Desired, seen: Observation, path: str) -> list[Want]:
+def _default_wants(desired: Desired, seen: Observation, path: str, tree: Tree) -> Iterator[Want]:
     if desired.default:
-        return [Want(path=path, key=DEFAULT, new=desired.default)]
-    data = seen.data(path)
-    if data is None or value(tomldoc.tree(data, path), DEFAULT) not in desired.names:
-        return []
+        yield Want(path=path, key=DEFAULT, new=desired.default)
+        return
     owned = seen.ownership(path)
-    old = [edit.old for edit in owned.edits if edit.key == DEFAULT] if owned else []
-    return [Want(path=path, key=DEFAULT, new=old[0] if old else ABSENT)]
+    for edit in owned.edits if owned else ():
+        if edit.key == DEFAULT:
+            yield from given_back(path, tree, edit)
