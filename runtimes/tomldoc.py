@@ -9,6 +9,7 @@ Whoever edits checks the result with `tomllib`, an independent parser.
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
@@ -28,6 +29,8 @@ def put(document: Document, key: Key, new: Any) -> Document:
     if isinstance(new, Mapping):
         return _put_table(document, key, new)
     exact = _exact(document, key)
+    if exact is not None and isinstance(new, (list, tuple)):
+        return _put_array(document, exact, key, list(new))
     if exact is not None:
         return _rewrite(document, exact, key, new)
     holder = _inline_holder(document, key)
@@ -120,6 +123,37 @@ def _extent(document: Document, doomed: Statement) -> tuple[int, int]:
 
 
 # --- writing ---
+
+
+def _put_array(document: Document, statement: Statement, key: Key, new: list[Any]) -> Document:
+    """Lead an array to another one item by item where that is all it takes: its lines have comments."""
+    text = document.text[statement.start : statement.end]
+    fragment = tomlkit.parse(text)
+    array = _walk(fragment, key[len(statement.table) :])
+    old = array.unwrap() if isinstance(array, Array) else None
+    if isinstance(array, Array) and old is not None and old == new[: len(old)]:
+        for item in new[len(old) :]:
+            array.append(item)
+    elif isinstance(array, Array) and old is not None and [i for i in old if i in new] == new:
+        for position in reversed([n for n, item in enumerate(old) if item not in new]):
+            del array[position]
+    else:
+        return _rewrite(document, statement, key, new)
+    written = tomlkit.dumps(fragment)
+    if value_in(written, key[len(statement.table) :]) != new:
+        return _rewrite(document, statement, key, new)
+    return splice(document, statement.start, statement.end, written)
+
+
+def value_in(text: str, key: Key) -> Any:
+    """Return what a piece of TOML says at a key, as `tomllib` reads it; None where it is not valid."""
+    try:
+        found: Any = tomllib.loads(text)
+        for part in key:
+            found = found[part]
+    except (tomllib.TOMLDecodeError, KeyError, TypeError):
+        return None
+    return found
 
 
 def _rewrite(document: Document, statement: Statement, key: Key, new: Any) -> Document:

@@ -295,3 +295,31 @@ def test_sigterm_changes_nothing(node: Node, tool: Tool, tmp_path: Path) -> None
         process.terminate()
         assert process.wait(timeout=20) == 0
     assert picture(node) == installed
+
+
+def test_runtime_that_died_is_started_again_by_a_revert(node: Node, tool: Tool) -> None:
+    tool("run", "--no-daemon")
+    # Its unit waits five seconds before it starts a process again that was killed.
+    nodes.run(node, ["systemctl", "kill", "--signal=KILL", "containerd"])
+    nodes.wait_for(node, lambda: not nodes.answers(node))
+    assert "restarting containerd.service" in tool("revert")
+    assert nodes.answers(node)
+
+
+def test_comments_in_a_list_of_imports_stay(node: Node, tool: Tool) -> None:
+    path = nodes.path(node, CONFIG)
+    original = path.read_bytes()
+    commented = b'imports = [\n  # of the other team\n  "/etc/containerd/theirs.d/*.toml", # keep\n]\n'
+    lines = [line for line in original.splitlines(keepends=True) if not line.startswith(b"imports")]
+    path.write_bytes(commented + b"".join(lines))
+    restart(node)
+    try:
+        edited = path.read_bytes()
+        tool("run", "--no-daemon")
+        text = path.read_text(encoding="utf-8")
+        assert '  # of the other team\n  "/etc/containerd/theirs.d/*.toml", # keep\n' in text
+        tool("revert")
+        assert path.read_bytes() == edited
+    finally:
+        path.write_bytes(original)
+        restart(node)

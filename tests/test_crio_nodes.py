@@ -205,6 +205,29 @@ def test_broken_drop_in_of_others_is_named(node: Node, tool: Tool) -> None:
         broken.unlink()
 
 
+def test_directory_of_the_daemon_is_followed(node: Node, tool: Tool) -> None:
+    override = nodes.path(node, "/etc/systemd/system/crio.service.d/directory.conf")
+    override.parent.mkdir(exist_ok=True)
+    own = nodes.path(node, "/etc/crio/own.d")
+    shutil.copytree(nodes.path(node, "/etc/crio/crio.conf.d"), own)
+    start = "/usr/local/bin/crio --config-dir /etc/crio/own.d"
+    override.write_text(f"[Service]\nExecStart=\nExecStart={start}\n", encoding="utf-8")
+    nodes.run(node, ["systemctl", "daemon-reload"])
+    crio.start(node)
+    try:
+        tool("run", "--no-daemon")
+        assert (own / "99-nvidia.toml").exists()
+        assert not nodes.path(node, DROP_IN).exists()
+        assert default(node) == "nvidia"
+        tool("revert")
+        assert not (own / "99-nvidia.toml").exists()
+    finally:
+        shutil.rmtree(own)
+        override.unlink()
+        nodes.run(node, ["systemctl", "daemon-reload"])
+        crio.start(node)
+
+
 def test_hook_mode(node: Node, tool: Tool) -> None:
     tool("run", "--no-daemon")
     assert nodes.path(node, DROP_IN).exists()

@@ -138,7 +138,11 @@ def test_the_golden_record_is_read(tmp_path: Path, state: Path) -> None:
 def test_the_golden_record_is_what_is_written(tmp_path: Path, state: Path) -> None:
     saved = journal.save(tmp_path, RECORD)
     assert saved.sequence == 8
-    assert json.loads(state.read_bytes()) == json.loads(GOLDEN) | {"sequence": 8, "tool": __version__}
+    assert json.loads(state.read_bytes()) == json.loads(GOLDEN) | {
+        "sequence": 8,
+        "tool": __version__,
+        "unit": None,
+    }
 
 
 def test_no_record_is_an_empty_one(tmp_path: Path) -> None:

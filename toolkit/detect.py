@@ -75,7 +75,12 @@ def scene(settings: Settings, adapter: Adapter) -> Scene:
     config_node = host.node(config, *([given] if given else []), _default_path(adapter, "config"))
     host = host.mapped(str(Path(config_node).parent), config.parent)
     drop_in_node = ""
-    if settings.text("drop_in_config"):
+    own_directory = _argument(found, adapter.directory_flags)
+    if own_directory is not None and not settings.is_given("drop_in_config"):
+        # The daemon reads another directory than the usual one.
+        drop_in_node = f"{own_directory.rstrip('/')}/{Path(settings.text('drop_in_config')).name}"
+        host = host.mapped(str(Path(drop_in_node).parent), host.seen(drop_in_node).parent)
+    elif settings.text("drop_in_config"):
         drop_in = Path(settings.text("drop_in_config"))
         drop_in_node = settings.text("drop_in_config_host_path") or host.node(
             drop_in, _default_path(adapter, "drop_in_config")

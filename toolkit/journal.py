@@ -51,7 +51,8 @@ class Record:
     `owed_since` is when a change was written (seconds since the epoch) that the
     runtime is not known to have taken up; None where nothing is owed.
     `directories` are those that we made, outermost first. `replaced` is where
-    the plain directory lies that stood in the way of the toolkit's.
+    the plain directory lies that stood in the way of the toolkit's. `unit` is
+    the systemd service that the runtime was then.
     """
 
     sequence: int = 0
@@ -61,6 +62,7 @@ class Record:
     directories: tuple[str, ...] = ()
     artifacts: str | None = None
     replaced: str | None = None
+    unit: str | None = None
 
     @property
     def is_empty(self) -> bool:
@@ -229,6 +231,7 @@ def _encoded(record: Record) -> dict[str, Any]:
         "directories": list(record.directories),
         "artifacts": record.artifacts,
         "replaced": record.replaced,
+        "unit": record.unit,
         "owned": [
             {
                 "path": owned.path,
@@ -261,6 +264,7 @@ def _decoded(content: Mapping[str, Any]) -> Record:
         directories=_texts(content["directories"]),
         artifacts=_typed(content["artifacts"], str, type(None)),
         replaced=_typed(content["replaced"], str, type(None)),
+        unit=_typed(content.get("unit"), str, type(None)),
         owned=tuple(_decoded_owned(item) for item in content["owned"]),
     )
 

@@ -64,6 +64,16 @@ def way(place: Scene, adapter: Adapter, mode: RestartMode) -> Way:
     return by_signal if signal_it else by_unit
 
 
+def revival(place: Scene, unit: str | None) -> Way | None:
+    """Return how a runtime that died is started again; None where it did not die, or nobody can."""
+    if unit is None or place.owner is not None or _unreachable(place):
+        return None
+    state = process.run(["systemctl", "is-active", unit], root=place.host.root, environment=_SYSTEMCTL)
+    if state.out.strip() not in {"failed", "activating"}:
+        return None  # somebody stopped it, and may have meant it
+    return Way(mode=RestartMode.SYSTEMD, unit=unit, replaces=True)
+
+
 def perform(place: Scene, adapter: Adapter, chosen: Way, *, timeout: float) -> float:
     """Make the runtime take a change up and wait until it answers again.
 
@@ -71,12 +81,12 @@ def perform(place: Scene, adapter: Adapter, chosen: Way, *, timeout: float) -> f
     did not answer within `timeout` seconds.
     """
     before = place.owner
-    if before is None or chosen.obstacle:
+    if chosen.obstacle:
         raise StepFailed(chosen.obstacle)
     begin = time.monotonic()
     if chosen.unit is not None:
         _restart(place, chosen.unit, timeout=timeout)
-    else:
+    elif before is not None:
         LOGGER.info("sending SIGHUP to PID %d (%s)", before.pid, before.executable)
         owner.send(before, signal.SIGHUP)
         if adapter.on_hangup is HangUp.FORGETS:
@@ -107,7 +117,9 @@ def _systemctl(place: Scene, verb: str, unit: str, *, timeout: float) -> process
     )
 
 
-def _wait(place: Scene, adapter: Adapter, before: owner.Owner, chosen: Way, *, deadline: float) -> None:
+def _wait(
+    place: Scene, adapter: Adapter, before: owner.Owner | None, chosen: Way, *, deadline: float
+) -> None:
     pause = _SHORTEST_WAIT
     last = ""
     while True:
@@ -121,7 +133,7 @@ def _wait(place: Scene, adapter: Adapter, before: owner.Owner, chosen: Way, *, d
         except owner.NoOwner as error:
             last = str(error)
         else:
-            is_new = (now.pid, now.started) != (before.pid, before.started)
+            is_new = before is None or (now.pid, now.started) != (before.pid, before.started)
             if is_new or not chosen.replaces:
                 LOGGER.info("PID %d answers on %s", now.pid, place.socket)
                 return
@@ -137,9 +149,14 @@ def _wait(place: Scene, adapter: Adapter, before: owner.Owner, chosen: Way, *, d
 
 def _no_systemd(place: Scene, found: owner.Owner) -> str:
     """Return why the process cannot be restarted by systemd; empty where it can."""
-    host = place.host
     if found.unit is None:
         return f"PID {found.pid} belongs to no systemd service (use --restart-mode signal or none)"
+    return _unreachable(place)
+
+
+def _unreachable(place: Scene) -> str:
+    """Return why the node's systemd cannot be asked; empty where it can."""
+    host = place.host
     if os.geteuid() != 0:
         return "only root can ask the node's systemd"
     if not host.below("/run/systemd/system").is_dir() or host.executable("systemctl") is None:

@@ -18,6 +18,7 @@ from toolkit.errors import StepFailed
 from toolkit.journal import Record
 from toolkit.log import LOGGER
 from toolkit.options import RestartMode
+from toolkit.reload import Way
 from toolkit.settings import Settings
 from toolkit.transaction import View
 
@@ -112,9 +113,17 @@ def _view(settings: Settings, adapter: Adapter, place: Scene, record: Record, se
         plan=detect.removal(place, adapter, seen),
         version=None,
         source_problem="",
-        way=reload.way(place, adapter, mode),
+        way=_way(place, adapter, record, mode),
         reload_owed=transaction.is_owed(place, record, mode),
     )
+
+
+def _way(place: Scene, adapter: Adapter, record: Record, mode: RestartMode) -> Way:
+    """Return how the runtime hears of it: one that died, of us perhaps, is started again."""
+    found = reload.way(place, adapter, mode)
+    if not found.obstacle or mode is RestartMode.NONE:
+        return found
+    return reload.revival(place, record.unit) or found
 
 
 def _take_default_away(settings: Settings, adapter: Adapter, found: View) -> None:

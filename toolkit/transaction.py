@@ -239,6 +239,7 @@ def _begin(found: View, adapter: Adapter) -> Record:
         replace(
             record,
             runtime=place.desired.runtime,
+            unit=place.owner.unit if place.owner is not None else record.unit,
             artifacts=version.digest if version is not None else record.artifacts,
             replaced=replaced,
         ),
