@@ -10,10 +10,15 @@ import os
 from collections.abc import Generator
 
 import pytest
+from hypothesis import settings
 
 from tests import real
 
 _REAL = ("node", "binary")
+
+# A slow machine is no failure, and a check that is repeated gives the same answer; at a desk new cases are tried.
+settings.register_profile("here", deadline=None, derandomize="CI" in os.environ)
+settings.load_profile("here")
 
 
 @pytest.hookimpl(wrapper=True)

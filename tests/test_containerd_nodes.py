@@ -306,6 +306,17 @@ def test_runtime_that_died_is_started_again_by_a_revert(node: Node, tool: Tool) 
     assert nodes.answers(node)
 
 
+def test_files_stay_under_a_runtime_that_was_not_told(node: Node, tool: Tool) -> None:
+    tool("run", "--no-daemon")
+    # Twice: that the configuration is back already tells the daemon nothing either.
+    for _ in range(2):
+        assert "was not told and still has our handlers" in tool("revert", "--restart-mode=none", code=4)
+        assert nodes.path(node, HANDLERS["nvidia"]).exists()
+    restart(node)
+    tool("revert", "--restart-mode=none")
+    assert not nodes.path(node, HANDLERS["nvidia"]).exists()
+
+
 def test_comments_in_a_list_of_imports_stay(node: Node, tool: Tool) -> None:
     path = nodes.path(node, CONFIG)
     original = path.read_bytes()

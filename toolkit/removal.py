@@ -96,8 +96,10 @@ def _keep_what_is_needed(settings: Settings, adapter: Adapter, found: View) -> N
             hint="take that out by hand and run revert again, or use --even-if-in-use",
         )
     told = transaction.is_told(adapter, found.way)
-    never_read = transaction.is_owed(place, found.record, RestartMode.AUTO)
-    if not found.plan.is_noop and place.owner is not None and not told and not never_read:
+    # A daemon that is older than our last write never read us, or, where that took us out, still has us.
+    is_older = transaction.is_owed(place, found.record, RestartMode.AUTO)
+    has_us = is_older if found.plan.is_noop else not is_older
+    if place.owner is not None and not told and has_us:
         raise StepFailed(
             f"PID {place.owner.pid} was not told and still has our handlers, so their files stay",
             hint="restart the runtime and run revert again, or use --even-if-in-use",
