@@ -16,7 +16,7 @@ from tests import real
 
 _REAL = ("node", "binary")
 
-# A slow machine is no failure, and a check that is repeated gives the same answer; at a desk new cases are tried.
+# A slow machine is no failure. A check that is repeated tries the same cases, a person at a desk new ones.
 settings.register_profile("here", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("here")
 
