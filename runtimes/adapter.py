@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from runtimes.edits import Format, Want
 from runtimes.model import Answer, Desired, Look, Observation, Question, Request, RuntimeName, Usage
+
+BANNER: Final = (
+    "# Written by nvidia-toolkit. It holds only the keys of nvidia-toolkit, which takes it back\n"
+    "# with `nvidia-toolkit revert`.\n"
+)
+"""The comment that opens a TOML file of ours."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

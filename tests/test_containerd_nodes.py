@@ -290,7 +290,7 @@ def test_sigterm_changes_nothing(node: Node, tool: Tool, tmp_path: Path) -> None
         story.open("w", encoding="utf-8") as log,
         containers.start_daemonset(node, [PROGRAM, "run", *tool.options], log=log) as process,
     ):
-        nodes.wait_for(node, lambda: "ready" in story.read_text(encoding="utf-8"))
+        nodes.wait_for(node, lambda: "set up" in story.read_text(encoding="utf-8"))
         installed = picture(node)
         process.terminate()
         assert process.wait(timeout=20) == 0

@@ -142,6 +142,7 @@ def test_the_golden_record_is_what_is_written(tmp_path: Path, state: Path) -> No
         "sequence": 8,
         "tool": __version__,
         "unit": None,
+        "had_cri": False,
     }
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -304,6 +305,20 @@ def test_nothing_is_owed_by_a_runtime_that_was_started_since(
         assert daemon.signals() == []
 
 
+def test_a_runtime_that_lost_cri_by_our_change_is_not_called_right_on_the_next_run(
+    node: Node, running: Daemon
+) -> None:
+    install(node)
+    record = journal.load(node.install_dir)
+    # As a run leaves it that gave up: the runtime was restarted, but CRI did not come back.
+    long_ago = time.time() - 1000
+    journal.save(node.install_dir, replace(record, owed_since=long_ago, had_cri=True))
+    done = workshop.cli("-n", *node.options(reload_timeout="0.5"))
+    assert done.returncode == 4
+    assert "the runtime did not take the change up: Status on " in done.stderr
+    assert "nothing to do" not in done.stderr
+
+
 @pytest.mark.parametrize("after", [False, True], ids=["before the write", "after the write"])
 def test_a_killed_run_can_be_taken_back(
     node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch, *, after: bool
@@ -517,7 +532,7 @@ def test_the_end_of_the_pod_changes_nothing(node: Node, running: Daemon, number:
         code, out, err = workshop.ended(pod, number)
     assert (code, out) == (0, "")
     assert err.splitlines()[-2:] == [
-        "I ready; waiting for SIGTERM",
+        "I set up; waiting for SIGTERM",
         f"I {number.name}: stopping, the node stays as it is",
     ]
     assert snapshot(node) == before

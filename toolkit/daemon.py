@@ -34,6 +34,6 @@ class Stop:
 
 def stay(stop: Stop) -> None:
     """Keep the process in the foreground until it is told to stop."""
-    LOGGER.info("ready; waiting for SIGTERM")
+    LOGGER.info("set up; waiting for SIGTERM")
     number = stop.wait()
     LOGGER.info("%s: stopping, the node stays as it is", number.name)

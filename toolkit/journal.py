@@ -52,7 +52,8 @@ class Record:
     runtime is not known to have taken up; None where nothing is owed.
     `directories` are those that we made, outermost first. `replaced` is where
     the plain directory lies that stood in the way of the toolkit's. `unit` is
-    the systemd service that the runtime was then.
+    the systemd service that the runtime was then, and `had_cri` tells whether it
+    answered over CRI before what is owed.
     """
 
     sequence: int = 0
@@ -63,6 +64,7 @@ class Record:
     artifacts: str | None = None
     replaced: str | None = None
     unit: str | None = None
+    had_cri: bool = False
 
     @property
     def is_empty(self) -> bool:
@@ -232,6 +234,7 @@ def _encoded(record: Record) -> dict[str, Any]:
         "artifacts": record.artifacts,
         "replaced": record.replaced,
         "unit": record.unit,
+        "had_cri": record.had_cri,
         "owned": [
             {
                 "path": owned.path,
@@ -265,6 +268,7 @@ def _decoded(content: Mapping[str, Any]) -> Record:
         artifacts=_typed(content["artifacts"], str, type(None)),
         replaced=_typed(content["replaced"], str, type(None)),
         unit=_typed(content.get("unit"), str, type(None)),
+        had_cri=_typed(content.get("had_cri", False), bool),
         owned=tuple(_decoded_owned(item) for item in content["owned"]),
     )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -144,8 +143,9 @@ def _take_configuration_back(
     transaction.stop_for(obstacles, found.way.obstacle if found.reload_needed else "")
     apply.check(place.host, plan.changes)
     record = _with_stones(found)
-    owed = time.time() if found.reload_needed else record.owed_since
-    record = journal.save(place.install_dir, replace(record, owed_since=owed))
+    if found.reload_needed:
+        record = transaction.owing(record, place, adapter)
+    record = journal.save(place.install_dir, record)
     transaction.step_on_stones(settings, adapter, found)
     for change in plan.changes:
         ours = next(o for o in record.owned if o.path == change.path)
@@ -154,7 +154,7 @@ def _take_configuration_back(
             apply.give_back(place.host, change, ours, place.desired.config)
         else:
             apply.changes(place.host, [change], place.desired.config)
-    transaction.take_up(settings, adapter, found)
+    transaction.take_up(settings, adapter, found, over_cri=record.had_cri)
     return record
 
 

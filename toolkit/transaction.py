@@ -126,7 +126,8 @@ def _settle_what_is_owed(settings: Settings, adapter: Adapter, found: View) -> N
     if found.record.owed_since is None or found.way.mode is RestartMode.NONE:
         return
     timeout = settings.seconds("reload_timeout")
-    verify.confirmed(found.place, adapter, found.seen.files, timeout=timeout)
+    over_cri = found.record.had_cri
+    verify.confirmed(found.place, adapter, found.seen.files, timeout=timeout, over_cri=over_cri)
     journal.save(found.place.install_dir, journal.settled(found.record))
 
 
@@ -145,12 +146,18 @@ def carry_out(settings: Settings, adapter: Adapter, found: View) -> Record:
         LOGGER.info("installed the toolkit at %s", place.install_dir / "toolkit")
     if found.reload_needed:
         # From now on it is owed: a kill anywhere below leaves it to the next run.
-        record = journal.save(place.install_dir, replace(record, owed_since=time.time()))
+        record = journal.save(place.install_dir, owing(record, place, adapter))
     step_on_stones(settings, adapter, found)
     apply.changes(place.host, found.plan.changes, place.desired.config)
-    take_up(settings, adapter, found)
+    take_up(settings, adapter, found, over_cri=record.had_cri)
     owed = None if is_told(adapter, found.way) else record.owed_since
     return journal.save(place.install_dir, journal.settled(record, owed_since=owed))
+
+
+def owing(record: Record, place: Scene, adapter: Adapter) -> Record:
+    """Return the record from which on the runtime owes its word, and whether it has to give it over CRI."""
+    before = record.owed_since is not None and record.had_cri
+    return replace(record, owed_since=time.time(), had_cri=before or verify.has_cri(place, adapter))
 
 
 def is_told(adapter: Adapter, way: Way) -> bool:
@@ -164,10 +171,10 @@ def step_on_stones(settings: Settings, adapter: Adapter, found: View) -> None:
     if not found.plan.stones or found.way.mode is not RestartMode.SIGNAL:
         return
     apply.changes(found.place.host, found.plan.stones, found.place.desired.config)
-    take_up(settings, adapter, replace(found, plan=Plan(changes=found.plan.stones)))
+    take_up(settings, adapter, replace(found, plan=Plan(changes=found.plan.stones)), over_cri=False)
 
 
-def take_up(settings: Settings, adapter: Adapter, found: View) -> None:
+def take_up(settings: Settings, adapter: Adapter, found: View, *, over_cri: bool) -> None:
     """Make the runtime take the plan's files up, and see that it did. Raises ToolkitError."""
     if not found.reload_needed:
         return
@@ -175,10 +182,9 @@ def take_up(settings: Settings, adapter: Adapter, found: View) -> None:
         LOGGER.info("the runtime has not been told, as asked (restart mode none)")
         return
     timeout = settings.seconds("reload_timeout")
-    had_cri = verify.has_cri(found.place, adapter)
     seconds = reload.perform(found.place, adapter, found.way, timeout=timeout)
     now = {**found.seen.files, **{change.path: change.after for change in found.plan.changes}}
-    verify.confirmed(found.place, adapter, now, timeout=timeout, over_cri=had_cri)
+    verify.confirmed(found.place, adapter, now, timeout=timeout, over_cri=over_cri)
     LOGGER.info("the runtime took the change up within %.1f s", seconds)
 
 

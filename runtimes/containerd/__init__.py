@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from runtimes import tomldoc
-from runtimes.adapter import HangUp
+from runtimes.adapter import BANNER, HangUp
 from runtimes.containerd.binary import questions
 from runtimes.containerd.facts import told
 from runtimes.containerd.imports import load
@@ -58,10 +58,7 @@ on_hangup: Final[HangUp] = HangUp.ENDS
 speaks_first: Final[bool] = True
 speaks_cri: Final[bool] = True
 confirmation: Final[Request | None] = None
-banner: Final = (
-    "# Written by nvidia-toolkit. It holds only the keys of nvidia-toolkit, which takes it back\n"
-    "# with `nvidia-toolkit revert`.\n"
-)
+banner: Final = BANNER
 
 
 def look(desired: Desired, seen: Observation) -> Look:

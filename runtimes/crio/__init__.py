@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from runtimes import tomldoc
-from runtimes.adapter import HangUp
+from runtimes.adapter import BANNER, HangUp
 from runtimes.crio.files import drop_ins, handlers
 from runtimes.crio.judge import questions, removal_verdict, trial, unconfirmed, verdict
 from runtimes.crio.wishes import wants
@@ -53,10 +53,7 @@ on_hangup: Final[HangUp] = HangUp.FORGETS
 speaks_first: Final[bool] = False
 speaks_cri: Final[bool] = True
 confirmation: Final[Request | None] = Request(path="/config")
-banner: Final = (
-    "# Written by nvidia-toolkit. It holds only the keys of nvidia-toolkit, which takes it back\n"
-    "# with `nvidia-toolkit revert`.\n"
-)
+banner: Final = BANNER
 
 
 def look(desired: Desired, seen: Observation) -> Look:
