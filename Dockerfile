@@ -1,23 +1,35 @@
-# The base is named by a build argument, so that a build can pin it by digest.
-ARG BASE=docker.io/library/python:3.13-slim
+# syntax=docker/dockerfile:1
+# Builds for the architecture that it runs for. PYTHON_IMAGE is any image with a merged /usr, python3 and
+# pip: the official ones, or Debian with python3 and python3-pip. Pin both by digest:
+#   docker build --build-arg PYTHON_IMAGE=docker.io/library/python@sha256:... \
+#                --build-arg ARTIFACTS_IMAGE=nvcr.io/nvidia/k8s/container-toolkit@sha256:... .
+# The toolkit's files of a local directory (below it artifacts/deb or artifacts/rpm): --build-context artifacts=DIRECTORY
+# Without a network: put the wheels of both requirements.txt into wheels/.
+ARG PYTHON_IMAGE=docker.io/library/python:3.13-slim-trixie
 ARG ARTIFACTS_IMAGE=nvcr.io/nvidia/k8s/container-toolkit:v1.20.0
 
 FROM ${ARTIFACTS_IMAGE} AS artifacts
 
-FROM ${BASE} AS builder
+FROM ${PYTHON_IMAGE} AS builder
+ARG SOURCE_DATE_EPOCH=0
 COPY . /src
-RUN python -m venv /opt/nvidia-toolkit \
- && /opt/nvidia-toolkit/bin/pip install --no-cache-dir --constraint /src/constraints.txt /src \
- && /opt/nvidia-toolkit/bin/pip uninstall --yes pip \
- && python -m compileall -q /opt/nvidia-toolkit
+RUN python3 -IB /src/deploy/image/assemble.py /image
 
-FROM ${BASE}
+FROM scratch
+ARG VERSION=
+ARG REVISION=
+ARG PYTHON_IMAGE
+ARG ARTIFACTS_IMAGE
 LABEL org.opencontainers.image.title="nvidia-toolkit" \
       org.opencontainers.image.description="Installs the NVIDIA Container Toolkit on a Kubernetes node" \
-      org.opencontainers.image.licenses="Apache-2.0"
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.base.name="${PYTHON_IMAGE}" \
+      nvidia-toolkit.artifacts="${ARTIFACTS_IMAGE}"
+COPY --from=builder /image /
 COPY --from=artifacts /artifacts /artifacts
-COPY --from=builder /opt/nvidia-toolkit /opt/nvidia-toolkit
 COPY entrypoint.sh /usr/local/bin/entrypoint.sh
-RUN ln -s /opt/nvidia-toolkit/bin/nvidia-toolkit /opt/nvidia-toolkit/bin/nvidia-ctk-installer /usr/local/bin/
-ENV PYTHONDONTWRITEBYTECODE=1
+ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
+    LANG=C.UTF-8
 ENTRYPOINT ["/usr/local/bin/entrypoint.sh"]

@@ -46,7 +46,10 @@ def main() -> int:
         print(f"The node: {node}\nThe judge: {judge or 'none (no containerd binary here)'}")
         step("What would change?", ["plan", *options])
         step("Install.", ["run", "--no-daemon", *options])
-        step("Is the node as wanted?", ["status", *options])
+        step(
+            "Is the node as wanted? (No runtime runs here, so none can say that it is ready.)",
+            ["status", *options],
+        )
         after = fingerprint(node, times=True)
         step("Install once more: nothing may happen.", ["run", "--no-daemon", *options])
         assert fingerprint(node, times=True) == after, "the second install changed something"
@@ -75,7 +78,8 @@ def make_node(node: Path) -> Path:
 
 def step(title: str, arguments: list[str]) -> None:
     """Show a command and run it."""
-    print(f"\n== {title}\n$ nvidia-toolkit {arguments[0]} ...", flush=True)
+    shown = [word for word in arguments if not word.startswith("--") or word == "--no-daemon"]
+    print(f"\n== {title}\n$ nvidia-toolkit {' '.join(shown)} ...", flush=True)
     subprocess.run([sys.executable, "-m", "toolkit", *arguments], check=True)
 
 

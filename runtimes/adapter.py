@@ -8,7 +8,18 @@ from enum import StrEnum
 from typing import Any, Final, Protocol
 
 from runtimes.edits import Format, Want
-from runtimes.model import Answer, Desired, Look, Observation, Question, Request, RuntimeName, Usage
+from runtimes.model import (
+    Answer,
+    Desired,
+    Effective,
+    Look,
+    Observation,
+    Question,
+    Request,
+    RuntimeName,
+    Tree,
+    Usage,
+)
 
 BANNER: Final = (
     "# Written by nvidia-toolkit. It holds only the keys of nvidia-toolkit, which takes it back\n"
@@ -29,6 +40,10 @@ class Wants:
     """Files that are ours alone: written from nothing each time, so that they hold only our keys."""
     whole: Mapping[str, bytes | None] = field(default_factory=dict)
     """Files that shall hold exactly this; None: that shall not be there."""
+    made: frozenset[str] = frozenset()
+    """Handlers that the distribution makes by itself, of which it has to have made these."""
+    unmade: str = ""
+    """What the distribution's next start will do, where it has not made them yet."""
 
 
 class HangUp(StrEnum):
@@ -82,6 +97,21 @@ class Adapter(Protocol):
 
     def unconfirmed(self, desired: Desired, files: Mapping[str, bytes | None], body: str) -> Sequence[str]:
         """Return where the daemon's answer to `confirmation` is not what the files say, in words."""
+
+    def effective(self, desired: Desired, seen: Observation) -> Effective:
+        """Return what the files make the daemon have when it starts, as far as its binary says so."""
+
+    def programs(self, desired: Desired, seen: Observation) -> Mapping[str, Sequence[str]]:
+        """Return the programs that the handlers in effect name, by handler: a path, or a name to be searched.
+
+        Without an answer of the binary these are those of the files. Raises NotUnderstood.
+        """
+
+    def running(self, config: Tree | None, body: str) -> Effective:
+        """Return what the running daemon has: by CRI's verbose status, or by its answer to `confirmation`.
+
+        Raises ValueError where the answer cannot be read.
+        """
 
     def defined(self, desired: Desired, files: Mapping[str, bytes | None]) -> frozenset[str]:
         """Return which of our handlers some files define."""

@@ -9,7 +9,7 @@ running daemon is part of what is looked at.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, Final
 
@@ -22,6 +22,7 @@ from runtimes.model import (
     EMPTY,
     Answer,
     Desired,
+    Effective,
     Look,
     Observation,
     Question,
@@ -38,14 +39,17 @@ __all__ = [
     "confirmation",
     "defined",
     "directory_flags",
+    "effective",
     "executables",
     "form",
     "handler_in",
     "look",
     "name",
     "on_hangup",
+    "programs",
     "questions",
     "removal_verdict",
+    "running",
     "speaks_cri",
     "speaks_first",
     "stone",
@@ -71,6 +75,8 @@ directory_flags: Final[tuple[str, ...]] = ()
 _RUNTIMES: Final = "runtimes"
 _DEFAULT: Final = "default-runtime"
 _BUILT_IN: Final = "runc"
+# What a dockerd lists among its runtimes whatever its file says; 20.10 forgets one of them on SIGHUP.
+_ALIAS: Final = "io.containerd."
 _LIST: Final = "/containers/json"
 # Flags that dockerd refuses beside the same option in the file.
 _CLASHING: Final = {"--add-runtime": _RUNTIMES, "--default-runtime": _DEFAULT}
@@ -131,10 +137,10 @@ def removal_verdict(desired: Desired, seen: Observation, answer: Answer) -> list
 def unconfirmed(desired: Desired, files: Mapping[str, bytes | None], body: str) -> list[str]:
     """Return where the running daemon differs from the file in what is ours; empty when it took it up."""
     try:
-        info = json.loads(body)
-        known, default = set(info["Runtimes"]), info["DefaultRuntime"]
-    except (ValueError, KeyError, TypeError) as error:
-        return [f"dockerd's answer cannot be read ({error!r})"]
+        now = running(None, body)
+    except ValueError as error:
+        return [str(error)]
+    known, default = now.handlers or frozenset(), now.default
     tree = jsondoc.tree(files.get(desired.config) or b"", desired.config)
     wanted = defined(desired, files)
     problems = [f"dockerd does not know the handler {handler}" for handler in sorted(wanted - known)]
@@ -145,6 +151,40 @@ def unconfirmed(desired: Desired, files: Mapping[str, bytes | None], body: str) 
     if default != said:
         problems.append(f"dockerd's default handler is {default}, not {said}")
     return problems
+
+
+def effective(desired: Desired, seen: Observation) -> Effective:
+    """Return what the file says; the built-in handlers are no part of it."""
+    tree = jsondoc.tree(seen.data(desired.config) or b"", desired.config)
+    _refuse_wrong_types(desired, tree)
+    handlers = frozenset(tree.get(_RUNTIMES, EMPTY)) | {_BUILT_IN}
+    return Effective(handlers=_named(handlers), default=tree.get(_DEFAULT) or _BUILT_IN)
+
+
+def programs(desired: Desired, seen: Observation) -> dict[str, tuple[str, ...]]:
+    """Return the programs that the file's runtimes name; those of a containerd shim name none."""
+    tree = jsondoc.tree(seen.data(desired.config) or b"", desired.config)
+    _refuse_wrong_types(desired, tree)
+    named = {handler: entry.get("path") for handler, entry in tree.get(_RUNTIMES, EMPTY).items()}
+    return {handler: (path,) for handler, path in named.items() if isinstance(path, str) and path}
+
+
+def _named(handlers: Iterable[str]) -> frozenset[str]:
+    return frozenset(handler for handler in handlers if not handler.startswith(_ALIAS))
+
+
+def running(config: Tree | None, body: str) -> Effective:
+    """Return what the daemon's `/info` says. Raises ValueError."""
+    try:
+        info = json.loads(body)
+        return Effective(
+            handlers=_named(info["Runtimes"]),
+            default=str(info["DefaultRuntime"]),
+            by_systemd=frozenset(info["Runtimes"] if info.get("CgroupDriver") == "systemd" else ()),
+            version=str(info.get("ServerVersion", "")),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"dockerd's answer cannot be read ({error!r})") from error
 
 
 def defined(desired: Desired, files: Mapping[str, bytes | None]) -> frozenset[str]:
@@ -172,9 +212,16 @@ def stone(path: str, before: bytes | None, after: bytes | None) -> bytes | None:
 
 
 def usage(desired: Desired, answers: Mapping[str, str]) -> Usage:
-    """Ask for the running containers, then for the runtime of each."""
+    """Ask for the running containers, then for the runtime of each. Raises ValueError."""
     if _LIST not in answers:
         return Usage(requests=(Request(path=_LIST),))
+    try:
+        return _usage(desired, answers)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        raise ValueError(f"dockerd's answer cannot be read ({error!r})") from error
+
+
+def _usage(desired: Desired, answers: Mapping[str, str]) -> Usage:
     details = {
         f"/containers/{item['Id']}/json": str((item.get("Names") or [""])[0]).lstrip("/") or item["Id"][:12]
         for item in json.loads(answers[_LIST])
@@ -268,9 +315,14 @@ def _low_level(desired: Desired, seen: Observation, tree: Tree) -> tuple[str, ..
         binary = value(entries, (entry, "path"))
         if binary is ABSENT and entry == "runc":
             binary = "runc"
-        if isinstance(binary, str) and not _is_nvidia(binary):
+        if isinstance(binary, str) and _is_path(binary) and not _is_nvidia(binary):
             found.append(binary)
     return tuple(dict.fromkeys(found or ["runc"]))
+
+
+def _is_path(binary: str) -> bool:
+    """Tell whether something could be run at all: JSON may hold what no path can be."""
+    return bool(binary) and "\0" not in binary and not any("\ud800" <= sign <= "\udfff" for sign in binary)
 
 
 def _is_nvidia(binary: str) -> bool:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from datetime import date, time
+from math import isnan
+from typing import Any, Final, Protocol
 
 from runtimes.errors import NotUnderstood
 from runtimes.model import ABSENT, Edit, FileChange, Key, Ownership, Tree, fingerprint
+
+_MANY: Final = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +46,9 @@ class Format(Protocol):
     def tree(self, data: bytes, path: str) -> dict[str, Any]:
         """Return the content as plain values, read by an independent parser."""
 
+    def read(self, data: bytes, path: str) -> tuple[Any, dict[str, Any]]:
+        """Return both, looked through once."""
+
     def put(self, document: Any, key: Key, new: Any) -> Any:
         """Set a key."""
 
@@ -56,18 +63,18 @@ def apply(form: Format, path: str, data: bytes | None, wants: Sequence[Want]) ->
     wanted keys. Raises NotUnderstood where the file cannot be read, or cannot be
     edited without touching something else.
     """
-    before = form.tree(data or b"", path)
-    expected = copy.deepcopy(before)
-    document = form.parse(data or b"", path)
+    document, expected = form.read(data or b"", path)
     edits: list[Edit] = []
     for want in wants:
         old = value(expected, want.key)
         new = _merged(old, want)
         if same(old, new):
             continue
+        if _has_dates((old, new)):
+            raise NotUnderstood(path, f"{spell(want.key)} holds a date or time, which cannot be remembered")
         edits.append(Edit(key=want.key, old=copy.deepcopy(old), new=new, essential=want.essential))
         document = _change(form, document, want.key, old, new)
-        _assign(expected, want.key, new)
+        _assign(expected, want.key, new, path=path)
     if not edits:
         return None
     after = document.encode()
@@ -80,8 +87,7 @@ def reverse(form: Format, path: str, data: bytes, edits: Sequence[Edit]) -> tupl
 
     Returns the bytes and, in words, what stays because it is not what we wrote.
     """
-    expected = form.tree(data, path)
-    document = form.parse(data, path)
+    document, expected = form.read(data, path)
     stayed: list[str] = []
     for edit in sorted(edits, key=lambda e: bool(e.essential) and not isinstance(e.new, Mapping)):
         now = value(expected, edit.key)
@@ -89,7 +95,7 @@ def reverse(form: Format, path: str, data: bytes, edits: Sequence[Edit]) -> tupl
         stayed += names
         if not same(now, back):
             document = _change(form, document, edit.key, now, back)
-            _assign(expected, edit.key, back)
+            _assign(expected, edit.key, back, path=path)
     after: bytes = document.encode()
     _prove(form, path, after, expected)
     return after, tuple(stayed)
@@ -155,6 +161,8 @@ def same(one: Any, other: Any) -> bool:
         return one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
         return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, float) and isinstance(other, float) and isnan(one) and isnan(other):
+        return True
     return type(one) is type(other) and bool(one == other)
 
 
@@ -196,6 +204,13 @@ def overlaid(old: Tree, new: Tree) -> dict[str, Any]:
     return result
 
 
+def _has_dates(item: Any) -> bool:
+    """Tell whether a value has a date or time in it: JSON, which the record is in, has none."""
+    if isinstance(item, Mapping):
+        return any(map(_has_dates, item.values()))
+    return any(map(_has_dates, item)) if isinstance(item, (list, tuple)) else isinstance(item, (date, time))
+
+
 def _change(form: Format, document: Any, key: Key, old: Any, new: Any) -> Any:
     """Lead a document from one value at a key to another, touching only what differs."""
     if new is ABSENT:
@@ -204,9 +219,12 @@ def _change(form: Format, document: Any, key: Key, old: Any, new: Any) -> Any:
         if isinstance(old, Mapping) or (isinstance(new, Mapping) and old is not ABSENT):
             document = form.drop(document, key)
         return form.put(document, key, new)
-    for name in old:
-        if name not in new:
-            document = form.drop(document, (*key, name))
+    gone = [name for name in old if name not in new]
+    if len(gone) + sum(name not in old for name in new) > _MANY:
+        # Each key on its own costs a look at the whole document.
+        return form.put(form.drop(document, key), key, new)
+    for name in gone:
+        document = form.drop(document, (*key, name))
     for name, item in new.items():
         below = old.get(name, ABSENT)
         if not same(below, item):
@@ -214,12 +232,14 @@ def _change(form: Format, document: Any, key: Key, old: Any, new: Any) -> Any:
     return document
 
 
-def _assign(tree: dict[str, Any], key: Key, new: Any) -> None:
+def _assign(tree: dict[str, Any], key: Key, new: Any, *, path: str = "") -> None:
     holder = tree
     for part in key[:-1]:
         if new is ABSENT and part not in holder:
             return
         holder = holder.setdefault(part, {})
+        if not isinstance(holder, dict):
+            raise NotUnderstood(path, f"{spell(key)} cannot be set: one of its parents is not a table")
     if new is ABSENT:
         holder.pop(key[-1], None)
     else:
@@ -259,11 +279,19 @@ def _back(tree: Tree, edit: Edit, now: Any) -> tuple[Any, list[str]]:
         return edit.old, []
     if isinstance(now, list) and isinstance(edit.new, (list, tuple)):
         before = edit.old if isinstance(edit.old, (list, tuple)) else []
-        rest = [item for item in now if item in before or item not in edit.new]
-        return (rest or edit.old), []
+        return (_without_ours(now, edit.new, before) or edit.old), []
     if not isinstance(now, Mapping) or not isinstance(edit.new, Mapping):
         return now, [f"{name} = {now!r}"]
     return _back_table(edit, now, name)
+
+
+def _without_ours(now: Sequence[Any], ours: Sequence[Any], before: Sequence[Any]) -> list[Any]:
+    """Return a list without the items that we added to those of before."""
+    try:
+        added = frozenset(ours) - frozenset(before)
+        return [item for item in now if item not in added]
+    except TypeError:  # Tables are among them, which nothing but a longer search finds.
+        return [item for item in now if item in before or item not in ours]
 
 
 def _back_table(edit: Edit, now: Tree, name: str) -> tuple[Any, list[str]]:

@@ -16,6 +16,8 @@ from runtimes.errors import NotUnderstood
 
 _BOM: Final = b"\xef\xbb\xbf"
 BLANK: Final = " \t\r\n"
+LARGEST: Final = 4 << 20
+"""In bytes. The largest known file has a thousand."""
 _DEEPEST: Final = 100
 _HINT: Final = "repair the file, or start the runtime once by hand to see what it says about it"
 _STRING: Final = r'("(?:[^"\\]++|\\.?)*+(?:"|\Z))'
@@ -64,7 +66,7 @@ def parse(data: bytes, path: str) -> Document:
 
     Raises NotUnderstood with line and column where it is no JSON object.
     """
-    return _read(data, path)[0]
+    return read(data, path)[0]
 
 
 def tree(data: bytes, path: str) -> dict[str, Any]:
@@ -72,10 +74,16 @@ def tree(data: bytes, path: str) -> dict[str, Any]:
 
     Raises NotUnderstood with line and column where it is no JSON object.
     """
-    return _read(data, path)[1]
+    return read(data, path)[1]
 
 
-def _read(data: bytes, path: str) -> tuple[Document, dict[str, Any]]:
+def read(data: bytes, path: str) -> tuple[Document, dict[str, Any]]:
+    """Return a file's bytes as a document and, as `tree` does, as plain values, looked through once.
+
+    Raises NotUnderstood with line and column where it is no JSON object.
+    """
+    if len(data) > LARGEST:
+        raise NotUnderstood(path, f"it has {len(data)} bytes, too many for a configuration")
     bom = _BOM if data.startswith(_BOM) else b""
     data = data.removeprefix(_BOM)
     try:

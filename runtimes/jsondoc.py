@@ -17,13 +17,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from runtimes.jsoncut import BLANK, Document, Node, integer, parse, refuse, scan, tree
+from runtimes.jsoncut import BLANK, Document, Node, integer, parse, read, refuse, scan, tree
 from runtimes.model import Key, Tree
 
-__all__ = ["drop", "parse", "put", "tree"]
+__all__ = ["drop", "parse", "put", "read", "tree"]
 
 _SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
-_BLANK_LINES: Final = re.compile(r"(?:\r?\n[ \t]*)+(?=\r?\n)")
+_BLANK_LINES: Final = re.compile(r"\r?\n[ \t]*+(?=\r?\n)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,6 +34,53 @@ class RuntimeName(StrEnum):
     DOCKER = "docker"
 
 
+class ReachKind(StrEnum):
+    """How our keys get into the configuration that a daemon starts with."""
+
+    FILES = "files"
+    """The daemon reads the root config as it is: it is edited in place, or imports a drop-in of ours."""
+    MERGED = "merged"
+    """The root config is made anew at each start, and with it goes a directory of drop-ins."""
+    TEMPLATE = "template"
+    """The root config is a template with `${VARIABLES}`; the daemon reads what is made of it."""
+    MADE = "made"
+    """As MERGED, and handlers are made for the programs that are found in a directory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reach:
+    """How our keys reach the effective configuration, with what that needs.
+
+    `rendered` is what the daemon reads where the root config is a template, and
+    `values` are variables that are known whatever was made of it last. A root config
+    that does not begin with `mark` is a person's own, and read as it is.
+    `drop_ins` are further places of the drop-in, of which the one counts that the
+    root config imports. `merges_into` is a generated file into which drop-ins
+    are merged by a distribution that does so itself. `makes` are the handlers that
+    the distribution makes for programs in `looks_in`, the first of them for sure;
+    `default_step` is what a person does there to set the default handler.
+    `watches` tells that the distribution itself starts the daemon anew where a
+    drop-in changes. `imports` tells whether the root config may get an `imports` line.
+    """
+
+    kind: ReachKind = ReachKind.FILES
+    rendered: str = ""
+    values: tuple[tuple[str, str], ...] = ()
+    mark: str = ""
+    drop_ins: tuple[str, ...] = ()
+    merges_into: str = ""
+    makes: tuple[str, ...] = ()
+    looks_in: str = ""
+    default_step: str = ""
+    watches: bool = False
+    imports: bool = True
+
+    @property
+    def is_made_anew(self) -> bool:
+        """Tell whether the root config is written by the distribution at each start, and so never by us."""
+        return self.kind in (ReachKind.MERGED, ReachKind.MADE)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Handler:
     """An OCI runtime entry that we add: its name and the binary it runs, as the node sees it."""
@@ -52,6 +99,8 @@ class Desired:
     `directory` is where a runtime that reads whole directories finds drop-ins.
     `hook` is the OCI hook file of ours, present or not, and `hook_binary` what
     it runs; with `hook_mode` the hook takes the place of the handlers.
+    `override` are keys that win over what the handlers inherit; only
+    containerd's have them.
     """
 
     runtime: RuntimeName
@@ -63,15 +112,24 @@ class Desired:
     hook: str = ""
     hook_mode: bool = False
     hook_binary: str = ""
+    enable_cri: bool = False
+    reach: Reach = field(default_factory=Reach)
     enable_cdi: bool | None = None
     runtime_type: str = "io.containerd.runc.v2"
     legacy: bool = False
     annotations: tuple[str, ...] = ()
+    override: Tree = field(default_factory=lambda: EMPTY)
 
     @property
     def names(self) -> frozenset[str]:
         """Return the names of our handlers."""
         return frozenset(handler.name for handler in self.handlers)
+
+    @property
+    def generated(self) -> frozenset[str]:
+        """Return the paths that the distribution writes at each start: what they hold is not ours."""
+        root = {self.config} if self.reach.is_made_anew else set()
+        return frozenset({*root, self.reach.rendered, self.reach.merges_into} - {""})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +169,22 @@ class Request:
     """Something to ask the running daemon: a path to GET over HTTP on its socket."""
 
     path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effective:
+    """An effective configuration in what matters to pods; None where it is not told.
+
+    `handlers` are all of them, ours and others', and `by_systemd` those whose
+    containers systemd puts into their cgroup. `version` is the runtime's own,
+    where it says so along with the rest.
+    """
+
+    handlers: frozenset[str] | None = None
+    default: str | None = None
+    sandbox_image: str | None = None
+    by_systemd: frozenset[str] = frozenset()
+    version: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,13 +292,17 @@ class Plan:
 
     `low_level` are the binaries of the handlers that are not ours, the default
     one first: what the toolkit runs in the end. `stayed` names what a removal
-    leaves because somebody else edited it.
+    leaves because somebody else edited it. `made` are handlers that the
+    distribution makes by itself once the toolkit is there, and `unmade` says,
+    where it has not yet, what its next start will do; empty where it has.
     """
 
     changes: tuple[FileChange, ...] = ()
     notes: tuple[str, ...] = ()
     low_level: tuple[str, ...] = ()
     stayed: tuple[str, ...] = ()
+    made: frozenset[str] = frozenset()
+    unmade: str = ""
 
     @property
     def is_noop(self) -> bool:

@@ -9,9 +9,20 @@ from typing import Final
 from runtimes import edits
 from runtimes.adapter import Adapter
 from runtimes.errors import NotUnderstood
-from runtimes.model import Answer, Desired, FileChange, Observation, Ownership, Plan, Question, fingerprint
+from runtimes.model import (
+    Answer,
+    Desired,
+    Effective,
+    FileChange,
+    Observation,
+    Ownership,
+    Plan,
+    Question,
+    fingerprint,
+)
 
 _MOST_LISTED: Final = 6
+_DEFAULTS: Final = frozenset({"default_runtime_name", "default_runtime", "default-runtime"})
 
 
 def plan(adapter: Adapter, desired: Desired, seen: Observation) -> Plan:
@@ -35,7 +46,13 @@ def plan(adapter: Adapter, desired: Desired, seen: Observation) -> Plan:
         for path, data in found.whole.items()
         if seen.data(path) != data
     ]
-    return Plan(changes=_with_stones(adapter, changes), notes=found.notes, low_level=found.low_level)
+    return Plan(
+        changes=_with_stones(adapter, changes),
+        notes=found.notes,
+        low_level=found.low_level,
+        made=found.made,
+        unmade=found.unmade,
+    )
 
 
 def trial(adapter: Adapter, desired: Desired, seen: Observation, found: Plan) -> Question | None:
@@ -79,6 +96,55 @@ def without_us(
 ) -> tuple[bytes | None, tuple[str, ...]]:
     """Return what a file would hold without us (None: it would not be there), and what stayed of others."""
     return edits.without(adapter.form, owned, data)
+
+
+def former(seen: Observation) -> frozenset[str]:
+    """Return the names of handlers that are or were ours by the record."""
+    keys = [edit.key for owned in seen.owned for edit in owned.edits]
+    return frozenset(key[-1] for key in keys if key[-2:-1] == ("runtimes",)) - {"runc"}
+
+
+def defaults(seen: Observation) -> frozenset[str]:
+    """Return the names that we made the default one by the record: of handlers of ours or of others."""
+    found = [edit for owned in seen.owned for edit in owned.edits if edit.key[-1] in _DEFAULTS]
+    return frozenset(edit.new for edit in found if isinstance(edit.new, str))
+
+
+def enabled_cri(seen: Observation) -> bool:
+    """Tell whether we enabled CRI by the record, so that it goes off where everything is taken back."""
+    return any(edit.key == ("disabled_plugins",) for owned in seen.owned for edit in owned.edits)
+
+
+def unwell(
+    ours: frozenset[str],
+    default: str | None,
+    before: Sequence[Effective],
+    now: Effective,
+    *,
+    raised: frozenset[str] = frozenset(),
+) -> list[str]:
+    """Return where a daemon, asked after a change, does not have what it had, in words.
+
+    `before` is what it had and what its files said then: somebody else may have
+    edited them, and a restart of ours takes that up too. `ours` are the names
+    of handlers that may come and go, and `default` the one asked for; None: it
+    stays, unless it was ours or is among those that we `raised` to it.
+    """
+    problems = []
+    known = [had.handlers for had in before if had.handlers is not None]
+    if known and now.handlers is not None:
+        gone = frozenset.intersection(*known) - ours - now.handlers
+        problems += [f"the handler {handler}, which was there before, is gone" for handler in sorted(gone)]
+    defaults = {had.default for had in before if had.default is not None}
+    if default is not None and now.default not in (default, None):
+        problems.append(f"the default handler is {now.default}, not {default}")
+    stays = default is None and defaults and not defaults & (ours | raised)
+    if stays and now.default is not None and now.default not in defaults:
+        problems.append(f"the default handler is {now.default}, and was {', '.join(sorted(defaults))}")
+    images = {had.sandbox_image for had in before if had.sandbox_image is not None}
+    if images and now.sandbox_image is not None and now.sandbox_image not in images:
+        problems.append(f"the sandbox image is {now.sandbox_image}, and was {', '.join(sorted(images))}")
+    return problems
 
 
 def _with_stones(adapter: Adapter, changes: Sequence[FileChange]) -> tuple[FileChange, ...]:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import re
 import tomllib
+from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from runtimes.errors import NotUnderstood
@@ -16,17 +17,25 @@ from runtimes.model import Key
 
 _HINT: Final = "repair the file, or start the runtime once by hand to see what it says about it"
 _BOM: Final = "\ufeff"
-_QUOTED: Final = r'"(?:[^"\\\n]|\\.)*"' + r"|'[^'\n]*'"
-_BLANK: Final = re.compile(r"[ \t\r]*(?:#[^\n]*)?(?:\n|$)")
+# Possessive wherever more than one way leads to the same end: a hostile file must not cost all of them.
+_QUOTED: Final = r'"(?:[^"\\\n]|\\.)*+"' + r"|'[^'\n]*+'"
+_BLANK: Final = re.compile(r"[ \t\r]*+(?:#[^\n]*+)?(?:\n|$)")
 _KEY_PART: Final = re.compile(rf"[ \t]*({_QUOTED}|[A-Za-z0-9_-]+)[ \t]*")
 _SIMPLE_VALUE: Final = re.compile(
-    r"[ \t]*(?:\"(?:[^\"\\\n]|\\.)*\"(?!\")|'[^'\n]*'(?!')|[^\"'\[{#\n]*)[ \t\r]*(?:#[^\n]*)?(?:\n|$)"
+    r"[ \t]*+(?:\"(?:[^\"\\\n]|\\.)*+\"(?!\")|'[^'\n]*+'(?!')|[^\"'\[{#\n]*+)[ \t\r]*+(?:#[^\n]*+)?(?:\n|$)"
 )
 _VALUE_TOKEN: Final = re.compile(
-    r'"""(?:[^"\\]|\\.|"(?!""))*"{3,5}'
-    r"|'''(?:[^']|'(?!''))*'{3,5}"
+    r'"""(?:[^"\\]|\\.|"(?!""))*+"{3,5}'
+    r"|'''(?:[^']|'(?!''))*+'{3,5}"
     rf"|{_QUOTED}|#[^\n]*|[\[\]{{}}]|\n|[^\"'#\[\]{{}}\n]+",
     re.DOTALL,
+)
+LARGEST: Final = 1 << 20
+"""In bytes. The largest known file has 16 thousand; one of a million that is all tables takes 200 million."""
+_DEEPEST: Final = 100
+_TOO_DEEP: Final = "it is nested too deeply to be a configuration"
+_LONG_KEY: Final = re.compile(
+    rf"(?:^|[\[{{,])[ \t]*+(?:(?:{_QUOTED}|[A-Za-z0-9_-]++)[ \t]*+\.[ \t]*+){{{_DEEPEST}}}", re.MULTILINE
 )
 
 
@@ -59,8 +68,11 @@ class Document:
     bom: str
 
     def encode(self) -> bytes:
-        """Return the bytes of the document."""
-        return (self.bom + self.text).encode()
+        """Return the bytes of the document. Raises NotUnderstood where it was given what UTF-8 cannot say."""
+        try:
+            return (self.bom + self.text).encode()
+        except UnicodeEncodeError as error:
+            raise NotUnderstood(self.path, "half a surrogate pair cannot be written to it") from error
 
 
 def parse(data: bytes, path: str) -> Document:
@@ -68,12 +80,20 @@ def parse(data: bytes, path: str) -> Document:
 
     Raises NotUnderstood with line and column where it is no valid TOML.
     """
-    tree(data, path)
+    return read(data, path)[0]
+
+
+def read(data: bytes, path: str) -> tuple[Document, dict[str, Any]]:
+    """Return a file's bytes as a document and, as `tree` does, as plain values, looked through once.
+
+    Raises NotUnderstood with line and column where it is no valid TOML.
+    """
+    content = tree(data, path)
     text = data.decode()
     bom = _BOM if text.startswith(_BOM) else ""
     text = text.removeprefix(_BOM)
     newline = "\r\n" if text.count("\r\n") * 2 > text.count("\n") else "\n"
-    return Document(path, text, tuple(statements(text)), newline, bom)
+    return Document(path, text, tuple(statements(text)), newline, bom), content
 
 
 def tree(data: bytes, path: str) -> dict[str, Any]:
@@ -81,17 +101,39 @@ def tree(data: bytes, path: str) -> dict[str, Any]:
 
     Raises NotUnderstood with line and column where it is no valid TOML.
     """
+    if len(data) > LARGEST:
+        raise NotUnderstood(path, f"it has {len(data)} bytes, too many for a configuration")
     try:
-        return tomllib.loads(data.decode().removeprefix(_BOM))
+        text = data.decode().removeprefix(_BOM)
+        # Tested before: tomllib takes a time and a memory for such a key that grow with its square.
+        found = None if _LONG_KEY.search(text) else tomllib.loads(text)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         column = error.start - (data.rfind(b"\n", 0, error.start) + 1) + 1
         why = f"it is not UTF-8 text (byte 0x{data[error.start]:02x})"
         raise NotUnderstood(path, why, line=line, column=column, hint=_HINT) from error
     except RecursionError as error:
-        raise NotUnderstood(path, "it is nested too deeply to be a configuration") from error
+        raise NotUnderstood(path, _TOO_DEEP, hint=_HINT) from error
     except tomllib.TOMLDecodeError as error:
         raise _not_toml(data.decode().removeprefix(_BOM), path, str(error)) from error
+    except ValueError as error:  # Python converts no more than 4300 digits
+        raise NotUnderstood(path, "a number in it has too many digits", hint=_HINT) from error
+    if found is None or _is_deep(found):
+        raise NotUnderstood(path, _TOO_DEEP, hint=_HINT)
+    return found
+
+
+def _is_deep(tree: dict[str, Any]) -> bool:
+    """Tell whether a tree is deeper than whoever walks it by recursion can go."""
+    level: list[Any] = [tree]
+    for _ in range(_DEEPEST):
+        level = [
+            below
+            for item in level
+            for below in (item.values() if isinstance(item, dict) else item)
+            if isinstance(below, (dict, list))
+        ]
+    return bool(level)
 
 
 def indent_of(document: Document, statement: Statement) -> str:
@@ -116,14 +158,47 @@ def _not_toml(text: str, path: str, message: str) -> NotUnderstood:
     )
 
 
-def statements(text: str) -> Iterator[Statement]:
-    """Yield the statements of a text, in order."""
-    table: Key = ()
-    raw_table: Key = ()
+def respliced(document: Document, start: int, end: int, new: str) -> Document:
+    """Return a document with a span of its text replaced; only what is near that is cut anew.
+
+    Behind the span, from the first header on, nothing depends on what is before,
+    but for arrays of tables: where one may be concerned, all of it is cut.
+    """
+    old = document.statements
+    text = document.text[:start] + new + document.text[end:]
+    kept = bisect_right(old, start, key=lambda s: s.end)
+    if kept and document.text[old[kept - 1].end - 1] != "\n":
+        kept -= 1  # the last line has no end, so what follows belongs to it
+    rest = next((i for i in range(kept, len(old)) if old[i].header and old[i].start >= end), len(old))
+    before = old[kept - 1] if kept else None
+    touched = document.text[before.end if before else 0 : old[rest].start if rest < len(old) else None]
+    if "[[" in touched or "[[" in new or any(s.array for s in old):
+        return replace(document, text=text, statements=tuple(statements(text)))
+    moved = len(new) - (end - start)
+    until = old[rest].start + moved if rest < len(old) else len(text)
+    anew = list(statements(text, before, until))
+    if anew and anew[-1].end > until:  # the new text reaches into what was behind it
+        return replace(document, text=text, statements=tuple(statements(text)))
+    shifted = (
+        Statement(s.start + moved, s.end + moved, s.path, s.raw, s.table, s.header, s.array)
+        for s in (old[rest:] if moved else ())
+    )
+    return replace(document, text=text, statements=(*old[:kept], *anew, *(shifted if moved else old[rest:])))
+
+
+def statements(text: str, after: Statement | None = None, until: int | None = None) -> Iterator[Statement]:
+    """Yield the statements of a text, in order.
+
+    `after` is one that is known already, with no array of tables before it, and
+    `until` where to stop.
+    """
+    table: Key = after.table if after else ()
+    raw_table: Key = after.raw[: len(table)] if after else ()
     arrays: set[Key] = set()
     array = False
-    position = 0
-    while position < len(text):
+    position = after.end if after else 0
+    until = len(text) if until is None else until
+    while position < until:
         blank = _BLANK.match(text, position)
         if blank and blank.end() > position:
             position = blank.end()

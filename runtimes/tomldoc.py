@@ -5,27 +5,40 @@ anew, with tomlkit. A whole document is never sent through tomlkit: it does not
 give back every real file byte for byte (image-builder's Azure config, seen
 with 0.15.2), and tables that are declared out of order move when edited.
 Whoever edits checks the result with `tomllib`, an independent parser.
+tomlkit is loaded by what writes: a node that is right is only read.
 """
 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, MutableMapping
-from typing import Any
-
-import tomlkit
-from tomlkit.items import Array, InlineTable
+from collections.abc import Iterator, Mapping, MutableMapping
+from typing import Any, Final
 
 from runtimes.errors import NotUnderstood
 from runtimes.model import ABSENT, Key, Tree
-from runtimes.tomlcut import Document, Statement, indent_of, parse, tree
+from runtimes.tomlcut import Document, Statement, indent_of, parse, read, tree
 from runtimes.tomlsection import insert, key_indent, new_section, plain, render, section_end, spell, splice
 
-__all__ = ["append", "drop", "parse", "put", "render", "tree"]
+__all__ = ["append", "drop", "parse", "put", "read", "render", "tree"]
+
+# Each one that goes costs tomlkit a look at all of them.
+_MOST_SURPLUS: Final = 64
 
 
 def put(document: Document, key: Key, new: Any) -> Document:
-    """Set a key; a mapping becomes a table and is merged into one that is there."""
+    """Set a key; a mapping becomes a table and is merged into one that is there.
+
+    Raises NotUnderstood for what TOML cannot say, null for one.
+    """
+    from tomlkit.exceptions import TOMLKitError  # noqa: PLC0415
+
+    try:
+        return _put(document, key, new)
+    except TOMLKitError as error:
+        raise NotUnderstood(document.path, f"{'.'.join(key)} cannot be written: {error}") from error
+
+
+def _put(document: Document, key: Key, new: Any) -> Document:
     if isinstance(new, Mapping):
         return _put_table(document, key, new)
     exact = _exact(document, key)
@@ -44,6 +57,9 @@ def append(document: Document, key: Key, item: Any) -> Document:
     statement = _exact(document, key)
     if statement is None:
         return put(document, key, [item])
+    import tomlkit  # noqa: PLC0415
+    from tomlkit.items import Array  # noqa: PLC0415
+
     fragment = tomlkit.parse(document.text[statement.start : statement.end])
     array = _walk(fragment, key[len(statement.table) :])
     if not isinstance(array, Array):
@@ -54,15 +70,17 @@ def append(document: Document, key: Key, item: Any) -> Document:
 
 def drop(document: Document, key: Key) -> Document:
     """Remove a key, a table with all that is below it, or nothing where it is absent."""
-    while True:
-        doomed = next((s for s in document.statements if not s.array and s.path[: len(key)] == key), None)
-        if doomed is None:
-            break
-        start, end = _extent(document, doomed)
-        if end == len(document.text) and not document.text.endswith("\n"):
+    kept: list[str] = []
+    position = 0
+    for start, end in _extents(document, key):
+        kept.append(document.text[position:start])
+        position = end
+    if position:
+        rest = "".join(kept)
+        if position == len(document.text) and not document.text.endswith("\n"):
             # The file has no newline at its end, and shall have none after.
-            start -= next((len(n) for n in ("\r\n", "\n") if document.text[:start].endswith(n)), 0)
-        document = splice(document, start, end, "")
+            rest = rest.removesuffix("\r\n" if rest.endswith("\r\n") else "\n")
+        document = splice(document, 0, position, rest)
     holder = _inline_holder(document, key)
     return document if holder is None else _rewrite(document, holder, key, ABSENT)
 
@@ -109,17 +127,20 @@ def _dotted(document: Document, parent: Key) -> Statement | None:
     )
 
 
-def _extent(document: Document, doomed: Statement) -> tuple[int, int]:
-    """Return what goes with a statement: a header takes its section and one blank line above."""
-    if not doomed.header:
-        return doomed.start, doomed.end
-    index = document.statements.index(doomed)
-    start, end = doomed.start, document.statements[section_end(document, index)].end
-    above = document.text[:start]
-    for blank in ("\r\n", "\n"):
-        if above.endswith("\n" + blank) or above == blank:
-            return start - len(blank), end
-    return start, end
+def _extents(document: Document, key: Key) -> Iterator[tuple[int, int]]:
+    """Yield, in order, what goes with a key: a header takes its section and one blank line above."""
+    text, position = document.text, 0
+    for index, statement in enumerate(document.statements):
+        if statement.array or statement.path[: len(key)] != key or statement.start < position:
+            continue
+        start, position = statement.start, statement.end
+        if statement.header:
+            position = document.statements[section_end(document, index)].end
+            blank = next(
+                (b for b in ("\r\n", "\n") if text.endswith(("\n" + b), 0, start) or text[:start] == b), ""
+            )
+            start -= len(blank)
+        yield start, position
 
 
 # --- writing ---
@@ -127,6 +148,9 @@ def _extent(document: Document, doomed: Statement) -> tuple[int, int]:
 
 def _put_array(document: Document, statement: Statement, key: Key, new: list[Any]) -> Document:
     """Lead an array to another one item by item where that is all it takes: its lines have comments."""
+    import tomlkit  # noqa: PLC0415
+    from tomlkit.items import Array  # noqa: PLC0415
+
     text = document.text[statement.start : statement.end]
     fragment = tomlkit.parse(text)
     array = _walk(fragment, key[len(statement.table) :])
@@ -134,8 +158,8 @@ def _put_array(document: Document, statement: Statement, key: Key, new: list[Any
     if isinstance(array, Array) and old is not None and old == new[: len(old)]:
         for item in new[len(old) :]:
             array.append(item)
-    elif isinstance(array, Array) and old is not None and [i for i in old if i in new] == new:
-        for position in reversed([n for n, item in enumerate(old) if item not in new]):
+    elif isinstance(array, Array) and old is not None and (surplus := _surplus(old, new)) is not None:
+        for position in reversed(surplus):
             del array[position]
     else:
         return _rewrite(document, statement, key, new)
@@ -143,6 +167,17 @@ def _put_array(document: Document, statement: Statement, key: Key, new: list[Any
     if value_in(written, key[len(statement.table) :]) != new:
         return _rewrite(document, statement, key, new)
     return splice(document, statement.start, statement.end, written)
+
+
+def _surplus(old: list[Any], new: list[Any]) -> list[int] | None:
+    """Return which items have to go for a list to become another one; None where that is not all."""
+    surplus, kept = [], 0
+    for position, item in enumerate(old):
+        if kept < len(new) and item == new[kept]:
+            kept += 1
+        else:
+            surplus.append(position)
+    return surplus if kept == len(new) and len(surplus) <= _MOST_SURPLUS else None
 
 
 def value_in(text: str, key: Key) -> Any:
@@ -158,25 +193,36 @@ def value_in(text: str, key: Key) -> Any:
 
 def _rewrite(document: Document, statement: Statement, key: Key, new: Any) -> Document:
     """Write one statement anew with a key below it set, or removed where `new` is ABSENT."""
+    import tomlkit  # noqa: PLC0415
+
     text = document.text[statement.start : statement.end]
     fragment = tomlkit.parse(text)
     inside = key[len(statement.table) :]
     holder: Any = fragment
     for part in inside[:-1]:
-        if new is ABSENT and not isinstance(holder, Mapping):
-            return document
+        if not isinstance(holder, MutableMapping):
+            return _through_a_value(document, key, new)
         if part not in holder:
             if new is ABSENT:
                 return document
             holder[part] = tomlkit.inline_table()
         holder = holder[part]
+    if not isinstance(holder, MutableMapping):
+        return _through_a_value(document, key, new)
     if new is ABSENT:
-        if not isinstance(holder, MutableMapping) or inside[-1] not in holder:
+        if inside[-1] not in holder:
             return document
         del holder[inside[-1]]
     else:
-        holder[inside[-1]] = _inline(new)
+        holder[inside[-1]] = plain(new)
     return splice(document, statement.start, statement.end, tomlkit.dumps(fragment))
+
+
+def _through_a_value(document: Document, key: Key, new: Any) -> Document:
+    """Leave a key alone that cannot be there, since one of its parents is no table."""
+    if new is ABSENT:
+        return document
+    raise NotUnderstood(document.path, f"{'.'.join(key)} cannot be set: one of its parents is not a table")
 
 
 def _put_line(document: Document, key: Key, new: Any) -> Document:
@@ -188,7 +234,7 @@ def _put_line(document: Document, key: Key, new: Any) -> Document:
         return insert(document, last.end, [f"{indent}{spell(key[-1:])} = {render(new)}"])
     dotted = _dotted(document, parent)
     if dotted is not None:
-        line = f"{indent_of(document, dotted)}{spell(key[len(dotted.table) :])} = {render(_inline(new))}"
+        line = f"{indent_of(document, dotted)}{spell(key[len(dotted.table) :])} = {render(plain(new))}"
         return insert(document, dotted.end, [line])
     if not parent:
         return _put_top(document, f"{spell(key)} = {render(new)}")
@@ -209,12 +255,13 @@ def _put_top(document: Document, line: str) -> Document:
     first = document.statements[0].start
     # Comments right above the first header are about that header; a comment
     # that opens the file (a licence, `## template: jinja`) stays its first line.
-    above = document.text[:first].splitlines(keepends=True)
+    # Only a newline ends a comment: `splitlines` knows more ends of lines than TOML.
+    above = document.text[:first].split("\n")[:-1]
     attached = 0
     for text in reversed(above):
         if not text.lstrip().startswith("#"):
             break
-        attached += len(text)
+        attached += len(text) + 1
     position = first - attached if attached < first else first
     return insert(document, position, [line, ""])
 
@@ -222,14 +269,14 @@ def _put_top(document: Document, line: str) -> Document:
 def _put_table(document: Document, key: Key, new: Tree) -> Document:
     if _defines(document, key):
         for name, item in new.items():
-            document = put(document, (*key, name), item)
+            document = _put(document, (*key, name), item)
         return document
     holder = _inline_holder(document, key)
     if holder is not None:
         return _rewrite(document, holder, key, new)
     dotted = _dotted(document, key[:-1])
     if dotted is not None:
-        line = f"{indent_of(document, dotted)}{spell(key[len(dotted.table) :])} = {render(_inline(new))}"
+        line = f"{indent_of(document, dotted)}{spell(key[len(dotted.table) :])} = {render(plain(new))}"
         return insert(document, dotted.end, [line])
     return new_section(document, key, new)
 
@@ -241,6 +288,8 @@ def _defines(document: Document, key: Key) -> bool:
     holder = _inline_holder(document, key)
     if holder is None:
         return False
+    import tomlkit  # noqa: PLC0415
+
     fragment = tomlkit.parse(document.text[holder.start : holder.end])
     return _walk(fragment, key[len(holder.table) :]) is not None
 
@@ -251,12 +300,3 @@ def _walk(fragment: Any, key: Key) -> Any:
             return None
         fragment = fragment[part]
     return fragment
-
-
-def _inline(new: Any) -> Any:
-    if not isinstance(new, Mapping):
-        return plain(new)
-    table: InlineTable = tomlkit.inline_table()
-    for name, item in new.items():
-        table[name] = _inline(item)
-    return table

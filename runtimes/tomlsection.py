@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
-import tomlkit
-
 from runtimes.model import Key, Tree
-from runtimes.tomlcut import Document, Statement, indent_of, statements
+from runtimes.tomlcut import Document, Statement, indent_of, respliced
 
 
 def render(value_: Any) -> str:
     """Return a value as TOML text on one line."""
-    return str(tomlkit.item(plain(value_)).as_string())
+    import tomlkit  # noqa: PLC0415
+
+    # Of tomlkit's ways to make a list or a table, each costs the square of its length.
+    if isinstance(value_, Mapping):
+        return f"{{{', '.join(f'{spell((name,))} = {render(item)}' for name, item in value_.items())}}}"
+    if isinstance(value_, (list, tuple)):
+        return f"[{', '.join(map(render, value_))}]"
+    return str(tomlkit.item(value_).as_string())
 
 
 def new_section(document: Document, key: Key, new: Tree) -> Document:
@@ -118,6 +122,8 @@ def _child_step(document: Document, index: int) -> str:
 
 def spell(key: Key) -> str:
     """Return a key as TOML writes it, quoted where it must be."""
+    import tomlkit  # noqa: PLC0415
+
     return ".".join(
         part if re.fullmatch(r"[A-Za-z0-9_-]+", part) else str(tomlkit.item(part).as_string()) for part in key
     )
@@ -125,8 +131,7 @@ def spell(key: Key) -> str:
 
 def splice(document: Document, start: int, end: int, text: str) -> Document:
     """Return a document with a span of its text replaced."""
-    text = document.text[:start] + text + document.text[end:]
-    return replace(document, text=text, statements=tuple(statements(text)))
+    return respliced(document, start, end, text)
 
 
 def insert(document: Document, position: int, lines: list[str]) -> Document:
@@ -151,5 +156,7 @@ def section_end(document: Document, index: int) -> int:
 
 
 def plain(new: Any) -> Any:
-    """Return a value as tomlkit takes it."""
-    return list(new) if isinstance(new, tuple) else new
+    """Return a value as tomlkit takes it, and writes it on one line."""
+    import tomlkit  # noqa: PLC0415
+
+    return tomlkit.value(render(new)) if isinstance(new, (Mapping, list, tuple)) else new

@@ -1,9 +1,13 @@
-"""Stand-ins for the toolkit's files: programs that say that they ran, then are the low-level runtime."""
+"""The toolkit's files: stand-ins that say that they ran, then are the low-level runtime; or the real ones."""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
+
+from tests import binaries
 
 PROGRAMS: Final = (
     "nvidia-container-runtime",
@@ -17,7 +21,22 @@ PROGRAMS: Final = (
 LIBRARIES: Final = ("libnvidia-container.so.1", "libnvidia-container-go.so.1")
 RAN: Final = "/run/nvidia/ran"
 """Where a stand-in notes that it ran, on the node."""
-_STAND_IN: Final = f'#!/bin/sh\necho "${{0##*/}} $*" >> {RAN}\nexec runc "$@"\n'
+_STAND_IN: Final = f"""#!/bin/sh
+[ "$1" = --version ] && exec echo "${{0##*/}} version 1"
+echo "${{0##*/}} $*" >> {RAN}
+exec runc "$@"
+"""
+
+
+def make_real(root: Path, programs: Sequence[str] = binaries.TOOLKIT_PROGRAMS) -> Path:
+    """Make a toolkit's source with the real programs, but for nvidia-container-cli and its libraries."""
+    make(root)
+    for program in programs:
+        place = root / "usr/bin" / program
+        place.unlink()
+        shutil.copyfile(binaries.toolkit(program), place)
+        place.chmod(0o755)
+    return root
 
 
 def make(root: Path) -> Path:

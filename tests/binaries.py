@@ -1,4 +1,4 @@
-"""Real containerd binaries, and a way to ask them that leaves nothing mounted, whatever happens.
+"""Real binaries: the toolkit's programs, and containerds with a way to ask them that leaves nothing mounted.
 
 The Debian ones live in a root file system of their own and need its libraries, and a /proc to read
 what is staged: each question gets a mount namespace that ends with it.
@@ -30,6 +30,17 @@ LINES: Final = (*SUITES, *MODULES)
 
 _MODULE: Final = "github.com/containerd/containerd/v2/cmd/containerd"
 _IN_ROOT: Final = 'mount -t proc proc "$0/proc" && exec chroot "$0" "$@"'
+_TOOLKIT: Final = "github.com/NVIDIA/nvidia-container-toolkit"
+TOOLKIT: Final = "v1.20.0"
+TOOLKIT_PROGRAMS: Final = (
+    "nvidia-container-runtime",
+    "nvidia-container-runtime.cdi",
+    "nvidia-container-runtime.legacy",
+    "nvidia-container-runtime-hook",
+    "nvidia-ctk",
+    "nvidia-cdi-hook",
+)
+"""The real programs that Go alone builds; nvidia-container-cli is C, and not run where CDI is used."""
 _BUILD_TIME: Final = 900
 _OLD: Final = 1_000_000_000
 # A node's root that somebody else may be using: everything laid over it goes with the process.
@@ -58,7 +69,7 @@ def find(line: str) -> Binary:
     if line in SUITES:
         found = Binary(line=line, root=_image(SUITES[line]), path="/usr/bin/containerd")
     else:
-        found = Binary(line=line, root=Path("/"), path=str(_built(MODULES[line])))
+        found = Binary(line=line, root=Path("/"), path=str(built(_MODULE, MODULES[line])))
     said = process.run(_argv(found, ("--version",)))
     if not said.ok:
         pytest.skip(f"containerd {line} cannot be run here: {said.err}")
@@ -127,26 +138,38 @@ def _image(suite: str) -> Path:
         pytest.skip(f"no root file system of {suite} can be made here: {error}")
 
 
-def _built(version: str) -> Path:
-    """Return a containerd built from its Go module; a lock keeps two runs from building it at once."""
+@cache
+def toolkit(program: str) -> Path:
+    """Return a program of the NVIDIA Container Toolkit, made on first use; skip where it cannot be."""
+    found = built(f"{_TOOLKIT}/cmd/{program}", TOOLKIT, cgo=True)
+    real.USED.add(f"{program} {TOOLKIT.removeprefix('v')}")
+    return found
+
+
+def built(module: str, version: str, *, cgo: bool = False) -> Path:
+    """Return a program built from its Go module; a lock keeps two runs from building it at once.
+
+    With `cgo` it is linked with this machine's C library, as its makers do.
+    """
+    name = module.rpartition("/")[2]
     home = nodes.cache() / "go"
     home.mkdir(parents=True, exist_ok=True)
-    wanted = home / f"containerd-{version}" / "containerd"
-    with (home / f"containerd-{version}.lock").open("w", encoding="utf-8") as lock:
+    wanted = home / f"{name}-{version}" / name
+    with (home / f"{name}-{version}.lock").open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if wanted.exists():
             return wanted
         go = shutil.which("go")
         if go is None:
-            pytest.skip(f"containerd {version} is not there and Go is not installed to build it")
+            pytest.skip(f"{name} {version} is not there and Go is not installed to build it")
         done = subprocess.run(
-            (go, "install", f"{_MODULE}@{version}"),
-            env={**os.environ, "CGO_ENABLED": "0", "GOBIN": str(wanted.parent)},
+            (go, "install", f"{module}@{version}"),
+            env={**os.environ, "CGO_ENABLED": str(int(cgo)), "GOBIN": str(wanted.parent)},
             capture_output=True,
             text=True,
             check=False,
             timeout=_BUILD_TIME,
         )
         if done.returncode != 0:
-            pytest.skip(f"containerd {version} cannot be built here: {done.stderr[-500:]}")
+            pytest.skip(f"{name} {version} cannot be built here: {done.stderr[-500:]}")
     return wanted

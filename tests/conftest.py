@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
-from tests import real
+from tests import kubernetes, real
+from tests.kubernetes import Certificates
 
 _REAL = ("node", "binary")
 
@@ -34,7 +37,30 @@ def pytest_runtest_makereport(
     return report
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hand on what a worker used, where several share the work."""
+    if (output := getattr(session.config, "workeroutput", None)) is not None:
+        output["used"] = sorted(real.USED)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    real.USED.update(getattr(node, "workeroutput", {}).get("used", ()))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.section("real runtimes")
     for name in sorted(real.USED) or ["none was used in this run"]:
         terminalreporter.write_line(f"  {name}")
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    """Return what servers and who asks them know each other by."""
+    return kubernetes.make_certificates(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture
+def account(tmp_path: Path, certificates: Certificates) -> Path:
+    """Return a service account."""
+    return kubernetes.make_account(tmp_path / "serviceaccount", certificates)

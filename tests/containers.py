@@ -44,8 +44,8 @@ DEFAULT_MOUNTS: Final[Mapping[str, str]] = {
 }
 
 # Field numbers to values, as CRI's description lists them.
-Value: TypeAlias = "str | int | list[str] | dict[int, Value]"
-Fields: TypeAlias = dict[int, Value]
+Value: TypeAlias = "str | int | Sequence[str] | Sequence[Mapping[int, Value]] | Mapping[int, Value]"
+Fields: TypeAlias = Mapping[int, Value]
 Answer: TypeAlias = dict[int, int | bytes]
 
 IMAGE: Final = "localhost/test:1"
@@ -208,11 +208,13 @@ def run_pod(
     handler: str,
     argv: Sequence[str],
     timeout: float = 60,
-    socket: str = SOCKETS["containerd"],
-    cgroup_parent: str | None = None,
+    **more: Any,
 ) -> PodResult:
-    """Run a command in a pod of a runtime handler, as kubelet does; "" is the default handler."""
-    pod = start_pod(node, handler=handler, argv=argv, socket=socket, cgroup_parent=cgroup_parent)
+    """Run a command in a pod of a runtime handler, as kubelet does; "" is the default handler.
+
+    `more` are arguments of `start_pod`.
+    """
+    pod = start_pod(node, handler=handler, argv=argv, **more)
     try:
         wait_for(node, lambda: _container_status(node, pod).get(3) == _EXITED, timeout)
         code = _container_status(node, pod).get(7, 0)
@@ -228,10 +230,12 @@ def start_pod(
     argv: Sequence[str],
     socket: str = SOCKETS["containerd"],
     cgroup_parent: str | None = None,
+    wishes: Fields | None = None,
 ) -> Pod:
     """Start a command in a pod of a runtime handler, and leave it running.
 
     Where no cgroup is named as the parent, the node's containerd is asked which one it takes.
+    `wishes` are further fields of CRI's description of a container (see `wishing`).
     """
     name = f"test-{uuid.uuid4().hex[:8]}"
     # The node's own network, so that no CNI plugin is needed.
@@ -252,15 +256,22 @@ def start_pod(
             3: list(argv),
             11: "log",
             15: {2: {3: {1: _NODE_NAMESPACE}}},
+            **(wishes or {}),
         }
         made = _cri(node, socket, "CreateContainer", {1: sandbox, 2: config, 3: sandbox_config})
         container = _bytes(made[1]).decode()
         pod = Pod(sandbox=sandbox, container=container, log=f"{logs}/log", socket=socket)
         _cri(node, socket, "StartContainer", {1: pod.container})
     except BaseException:
-        _remove(node, socket, sandbox)
+        remove_sandbox(node, socket, sandbox)
         raise
     return pod
+
+
+def wishing(*cdi_devices: str, **env: str) -> Fields:
+    """Return what a container asks for: variables, and CDI devices as a device plugin asks for them."""
+    variables = [{1: name, 2: text} for name, text in env.items()]
+    return {6: variables, 17: [{1: device} for device in cdi_devices]}
 
 
 def is_running(node: Node, pod: Pod) -> bool:
@@ -270,7 +281,7 @@ def is_running(node: Node, pod: Pod) -> bool:
 
 def stop_pod(node: Node, pod: Pod) -> None:
     """Kill the pod's container and remove the pod."""
-    _remove(node, pod.socket, pod.sandbox)
+    remove_sandbox(node, pod.socket, pod.sandbox)
 
 
 def ctr_run(
@@ -352,7 +363,7 @@ def _output(node: Node, pod: Pod) -> str:
     return "".join(pieces)
 
 
-def _remove(node: Node, socket: str, sandbox: str) -> None:
+def remove_sandbox(node: Node, socket: str, sandbox: str) -> None:
     _cri(node, socket, "StopPodSandbox", {1: sandbox})
     _cri(node, socket, "RemovePodSandbox", {1: sandbox})
 
@@ -394,7 +405,8 @@ def encode(fields: Fields) -> bytes:
     """Return a protocol buffer message, given by its field numbers."""
     out = b""
     for number, value in fields.items():
-        for item in value if isinstance(value, list) else [value]:
+        items: Sequence[Any] = value if isinstance(value, list) else [value]
+        for item in items:
             if isinstance(item, int):
                 out += _varint(number << 3) + _varint(item)
             else:

@@ -192,11 +192,10 @@ def why_no_pods(node: Node) -> str | None:
     return None if done.exit_code == 0 else f"a pod of CRI-O on {node.suite} ended with {done.exit_code}"
 
 
-def run_pod(node: Node, *, handler: str, argv: Sequence[str], timeout: float = 60) -> PodResult:
+def run_pod(node: Node, *, handler: str, argv: Sequence[str], timeout: float = 60, **more: Any) -> PodResult:
     """Run a command in a pod of a runtime handler, as kubelet does; "" is the default handler."""
-    return containers.run_pod(
-        node, handler=handler, argv=argv, timeout=timeout, socket=SOCKET, cgroup_parent=_cgroup_parent(node)
-    )
+    more |= {"socket": SOCKET, "cgroup_parent": _cgroup_parent(node)}
+    return containers.run_pod(node, handler=handler, argv=argv, timeout=timeout, **more)
 
 
 def start_pod(node: Node, *, handler: str, argv: Sequence[str]) -> Pod:

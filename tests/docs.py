@@ -17,7 +17,12 @@ def options() -> str:
         "Every option works with every command. An option on the command line wins over its",
         "variables, of which the first one that is set counts; `CONTAINERD_*` counts only where the",
         "runtime is containerd, `DOCKER_*` only for docker, `CRIO_*` only for CRI-O. A flag without a",
-        "value is true; it never takes the next word as its value.",
+        "value is true; it never takes the next word as its value; true is also written 1, t, yes or on,",
+        "false 0, f, no or off, in any case. A list is separated by commas, or its option is given again. An",
+        "empty variable is one that is not set. An empty option (`--drop-in-config=`) is one that is left",
+        "out, unless the table says what it means, and is refused where the runtime could not be found",
+        "without it. An option for one runtime is refused with another. Every problem is told, with exit",
+        "code 2, before anything is looked at or changed.",
         "",
         "This table is generated from `toolkit/options.py`.",
         "",
@@ -39,8 +44,12 @@ def _row(row: Setting) -> str:
     shown = "" if default in (None, "") else f"`{default}`"
     choices = f" One of {', '.join(row.choices)}." if row.choices else ""
     pending = f" Refused when it is asked for: {row.pending}." if row.pending else ""
-    return f"| {flags} | {variables} | {shown} | {row.help}{choices}{pending} |"
+    only = f" For {row.only} only." if row.only else ""
+    return f"| {flags} | {variables} | {shown} | {row.help}{choices}{only}{pending} |"
 
 
 if __name__ == "__main__":
+    from tests import manual
+
+    manual.write()
     (ROOT / "docs/options.md").write_text(options(), encoding="utf-8")

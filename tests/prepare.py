@@ -13,7 +13,7 @@ from functools import partial
 
 import pytest
 
-from tests import binaries, crio, nodes
+from tests import binaries, cluster, crio, distros, helm, images, nodes
 
 
 def main() -> None:
@@ -26,7 +26,14 @@ def main() -> None:
             _make(f"node {suite}", partial(nodes.image, suite))
     for line in binaries.LINES:
         _make(f"containerd {line}", partial(binaries.find, line))
+    for program in binaries.TOOLKIT_PROGRAMS:
+        _make(program, partial(binaries.toolkit, program))
     _make("CRI-O", _crio)
+    _make("the stand-in of k3s", distros.agent)
+    _make("helm", helm.find)
+    _make(f"Kubernetes {cluster.VERSION}", cluster.programs)
+    _make("the image's base", images.base)
+    _make("the image's wheels", images.wheels)
 
 
 def _crio() -> object:

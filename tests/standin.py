@@ -2,33 +2,67 @@
 
 It is started under the name `containerd` (see tests/workshop.py) and needs nothing but Python. To every
 gRPC call it says UNIMPLEMENTED, as a containerd does whose CRI plugin is off.
+
+With `--cri FILE` it speaks CRI as that JSON file says, which is read anew at its start and at every call:
+
+    {"well": MANNER, "sick": MANNER, "sick_if": REGEX, "config": "/path/to/config.toml"}
+
+It is sick where REGEX was found in its config and what that imports, read once, when it started; then
+`sick` counts on top of `well`. A MANNER's keys, all of them optional, are those of `MANNER` below.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import glob
+import json
 import os
+import re
 import signal
 import socket
 import struct
+import sys
 import threading
 import time
+import tomllib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Final
+from typing import Any, Final
 
 SETTINGS_FRAME: Final = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 """What a gRPC server says first: an empty HTTP/2 SETTINGS frame."""
 UNIMPLEMENTED: Final = b"\x88\x0f\x10\x10application/grpc\x00\x0bgrpc-status\x0212"
 """Headers in HPACK, none of them indexed: `:status` 200, `content-type`, `grpc-status` 12."""
+HEADERS: Final = b"\x88\x0f\x10\x10application/grpc"
+TRAILERS: Final = b"\x00\x0bgrpc-status\x010"
 ANSWER: Final = b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+MANNER: Final[Mapping[str, Any]] = {
+    "ready": True,  # RuntimeReady
+    "network": True,  # NetworkReady
+    "handlers": "from-config",  # or a list of names
+    "default": None,  # the default handler; None: as the config says
+    "sandbox_image": None,  # None: as the config says
+    "unimplemented": False,  # CRI is off
+    "cri_error": "",  # CRI is off because its plugin failed, for this reason
+    "silent": False,  # calls are never answered
+    "delay": 0,  # seconds before the socket is there
+    "die": False,  # end at once
+    "ignore": False,  # have the config of the first start ever
+}
 _PREFACE: Final = len(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
 _HEADER: Final = struct.Struct(">BHBBL")
 _DATA, _HEADERS, _SETTINGS, _PING = 0, 1, 4, 6
 _ACK = _END_STREAM = 1
 _END_HEADERS: Final = 4
 _UNHEARD: Final = {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD, signal.SIGPIPE}
+_RUNTIME: Final = "/runtime.v1.RuntimeService/"
+_PLUGINS: Final = "/containerd.services.introspection.v1.Introspection/Plugins"
+_RUNC: Final = {"runc": {"runtime_type": "io.containerd.runc.v2", "options": {"SystemdCgroup": True}}}
+_IMAGE: Final = "registry.k8s.io/pause:3.8"
+# The newest first: what names the section of CRI, from version 3 of the config down to 1.
+_SECTIONS: Final = ("io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri", "cri")
 
 
 def main() -> None:
@@ -46,12 +80,21 @@ def main() -> None:
     for number in signal.valid_signals() - _UNHEARD:
         with contextlib.suppress(OSError, ValueError):
             signal.signal(number, heard)
+    note("starts")
     time.sleep(options.delay)
+    cri = None
+    if options.cri:
+        sys.path.append(options.packages)
+        cri = Cri(Path(options.cri), first=Path(options.log).with_name("first.json"))
+        manner = cri.manner()
+        if manner["die"]:
+            sys.exit(1)
+        time.sleep(manner["delay"])
     server = _server(options)
     note("listens")
     while True:
         client, _ = server.accept()
-        threading.Thread(target=_speak, args=(client, options.speech), daemon=True).start()
+        threading.Thread(target=_speak, args=(client, options.speech, cri), daemon=True).start()
 
 
 def _options() -> argparse.Namespace:
@@ -62,6 +105,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--on-hup", choices=("die", "stay"), default="die")
     parser.add_argument("--speech", choices=("grpc", "http", "silent", "close"), default="grpc")
     parser.add_argument("--delay", type=float, default=0)
+    parser.add_argument("--cri", default="", help="speak CRI as this file says")
+    parser.add_argument("--packages", default="", help="where the package hpack is, for --cri")
     return parser.parse_args()
 
 
@@ -77,12 +122,15 @@ def _server(options: argparse.Namespace) -> socket.socket:
     return server
 
 
-def _speak(client: socket.socket, speech: str) -> None:
+def _speak(client: socket.socket, speech: str, cri: Cri | None) -> None:
     with contextlib.suppress(OSError), client:
         match speech:
             case "grpc":
                 client.sendall(SETTINGS_FRAME)
-                _refuse_calls(client)
+                if cri is None:
+                    _refuse_calls(client)
+                else:
+                    cri.answer_calls(client)
             case "http":
                 if client.recv(4096):
                     client.sendall(ANSWER)
@@ -94,6 +142,13 @@ def _speak(client: socket.socket, speech: str) -> None:
 
 
 def _refuse_calls(client: socket.socket) -> None:
+    for kind, flags, number, _ in _frames(client):
+        if kind in {_DATA, _HEADERS} and flags & _END_STREAM:
+            _refuse(client, number)
+
+
+def _frames(client: socket.socket) -> Iterator[tuple[int, int, int, bytes]]:
+    """Yield the type, the flags, the stream and the payload of frames; answer what HTTP/2 itself asks."""
     with client.makefile("rb") as stream:
         stream.read(_PREFACE)
         while len(head := stream.read(_HEADER.size)) == _HEADER.size:
@@ -103,9 +158,165 @@ def _refuse_calls(client: socket.socket) -> None:
                 client.sendall(_HEADER.pack(0, 0, _SETTINGS, _ACK, 0))
             if kind == _PING and not flags & _ACK:
                 client.sendall(_HEADER.pack(0, len(payload), _PING, _ACK, 0) + payload)
+            yield kind, flags, number, payload
+
+
+def _refuse(client: socket.socket, number: int) -> None:
+    client.sendall(_frame(_HEADERS, _END_STREAM | _END_HEADERS, number, UNIMPLEMENTED))
+
+
+def _frame(kind: int, flags: int, number: int, payload: bytes) -> bytes:
+    high, low = divmod(len(payload), 256)
+    return _HEADER.pack(high >> 8, (high & 0xFF) << 8 | low, kind, flags, number) + payload
+
+
+# --- CRI ----------------------------------------------------------------------------------------
+
+
+class Cri:
+    """What the daemon says over CRI: by the file of `--cri`, and by its config as it was at the start.
+
+    `first` is a file that remembers the config of the first start ever.
+    """
+
+    def __init__(self, told: Path, *, first: Path) -> None:
+        self.told = told
+        path = self.said().get("config", "")
+        self.texts = _texts(Path(path)) if path else []
+        self.section = _section(self.texts)
+        if not first.exists():
+            first.write_text(json.dumps(self.section), encoding="utf-8")
+        self.first = json.loads(first.read_text(encoding="utf-8"))
+
+    def said(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.told.read_bytes())
+        return found
+
+    def manner(self) -> dict[str, Any]:
+        """Return how the daemon has to be now."""
+        said = self.said()
+        regex = said.get("sick_if")
+        is_sick = regex is not None and re.search(regex.encode(), b"\n".join(self.texts)) is not None
+        found = {**MANNER, **said.get("well", {}), **(said.get("sick", {}) if is_sick else {})}
+        if unknown := found.keys() - MANNER.keys():
+            raise ValueError(f"{self.told}: unknown {unknown}")
+        return found
+
+    def answer_calls(self, client: socket.socket) -> None:
+        from hpack import Decoder  # noqa: PLC0415 - it is not there without --cri
+
+        decoder = Decoder()
+        methods: dict[int, str] = {}
+        for kind, flags, number, payload in _frames(client):
+            if kind == _HEADERS:
+                names = {str(name): str(text) for name, text in decoder.decode(payload)}
+                methods[number] = names[":path"]
             if kind in {_DATA, _HEADERS} and flags & _END_STREAM:
-                refusal = _HEADER.pack(0, len(UNIMPLEMENTED), _HEADERS, _END_STREAM | _END_HEADERS, number)
-                client.sendall(refusal + UNIMPLEMENTED)
+                self._answer(client, number, methods.pop(number))
+
+    def _answer(self, client: socket.socket, number: int, method: str) -> None:
+        manner = self.manner()
+        if manner["silent"]:
+            return
+        body = _body(method, manner, self.first if manner["ignore"] else self.section)
+        if body is None:
+            _refuse(client, number)
+            return
+        client.sendall(
+            _frame(_HEADERS, _END_HEADERS, number, HEADERS)
+            + _frame(_DATA, 0, number, b"\0" + len(body).to_bytes(4, "big") + body)
+            + _frame(_HEADERS, _END_STREAM | _END_HEADERS, number, TRAILERS)
+        )
+
+
+def _body(method: str, manner: Mapping[str, Any], section: Mapping[str, Any]) -> bytes | None:
+    """Return the answer to a call; None is no answer at all."""
+    if method == _PLUGINS and manner["cri_error"]:
+        return _field(1, _field(7, _field(2, manner["cri_error"].encode())))
+    if not method.startswith(_RUNTIME) or manner["unimplemented"] or manner["cri_error"]:
+        return None
+    match method.removeprefix(_RUNTIME):
+        case "Status":
+            return _status(manner, section)
+        case "Version":
+            return b"".join(_field(i, word) for i, word in enumerate((b"0.1.0", b"containerd", b"1.7.0"), 1))
+        case "ListPodSandbox" | "ListContainers":
+            return b""
+        case _:
+            return None
+
+
+def _status(manner: Mapping[str, Any], section: Mapping[str, Any]) -> bytes:
+    runtimes = section["runtimes"]
+    if manner["handlers"] != "from-config":
+        runtimes = dict.fromkeys(manner["handlers"], _RUNC["runc"])
+    config = {
+        "containerd": {
+            "defaultRuntimeName": manner["default"] or section["default"],
+            "runtimes": {
+                name: {"runtimeType": each.get("runtime_type", ""), "options": each.get("options", {})}
+                for name, each in runtimes.items()
+            },
+        },
+        "sandboxImage": manner["sandbox_image"] or section["image"],
+    }
+    conditions = _condition("RuntimeReady", "ContainerdNotReady", well=manner["ready"])
+    conditions += _condition("NetworkReady", "NetworkPluginNotReady", well=manner["network"])
+    entry = _field(1, b"config") + _field(2, json.dumps(config).encode())
+    return _field(1, conditions) + _field(2, entry)
+
+
+def _condition(name: str, reason: str, *, well: bool) -> bytes:
+    why = b"\x10\x01" if well else _field(3, reason.encode()) + _field(4, b"as the test wants it")
+    return _field(1, _field(1, name.encode()) + why)
+
+
+def _field(number: int, data: bytes) -> bytes:
+    """Return a field of bytes in the wire format of protocol buffers."""
+    size, left = b"", len(data)
+    while left > 0x7F:
+        size += bytes([left & 0x7F | 0x80])
+        left >>= 7
+    return bytes([number << 3 | 2]) + size + bytes([left]) + data
+
+
+# --- the config ---------------------------------------------------------------------------------
+
+
+def _texts(path: Path) -> list[bytes]:
+    """Return the bytes of a containerd config and of everything that it imports."""
+    if not path.exists():
+        return []
+    text = path.read_bytes()
+    patterns = tomllib.loads(text.decode()).get("imports", [])
+    imported = [
+        found for pattern in patterns for found in sorted(glob.glob(os.path.join(path.parent, pattern)))
+    ]
+    return [text, *(part for found in imported for part in _texts(Path(found)))]
+
+
+def _section(texts: list[bytes]) -> dict[str, Any]:
+    """Return what a containerd has of these files: 1.x replaces whole sections, 2.x merges them."""
+    trees = [tomllib.loads(text.decode()) for text in texts]
+    merges = bool(trees) and trees[0].get("version", 1) >= 3
+    plugins: dict[str, Any] = {}
+    for tree in trees:
+        new = tree.get("plugins", {})
+        plugins = _merged(plugins, new) if merges else {**plugins, **new}
+    found: dict[str, Any] = next((plugins[name] for name in _SECTIONS if name in plugins), {})
+    containerd = found.get("containerd", {})
+    runtimes = containerd.get("runtimes", {})
+    pinned = plugins.get("io.containerd.cri.v1.images", {}).get("pinned_images", {}).get("sandbox")
+    return {
+        "default": containerd.get("default_runtime_name", "runc"),
+        "runtimes": {**_RUNC, **runtimes} if merges else runtimes or _RUNC,
+        "image": found.get("sandbox_image") or pinned or _IMAGE,
+    }
+
+
+def _merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    both = {k: _merged(one[k], v) for k, v in other.items() if isinstance(v, dict) and k in one}
+    return {**one, **other, **both}
 
 
 if __name__ == "__main__":

@@ -75,7 +75,8 @@ def wanted(node: workshop.Node, *low_level: str, **options: str) -> Version:
 
 def install(node: workshop.Node, *low_level: str, **options: str) -> Version:
     version = wanted(node, *low_level, **options)
-    versions.install(version, node.install_dir)
+    versions.install(version, node.install_dir, Host(root=Path("/")))
+    versions.tidy(node.install_dir, version.digest)
     assert wanted(node, *low_level, **options).is_installed
     return version
 
@@ -207,8 +208,33 @@ def test_a_file_for_another_machine_is_refused(node: workshop.Node, name: str) -
 @pytest.mark.skipif(platform.machine() not in workshop.MACHINES, reason="the toolkit is not for this machine")
 def test_a_file_for_this_machine_is_taken(node: workshop.Node) -> None:
     path = node.source / "usr/bin/nvidia-ctk"
-    path.write_bytes(workshop.elf(workshop.MACHINES[platform.machine()]))
+    path.write_bytes(Path("/bin/true").resolve().read_bytes())
     assert install(node).digest
+
+
+def test_new_files_get_the_label_of_a_program_of_the_node(node: workshop.Node) -> None:
+    like = node.root / "runc"
+    like.touch(mode=0o755)
+    try:
+        os.setxattr(like, "security.selinux", b"system_u:object_r:container_runtime_exec_t:s0")
+    except OSError as error:
+        pytest.skip(f"no labels here: {error}")
+    versions.install(wanted(node), node.install_dir, Host(root=Path("/")), like=str(like))
+    label = os.getxattr(node.toolkit / "nvidia-container-runtime", "security.selinux")
+    assert label == b"system_u:object_r:container_runtime_exec_t:s0"
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["first", "upgrade"])
+def test_a_version_that_does_not_run_here_is_not_switched_to(node: workshop.Node, *, first: bool) -> None:
+    if not first:
+        install(node)
+    before = workshop.content(node.toolkit) if not first else None
+    # The right machine, but nothing that the kernel could run: a library of another C library looks so.
+    (node.source / "usr/bin/nvidia-ctk").write_bytes(workshop.elf(workshop.MACHINES[platform.machine()]))
+    with pytest.raises(StepFailed, match=r"nvidia-ctk.real --version` (cannot be started|does not run)"):
+        versions.install(wanted(node), node.install_dir, Host(root=Path("/")))
+    assert node.toolkit.exists() is not first
+    assert before is None or workshop.content(node.toolkit) == before
 
 
 # --- the toolkit's own configuration ------------------------------------------------------------
@@ -306,7 +332,7 @@ def test_a_second_install_touches_nothing(node: workshop.Node) -> None:
     version = install(node)
     before = workshop.snapshot(node.install_dir)
     assert wanted(node).differing == ()
-    versions.install(version, node.install_dir)
+    versions.install(version, node.install_dir, Host(root=Path("/")))
     assert workshop.snapshot(node.install_dir) == before
 
 
@@ -392,7 +418,7 @@ def test_no_path_is_ever_missing_during_upgrades(node: workshop.Node) -> None:
         assert watcher.stdout.readline() == "watches\n"
         for release in range(50):
             workshop.make_artifacts(node.source, release=f"2.{release}")
-            versions.install(wanted(node), node.install_dir)
+            versions.install(wanted(node), node.install_dir, Host(root=Path("/")))
         stop.touch()
         _, out, err = workshop.ended(watcher)
     rounds, *missing = out.split()
@@ -414,7 +440,7 @@ def test_a_failure_leaves_the_version_that_was_there(
     with monkeypatch.context() as patch:
         patch.setattr(os, "copy_file_range", fail)
         with pytest.raises(StepFailed, match=r"cannot be written: No space left on device$"):
-            versions.install(wanted(node), node.install_dir)
+            versions.install(wanted(node), node.install_dir, Host(root=Path("/")))
     assert os.readlink(node.toolkit) == link
     assert workshop.snapshot(node.toolkit.resolve()) == before
     install(node)

@@ -18,8 +18,8 @@ import pytest
 from runtimes import containerd
 from tests import workshop
 from tests.workshop import Node
-from toolkit import removal, transaction, versions
-from toolkit.errors import Conflict
+from toolkit import preflight, removal, transaction, versions
+from toolkit.errors import Conflict, RolledBack
 
 SOURCE: Final = "name the directory that holds the toolkit's usr/bin with --toolkit-source-root"
 OPTIONS: Final = "`nvidia-toolkit --help` lists the options and their variables"
@@ -118,7 +118,7 @@ CASES: Final = (
         name="unknown runtime",
         options={"runtime": "podman"},
         code=2,
-        said="--runtime=podman: this is none of docker, containerd, crio",
+        said="--runtime=podman: this is none of auto, docker, containerd, crio",
         hint=OPTIONS,
     ),
     Case(
@@ -433,7 +433,7 @@ def _edits_meanwhile(node: Node, call: Callable[..., Any]) -> Callable[..., Any]
 def test_an_edit_between_the_plan_and_its_application_is_a_conflict(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transaction, "_preflight", _edits_meanwhile(node, transaction._preflight))
+    monkeypatch.setattr(preflight, "look_ahead", _edits_meanwhile(node, preflight.look_ahead))
     with pytest.raises(Conflict) as caught:
         transaction.converge(node.settings(restart_mode="none"), containerd)
     assert str(caught.value) == (
@@ -450,13 +450,39 @@ def test_an_edit_while_the_toolkit_is_installed_is_not_lost(
     # The files take seconds to write on a slow disk: the last look has to come after them.
     with monkeypatch.context() as patch:
         patch.setattr(versions, "install", _edits_meanwhile(node, versions.install))
-        with pytest.raises(Conflict):
+        with pytest.raises(RolledBack, match=r"was changed by someone since the plan was made"):
             transaction.converge(node.settings(restart_mode="none"), containerd)
     assert node.config.read_bytes() == workshop.KUBEADM + b"# somebody's\n"
     transaction.converge(node.settings(restart_mode="none"), containerd)
     assert b"# somebody's\n" in node.config.read_bytes()
     removal.revert(node.settings(restart_mode="none"), containerd)
     assert node.config.read_bytes() == workshop.KUBEADM + b"# somebody's\n"
+
+
+def test_an_edit_while_the_file_itself_is_written_is_not_lost(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs, real = workshop.KUBEADM + b"# somebody's\n", os.fsync
+    edited: list[int] = []
+
+    def fsync(fd: int) -> None:
+        # The disk may take seconds for this, with all looks at the file behind it.
+        if not edited and os.readlink(f"/proc/self/fd/{fd}").startswith(f"{node.config.parent}/"):
+            edited.append(node.config.write_bytes(theirs))
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(
+        RolledBack, match=r"was changed by someone since the plan was made; it was not written"
+    ):
+        transaction.converge(node.settings(restart_mode="none"), containerd)
+    assert edited
+    assert node.config.read_bytes() == theirs
+    assert [path.name for path in node.config.parent.iterdir()] == [node.config.name]
+    transaction.converge(node.settings(restart_mode="none"), containerd)
+    assert b"# somebody's\n" in node.config.read_bytes()
+    removal.revert(node.settings(restart_mode="none"), containerd)
+    assert node.config.read_bytes() == theirs
 
 
 def test_the_message_for_broken_toml_says_line_and_column_in_words_of_the_file(node: Node) -> None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-import signal
 import subprocess
 from pathlib import Path
 
+import click
 import pytest
 
-from tests import workshop
-from toolkit import __version__, cli, transaction
-from toolkit.options import SETTINGS
+from tests import pods, workshop
+from toolkit import __version__, cli, commands
+from toolkit.options import SETTINGS, Setting
 
 COLOUR = "\x1b["
 
@@ -108,7 +108,7 @@ def test_stdout_is_the_answer_and_stderr_the_story(node: workshop.Node, quiet: l
     assert planned.stderr == ""
     installed = workshop.done("-n", *quiet)
     assert installed.stdout == ""
-    assert re.search(r"^I changed .*/config\.toml$", installed.stderr, re.MULTILINE)
+    assert re.search(r"^I apply: changed .*/config\.toml$", installed.stderr, re.MULTILINE)
     assert f"installed the toolkit at {node.toolkit}" in installed.stderr
     assert "leaves" not in installed.stderr
     reverted = workshop.done("revert", *quiet)
@@ -126,14 +126,15 @@ def test_the_plan_as_text_ends_with_a_summary(node: workshop.Node, quiet: list[s
     lines = workshop.done("plan", *quiet).stdout.splitlines()
     assert lines[:2] == [f"--- {node.config}", f"+++ {node.config}"]
     assert lines[-1] == (
-        f"# 1 file to change; the toolkit to install at {node.toolkit}; left to you (restart mode none)"
+        f"# 1 file to change, the toolkit to install at {node.toolkit},"
+        " the runtime to be told by you (restart mode none)"
     )
 
 
 def test_the_plan_as_json(node: workshop.Node, quiet: list[str]) -> None:
     answer = json.loads(workshop.done("plan", "-o", "json", *quiet).stdout)
     assert answer.keys() == {
-        "runtime", "in_sync", "binary", "changes", "toolkit", "reload", "notes",
+        "runtime", "in_sync", "binary", "changes", "toolkit", "specification", "reload", "notes", "summary",
     }  # fmt: skip
     assert (answer["runtime"], answer["in_sync"], answer["binary"]) == ("containerd", False, None)
     (change,) = answer["changes"]
@@ -142,6 +143,7 @@ def test_the_plan_as_json(node: workshop.Node, quiet: list[str]) -> None:
         str(node.config), str(node.config), "modify",
     )  # fmt: skip
     assert change["diff"].startswith(f"--- {node.config}\n+++ {node.config}\n@@ ")
+    assert answer["specification"] is None
     assert answer["toolkit"].keys() == {"path", "version", "in_sync", "differing"}
     assert answer["toolkit"]["path"] == str(node.toolkit)
     assert "nvidia-ctk" in answer["toolkit"]["differing"]
@@ -149,7 +151,9 @@ def test_the_plan_as_json(node: workshop.Node, quiet: list[str]) -> None:
         "needed": True,
         "reason": "the configuration changes",
         "how": "left to you (restart mode none)",
+        "silent_s": None,
     }
+    assert answer["summary"].startswith("1 file to change, ")
 
 
 def test_the_state_as_json_once_all_is_done(quiet: list[str]) -> None:
@@ -158,6 +162,43 @@ def test_the_state_as_json_once_all_is_done(quiet: list[str]) -> None:
     assert (answer["in_sync"], answer["changes"], answer["toolkit"]["in_sync"]) == (True, [], True)
     assert answer["reload"]["needed"] is False
     assert answer["reload"]["reason"] == "the configuration is as wanted"
+
+
+def test_an_install_as_json(node: workshop.Node, quiet: list[str]) -> None:
+    answer = json.loads(workshop.done("run", "-n", "-o", "json", *quiet).stdout)
+    assert (answer["outcome"], answer["changes"][0]["path"]) == ("changed", str(node.config))
+    assert 0 < answer["seconds"] < 30
+    again = json.loads(workshop.done("-n", "-o", "json", *quiet).stdout)
+    assert (again["outcome"], again["in_sync"], again["changes"]) == ("in sync", True, [])
+    assert again["reload"]["silent_s"] == 0
+
+
+def test_a_process_that_stays_gives_no_answer(node: workshop.Node, quiet: list[str]) -> None:
+    done = workshop.cli("run", "-o", "json", *quiet)
+    assert done.returncode == 2
+    assert "-o json: a process that stays has no last word" in done.stderr
+    assert "--log-format=json" in json.loads(done.stdout)["error"]["hint"]
+    assert not node.install_dir.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["plan", "-o", "json", "--config-source=file"], 3),
+        (["status", "-o", "json", "--no-such-option"], 2),
+        (["-n", "--output=json", "--verify=never"], 2),
+    ],
+    ids=["not understood", "unknown option", "wrong value"],
+)
+def test_a_failure_as_json(node: workshop.Node, quiet: list[str], words: list[str], code: int) -> None:
+    node.config.write_bytes(b"version = \n")
+    done = workshop.cli(*words, *quiet)
+    error = json.loads(done.stdout)["error"]
+    assert (done.returncode, error["code"]) == (code, code)
+    assert error["problems"] == [
+        line.removeprefix("error: ") for line in done.stderr.splitlines() if line.startswith("error: ")
+    ]
+    assert f"hint: {error['hint']}\n" in done.stderr
 
 
 def test_a_revert_as_json(node: workshop.Node, quiet: list[str]) -> None:
@@ -196,6 +237,14 @@ def test_no_color_is_heeded(quiet: list[str], value: str) -> None:
     assert "default_runtime_name" in shown
 
 
+def test_a_state_is_coloured_on_a_terminal(quiet: list[str]) -> None:
+    assert workshop.on_terminal("status", *quiet).startswith(f"{COLOUR}33mnot in sync{COLOUR}0m")
+
+
+def test_a_dumb_terminal_gets_no_colours(quiet: list[str]) -> None:
+    assert COLOUR not in workshop.on_terminal("plan", *quiet, environment={"TERM": "dumb"})
+
+
 def test_colours_are_not_in_json(quiet: list[str]) -> None:
     assert COLOUR not in workshop.on_terminal("plan", "-o", "json", *quiet)
 
@@ -230,6 +279,54 @@ def test_help_of_a_command_names_its_options_and_their_variables() -> None:
         assert all(variable in shown for variable in row.variables)
 
 
+@pytest.mark.parametrize("row", SETTINGS, ids=lambda row: row.flags[0])
+def test_help_and_the_table_in_docs_say_the_same(row: Setting) -> None:
+    context = click.Context(click.Command("run"), terminal_width=10_000, max_content_width=10_000)
+    shown = cli._option(row).get_help_record(context)
+    assert shown is not None
+    names, told = shown
+    (line,) = [each for each in _documented() if each.startswith(f"| `{row.flags[0]}`")]
+    default = ",".join(row.default) if isinstance(row.default, tuple) else row.default
+    facts = [row.help, *row.variables, row.pending, *([f"For {row.only} only."] if row.only else [])]
+    for fact in facts:
+        assert fact in told
+        assert fact in line
+    for flag in row.flags:
+        assert flag in names.replace(",", " ").split()
+        assert f"`{flag}`" in line
+    assert all(choice in names and choice in line for choice in row.choices)
+    if default not in (None, ""):
+        text = str(default).lower() if isinstance(default, bool) else str(default)
+        assert f"[default: {text}]" in told
+        assert f"`{text}`" in line
+
+
+def _documented() -> list[str]:
+    return (workshop.CHECKOUT / "docs/options.md").read_text(encoding="utf-8").splitlines()
+
+
+def test_debug_tells_where_every_value_comes_from(quiet: list[str]) -> None:
+    override = '{"registry": {"auth": "hunter2hunter2"}}'
+    variables = {"RUNTIME_CONFIG_OVERRIDE": override, "NRI_NAMESPACE": "gpu-operator"}
+    told = workshop.done("plan", "--debug", *quiet, environment=variables).stderr
+    assert "D cli: --restart-mode: none\n" in told
+    assert "D cli: NRI_NAMESPACE: gpu-operator\n" in told
+    assert "D cli: NRI_NAMESPACE is of no effect without the NRI plugin\n" in told
+    assert "RUNTIME_CONFIG_OVERRIDE" in told
+    assert "hunter2" not in told.replace("plan", "")
+
+
+def test_the_list_of_commands_is_not_cut_short() -> None:
+    shown = workshop.done("--help").stdout
+    assert "..." not in shown[shown.index("Commands:") :]
+
+
+def test_the_children_of_a_process_that_stays_take_its_options() -> None:
+    """They are given the same words."""
+    taken = {name: {p.name for p in cli.app().commands[name].params} for name in ("run", "round")}
+    assert taken["run"] <= taken["round"]
+
+
 def test_the_version_is_said() -> None:
     assert workshop.done("--version").stdout == f"nvidia-toolkit, version {__version__}\n"
 
@@ -240,6 +337,55 @@ def test_both_names_are_installed(name: str) -> None:
     assert program.exists(), "install the project first: make test does"
     shown = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=20, check=True)
     assert __version__ in shown.stdout
+
+
+# --- completion ---------------------------------------------------------------------------------
+
+
+def completed(line: str) -> list[str]:
+    """Return what bash is offered behind a line."""
+    words = line.split(" ")
+    asked = {
+        "_NVIDIA_TOOLKIT_COMPLETE": "bash_complete",
+        "COMP_WORDS": line,
+        "COMP_CWORD": str(len(words) - 1),
+    }
+    return workshop.done(environment=asked).stdout.split()
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("nvidia-toolkit re", ["plain,revert"]),
+        ("nvidia-toolkit plan --restart-m", ["plain,--restart-mode"]),
+        ("nvidia-toolkit plan --restart-mode s", ["plain,signal", "plain,systemd"]),
+        ("nvidia-toolkit plan --debug --on-d", ["plain,--on-drift"]),
+        ("nvidia-toolkit plan --config ex", ["file,ex"]),
+        ("nvidia-toolkit completion z", ["plain,zsh"]),
+    ],
+)
+def test_words_are_completed(line: str, offered: list[str]) -> None:
+    assert completed(line) == offered
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_gets_its_script(shell: str) -> None:
+    assert f"_NVIDIA_TOOLKIT_COMPLETE={shell}_complete" in workshop.done("completion", shell).stdout
+
+
+def test_bash_takes_the_script() -> None:
+    script = workshop.done("completion", "bash").stdout
+    asked = f"{script}\nexport PATH={workshop.BIN}:$PATH\nCOMP_WORDS=(nvidia-toolkit stat)\nCOMP_CWORD=1\n"
+    asked += '_nvidia_toolkit_completion nvidia-toolkit\necho "${COMPREPLY[@]}"\n'
+    shown = subprocess.run(
+        ["bash", "-c", asked],
+        env=workshop.ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=True,
+    )
+    assert shown.stdout == "status\n"
 
 
 # --- exit codes ---------------------------------------------------------------------------------
@@ -263,7 +409,7 @@ def test_1_a_bug_is_told_with_its_trace(
     def fail(*_: object) -> None:
         raise ZeroDivisionError("on purpose")
 
-    monkeypatch.setattr(transaction, "view", fail)
+    monkeypatch.setattr(commands, "view", fail)
     with pytest.raises(SystemExit) as caught:
         cli.main(["plan", *quiet])
     shown = capsys.readouterr()
@@ -279,11 +425,21 @@ def test_1_a_bug_is_told_with_its_trace(
     [
         (["plan", "--no-such-option"], "No such option"),
         (["plan", "--pid-file=/x"], "error: --pid-file=/x: the file must be called toolkit.pid"),
-        (["--runtime=podman", "-n"], "error: --runtime=podman: this is none of docker, containerd, crio"),
+        (["--runtime=podman", "-n"], "--runtime=podman: this is none of auto, docker, containerd, crio"),
         (["plan", "-o", "yaml"], "'yaml' is not one of"),
+        (["plann"], "error: No such command 'plann'"),
+        (["plan", "--bogus"], "hint: `nvidia-toolkit plan --help` lists what there is\n"),
         (["--debug", "plan"], "unexpected extra argument"),
     ],
-    ids=["unknown option", "pid file", "runtime", "output", "options before the command"],
+    ids=[
+        "unknown option",
+        "pid file",
+        "runtime",
+        "output",
+        "unknown command",
+        "the way out",
+        "options before the command",
+    ],
 )
 def test_2_wrong_usage(words: list[str], said: str) -> None:
     done = workshop.cli(*words)
@@ -301,8 +457,8 @@ def test_4_a_step_failed(node: workshop.Node) -> None:
 
 
 def test_5_locked(node: workshop.Node, quiet: list[str]) -> None:
-    with workshop.started(workshop.program(*quiet)) as first:
-        workshop.wait_for(lambda: node.toolkit.is_symlink() and node.state.exists(), "it does nothing")
+    # One that is told to stop before its first round has ended ends by that signal.
+    with pods.staying([*quiet, "--log-format=json"]) as first:
         done = workshop.cli("-n", *quiet)
         assert done.returncode == 5
         assert done.stderr == (
@@ -311,7 +467,7 @@ def test_5_locked(node: workshop.Node, quiet: list[str]) -> None:
         )
         assert workshop.cli("plan", *quiet).returncode == 0, "looking needs no lock"
         assert workshop.cli("revert", *quiet).returncode == 5
-        assert workshop.ended(first, signal.SIGTERM)[0] == 0
+        assert first.end() == 0
 
 
 # --- an ordinary user ---------------------------------------------------------------------------
@@ -346,3 +502,13 @@ def test_what_an_ordinary_user_may_not_see_is_no_bug(node: workshop.Node, hidden
     assert "this is a bug" not in done.stderr
     assert done.returncode in {0, 3}, done.stderr
     assert str(place) in done.stdout + done.stderr
+
+
+def test_a_diagnosis_needs_nobody_to_remember_the_runtime(node: workshop.Node, quiet: list[str]) -> None:
+    workshop.done("-n", *quiet)
+    words = [word for word in quiet if not word.startswith("--runtime=")]
+    told = json.loads(workshop.done("diagnose", "-o", "json", *words).stdout)
+    assert told["tool"]["runtime"] == "containerd"
+    assert told["configuration"]["config"] == str(node.config)
+    node.state.write_bytes(b"torn")
+    assert workshop.done("diagnose", *words).stdout.startswith("findings")

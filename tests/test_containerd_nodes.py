@@ -6,6 +6,8 @@ node's root read-only at /host, four directories of the node writable.
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -21,6 +23,7 @@ pytestmark = [pytest.mark.node, pytest.mark.timeout(300)]
 
 PROGRAM = str(Path(sys.executable).parent / "nvidia-toolkit")
 CONFIG = "/etc/containerd/config.toml"
+RESTARTS = "/run/nvidia/toolkit/restarts.json"
 TOOLKIT = "/usr/local/nvidia/toolkit"
 HANDLERS = {
     "nvidia": f"{TOOLKIT}/nvidia-container-runtime",
@@ -64,6 +67,7 @@ def tool(node: Node, source: Path) -> Iterator[Tool]:
     before = picture(node)
     # Tests restart more often than systemd finds healthy, and then it would not start a dead one again.
     nodes.run(node, ["systemctl", "reset-failed", "containerd"])
+    nodes.path(node, RESTARTS).unlink(missing_ok=True)
     yield found
     found("revert", "--even-if-in-use")
     assert picture(node) == before
@@ -127,7 +131,7 @@ def without_zeros(table: dict[str, Any]) -> dict[str, Any]:
 def test_install_repeat_and_revert(node: Node, tool: Tool) -> None:
     pid = nodes.main_pid(node, "containerd")
     before = dump(node)
-    assert "restart containerd.service" in tool("plan")
+    assert "containerd.service to restart (silent for about 0.1 s)" in tool("plan")
     tool("run", "--no-daemon")
     # The daemon itself was restarted once, by its unit, and has the handlers.
     installed = nodes.main_pid(node, "containerd")
@@ -179,6 +183,39 @@ def test_pods_run_through_the_installed_wrapper(node: Node, tool: Tool) -> None:
     calls = ran.read_text(encoding="utf-8").splitlines()
     ran.unlink()
     assert any(line.startswith("nvidia-container-runtime.real ") and " create " in line for line in calls)
+
+
+def test_a_handler_that_starts_nothing_is_taken_back_where_it_is_tried(
+    node: Node, source: Path, tool: Tool, tmp_path: Path
+) -> None:
+    if reason := containers.why_no_containers(node):
+        pytest.skip(reason)
+    containers.prepare_images(node)
+    tool("run", "--no-daemon", "--verify=run")
+    installed = picture(node)
+    broken = shutil.copytree(source, tmp_path / "broken", symlinks=True)
+    program = broken / "usr/bin/nvidia-container-runtime"
+    program.write_text(
+        '#!/bin/sh\n[ "$1" = --version ] || { echo it is broken >&2; exit 1; }\n', encoding="utf-8"
+    )
+    upgrade = Tool(node, broken)
+    nodes.run(node, ["mount", "-t", "tmpfs", "driver", "/sys/module"])
+    try:
+        nodes.path(node, "/sys/module/nvidia").mkdir()
+        told = upgrade("run", "--no-daemon", "--verify=run", code=6)
+        assert "error: no pod starts through the handler nvidia: " in told
+        assert containers.run_pod(node, handler="nvidia", argv=["true"]).exit_code == 0
+    finally:
+        nodes.run(node, ["umount", "/sys/module"])
+    after = picture(node)
+    record = next(name for name in after if name.endswith("/state.json"))
+    # The record counts on, but says the same.
+    assert without_sequence(after.pop(record)) == without_sequence(installed.pop(record))
+    assert after == installed
+
+
+def without_sequence(record: tuple[str, int, bytes]) -> dict[str, Any]:
+    return {**json.loads(record[2]), "sequence": 0}
 
 
 def test_containers_survive_install_and_revert(node: Node, tool: Tool) -> None:

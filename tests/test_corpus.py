@@ -373,3 +373,21 @@ def full(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return a tree without empty tables: a header that is left without keys says nothing."""
     cut = {name: full(item) if isinstance(item, dict) else item for name, item in content.items()}
     return {name: item for name, item in cut.items() if item != {}}
+
+
+@pytest.mark.binary
+def test_keys_over_the_inherited_ones_are_in_effect_or_refused(binary: binaries.Binary) -> None:
+    files = {study.CONFIG: root(2, runc=runc(2))}
+    ask = partial(binaries.ask, binary)
+    override = {"options": {"SystemdCgroup": False, "Root": "/r"}, "pod_annotations": ["a"]}
+    found = study.plan(study.desired(override=override), files, ask)
+    handlers = told(dump(binary, study.after(files, found))).handlers
+    for handler in study.HANDLERS:
+        table = handlers[handler.name]
+        assert (table["options.Root"], table["pod_annotations"]) == ("/r", ["a"])
+        assert "options.SystemdCgroup" not in table, "it is false"
+        assert table["options.BinaryName"] == handler.binary
+    # Options of the low-level runtime lie below `options`: beside them containerd would forget them.
+    refusal = study.refusal(study.desired(override={"SystemdCgroup": True}), files, ask)
+    assert refusal is not None
+    assert "the handler nvidia would have no SystemdCgroup = True" in str(refusal)

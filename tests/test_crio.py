@@ -22,7 +22,7 @@ from runtimes import crio, planner
 from runtimes.adapter import Adapter
 from runtimes.crio import files as crio_files
 from runtimes.crio import judge as crio_judge
-from runtimes.errors import NotUnderstood
+from runtimes.errors import NotUnderstood, Unfit
 from runtimes.model import (
     Answer,
     Desired,
@@ -575,6 +575,21 @@ def test_to_hook_mode_and_back(drop_in: str, way: str) -> None:
     assert third == first
     assert plan(config_mode, third, owned, ask).is_noop
     assert study.after(third, removal(config_mode, third, owned, ask)) == files
+
+
+@pytest.mark.parametrize("place", ["/run/containers/oci/hooks.d", "/etc/containers/oci/hooks.d"])
+def test_a_hook_that_crio_would_not_read_is_refused_with_where_it_reads(place: str) -> None:
+    """MicroShift and OpenShift name directories of their own, since /usr cannot be written there."""
+    read = "/etc/containers/oci/hooks.d", "/run/containers/oci/hooks.d"
+    root = toml("crun", crun=crun("/conf")).replace(
+        b"[crio.runtime]\n", f"[crio.runtime]\nhooks_dir = {json.dumps(read)}\n".encode(), 1
+    )
+    assert b"hooks_dir" in root
+    with pytest.raises(Unfit, match="CRI-O reads no hooks in /usr/share/containers/oci/") as no:
+        plan(HOOK_MODE, {CONFIG: root}, ask=model)
+    assert no.value.hint == f"use --hooks-dir={read[-1]}"
+    there = desired(hook_mode=True, hook=f"{place}/oci-nvidia-hook.json")
+    assert [change.path for change in plan(there, {CONFIG: root}, ask=model).changes] == [there.hook]
 
 
 OWN_HOOKS: Final = {

@@ -269,6 +269,7 @@ class Careless:
     """A format whose editor also touches what it was not asked for."""
 
     parse = staticmethod(tomldoc.parse)
+    read = staticmethod(tomldoc.read)
     tree = staticmethod(tomldoc.tree)
     drop = staticmethod(tomldoc.drop)
 

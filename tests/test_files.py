@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +20,8 @@ from pyfakefs.fake_filesystem import FakeFilesystem
 
 from tests import workshop
 from toolkit import files
-from toolkit.errors import NodeNotUnderstood, StepFailed
+from toolkit.errors import Conflict, NodeNotUnderstood, StepFailed
+from toolkit.files import Dress
 
 OLD: Final = b"old\n"
 NEW: Final = b"new\n" * 1000
@@ -132,14 +134,16 @@ def test_put_gives_the_mode_whatever_the_umask_is(place: Path, mode: int, *, asi
 @workshop.needs_root
 @pytest.mark.parametrize("aside", [True, False], ids=["aside", "beside the target"])
 def test_put_gives_the_owner(place: Path, *, aside: bool) -> None:
-    files.put(place, NEW, owner=(1234, 4321), mode=0o640, aside=place.parent.parent if aside else None)
+    files.put(
+        place, NEW, dress=Dress(owner=(1234, 4321), mode=0o640), aside=place.parent.parent if aside else None
+    )
     status = place.stat()
     assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (1234, 4321, 0o640)
 
 
 @workshop.needs_root
 def test_put_keeps_a_set_user_id_bit_that_a_change_of_owner_would_clear(place: Path) -> None:
-    files.put(place, NEW, owner=(1234, 4321), mode=0o4755)
+    files.put(place, NEW, dress=Dress(owner=(1234, 4321), mode=0o4755))
     assert stat.S_IMODE(place.stat().st_mode) == 0o4755
 
 
@@ -152,15 +156,66 @@ def test_put_sets_the_label_before_the_file_has_its_name(
         labelled.append((name, value, place.read_bytes()))
 
     monkeypatch.setattr(os, "setxattr", note)
-    files.put(place, NEW, selinux=b"system_u:object_r:container_config_t:s0\0")
+    files.put(place, NEW, dress=Dress(selinux=b"system_u:object_r:container_config_t:s0\0"))
     assert labelled == [("security.selinux", b"system_u:object_r:container_config_t:s0\0", OLD)]
+
+
+ACL: Final = bytes.fromhex(
+    "02000000 01000600ffffffff 02000400e8030000 04000000ffffffff 10000400ffffffff 20000000ffffffff"
+)
+"""What `setfacl -m u::rw,u:1000:r,g::-,m::r,o::-` makes."""
+
+
+@pytest.fixture
+def attributed(place: Path) -> Path:
+    """Return a file with extended attributes, one of them an ACL."""
+    try:
+        os.setxattr(place, "user.owner", b"ops")
+        os.setxattr(place, "system.posix_acl_access", ACL)
+    except OSError as error:
+        pytest.skip(f"no attributes here: {error}")
+    return place
+
+
+@pytest.mark.parametrize("aside", [True, False], ids=["aside", "beside the target"])
+def test_put_keeps_attributes_and_the_acl_with_its_mode(attributed: Path, *, aside: bool) -> None:
+    seen = files.read(attributed)
+    assert seen is not None
+    assert dict(seen.attributes) == {"system.posix_acl_access": ACL, "user.owner": b"ops"}
+    assert seen.mode == 0o640
+    dress = Dress(mode=seen.mode, owner=(seen.uid, seen.gid), attributes=seen.attributes)
+    files.put(attributed, NEW, dress=dress, aside=attributed.parent.parent if aside else None)
+    assert files.read(attributed) == replace(seen, data=NEW)
+
+
+def test_put_gives_nothing_that_the_directory_would_pass_on_to_a_file_that_had_none(attributed: Path) -> None:
+    os.setxattr(attributed.parent, "system.posix_acl_default", ACL)
+    files.put(attributed, NEW)
+    assert "system.posix_acl_access" in os.listxattr(attributed)
+    files.put(attributed, NEW, dress=Dress(mode=0o640, attributes=()))
+    assert os.listxattr(attributed) == []
+    assert stat.S_IMODE(attributed.stat().st_mode) == 0o640
+
+
+def test_what_an_overlay_notes_and_what_is_about_the_bytes_is_not_kept() -> None:
+    kept = ["system.posix_acl_access", "trusted.a", "user.a"]
+    others = ["security.ima", "security.capability", "trusted.overlay.metacopy", "user.overlay.origin"]
+    assert [name for name in (*kept, *others) if files._is_kept(name)] == kept
+
+
+def test_put_does_without_attributes_where_the_file_system_has_none(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "setxattr", failing(errno.EOPNOTSUPP, os.setxattr))
+    files.put(place, NEW, dress=Dress(attributes=(("user.owner", b"ops"),)))
+    assert place.read_bytes() == NEW
 
 
 def test_put_does_without_labels_where_the_file_system_has_none(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "setxattr", failing(errno.EOPNOTSUPP, os.setxattr))
-    files.put(place, NEW, selinux=b"label\0")
+    files.put(place, NEW, dress=Dress(selinux=b"label\0"))
     assert place.read_bytes() == NEW
 
 
@@ -271,6 +326,20 @@ def test_a_failure_leaves_the_file_as_it_was_and_nothing_else(
         with pytest.raises(StepFailed) as caught:
             files.put(place, NEW, aside=place.parent.parent if aside else None)
     assert str(caught.value) == f"{place} cannot be written: Input/output error"
+    assert workshop.snapshot(place.parent).keys() == before.keys()
+    assert place.read_bytes() == OLD
+    assert [p.name for p in place.parent.parent.iterdir()] == [place.parent.name]
+
+
+@pytest.mark.parametrize("aside", [True, False], ids=["aside", "beside the target"])
+def test_a_last_look_keeps_the_file_as_it_was_and_nothing_else(place: Path, *, aside: bool) -> None:
+    def look() -> None:
+        assert place.read_bytes() == OLD
+        raise Conflict("somebody was here")
+
+    before = workshop.snapshot(place.parent)
+    with pytest.raises(Conflict, match=r"^somebody was here$"):
+        files.put(place, NEW, aside=place.parent.parent if aside else None, check=look)
     assert workshop.snapshot(place.parent).keys() == before.keys()
     assert place.read_bytes() == OLD
     assert [p.name for p in place.parent.parent.iterdir()] == [place.parent.name]
@@ -506,7 +575,7 @@ def test_remove_says_what_it_cannot(tmp_path: Path) -> None:
     with pytest.raises(StepFailed) as caught:
         files.remove(tmp_path)
     assert str(caught.value) == f"{tmp_path} cannot be removed: Is a directory"
-    assert caught.value.hint == "name a file, not a directory"
+    assert caught.value.hint == "a directory is in its place: move it away, or name another path"
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from tests import docs
+from tests import docs, manual
 from toolkit import errors
+from toolkit.options import SETTINGS
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -63,6 +66,23 @@ def test_options_are_documented() -> None:
     assert written == docs.options(), "run `make docs`"
 
 
+def test_the_manual_page_is_up_to_date() -> None:
+    assert manual.PAGE.read_text(encoding="utf-8") == manual.page(), "run `make docs`"
+
+
+def test_the_manual_page_is_one() -> None:
+    if shutil.which("groff") is None:
+        pytest.skip("there is no groff here")
+    shown = subprocess.run(
+        ["groff", "-man", "-ww", "-Tascii", "-P-cbou", "-rcR=1", "-rLL=300n", str(manual.PAGE)],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert shown.stderr == ""
+    flat = re.sub(r"\s+", "", shown.stdout)
+    lost = [row.name for row in SETTINGS if row.flags[0] not in flat or row.help.replace(" ", "") not in flat]
+    assert lost == []
+
+
 def test_exit_codes_are_documented() -> None:
     text = (ROOT / "docs/exit-codes.md").read_text(encoding="utf-8")
     documented = {int(code) for code in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)}
@@ -74,6 +94,13 @@ def test_exit_codes_are_documented() -> None:
     assert documented == {0, 1, *known}
 
 
+def test_every_package_is_in_the_wheel() -> None:
+    """An editable installation finds the others all the same, an image does not."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    there = {Path(path).parent.as_posix().replace("/", ".") for path in _CODE}
+    assert set(project["tool"]["setuptools"]["packages"]) == there
+
+
 def test_no_path_of_a_machine_is_in_the_tree() -> None:
     listed = subprocess.run(
         ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
@@ -83,3 +110,17 @@ def test_no_path_of_a_machine_is_in_the_tree() -> None:
     strange = re.compile(f"{re.escape(str(ROOT))}/|{re.escape(str(Path.home()))}/[.]")
     texts = {name: (ROOT / name).read_bytes().decode(errors="replace") for name in listed}
     assert [name for name, text in texts.items() if strange.search(text)] == []
+
+
+def test_every_test_that_the_documents_name_exists() -> None:
+    named = set()
+    for path in (ROOT / "docs").glob("*.md"):
+        named |= set(re.findall(r"`(tests/[\w/]+(?:\.py)?)(?:::(\w+))?`", path.read_text(encoding="utf-8")))
+    assert len(named) > 20
+    missing = [
+        f"{file}::{name}"
+        for file, name in sorted(named)
+        if not (ROOT / file).exists()
+        or (name and f"\ndef {name}(" not in (ROOT / file).read_text(encoding="utf-8"))
+    ]
+    assert missing == []

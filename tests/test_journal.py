@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
-from runtimes.model import ABSENT, Edit, FileChange
+from runtimes.model import ABSENT, Edit, Effective, FileChange
 from tests import workshop
 from toolkit import __version__, files, journal
 from toolkit.errors import NodeNotUnderstood, StepFailed
-from toolkit.journal import Owned, Record
+from toolkit.memory import Baseline, Job, Open, Owned, Record
 
 PATH: Final = "/etc/containerd/config.toml"
 ORIGINAL: Final = b"# original\n"
@@ -117,17 +118,68 @@ def change(before: bytes | None, after: bytes, **edit: Any) -> FileChange:
 def remember(
     tmp_path: Path, record: Record, todo: FileChange, *, without_us: bytes | None, mode: int = 0o644
 ) -> Record:
-    return journal.remember(
-        tmp_path, record, todo, local=Path(PATH), without_us=without_us,
+    owned = journal.remember(
+        tmp_path, record.owned, todo, local=Path(PATH), without_us=without_us,
         seen=None if todo.before is None else seen(todo.before, mode),
     )  # fmt: skip
+    return replace(record, owned=owned)
 
 
 def original(tmp_path: Path, record: Record) -> bytes | None:
-    return journal.ownerships(tmp_path, record)[0].original
+    return journal.ownerships(tmp_path, record.owned)[0].original
 
 
 # --- on disk ------------------------------------------------------------------------------------
+
+
+OPEN: Final = replace(
+    RECORD,
+    open=Open(
+        job=Job.REVERT,
+        earlier=RECORD,
+        baseline=Baseline(
+            has=Effective(handlers=frozenset({"a", "b"}), default="a", sandbox_image="pause"),
+            was_well=True,
+            speaks_cri=True,
+        ),
+        files=RECORD.owned,
+        told=True,
+        why="it broke",
+    ),
+)
+
+
+def test_an_open_transaction_is_read_as_it_was_written(tmp_path: Path) -> None:
+    saved = journal.save(tmp_path, OPEN)
+    assert journal.load(tmp_path) == saved
+
+
+@pytest.mark.parametrize("damage", ["job", "earlier", "baseline", "files", "told", "why"])
+def test_an_open_transaction_that_is_damaged_is_refused(tmp_path: Path, state: Path, damage: str) -> None:
+    journal.save(tmp_path, OPEN)
+    content = json.loads(state.read_bytes())
+    content["open"][damage] = 7
+    state.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(NodeNotUnderstood, match=r"is damaged"):
+        journal.load(tmp_path)
+
+
+def test_what_is_not_needed_any_more_is_pruned(tmp_path: Path) -> None:
+    record = remember(tmp_path, Record(), change(ORIGINAL, b"ours"), without_us=ORIGINAL)
+    opened = journal.remember(
+        tmp_path,
+        (),
+        change(b"before", b"after"),
+        local=Path(PATH),
+        seen=seen(b"before"),
+        without_us=b"before",
+    )
+    record = replace(record, open=Open(job=Job.INSTALL, earlier=Record(), baseline=Baseline(), files=opened))
+    kept = journal.directory(tmp_path) / "originals"
+    journal.prune(tmp_path, record)
+    assert {path.name for path in kept.iterdir()} == {sha(ORIGINAL), sha(b"before")}
+    journal.prune(tmp_path, journal.settled(record))
+    assert {path.name for path in kept.iterdir()} == {sha(ORIGINAL)}
 
 
 def test_the_golden_record_is_read(tmp_path: Path, state: Path) -> None:
@@ -141,8 +193,10 @@ def test_the_golden_record_is_what_is_written(tmp_path: Path, state: Path) -> No
     assert json.loads(state.read_bytes()) == json.loads(GOLDEN) | {
         "sequence": 8,
         "tool": __version__,
+        "format": 2,
         "unit": None,
-        "had_cri": False,
+        "open": None,
+        "owed_by": None,
     }
 
 
@@ -171,7 +225,7 @@ def test_a_record_of_a_later_version_that_allows_it_is_read(tmp_path: Path, stat
 
 
 def test_a_record_for_later_versions_only_is_refused(tmp_path: Path, state: Path) -> None:
-    state.write_text('{"format": 2, "readable_by": 2, "tool": "9.9.9"}', encoding="utf-8")
+    state.write_text('{"format": 3, "readable_by": 3, "tool": "9.9.9"}', encoding="utf-8")
     with pytest.raises(NodeNotUnderstood) as caught:
         journal.load(tmp_path)
     assert str(caught.value) == f"{state} was written by nvidia-toolkit 9.9.9 for newer versions"
@@ -298,7 +352,7 @@ def test_an_original_that_is_lost_is_not_replaced_by_a_guess(tmp_path: Path, dam
     else:
         kept.write_bytes(b"changed")
     with pytest.raises(StepFailed) as caught:
-        journal.ownerships(tmp_path, record)
+        journal.ownerships(tmp_path, record.owned)
     assert str(caught.value) == f"the original of {PATH} is not in {kept} any more"
     assert caught.value.hint == "restore it from a backup, or edit the file by hand"
 

@@ -299,7 +299,12 @@ def test_a_new_value_replaces_the_old_one_alone(data: bytes, chance: st.DataObje
 
 @calm
 @given(
-    documents(), st.lists(st.tuples(st.lists(names, min_size=1, max_size=2).map(tuple), wishes), max_size=3)
+    documents(),
+    st.lists(  # nobody wants two things of one key
+        st.tuples(st.lists(names, min_size=1, max_size=2).map(tuple), wishes),
+        max_size=3,
+        unique_by=lambda pair: pair[0],
+    ),
 )
 def test_apply_and_reverse(data: bytes, pairs: list[tuple[Key, Any]]) -> None:
     wants = [Want(path=PATH, key=key, new=new) for key, new in pairs]

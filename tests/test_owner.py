@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import signal
 import socket
@@ -21,7 +22,7 @@ import pytest
 from pyfakefs.fake_filesystem import FakeFilesystem
 
 from tests import standin, workshop
-from toolkit import owner
+from toolkit import kernel, owner
 from toolkit.errors import StepFailed
 
 CONTAINERD: Final = frozenset({"containerd"})
@@ -67,9 +68,35 @@ def test_the_daemon_is_found(path: Path, speech: str, *, first: bool) -> None:
         assert found.pid == daemon.pid
         assert found.argv[0] == str(path.parent / "d/containerd")
         assert found.executable == os.path.realpath(f"/proc/{daemon.pid}/exe")
-        assert abs(found.started - time.time()) < 20
+        assert found.started == kernel.ticks(daemon.pid)
         assert found.is_alive()
         assert daemon.signals() == []
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (b"/usr/bin/containerd\0--config\0/etc/c.toml\0", ("/usr/bin/containerd", "--config", "/etc/c.toml")),
+        (b"dockerd\0--config-file=\0\0-D\0", ("dockerd", "--config-file=", "", "-D")),
+        (b"crio: one text without an end", ("crio: one text without an end",)),
+        (b"/usr/bin/\xff\0", ("/usr/bin/\udcff",)),
+        (b"", ()),
+    ],
+)
+def test_argv_is_what_the_kernel_says(
+    monkeypatch: pytest.MonkeyPatch, said: bytes, words: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr("builtins.open", lambda *_: io.BytesIO(said))
+    assert kernel.words(1) == words
+
+
+def test_the_argv_of_a_process_that_runs_is_found() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()", "", "a b"], stdin=subprocess.PIPE) as process:
+        workshop.wait_for(lambda: len(kernel.words(process.pid)) == 5, "it did not become the program")
+        assert kernel.words(process.pid) == (sys.executable, "-c", "input()", "", "a b")
+
+    with pytest.raises(OSError, match=str(process.pid)):
+        kernel.words(process.pid)
 
 
 def test_not_the_one_who_listened_is_found_but_the_one_who_answers(path: Path) -> None:
@@ -254,14 +281,19 @@ def test_another_program_is_not_taken_for_the_runtime(path: Path) -> None:
         assert daemon.signals() == []
 
 
-def test_an_answer_of_a_process_that_is_gone_names_nobody(
-    path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("is_there", [False, True])
+def test_an_answer_of_a_process_that_cannot_be_seen_names_nobody(
+    path: Path, monkeypatch: pytest.MonkeyPatch, *, is_there: bool
 ) -> None:
+    """Without SYS_PTRACE a process is there and may not be looked at, which is not to be gone."""
     monkeypatch.setattr(owner, "inspect", lambda _pid: None)
+    monkeypatch.setattr(owner, "_is_there", lambda _pid: is_there)
     with workshop.daemon(path, home=path.parent / "d") as daemon:
         with pytest.raises(owner.NoOwner) as caught:
             owner.find(path, CONTAINERD)
-        assert str(caught.value) == f"{path} is answered by PID {daemon.pid}, which is gone already"
+        why = "which may not be looked at from here" if is_there else "which is gone already"
+        assert str(caught.value) == f"{path} is answered by PID {daemon.pid}, {why}"
+        assert ("SYS_PTRACE" in caught.value.hint) == is_there
 
 
 @workshop.needs_root

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests import workshop
 from toolkit import process
 from toolkit.errors import StepFailed
+from toolkit.log import LOGGER
 
 
 def python(code: str, *words: str) -> list[str]:
@@ -106,6 +110,32 @@ def test_what_it_started_is_killed_with_it(tmp_path: Path) -> None:
         workshop.wait_for(lambda: _is_gone(pid), "a child outlived its time", timeout=1)
 
 
+# One that waits for a dead disk or mount does not die of SIGKILL either; to wait for it is to hang with it.
+def test_what_cannot_be_killed_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "_LAST_WORDS", 0.3)
+    monkeypatch.setattr(os, "killpg", lambda *_: None)
+    told: list[str] = []
+    monkeypatch.setattr(LOGGER, "warning", lambda text, *words: told.append(text % words))
+    children: list[subprocess.Popen[bytes]] = []
+    real = process._communicate
+
+    def communicate(child: subprocess.Popen[bytes], timeout: Any) -> tuple[bytes, bytes]:
+        children.append(child)
+        return real(child, timeout)
+
+    monkeypatch.setattr(process, "_communicate", communicate)
+    begin = time.monotonic()
+    try:
+        with pytest.raises(StepFailed, match="did not end"):
+            process.run(["sleep", "60"], timeout=0.2)
+        assert time.monotonic() - begin < 5
+        assert told == [f"PID {children[0].pid} waits for the kernel (a disk, a mount) and cannot be ended"]
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
+
+
 @contextmanager
 def _killed_at_last(path: Path) -> Iterator[int]:
     pid = int(path.read_text(encoding="utf-8"))
@@ -180,3 +210,36 @@ def test_a_root_without_the_program_is_an_error_of_ours(tmp_path: Path) -> None:
 
 def test_the_root_of_this_machine_needs_no_change_of_root() -> None:
     assert process.run(["pwd"], root=Path("/")).out == f"{Path.cwd()}\n"
+
+
+def test_a_command_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    records: list[logging.LogRecord] = []
+    logger = logging.getLogger("of a test")
+    logger.setLevel("DEBUG")
+    logger.addFilter(lambda record: not records.append(record))  # type: ignore[func-returns-value]
+    monkeypatch.setattr("toolkit.process.LOGGER", logger)
+    process.run(["sh", "-c", "echo no such unit >&2; exit 4"])
+    process.run(["true"])
+    failed, worked = records
+    assert failed.getMessage() == "`sh -c echo no such unit >&2; exit 4` ended with 4: no such unit"
+    assert (failed.levelname, worked.levelname) == ("INFO", "DEBUG")
+    assert vars(failed)["facts"] == {
+        "argv": ["sh", "-c", "echo no such unit >&2; exit 4"],
+        "code": 4,
+        "stderr": "no such unit",
+    }
+
+
+@workshop.needs_root
+def test_a_root_that_may_not_be_entered_is_told_with_the_way_out(tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from toolkit import process\n"
+        "try: process.run(['/bin/true'], root=Path(sys.argv[1]))\n"
+        "except process.NotStarted as error: print(error.message, error.hint, sep='|')\n"
+    )
+    dropped = ["setpriv", "--bounding-set=-sys_chroot", sys.executable, "-c", script]
+    shown = subprocess.run([*dropped, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == (
+        f"`/bin/true` cannot be started: the node's root {tmp_path} cannot be entered"
+        "|the pod needs `privileged: true`, or the capability SYS_CHROOT"
+    )

@@ -94,6 +94,7 @@ def judged() -> object:
         study.ADAPTER.verdict(study.desired(), seen, answered(question)),
         study.ADAPTER.removal_verdict(study.desired(), seen, answered(question)),
         study.ADAPTER.task_files(study.desired(), seen),
+        study.ADAPTER.programs(study.desired(), seen),
     )
 
 

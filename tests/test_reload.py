@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,15 +15,17 @@ import pytest
 
 from runtimes import containerd
 from runtimes.adapter import Adapter, HangUp
+from runtimes.model import Reach, ReachKind
 from tests import workshop
 from toolkit import detect, owner, process, reload
 from toolkit.detect import Scene
 from toolkit.errors import NotReloaded, StepFailed
 from toolkit.host import Host
 from toolkit.options import RestartMode
+from toolkit.stop import Patience
 
-HINT = "look at the runtime's own log; `nvidia-toolkit revert` gives the files back"
-LOG = "`journalctl -u containerd.service` on the node says why; `nvidia-toolkit revert` gives the files back"
+HINT = "look at the runtime's own log"
+LOG = "`journalctl -u containerd.service` on the node says why"
 
 
 @pytest.fixture
@@ -46,12 +49,12 @@ def silence(node: workshop.Node) -> str:
 
 def owned(place: Scene, unit: str | None) -> Scene:
     """Return a scene whose daemon belongs to a unit; nobody is looked for."""
-    found = owner.Owner(pid=4_000_000, started=1.0, executable="/usr/bin/containerd", argv=(), unit=unit)
+    found = owner.Owner(pid=4_000_000, started=1, executable="/usr/bin/containerd", argv=(), unit=unit)
     return replace(place, owner=found)
 
 
 def perform(place: Scene, adapter: Adapter = containerd, *, timeout: float = 10) -> float:
-    return reload.perform(place, adapter, reload.way(place, adapter, RestartMode.SIGNAL), timeout=timeout)
+    return reload.perform(place, adapter, reload.way(place, adapter, RestartMode.SIGNAL), Patience(timeout))
 
 
 # --- which way ----------------------------------------------------------------------------------
@@ -180,13 +183,25 @@ def test_a_runtime_that_does_not_heed_the_signal_is_a_failure(node: workshop.Nod
         assert daemon.signals() == ["SIGHUP"], "it was told more than once"
 
 
-def test_another_owner_since_is_not_signalled(node: workshop.Node) -> None:
+def test_one_that_was_started_again_meanwhile_is_told_in_its_predecessors_place(node: workshop.Node) -> None:
     with workshop.daemon(node.socket, home=node.root / "d") as daemon:
         place = scene(node)
         assert place.owner is not None
         earlier = replace(place, owner=replace(place.owner, started=place.owner.started - 50))
-        with pytest.raises(StepFailed, match=r"is another process now; nothing was signalled$"):
-            perform(earlier)
+        first = daemon.pid
+        perform(earlier)
+        assert (first, "SIGHUP") in daemon.lines()
+        assert daemon.signals() == ["SIGHUP"]
+
+
+def test_a_predecessor_that_nobody_follows_is_not_signalled(node: workshop.Node) -> None:
+    with workshop.daemon(node.socket, home=node.root / "d", revives=False) as daemon:
+        place = scene(node)
+        assert daemon.process is not None
+        daemon.process.kill()
+        daemon.process.wait()
+        with pytest.raises(StepFailed):
+            perform(place, timeout=0.4)
         assert daemon.signals() == []
 
 
@@ -194,6 +209,58 @@ def test_nobody_is_signalled_where_nobody_was_found(node: workshop.Node) -> None
     with pytest.raises(StepFailed) as caught:
         perform(scene(node))
     assert str(caught.value) == silence(node)
+
+
+# --- by the distribution ------------------------------------------------------------------------
+
+
+def watched(node: workshop.Node) -> Scene:
+    """Return a scene as k0s makes it: what changes in its directory of drop-ins, it starts containerd for."""
+    place = scene(node)
+    assert place.owner is not None
+    desired = replace(place.desired, reach=Reach(kind=ReachKind.MERGED, watches=True))
+    unit = replace(place.owner, unit="k0sworker.service")
+    return replace(place, desired=desired, owner=unit, host=systemd(node.root))
+
+
+@workshop.needs_root
+def test_a_distribution_that_watches_is_left_to_start_its_daemon(node: workshop.Node) -> None:
+    with workshop.daemon(node.socket, home=node.root / "d") as daemon:
+        place = watched(node)
+        way = reload.way(place, containerd, RestartMode.AUTO)
+        assert way.words(place.owner) == "the distribution starts it anew by itself"
+        assert daemon.process is not None
+        timer = threading.Timer(0.5, daemon.process.kill)
+        timer.start()
+        assert 0.4 < reload.perform(place, containerd, way, Patience(10)) < 5
+        timer.join()
+        assert daemon.signals() == []
+
+
+@workshop.needs_root
+def test_one_that_does_not_is_restarted_by_its_unit(
+    node: workshop.Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reload, "_NOTICED", 0.3)
+    with workshop.daemon(node.socket, home=node.root / "d") as daemon:
+        systemctl = Systemctl(daemon)
+        place = watched(node)
+        way = reload.way(place, containerd, RestartMode.AUTO)
+        monkeypatch.setattr(process, "run", systemctl.run)
+        reload.perform(place, containerd, way, Patience(10))
+        # A whole distribution counts as started long after its runtime has: that is not waited for.
+        assert systemctl.calls == [
+            ("systemctl", "reset-failed", "k0sworker.service"),
+            ("systemctl", "restart", "--no-block", "k0sworker.service"),
+        ]
+
+
+@workshop.needs_root
+def test_one_that_is_told_how_is_told(node: workshop.Node) -> None:
+    with workshop.daemon(node.socket, home=node.root / "d"):
+        place = watched(node)
+        assert not reload.way(place, containerd, RestartMode.SYSTEMD).by_itself
+        assert reload.way(place, containerd, RestartMode.SIGNAL).unit is None
 
 
 # --- by systemd ---------------------------------------------------------------------------------
@@ -229,7 +296,7 @@ def test_systemd_is_asked_once_and_nobody_is_signalled(
         systemctl = Systemctl(daemon)
         place, first = scene(node), daemon.pid
         monkeypatch.setattr(process, "run", systemctl.run)
-        reload.perform(place, containerd, UNIT, timeout=10)
+        reload.perform(place, containerd, UNIT, Patience(10))
         assert systemctl.calls == [("systemctl", "restart", "containerd.service")]
         assert systemctl.environments == [{"SYSTEMD_IGNORE_CHROOT": "1"}]
         assert daemon.pid != first
@@ -243,7 +310,7 @@ def test_a_unit_that_was_started_too_often_gets_a_second_chance(
         systemctl = Systemctl(daemon, failures=1)
         place = scene(node)
         monkeypatch.setattr(process, "run", systemctl.run)
-        reload.perform(place, containerd, UNIT, timeout=10)
+        reload.perform(place, containerd, UNIT, Patience(10))
         assert [call[1] for call in systemctl.calls] == ["restart", "reset-failed", "restart"]
 
 
@@ -255,7 +322,7 @@ def test_a_unit_that_does_not_start_is_a_failure(
         place = scene(node)
         monkeypatch.setattr(process, "run", systemctl.run)
         with pytest.raises(StepFailed) as caught:
-            reload.perform(place, containerd, UNIT, timeout=10)
+            reload.perform(place, containerd, UNIT, Patience(10))
         assert str(caught.value) == "`systemctl restart containerd.service` failed: refused"
         assert caught.value.hint == LOG
         assert len(systemctl.calls) == 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import tomllib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Final
@@ -262,6 +263,35 @@ def test_a_table_put_and_dropped_leaves_the_original_bytes(
     # The highest table that is not there yet is what the editor adds.
     assume(len(key) == 1 or isinstance(value(tree, key[:-1]), dict))
     assert tomldoc.drop(tomldoc.put(document, key, new), key).encode() == data
+
+
+@ROOM
+@given(documents(), _KEYS, _NESTED)
+def test_what_is_cut_anew_near_an_edit_is_what_all_of_it_would_be(
+    data: bytes, key: Key, new: dict[str, Any]
+) -> None:
+    document = tomldoc.parse(data, PATH)
+    with suppress(NotUnderstood):
+        document = tomldoc.put(document, key, new)
+    assert document.statements == tuple(tomlcut.statements(document.text))
+    document = tomldoc.drop(document, key)
+    assert document.statements == tuple(tomlcut.statements(document.text))
+
+
+@ROOM
+@given(documents(), st.data())
+def test_what_is_cut_anew_is_right_wherever_the_text_changes(data: bytes, drawn: st.DataObject) -> None:
+    document = tomldoc.parse(data, PATH)
+    ends = sorted({0, len(document.text), *(s.start for s in document.statements)})
+    start, end = sorted(drawn.draw(st.tuples(st.sampled_from(ends), st.sampled_from(ends))))
+    new = drawn.draw(
+        st.sampled_from(["", "a = 1\n", "[t.u]\n", "# no\n\n", "[[t]]\n", "x.y = [\n1]\n[z]\nk = 2\n"])
+    )
+    if document.text[:start] and not document.text[:start].endswith("\n"):
+        new = f"\n{new}"
+    after = tomlcut.respliced(document, start, end, new)
+    assert after.text == document.text[:start] + new + document.text[end:]
+    assert after.statements == tuple(tomlcut.statements(after.text))
 
 
 @ROOM

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -16,8 +17,11 @@ import pytest
 from runtimes import containerd
 from tests import workshop
 from tests.workshop import Daemon, Node
-from toolkit import apply, journal, reload, removal, transaction, versions
-from toolkit.errors import StepFailed
+from toolkit import apply, begin, detect, files, journal, kernel, reload, removal, transaction, versions
+from toolkit.errors import RolledBack, StepFailed
+from toolkit.memory import Baseline, Job, Open
+from toolkit.options import RestartMode
+from toolkit.view import is_owed
 
 OTHERS_DEFAULT: Final = workshop.KUBEADM.replace(
     b'snapshotter = "overlayfs"\n', b'snapshotter = "overlayfs"\n    default_runtime_name = "runc" # theirs\n'
@@ -43,8 +47,9 @@ def running(node: Node) -> Iterator[Daemon]:
 
 
 def snapshot(node: Node) -> dict[str, workshop.Trace]:
-    """Return everything but the lock and the socket, which its owner makes anew."""
-    seen = workshop.snapshot(node.root, node.pid_file, node.socket)
+    """Return everything but the socket, which its owner makes anew, and our own notes of this boot."""
+    notes = (node.pid_file.with_name(name) for name in ("ready.json", "restarts.json"))
+    seen = workshop.snapshot(node.root, node.pid_file, node.socket, *notes)
     return {name: trace for name, trace in seen.items() if name != "run"}
 
 
@@ -111,7 +116,7 @@ def test_the_file_keeps_its_owner_and_mode(node: Node, running: Daemon) -> None:
 def test_a_second_run_changes_nothing_and_tells_nobody(node: Node, running: Daemon) -> None:
     install(node)
     before = snapshot(node)
-    assert install(node) == "I nothing to do: the node is as wanted\n"
+    assert install(node) == "I transaction: nothing to do: the node is as wanted\n"
     assert snapshot(node) == before
     assert running.signals() == ["SIGHUP"]
 
@@ -122,6 +127,18 @@ def test_files_that_change_without_the_configuration_need_no_reload(node: Node, 
     install(node)
     assert (node.toolkit / "libnvidia-container.so.1.2").exists()
     assert running.signals() == ["SIGHUP"]
+
+
+# A wrapper may be under way in the version that was in use until now, whichever was written last.
+def test_the_version_that_was_just_replaced_is_kept(node: Node, running: Daemon) -> None:
+    used = []
+    for release in ("1", "2", "1", "3"):
+        shutil.rmtree(node.source)
+        workshop.make_artifacts(node.source, release=release)
+        install(node)
+        used.append(os.readlink(node.toolkit).rpartition("/")[2])
+    kept = {path.name for path in (node.install_dir / versions.VERSIONS).iterdir()}
+    assert kept == {used[0], used[3]}
 
 
 def test_a_run_without_runtime_config_leaves_the_runtime_alone(node: Node, running: Daemon) -> None:
@@ -167,16 +184,24 @@ def test_another_programs_socket_changes_nothing(node: Node) -> None:
         assert daemon.signals() == []
 
 
-def test_a_runtime_that_does_not_come_back_is_exit_4_and_still_owed(node: Node) -> None:
-    with workshop.daemon(node.socket, home=node.root.parent / "d", revives=False) as daemon:
+def test_a_runtime_that_does_not_come_back_gets_its_old_files_and_the_record_is_kept(node: Node) -> None:
+    before = before_us(node)
+    home = node.root.parent / "d"
+    with workshop.daemon(node.socket, home=home, revives=False) as daemon:
         done = workshop.cli("-n", *node.options(reload_timeout="0.4"))
-        assert done.returncode == 4
+        assert done.returncode == 7
         assert "error: the runtime does not answer as it should: " in done.stderr
-        assert (
-            "hint: look at the runtime's own log; `nvidia-toolkit revert` gives the files back" in done.stderr
-        )
+        assert "; taking that back failed: the runtime does not answer as it should: " in done.stderr
+        assert f"everything is kept in {node.state.parent} ({node.config} was " in done.stderr
         assert daemon.signals() == ["SIGHUP"]
-    assert pending(node)
+    assert node.config.read_bytes() == workshop.KUBEADM
+    # Once the runtime can start, the next run goes on with the way back, and then begins anew.
+    with workshop.daemon(node.socket, home=home):
+        told = install(node)
+        assert "taking the change back" in told
+        assert b'default_runtime_name = "nvidia"' in node.config.read_bytes()
+        revert(node)
+    assert before_us(node) == before
 
 
 def test_a_config_that_is_a_link_stays_one(node: Node, running: Daemon) -> None:
@@ -220,16 +245,14 @@ def test_files_that_cannot_be_installed_leave_the_configuration_alone(
 ) -> None:
     before = before_us(node)
 
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise StepFailed("no room")
 
     with monkeypatch.context() as patch:
         patch.setattr(versions, "install", fail)
-        with pytest.raises(StepFailed, match=r"^no room$"):
+        with pytest.raises(RolledBack, match=r"^no room; everything was taken back"):
             transaction.converge(node.settings(), containerd)
-    assert node.config.read_bytes() == workshop.KUBEADM
     assert running.signals() == []
-    revert(node)
     assert before_us(node) == before
 
 
@@ -276,6 +299,7 @@ def test_a_reload_that_is_owed_is_done_once(
         "needed": True,
         "reason": "the configuration was changed, but the runtime has not taken it up",
         "how": f"SIGHUP to PID {running.pid}",
+        "silent_s": None,
     }
     install(node)
     assert running.signals() == ["SIGHUP"]
@@ -289,6 +313,41 @@ def test_a_reload_that_is_owed_can_be_seen_in_the_state(
     killed_in(node, monkeypatch, reload, "perform")
     shown = workshop.done("status", *node.options()).stdout
     assert shown == "not in sync\n  the runtime has not taken the configuration up yet\n"
+
+
+def test_attributes_and_the_acl_are_kept_and_given_back(node: Node, running: Daemon) -> None:
+    acl = bytes.fromhex(
+        "02000000 01000600ffffffff 02000400e8030000 04000000ffffffff 10000400ffffffff 20000000ffffffff"
+    )
+    try:
+        os.setxattr(node.config, "user.owner", b"ops")
+        os.setxattr(node.config, "system.posix_acl_access", acl)
+    except OSError as error:
+        pytest.skip(f"no attributes here: {error}")
+    seen = files.read(node.config)
+    assert seen is not None
+    install(node)
+    ours = files.read(node.config)
+    assert ours is not None
+    assert ours.data != seen.data
+    assert replace(ours, data=seen.data) == seen
+    os.removexattr(node.config, "user.owner")
+    revert(node)
+    assert files.read(node.config) == seen
+
+
+@pytest.mark.parametrize("jump", [-86400, 86400])
+def test_what_is_owed_by_a_process_is_owed_by_it_whatever_the_clock_says(
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch, jump: int
+) -> None:
+    killed_in(node, monkeypatch, reload, "perform")
+    record = journal.load(node.install_dir)
+    place = detect.scene(node.settings(), containerd)
+    assert record.owed_by == (running.pid, kernel.ticks(running.pid))
+    assert record.owed_since is not None
+    moved = replace(record, owed_since=record.owed_since + jump)
+    assert is_owed(place, moved, RestartMode.SIGNAL)
+    assert not is_owed(place, replace(moved, owed_by=(running.pid, 1)), RestartMode.SIGNAL)
 
 
 def test_nothing_is_owed_by_a_runtime_that_was_started_since(
@@ -311,11 +370,16 @@ def test_a_runtime_that_lost_cri_by_our_change_is_not_called_right_on_the_next_r
     install(node)
     record = journal.load(node.install_dir)
     # As a run leaves it that gave up: the runtime was restarted, but CRI did not come back.
-    long_ago = time.time() - 1000
-    journal.save(node.install_dir, replace(record, owed_since=long_ago, had_cri=True))
+    opened = Open(
+        job=Job.INSTALL,
+        earlier=replace(record, owned=()),
+        baseline=Baseline(speaks_cri=True),
+        files=record.owned,
+    )
+    journal.save(node.install_dir, replace(record, owed_since=time.time() - 1000, open=opened))
     done = workshop.cli("-n", *node.options(reload_timeout="0.5"))
-    assert done.returncode == 4
-    assert "the runtime did not take the change up: Status on " in done.stderr
+    assert done.returncode == 7, "it does not with the old files either"
+    assert "the runtime did not take the change up: the runtime does not serve CRI any more: " in done.stderr
     assert "nothing to do" not in done.stderr
 
 
@@ -329,14 +393,15 @@ def test_a_killed_run_can_be_taken_back(
     assert before_us(node) == before
 
 
-@pytest.mark.parametrize("step", ["_take_configuration_back", "perform", "remove", "forget"])
+@pytest.mark.parametrize("step", ["begin", "changes", "perform", "settled", "remove", "forget"])
 def test_a_killed_revert_can_be_done_again(
     node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     before = before_us(node)
     install(node)
     room: Any = {
-        "_take_configuration_back": removal, "perform": reload, "remove": versions, "forget": journal,
+        "begin": begin, "changes": apply, "perform": reload, "settled": journal, "remove": versions,
+        "forget": journal,
     }[step]  # fmt: skip
 
     def kill(*_: Any, **__: Any) -> None:
@@ -450,13 +515,37 @@ def test_a_revert_where_nobody_listens_changes_nothing(node: Node) -> None:
     assert snapshot(node) == before
 
 
+# Its containers live on while containerd is down, and need the binary that their shim was started with.
+@pytest.mark.parametrize("mode", ["none", "signal"])
+def test_a_revert_sees_the_containers_of_a_runtime_that_is_down(
+    node: Node, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    with workshop.daemon(node.socket, home=node.root.parent / "d"):
+        install(node, set_as_default="true")
+    note = node.root / "run/task/k8s.io/0123456789abcdef/runtime"
+    note.parent.mkdir(parents=True)
+    note.write_text(f"{node.toolkit}/nvidia-container-runtime.cdi", encoding="utf-8")
+    monkeypatch.setattr(containerd, "task_files", lambda *_: (f"{node.root}/run/task/*/*/runtime",))
+    settings = node.settings(restart_mode=mode)
+    with pytest.raises(StepFailed) as caught:
+        removal.revert(settings, containerd)
+    if mode == "none":
+        why = "1 container still uses our handlers: 0123456789ab; the handlers and their files stay"
+        assert str(caught.value) == why
+        assert b"default_runtime_name" not in node.config.read_bytes()
+    assert (node.toolkit / "nvidia-container-runtime.cdi").exists()
+    assert b"nvidia-cdi" in node.config.read_bytes()
+    note.unlink()
+    removal.revert(node.settings(restart_mode="none"), containerd)
+    assert node.config.read_bytes() == workshop.KUBEADM
+
+
 def test_a_revert_that_the_runtime_does_not_take_up_keeps_the_record(node: Node) -> None:
     with workshop.daemon(node.socket, home=node.root.parent / "d") as daemon:
         install(node)
         daemon.revives = False
-        assert workshop.cli("revert", *node.options(reload_timeout="0.4")).returncode == 4
-    assert node.config.read_bytes() == workshop.KUBEADM
-    assert pending(node), "the next revert has to know"
+        assert workshop.cli("revert", *node.options(reload_timeout="0.4")).returncode == 7
+    assert b'default_runtime_name = "nvidia"' in node.config.read_bytes(), "the node is as it was"
     with workshop.daemon(node.socket, home=node.root.parent / "d"):
         revert(node)
     assert not node.state.exists()
@@ -531,10 +620,10 @@ def test_the_end_of_the_pod_changes_nothing(node: Node, running: Daemon, number:
         before = snapshot(node)
         code, out, err = workshop.ended(pod, number)
     assert (code, out) == (0, "")
-    assert err.splitlines()[-2:] == [
-        "I set up; waiting for SIGTERM",
-        f"I {number.name}: stopping, the node stays as it is",
-    ]
+    told = [json.loads(line) for line in err.splitlines()]
+    assert told[-2]["message"].startswith("set up; watching ")
+    assert told[-1]["message"] == f"{number.name}: stopping, the node stays as it is"
+    assert {line["phase"] for line in told[-2:]} == {"daemon"}
     assert snapshot(node) == before
     assert running.signals() == ["SIGHUP"]
     assert node.pid_file.read_bytes() == b""

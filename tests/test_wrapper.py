@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -83,7 +84,12 @@ class Ran:
 
 
 def install(
-    toolkit: Path, program: str = "nvidia-container-runtime", *, driver: bool = True, low_level: str = ""
+    toolkit: Path,
+    program: str = "nvidia-container-runtime",
+    *,
+    driver: bool = True,
+    low_level: str = "",
+    refuses: bool = False,
 ) -> Installed:
     """Write a wrapper as the installer does; the driver is there, or not, whatever this machine has."""
     toolkit.mkdir(parents=True, exist_ok=True)
@@ -91,7 +97,9 @@ def install(
     named = (low_level or str(toolkit / "low level")) if program in RUNTIMES else None
     if named is not None and not low_level:
         workshop.write_program(Path(named), _REAL)
-    text = wrapper.render(program, str(toolkit), low_level=named).decode()
+    text = wrapper.render(
+        program, str(toolkit), low_level=named, refuses=refuses, prefixes=("cdi.k8s.io/", "it's/")
+    ).decode()
     assert (_DRIVER in text) == (program in RUNTIMES)
     module = toolkit.parent / "module"
     if driver:
@@ -264,19 +272,113 @@ def test_a_low_level_runtime_by_name_is_looked_up_on_the_callers_path(tmp_path: 
     assert (ran.code, ran.program) == (0, f"{tmp_path}/bin/crun")
 
 
+# --- without the driver, where that is asked for -------------------------------------------------
+
+
+def bundle(tmp_path: Path, text: str) -> Path:
+    place = tmp_path / "a bundle"
+    place.mkdir()
+    (place / "config.json").write_text(text, encoding="utf-8")
+    return place
+
+
+def oci(env: list[str], annotations: Mapping[str, str] | None = None, mounts: tuple[str, ...] = ()) -> str:
+    """Return an OCI configuration as containerd writes it: one line without an end."""
+    return json.dumps(
+        {
+            "process": {"args": ["sh"], "env": ["PATH=/bin", *env]},
+            "annotations": annotations or {},
+            "mounts": [{"destination": each, "source": "/dev/null"} for each in mounts],
+        },
+        separators=(",", ":"),
+    )
+
+
+ASKING: Final = {
+    "variable": oci(["NVIDIA_VISIBLE_DEVICES=all"]),
+    "variable with one": oci(["NVIDIA_VISIBLE_DEVICES=GPU-1234"]),
+    "annotation": oci([], {"cdi.k8s.io/x": "nvidia.com/gpu=0"}),
+    "annotation of a strange prefix": oci([], {"it's/x": "nvidia.com/gpu=0"}),
+    "mount": oci([], mounts=("/var/run/nvidia-container-devices/all",)),
+    "indented": json.dumps(json.loads(oci(["NVIDIA_VISIBLE_DEVICES=all"])), indent=2) + "\n",
+}
+NOT_ASKING: Final = {
+    "sandbox": oci([]),
+    "void": oci(["NVIDIA_VISIBLE_DEVICES=void"]),
+    "none": oci(["NVIDIA_VISIBLE_DEVICES=none"]),
+    "empty": oci(["NVIDIA_VISIBLE_DEVICES="]),
+    "capabilities alone": oci(["NVIDIA_DRIVER_CAPABILITIES=all"]),
+    "another annotation": oci([], {"io.kubernetes.cri.container-type": "sandbox"}),
+}
+_WHY: Final = (
+    "this container asks for GPUs, and the NVIDIA driver is not loaded on this node"
+    " (refused, as asked with --require-driver)"
+)
+
+
+@pytest.mark.parametrize("shell", SHELLS, ids=["dash", "busybox"])
+@pytest.mark.parametrize("program", RUNTIMES)
+@pytest.mark.parametrize("text", ASKING.values(), ids=ASKING)
+def test_a_container_that_asks_for_gpus_is_refused(
+    tmp_path: Path, text: str, program: str, shell: tuple[str, ...]
+) -> None:
+    wrapped = install(tmp_path / "toolkit", program, driver=False, refuses=True)
+    place, log = bundle(tmp_path, text), tmp_path / "log.json"
+    words = ("--root", "/run/create", "--log", str(log), "--log-format", "json", "create")
+    ran = wrapped.run(*words, "--bundle", str(place), "--pid-file", "/run/pid", "id", by=shell)
+    assert (ran.code, ran.program, ran.err) == (1, "", f"{_WHY}\n")
+    # containerd looks for the reason there, and says it to whoever wanted the container.
+    assert json.loads(log.read_text(encoding="utf-8")) == {"level": "error", "msg": _WHY}
+
+
+@pytest.mark.parametrize("shell", SHELLS, ids=["dash", "busybox"])
+@pytest.mark.parametrize("text", NOT_ASKING.values(), ids=NOT_ASKING)
+def test_a_container_that_asks_for_no_gpu_is_passed_on(
+    tmp_path: Path, text: str, shell: tuple[str, ...]
+) -> None:
+    wrapped = install(tmp_path / "toolkit", driver=False, refuses=True)
+    words = ("create", f"--bundle={bundle(tmp_path, text)}", "id")
+    ran = wrapped.run(*words, by=shell)
+    assert (ran.program, ran.words, ran.err) == (f"{tmp_path}/toolkit/low level", words, "")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("state", "create"),
+        ("delete", "--force", "run"),
+        ("kill", "id", "9"),
+        ("start", "id"),
+        ("create", "id"),
+    ],
+    ids=" ".join,
+)
+def test_what_makes_no_container_is_passed_on(tmp_path: Path, words: tuple[str, ...]) -> None:
+    ran = install(tmp_path / "toolkit", driver=False, refuses=True).run(*words)
+    assert (ran.program, ran.words, ran.err) == (f"{tmp_path}/toolkit/low level", words, "")
+
+
+def test_with_the_driver_nobody_looks(tmp_path: Path) -> None:
+    wrapped = install(tmp_path / "toolkit", refuses=True)
+    ran = wrapped.run("create", "--bundle", str(bundle(tmp_path, ASKING["variable"])), "id")
+    assert ran.program == f"{tmp_path}/toolkit/nvidia-container-runtime.real"
+
+
 # --- what it costs ------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace counts the system calls")
 @pytest.mark.parametrize("driver", [True, False], ids=["with the driver", "without"])
 @pytest.mark.parametrize("shell", SHELLS, ids=["dash", "busybox"])
-def test_it_forks_nothing(tmp_path: Path, shell: tuple[str, ...], *, driver: bool) -> None:
+@pytest.mark.parametrize("refuses", [False, True], ids=["passing", "refusing"])
+def test_it_forks_nothing(tmp_path: Path, shell: tuple[str, ...], *, driver: bool, refuses: bool) -> None:
     log = tmp_path / "strace"
-    wrapped = install(tmp_path / "toolkit", driver=driver)
+    wrapped = install(tmp_path / "toolkit", driver=driver, refuses=refuses)
+    place = bundle(tmp_path, NOT_ASKING["void"])
     for end in ("nvidia-container-runtime.real", "low level"):
         workshop.write_program(wrapped.path.with_name(end), "#!/bin/sh\nexit 7\n")
     traced = ("strace", "-f", "-qq", "-o", str(log), "-e", "trace=execve,clone,clone3,fork,vfork")
-    assert wrapped.run("create", "id", by=(*traced, *shell)).code == 7
+    assert wrapped.run("create", "--bundle", str(place), "id", by=(*traced, *shell)).code == 7
     calls = re.findall(r"^\d+\s+(\w+)\(", log.read_text(encoding="utf-8"), re.MULTILINE)
     assert calls == ["execve", "execve"]
 

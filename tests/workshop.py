@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import hpack
 import pytest
 
 from tests import standin
@@ -37,11 +38,14 @@ PROGRAMS: Final = (
     "nvidia-ctk",
     "nvidia-cdi-hook",
 )
+NOTHING_TO_DO: Final = "I transaction: nothing to do: the node is as wanted\n"
 LIBRARIES: Final = ("libnvidia-container.so.1", "libnvidia-container-go.so.1")
 ENVIRONMENT: Final = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8"}
 MACHINES: Final = {"x86_64": 62, "aarch64": 183}
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has namespaces, mounts and chroot")
+
+_RESTART_PAUSE: Final = 0.05
 
 # With these capabilities gone even root is refused what the mode forbids.
 ORDINARY: Final = (
@@ -259,7 +263,7 @@ def on_terminal(*words: str, environment: Mapping[str, str] | None = None) -> st
         ) as process:
             os.close(theirs)
             theirs = -1
-            text = b"".join(_chunks(ours))
+            text = b"".join(chunks(ours))
             process.wait(30)
     finally:
         os.close(ours)
@@ -268,7 +272,7 @@ def on_terminal(*words: str, environment: Mapping[str, str] | None = None) -> st
     return text.decode()
 
 
-def _chunks(fd: int) -> Iterator[bytes]:
+def chunks(fd: int) -> Iterator[bytes]:
     # A terminal whose other end is closed says EIO, not the end of the file.
     with suppress(OSError):
         while chunk := os.read(fd, 65536):
@@ -286,6 +290,8 @@ class Daemon:
     log: Path
     revives: bool
     delay: float
+    environment: Mapping[str, str]
+    limit: int | None = None
     pass_fds: tuple[int, ...] = ()
     process: subprocess.Popen[bytes] | None = None
     stopped: bool = False
@@ -303,23 +309,36 @@ class Daemon:
 
     def signals(self) -> list[str]:
         """Return the signals that any of them got, in order."""
-        return [word for _, word in self.lines() if word != "listens"]
+        return [word for _, word in self.lines() if word.startswith("SIG")]
+
+    def starts(self) -> int:
+        """Return how many times it was started."""
+        return sum(word == "starts" for _, word in self.lines())
 
     def start(self, *, delay: float = 0) -> None:
         with self.lock:
             if not self.stopped:
                 self.process = subprocess.Popen(
-                    [*self.argv, f"--delay={delay}"], stdin=subprocess.DEVNULL, pass_fds=self.pass_fds
+                    [*self.argv, f"--delay={delay}"],
+                    env=self.environment,
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=self.pass_fds,
                 )
 
     def supervise(self) -> None:
-        """Start it again whenever it ends, as systemd's `Restart=always` would."""
+        """Start it again whenever it ends, as systemd's `Restart=always` would.
+
+        What failed `limit` times in a row is left down (StartLimitBurst=).
+        """
+        failures = 0
         while not self.stopped:
             assert self.process is not None
-            self.process.wait()
-            if not self.revives:
+            failed = self.process.wait() > 0
+            failures = failures + 1 if failed else 0
+            if not self.revives or failures == self.limit:
                 return
-            self.start(delay=self.delay)
+            # Neither does systemd start at once what ends at once (RestartSec=).
+            self.start(delay=self.delay + _RESTART_PAUSE * failed)
 
 
 @contextmanager
@@ -335,14 +354,19 @@ def daemon(
 ) -> Iterator[Daemon]:
     """Run a stand-in that owns a socket, under a name, until the block ends.
 
-    `home` is a directory for its log and its name; `fd` is a socket that somebody
-    else listens on already; `manner` are options of tests/standin.py.
+    `home` is a directory for its log, its name and its low-level runtime; `fd` is
+    a socket that somebody else listens on already; `manner` are options of
+    tests/standin.py.
     """
-    home.mkdir(parents=True, exist_ok=True)
+    (home / "bin").mkdir(parents=True, exist_ok=True)
+    write_program(home / "bin/runc", "#!/bin/sh\n")
     program = home / name
     program.unlink(missing_ok=True)
     program.symlink_to(sys.executable)
     log = home / "log"
+    if "cri" in manner:
+        # It runs without the site's packages, which takes half as long.
+        manner["packages"] = str(Path(hpack.__file__).parent.parent)
     where = (f"--fd={fd}",) if fd is not None else (f"--socket={path}",)
     options = [f"--{option.replace('_', '-')}={text}" for option, text in manner.items()]
     running = Daemon(
@@ -350,6 +374,7 @@ def daemon(
         log=log,
         revives=revives,
         delay=delay,
+        environment={**os.environ, "PATH": f"{home / 'bin'}:{ENVIRONMENT['PATH']}"},
         pass_fds=() if fd is None else (fd,),
     )
     running.start()

@@ -5,14 +5,17 @@ from __future__ import annotations
 import base64
 import contextlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Final
 
-from runtimes.model import FileChange
+from runtimes.model import FileChange, fingerprint
 from toolkit import files
-from toolkit.errors import Conflict, StepFailed
+from toolkit.errors import Conflict, StepFailed, ToolkitError
+from toolkit.files import Dress
 from toolkit.host import Host
-from toolkit.journal import Owned
 from toolkit.log import LOGGER
+from toolkit.memory import Owned
 
 
 def check(host: Host, changes: Sequence[FileChange]) -> dict[str, files.Seen | None]:
@@ -21,6 +24,19 @@ def check(host: Host, changes: Sequence[FileChange]) -> dict[str, files.Seen | N
     for change in changes:
         path = host.target(host.local(change.path))
         found[change.path] = _as_planned(path, change, "nothing")
+    return found
+
+
+def overwritten(host: Host, done: Sequence[FileChange]) -> list[str]:
+    """Return which files, as they are seen here, are not as they were written any more."""
+    found = []
+    for change in done:
+        try:
+            seen = files.read(host.target(host.local(change.path)))
+        except ToolkitError:
+            seen = None
+        if (seen.data if seen else None) != change.after:
+            found.append(str(host.local(change.path)))
     return found
 
 
@@ -47,11 +63,21 @@ def missing_directories(host: Host, changes: Sequence[FileChange]) -> list[Path]
     return list(found)
 
 
-def changes(host: Host, todo: Sequence[FileChange], root_config: str) -> None:
-    """Write the files of a plan. Raises StepFailed."""
+def changes(
+    host: Host, todo: Sequence[FileChange], root_config: str, *, give_back: Sequence[Owned] = ()
+) -> None:
+    """Write the files of a plan.
+
+    `give_back` are files as they once were: one that gets those bytes back gets
+    its owner, mode, label and attributes as well. Raises Conflict where a file is not what
+    the plan was made for, and StepFailed.
+    """
+    former = {owned.path: owned for owned in give_back}
     for change in todo:
         path = host.target(host.local(change.path))
         seen = _as_planned(path, change)
+        owned = former.get(change.path)
+        is_back = owned is not None and owned.original == fingerprint(change.after)
         if change.after is None:
             files.remove(path)
         else:
@@ -59,33 +85,30 @@ def changes(host: Host, todo: Sequence[FileChange], root_config: str) -> None:
             files.put(
                 path,
                 change.after,
-                mode=seen.mode if seen else 0o644,
-                owner=(seen.uid, seen.gid) if seen else None,
-                selinux=seen.label if seen else None,
+                dress=dress_of(owned) if owned is not None and is_back else _dress_as(seen),
                 aside=_aside(path, change, root_config),
+                # To write all of it takes a while, in which somebody may have done so too.
+                check=partial(_as_planned, path, change),
             )
-        LOGGER.info("%s %s", _DONE[change.action], path)
+        LOGGER.info("%s %s", "gave back" if former else _DONE[change.action], path)
 
 
-def give_back(host: Host, change: FileChange, owned: Owned, root_config: str) -> None:
-    """Write a file as it was before us, with its owner, mode and label. Raises StepFailed."""
-    path = host.target(host.local(change.path))
-    _as_planned(path, change)
-    if change.after is None:
-        files.remove(path)
-    else:
-        files.put(
-            path,
-            change.after,
-            mode=owned.mode,
-            owner=(owned.uid, owned.gid),
-            selinux=base64.b64decode(owned.label) if owned.label else None,
-            aside=_aside(path, change, root_config),
-        )
-    LOGGER.info("gave back %s", path)
+def _dress_as(seen: files.Seen | None) -> Dress:
+    if seen is None:
+        return Dress()
+    return Dress(mode=seen.mode, owner=(seen.uid, seen.gid), selinux=seen.label, attributes=seen.attributes)
 
 
-_DONE = {"create": "made", "modify": "changed", "delete": "removed"}
+def dress_of(owned: Owned) -> Dress:
+    """Return what a file of ours wore before us."""
+    label = base64.b64decode(owned.label) if owned.label else None
+    attributes = None
+    if owned.attributes is not None:
+        attributes = tuple((name, base64.b64decode(value)) for name, value in owned.attributes)
+    return Dress(mode=owned.mode, owner=(owned.uid, owned.gid), selinux=label, attributes=attributes)
+
+
+_DONE: Final = {"create": "made", "modify": "changed", "delete": "removed"}
 
 
 def _as_planned(path: Path, change: FileChange, what: str = "it") -> files.Seen | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,10 @@ from typing import Any, Final
 from toolkit import protowire
 from toolkit.errors import StepFailed
 from toolkit.protowire import Message
+from toolkit.stop import Timeout, passed
 
 _SERVICE: Final = "/runtime.v1.RuntimeService"
 _SANDBOX_READY: Final = 0
-_CONTAINER_RUNNING: Final = 1
 _HINTS: Final[Mapping[str | None, str]] = {
     "UNIMPLEMENTED": "the runtime does not serve CRI v1: is `cri` among containerd's `disabled_plugins`?",
 }
@@ -56,7 +57,6 @@ class Container:
     id: str
     name: str
     sandbox: str
-    running: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,32 +83,33 @@ class Version:
     runtime_version: str
 
 
-def call(socket: Path, method: str, request: bytes, *, timeout: float) -> bytes:
+def call(socket: Path, method: str, request: bytes, *, timeout: Timeout) -> bytes:
     """Call a method of CRI's RuntimeService and return the answer; both are encoded messages.
 
-    `timeout`, in seconds, is for the whole call. Raises CriFailed.
+    `timeout` is for the whole call. Raises CriFailed.
     """
     # It brings h2 along.
     from toolkit import rpc  # noqa: PLC0415
 
     failed = f"{method} on {socket} failed"
+    began = time.monotonic()
     try:
         return rpc.unary(socket, f"{_SERVICE}/{method}", request, timeout=timeout)
     except rpc.CallFailed as error:
         raise CriFailed(f"{failed}: {error}", code=error.code, detail=error.detail) from error
     except TimeoutError as error:
-        raise CriFailed(f"{failed}: no answer within {timeout:g} s") from error
+        raise CriFailed(f"{failed}: no answer within {passed(timeout, began)}") from error
     except OSError as error:
         raise CriFailed(f"{failed}: {error.strerror or error}") from error
 
 
-def version(socket: Path, *, timeout: float) -> Version:
+def version(socket: Path, *, timeout: Timeout) -> Version:
     """Return the name and version of the runtime. Raises CriFailed."""
     with _answer(socket, "Version", timeout=timeout) as said:
         return Version(runtime_name=said.text(2), runtime_version=said.text(3))
 
 
-def status(socket: Path, *, timeout: float) -> Status:
+def status(socket: Path, *, timeout: Timeout) -> Status:
     """Return how the runtime is and which handlers it has. Raises CriFailed."""
     with _answer(socket, "Status", (1, 1), timeout=timeout) as said:
         conditions = {each.text(1): each for each in said.message(1).messages(1)}
@@ -124,7 +125,7 @@ def status(socket: Path, *, timeout: float) -> Status:
     )
 
 
-def sandboxes(socket: Path, *, timeout: float) -> tuple[Sandbox, ...]:
+def sandboxes(socket: Path, *, timeout: Timeout) -> tuple[Sandbox, ...]:
     """Return all pod sandboxes, stopped ones as well. Raises CriFailed."""
     with _answer(socket, "ListPodSandbox", timeout=timeout) as said:
         return tuple(
@@ -139,7 +140,7 @@ def sandboxes(socket: Path, *, timeout: float) -> tuple[Sandbox, ...]:
         )
 
 
-def containers(socket: Path, *, timeout: float) -> tuple[Container, ...]:
+def containers(socket: Path, *, timeout: Timeout) -> tuple[Container, ...]:
     """Return all containers of pods, ended ones as well. Raises CriFailed."""
     with _answer(socket, "ListContainers", timeout=timeout) as said:
         return tuple(
@@ -147,13 +148,12 @@ def containers(socket: Path, *, timeout: float) -> tuple[Container, ...]:
                 id=each.text(1),
                 name=each.message(3).text(1),
                 sandbox=each.text(2),
-                running=each.number(6) == _CONTAINER_RUNNING,
             )
             for each in said.messages(1)
         )
 
 
-def sandbox_info(socket: Path, id: str, *, timeout: float) -> Mapping[str, Any]:  # noqa: A002 - CRI's word
+def sandbox_info(socket: Path, id: str, *, timeout: Timeout) -> Mapping[str, Any]:  # noqa: A002 - CRI's word
     """Return what the runtime tells of a sandbox beyond CRI: containerd names `runtimeType` and more.
 
     `runtimeHandler` is not among it from containerd 2.0 on; `sandboxes` names
@@ -165,7 +165,7 @@ def sandbox_info(socket: Path, id: str, *, timeout: float) -> Mapping[str, Any]:
 
 
 @contextlib.contextmanager
-def _answer(socket: Path, method: str, *fields: tuple[int, int | str], timeout: float) -> Iterator[Message]:
+def _answer(socket: Path, method: str, *fields: tuple[int, int | str], timeout: Timeout) -> Iterator[Message]:
     """Ask, and hand out the answer to be read; what turns out to be unreadable then is CriFailed as well."""
     said = call(socket, method, protowire.encode(fields), timeout=timeout)
     try:

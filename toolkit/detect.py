@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
+from typing import Any, Final
 
 from runtimes import planner
 from runtimes.adapter import Adapter
@@ -23,19 +23,17 @@ from runtimes.model import (
     directory_token,
     token,
 )
-from toolkit import files, owner, process
-from toolkit.errors import NodeNotUnderstood, StepFailed, UsageProblem
+from toolkit import contradiction, files, override, owner, places, process, programs, whereabouts
+from toolkit.errors import Contradiction, Interrupted, NodeNotUnderstood, StepFailed, UsageProblem
 from toolkit.host import Host
 from toolkit.log import LOGGER
+from toolkit.programs import BINARIES
 from toolkit.settings import Settings, runtime_default
+from toolkit.stop import Patience, Stop, Timeout
 
-BINARIES = MappingProxyType(
-    {
-        "": "nvidia-container-runtime",
-        "nvidia-cdi": "nvidia-container-runtime.cdi",
-        "nvidia-legacy": "nvidia-container-runtime.legacy",
-    }
-)
+_LONGEST_ANSWER: Final = 30.0
+_LEAST: Final = 5.0
+_SOON: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +41,8 @@ class Scene:
     """The node, the wish as the node names its paths, the install directory here, and who owns the socket.
 
     `owner` is None where nobody who may be signalled answers; `silence` then says why.
+    `stop` is the wish to stop, for which a question is broken off. `against` is what
+    speaks against the settings: with it the node may be looked at, but not changed.
     """
 
     host: Host
@@ -53,49 +53,49 @@ class Scene:
     silence: str
     binary: str | None
     notes: tuple[str, ...] = ()
+    stop: Stop | None = None
+    against: tuple[Contradiction, ...] = ()
 
 
-def scene(settings: Settings, adapter: Adapter) -> Scene:
+def scene(settings: Settings, adapter: Adapter, stop: Stop | None = None) -> Scene:
     """Look at the node and at who owns the runtime's socket; change nothing.
 
     Raises UsageProblem where the settings do not fit the node.
     """
-    host = Host(root=_root(settings))
-    socket = Path(settings.text("socket"))
-    found, silence = None, ""
+    host = Host(root=root(settings))
+    socket = whereabouts.socket(settings, host)
+    found, silence, against = None, "", settings.against
     try:
         found = owner.find(socket, adapter.executables, speaks_first=adapter.speaks_first)
     except owner.NoOwner as error:
         silence = f"{error} ({error.hint})" if error.hint else str(error)
         LOGGER.debug("%s", silence)
-    given = _argument(found, adapter.config_flags)
-    config = Path(os.path.abspath(settings.text("config")))
-    if given is not None and not settings.is_given("config"):
-        config = host.seen(given)
-    config_node = host.node(config, *([given] if given else []), _default_path(adapter, "config"))
-    host = host.mapped(str(Path(config_node).parent), config.parent)
-    drop_in_node = ""
-    own_directory = _argument(found, adapter.directory_flags)
-    if own_directory is not None and not settings.is_given("drop_in_config"):
-        # The daemon reads another directory than the usual one.
-        drop_in_node = f"{own_directory.rstrip('/')}/{Path(settings.text('drop_in_config')).name}"
-        host = host.mapped(str(Path(drop_in_node).parent), host.seen(drop_in_node).parent)
-    elif settings.text("drop_in_config"):
-        drop_in = Path(settings.text("drop_in_config"))
-        drop_in_node = settings.text("drop_in_config_host_path") or host.node(
-            drop_in, _default_path(adapter, "drop_in_config")
-        )
-        host = host.mapped(str(Path(drop_in_node).parent), drop_in.parent)
-    directory = _drop_in_directory(settings, host, adapter, found, drop_in_node)
+        against = against or contradiction.answered(settings, adapter, error)
+    where = places.find(
+        settings,
+        host,
+        adapter,
+        found,
+        told=owner.argument(found, adapter.config_flags),
+        told_directory=owner.argument(found, adapter.directory_flags),
+    )
+    host = where.host
+    directory = _drop_in_directory(settings, host, adapter, found, where.drop_in)
     hook = _hook_file(settings, host)
     if hook:
         host = host.mapped(str(Path(hook).parent), Path(settings.text("hooks_dir")))
     install_dir = Path(os.path.abspath(settings.text("toolkit_install_dir")))
     binary, notes = _binary(settings, host, adapter, found)
+    notes += tuple(
+        f"there is no {path} on the node, so there is no handler {name}"
+        for name, path in programs.absent(settings, host, install_dir).items()
+    )
     return Scene(
         host=host,
         desired=replace(
-            _desired(settings, host, config_node, drop_in_node, install_dir), directory=directory
+            _desired(settings, host, where.config, where.drop_in, install_dir),
+            directory=directory,
+            reach=where.reach,
         ),
         install_dir=install_dir,
         socket=socket,
@@ -103,7 +103,20 @@ def scene(settings: Settings, adapter: Adapter) -> Scene:
         silence=silence,
         binary=binary,
         notes=notes,
+        stop=stop,
+        against=against,
     )
+
+
+def again(place: Scene, adapter: Adapter, *, timeout: Timeout = _SOON) -> Scene:
+    """Return a scene with whoever owns the socket now."""
+    try:
+        found = owner.find(
+            place.socket, adapter.executables, speaks_first=adapter.speaks_first, timeout=timeout
+        )
+    except owner.NoOwner as error:
+        return replace(place, owner=None, silence=str(error))
+    return replace(place, owner=found, silence="")
 
 
 def observe(place: Scene, adapter: Adapter, owned: tuple[Ownership, ...]) -> Observation:
@@ -114,14 +127,14 @@ def observe(place: Scene, adapter: Adapter, owned: tuple[Ownership, ...]) -> Obs
     argv = place.owner.argv if place.owner else ()
     seen = Observation(binary=place.binary, argv=argv, owned=owned)
     paths = {path.path: place.host.local(path.path) for path in owned}
-    seen = replace(seen, files=_read(place.host, tuple(paths), {}))
+    seen = replace(seen, files=read(place.host, tuple(paths)))
     try:
         while True:
             wanted = adapter.look(place.desired, seen)
             if wanted.files or wanted.globs:
                 seen = replace(
                     seen,
-                    files=_read(place.host, wanted.files, seen.files),
+                    files={**seen.files, **read(place.host, wanted.files)},
                     globs={**seen.globs, **{g: place.host.glob(g) for g in wanted.globs}},
                 )
                 continue
@@ -132,6 +145,12 @@ def observe(place: Scene, adapter: Adapter, owned: tuple[Ownership, ...]) -> Obs
             seen = replace(seen, answers={**seen.answers, **answers})
     except NotUnderstood as error:
         raise not_understood(error) from error
+
+
+def read(host: Host, paths: tuple[str, ...]) -> dict[str, bytes | None]:
+    """Return files of the node by path; None for one that is absent. Raises NodeNotUnderstood, StepFailed."""
+    seen = {path: files.read(host.target(host.local(path))) for path in paths}
+    return {path: found.data if found else None for path, found in seen.items()}
 
 
 def plan(place: Scene, adapter: Adapter, seen: Observation) -> Plan:
@@ -146,7 +165,8 @@ def plan(place: Scene, adapter: Adapter, seen: Observation) -> Plan:
         raise not_understood(error) from error
     except Unfit as error:
         raise StepFailed(f"{error.why}: nothing was changed", hint=error.hint) from error
-    return replace(found, notes=(*place.notes, *found.notes))
+    against = (f"{each.problem} ({each.way_out})" for each in place.against)
+    return replace(found, notes=(*against, *place.notes, *found.notes))
 
 
 def removal(place: Scene, adapter: Adapter, seen: Observation) -> Plan:
@@ -163,7 +183,22 @@ def removal(place: Scene, adapter: Adapter, seen: Observation) -> Plan:
 
 
 def ask(place: Scene, question: Question) -> Answer:
-    """Ask the node's own binary, in the node's own root."""
+    """Ask the node's own binary, in the node's own root.
+
+    Raises StepFailed where it cannot be asked now, and Interrupted where it had
+    no time to answer since stopping is wished.
+    """
+    try:
+        return _ask(place, question)
+    except StepFailed as error:
+        if place.stop is not None and place.stop.is_wished:
+            raise Interrupted(place.stop.signal) from error
+        raise
+    except OSError as error:
+        raise StepFailed(f"{place.binary} cannot be asked: {error.strerror}: nothing was changed") from error
+
+
+def _ask(place: Scene, question: Question) -> Answer:
     with (
         process.staged(question.files) as (fds, paths),
         process.staged_directories(question.directories) as (directories, places),
@@ -173,10 +208,16 @@ def ask(place: Scene, question: Question) -> Answer:
         for fd, data in zip(fds, question.files, strict=True):
             os.ftruncate(fd, 0)
             os.pwrite(fd, _named(data, marks), 0)
+        patience = Patience(_LONGEST_ANSWER, place.stop)
         argv = [place.binary or "", *(_named(word.encode(), marks).decode() for word in question.argv)]
         try:
-            result = process.run(argv, root=place.host.root, pass_fds=[*fds, *directories])
-        except StepFailed as error:
+            result = process.run(
+                argv,
+                root=place.host.root,
+                timeout=patience.allowing(_LEAST),
+                pass_fds=[*fds, *directories],
+            )
+        except process.NotStarted as error:
             return Answer(code=-1, out="", err=error.message)
     err = result.err
     for path, name in zip(paths, question.names, strict=False):
@@ -192,29 +233,18 @@ def not_understood(error: NotUnderstood) -> NodeNotUnderstood:
 # --- paths and programs -------------------------------------------------------------------------
 
 
-def _root(settings: Settings) -> Path:
-    root = Path(settings.text("host_root"))
-    if root.is_dir():
-        return root
+def root(settings: Settings) -> Path:
+    """Return where the node's root is seen. Raises UsageProblem."""
+    given = Path(settings.text("host_root"))
+    if given.is_dir():
+        return given
     if settings.is_given("host_root"):
-        raise UsageProblem([f"--host-root={root}: there is no such directory"])
+        raise UsageProblem([f"--host-root={given}: there is no such directory"])
     return Path("/")
 
 
 def _default_path(adapter: Adapter, name: str) -> str:
     return runtime_default(adapter.name, name)
-
-
-def _argument(found: owner.Owner | None, flags: tuple[str, ...]) -> str | None:
-    """Return the value that the daemon was started with for one of these flags, where it says so."""
-    words = found.argv if found else ()
-    for index, word in enumerate(words):
-        if word in flags and index + 1 < len(words):
-            return words[index + 1]
-        name, equals, value = word.partition("=")
-        if equals and name in flags:
-            return value
-    return None
 
 
 def _binary(
@@ -234,6 +264,10 @@ def _binary(
     if not host.is_here and os.geteuid() != 0:
         return None, ("only root can run the node's own programs below its root",)
     candidates = [found.executable] if found and owner.looks_like(found, adapter.executables) else []
+    if found and candidates and os.path.basename(found.executable) not in adapter.executables:
+        # A program of many names (k3s) is a runtime only by the one that it is started by.
+        beside = os.path.dirname(found.executable)
+        candidates += [f"{beside}/{name}" for name in sorted(adapter.executables)]
     # Where the daemon is known, another program of its name may not judge in its place.
     for candidate in candidates or sorted(adapter.executables):
         path = host.executable(candidate)
@@ -246,12 +280,17 @@ def _desired(settings: Settings, host: Host, config: str, drop_in: str, install_
     name = settings.text("runtime_class")
     if name in BINARIES:
         name = "nvidia"
-    toolkit = f"{host.node(install_dir)}/toolkit"
+    toolkit = programs.directory(settings, host, install_dir)
+    absent = programs.absent(settings, host, install_dir)
     handlers = (
         Handler(name=name, binary=f"{toolkit}/{BINARIES['']}"),
-        *(Handler(name=other, binary=f"{toolkit}/{binary}") for other, binary in BINARIES.items() if other),
+        *(
+            Handler(name=other, binary=f"{toolkit}/{binary}")
+            for other, binary in BINARIES.items()
+            if other and other not in absent
+        ),
     )
-    cdi = settings.flag("enable_cdi_in_runtime")
+    asked = "enable_cdi_in_runtime" if settings.is_given("enable_cdi_in_runtime") else "cdi_enabled"
     return Desired(
         runtime=RuntimeName(settings.text("runtime")),
         config=config,
@@ -261,11 +300,18 @@ def _desired(settings: Settings, host: Host, config: str, drop_in: str, install_
         hook=_hook_file(settings, host),
         hook_mode=settings.text("runtime") == "crio" and settings.text("config_mode") == "hook",
         hook_binary=f"{toolkit}/nvidia-container-runtime-hook",
-        enable_cdi=True if cdi else None,
+        enable_cdi=True if settings.flag(asked) else None,
+        enable_cri=settings.flag("enable_cri"),
         runtime_type=settings.text("runtime_type"),
         legacy=settings.flag("use_legacy_config"),
         annotations=tuple(f"{prefix}*" for prefix in settings.items("cdi_annotation_prefixes")),
+        override=_override(settings),
     )
+
+
+def _override(settings: Settings) -> Mapping[str, Any]:
+    text = settings.text("runtime_config_override")
+    return override.read(text) if text else {}
 
 
 def _drop_in_directory(
@@ -276,7 +322,7 @@ def _drop_in_directory(
         return ""
     if drop_in:
         return str(Path(drop_in).parent)
-    given = _argument(found, adapter.directory_flags)
+    given = owner.argument(found, adapter.directory_flags)
     return given or str(Path(_default_path(adapter, "drop_in_config")).parent)
 
 
@@ -284,15 +330,9 @@ def _hook_file(settings: Settings, host: Host) -> str:
     """Return the OCI hook file as the node names it; only CRI-O has one."""
     if settings.text("runtime") != RuntimeName.CRIO:
         return ""
-    return host.node(Path(settings.text("hooks_dir")) / settings.text("hook_filename"))
-
-
-def _read(host: Host, paths: tuple[str, ...], known: Mapping[str, bytes | None]) -> dict[str, bytes | None]:
-    found = dict(known)
-    for path in paths:
-        seen = files.read(host.target(host.local(path)))
-        found[path] = seen.data if seen else None
-    return found
+    filename = settings.text("hook_filename")
+    # On OpenShift the GPU Operator mounts that one.
+    return host.node(Path(settings.text("hooks_dir")) / filename, f"/run/containers/oci/hooks.d/{filename}")
 
 
 def _named(data: bytes, marks: Mapping[str, str]) -> bytes:

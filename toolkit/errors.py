@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Contradiction(NamedTuple):
+    """What on the node speaks against the settings, and the way out."""
+
+    problem: str
+    way_out: str
 
 
 class ToolkitError(Exception):
@@ -50,3 +59,24 @@ class Locked(ToolkitError):
     """Another instance holds the node's lock."""
 
     exit_code = 5
+
+
+class Interrupted(ToolkitError):
+    """Stopping was wished before anything was done."""
+
+    def __init__(self, number: signal.Signals | None) -> None:
+        number = number or signal.SIGTERM
+        self.exit_code = 128 + number
+        super().__init__(f"interrupted by {number.name}: nothing was changed")
+
+
+class RolledBack(ToolkitError):
+    """A change failed after it was begun, and the node was brought back to where it was before it."""
+
+    exit_code = 6
+
+
+class NotRolledBack(ToolkitError):
+    """A change failed, and so did the way back; everything that is needed for it was kept."""
+
+    exit_code = 7

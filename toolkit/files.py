@@ -1,6 +1,6 @@
 """Replace a file so that no reader ever sees a mix, and read one without being fooled.
 
-A write is: temporary file, owner, mode, label, data, fsync, rename, fsync of
+A write is: temporary file, data, owner, attributes, mode, label, fsync, rename, fsync of
 the directory. Where the target lies in a drop-in directory the temporary file
 may not: the daemon would read it. So the caller says where temporary files go.
 """
@@ -11,16 +11,24 @@ import contextlib
 import errno
 import os
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from toolkit.errors import NodeNotUnderstood, StepFailed
+from toolkit.log import LOGGER
 
 LABEL: Final = "security.selinux"
 LARGEST: Final = 64 * 1024 * 1024
 _O_TMPFILE: Final = getattr(os, "O_TMPFILE", 0)
+# What else a file has is about its bytes (IMA, capabilities), or an overlay's own note of where it came from.
+_ATTRIBUTES: Final = ("system.posix_acl_", "user.", "trusted.")
+_OVERLAY: Final = ".overlay."
 _FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+
+Attributes: TypeAlias = tuple[tuple[str, bytes], ...]
+"""Extended attributes of a file by their names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +40,17 @@ class Seen:
     uid: int
     gid: int
     label: bytes | None
+    attributes: Attributes = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dress:
+    """What a file gets besides its bytes; None leaves that as a new file has it."""
+
+    mode: int = 0o644
+    owner: tuple[int, int] | None = None
+    selinux: bytes | None = None
+    attributes: Attributes | None = None
 
 
 def read(path: Path) -> Seen | None:
@@ -74,6 +93,7 @@ def _read(fd: int, path: Path) -> Seen:
         uid=before.st_uid,
         gid=before.st_gid,
         label=label(fd),
+        attributes=_attributes(fd),
     )
 
 
@@ -82,32 +102,68 @@ def put(
     data: bytes,
     *,
     mode: int = 0o644,
-    owner: tuple[int, int] | None = None,
-    selinux: bytes | None = None,
+    dress: Dress | None = None,
     aside: Path | None = None,
+    check: Callable[[], object] | None = None,
 ) -> None:
     """Replace a file with bytes, durably and in one step.
 
-    `aside` is the directory for the temporary file where the file's own one is
-    read by a daemon. Where it cannot serve (another mount), the temporary file
-    gets its name only when its content is complete. Raises StepFailed, and then
-    the file is as it was.
+    `dress` goes before `mode`. `aside` is the directory for the temporary file
+    where the file's own one is read by a daemon. Where it cannot serve (another
+    mount), the temporary file gets its name only when its content is complete.
+    `check` is called when all is written, and keeps the file as it was by raising.
+    Raises StepFailed, and then the file is as it was.
     """
     try:
-        if aside is None or not _put_from(aside, path, data, mode, owner, selinux):
-            _put_whole(path, data, mode, owner, selinux)
+        worn = dress or Dress(mode=mode)
+        if aside is None or not _put_from(aside, path, data, worn, check):
+            _put_whole(path, data, worn, check)
     except OSError as error:
         raise StepFailed(f"{path} cannot be written: {error.strerror}", hint=_hint(error)) from error
 
 
-def dress(fd: int, *, mode: int, owner: tuple[int, int] | None, selinux: bytes | None) -> None:
-    """Give an open file its owner, its mode and, where there is one, its SELinux label."""
-    if owner is not None and owner != (os.fstat(fd).st_uid, os.fstat(fd).st_gid):
-        os.fchown(fd, *owner)
-    os.fchmod(fd, mode)
-    if selinux is not None:
-        with contextlib.suppress(OSError):  # a file system without labels keeps none
-            os.setxattr(fd, LABEL, selinux)
+def put_on(fd: int, dress: Dress) -> None:
+    """Give an open file its owner, its attributes, its mode and, where there is one, its SELinux label."""
+    if dress.owner is not None and dress.owner != (os.fstat(fd).st_uid, os.fstat(fd).st_gid):
+        os.fchown(fd, *dress.owner)
+    # Before the mode, which with an ACL says less: nobody may read it meanwhile who shall not.
+    if dress.attributes is not None:
+        _set_attributes(fd, dict(dress.attributes))
+    os.fchmod(fd, dress.mode)
+    if dress.selinux is not None:
+        try:
+            os.setxattr(fd, LABEL, dress.selinux)
+        except OSError as error:
+            if error.errno == errno.EOPNOTSUPP:
+                return  # a file system without labels keeps none
+            name = os.readlink(f"/proc/self/fd/{fd}")
+            LOGGER.warning("%s cannot get the label %s: %s", name, dress.selinux.decode(), error.strerror)
+
+
+def _attributes(fd: int) -> Attributes:
+    """Return the extended attributes of a file that belong to the file, whatever is in it."""
+    try:
+        return tuple((name, os.getxattr(fd, name)) for name in sorted(os.listxattr(fd)) if _is_kept(name))
+    except OSError:
+        return ()
+
+
+def _is_kept(name: str) -> bool:
+    return name.startswith(_ATTRIBUTES) and _OVERLAY not in name
+
+
+def _set_attributes(fd: int, wanted: dict[str, bytes]) -> None:
+    """Let a file have exactly these; what the file system refuses it does without."""
+    for name, _ in _attributes(fd):
+        if name not in wanted:  # passed on by the directory
+            with contextlib.suppress(OSError):
+                os.removexattr(fd, name)
+    for name, value in wanted.items():
+        try:
+            os.setxattr(fd, name, value)
+        except OSError as error:
+            where = os.readlink(f"/proc/self/fd/{fd}")
+            LOGGER.debug("%s cannot get the attribute %s: %s", where, name, error.strerror)
 
 
 def remove(path: Path) -> None:
@@ -193,14 +249,7 @@ def _spare(directory: Path, path: Path) -> Path:
     return directory / f".{path.name}.nvidia-toolkit-new"
 
 
-def _put_from(
-    aside: Path,
-    path: Path,
-    data: bytes,
-    mode: int,
-    owner: tuple[int, int] | None,
-    selinux: bytes | None,
-) -> bool:
+def _put_from(aside: Path, path: Path, data: bytes, dress: Dress, check: Callable[[], object] | None) -> bool:
     """Stage in another directory; False where the file cannot be moved from there."""
     spare = _spare(aside, path)
     try:
@@ -212,7 +261,9 @@ def _put_from(
             return False
         raise
     try:
-        _fill(fd, data, mode, owner, selinux)
+        _fill(fd, data, dress)
+        if check is not None:
+            check()
         os.rename(spare, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -224,13 +275,7 @@ def _put_from(
     return True
 
 
-def _put_whole(
-    path: Path,
-    data: bytes,
-    mode: int,
-    owner: tuple[int, int] | None,
-    selinux: bytes | None,
-) -> None:
+def _put_whole(path: Path, data: bytes, dress: Dress, check: Callable[[], object] | None) -> None:
     """Stage beside the target in a file without a name, so that no half file ever has one."""
     spare = _spare(path.parent, path)
     with contextlib.suppress(FileNotFoundError):
@@ -245,7 +290,9 @@ def _put_whole(
             # Some file systems have no nameless files.
             fd = os.open(spare, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             nameless = False
-        _fill(fd, data, mode, owner, selinux, link=spare if nameless else None)
+        _fill(fd, data, dress, link=spare if nameless else None)
+        if check is not None:
+            check()
         os.rename(spare, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -254,19 +301,11 @@ def _put_whole(
     sync(path.parent)
 
 
-def _fill(
-    fd: int,
-    data: bytes,
-    mode: int,
-    owner: tuple[int, int] | None,
-    selinux: bytes | None,
-    *,
-    link: Path | None = None,
-) -> None:
+def _fill(fd: int, data: bytes, dress: Dress, *, link: Path | None = None) -> None:
     with open(fd, "wb", closefd=True) as stream:
         stream.write(data)
         stream.flush()
-        dress(fd, mode=mode, owner=owner, selinux=selinux)
+        put_on(fd, dress)
         os.fsync(fd)
         if link is not None:
             _name(fd, link)
@@ -290,6 +329,6 @@ def _hint(error: OSError) -> str:
         case errno.ENOSPC | errno.EDQUOT:
             return "make room on that file system"
         case errno.EISDIR:
-            return "name a file, not a directory"
+            return "a directory is in its place: move it away, or name another path"
         case _:
             return ""

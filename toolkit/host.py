@@ -8,7 +8,7 @@ what the node's own programs use; a *local path* is what we can open.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -55,7 +55,7 @@ class Host:
     def seen(self, node_path: str) -> Path:
         """Return where a path of the node is seen here: under its own name where that is the same place."""
         own = Path(node_path)
-        return own if _same_place(own, self.below(node_path)) else self.local(node_path)
+        return own if same_place(own, self.below(node_path)) else self.local(node_path)
 
     def node(self, local_path: Path, *candidates: str) -> str:
         """Return the node's name of a local path.
@@ -70,10 +70,20 @@ class Host:
             return str(local_path)
         if local_path.is_relative_to(self.root):
             return "/" + str(local_path.relative_to(self.root))
-        for candidate in (str(local_path), *candidates):
-            if _same_place(local_path, self.below(candidate)):
+        return self._found(local_path, (str(local_path), *candidates)) or str(local_path)
+
+    def _found(self, local_path: Path, candidates: Sequence[str]) -> str | None:
+        """Return the candidate that is a local path, or a path of its name in the directory of one."""
+        seen = {candidate: self.through(candidate) for candidate in candidates}
+        for candidate, below in seen.items():
+            if below is not None and same_place(local_path, below):
                 return candidate
-        return str(local_path)
+        for candidate in candidates[1:]:
+            directory = PurePosixPath(candidate).parent
+            below = self.through(str(directory))
+            if below is not None and same_place(local_path.parent, below):
+                return str(directory / local_path.name)
+        return None
 
     def target(self, local_path: Path) -> Path:
         """Follow the links of a local path as the node would; return the path to write at.
@@ -82,7 +92,7 @@ class Host:
         of the node.
         """
         if not self.is_here and local_path.is_relative_to(self.root):
-            found = self._through_links("/" + str(local_path.relative_to(self.root)))
+            found = self.through("/" + str(local_path.relative_to(self.root)))
             if found is None:
                 raise StepFailed(f"{local_path} is a link that leads in circles")
             return found
@@ -135,17 +145,17 @@ class Host:
             return
         yield from (name for name in names if globs.matches(part, name))
 
-    def executable(self, name: str) -> str | None:
-        """Return the node path of a program: as given where absolute, else found on the usual path."""
-        directories = [""] if name.startswith("/") else process.SEARCH_PATH.split(":")
+    def executable(self, name: str, search_path: str = process.SEARCH_PATH) -> str | None:
+        """Return the node path of a program: as given where absolute, else found on the search path."""
+        directories = [""] if name.startswith("/") else search_path.split(":")
         for directory in directories:
             node_path = f"{directory}/{name}" if directory else name
-            seen = self._through_links(node_path)
+            seen = self.through(node_path)
             if seen is not None and os.access(seen, os.X_OK) and seen.is_file():
                 return node_path
         return None
 
-    def _through_links(self, node_path: str) -> Path | None:
+    def through(self, node_path: str) -> Path | None:
         """Resolve a node path below the root, with every absolute link meant as the node means it."""
         done = Path(self.root)
         parts = list(PurePosixPath(node_path).parts[1:])
@@ -173,7 +183,7 @@ def _is_link(path: Path) -> bool:
         return False
 
 
-def _same_place(one: Path, other: Path) -> bool:
+def same_place(one: Path, other: Path) -> bool:
     """Tell whether two paths are the same file, or are absent in the same directory."""
     try:
         if one.exists() and other.exists():

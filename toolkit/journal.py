@@ -8,68 +8,22 @@ often we write a file, its original is the one from before us.
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from runtimes import edits
-from runtimes.model import ABSENT, Edit, FileChange, Ownership, fingerprint
+from runtimes.model import EMPTY, FileChange, Ownership, fingerprint
 from toolkit import __version__, files
 from toolkit.errors import NodeNotUnderstood, StepFailed
+from toolkit.memory import Owned, Record, decoded, encoded
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 READABLE_BY: Final = 1
 _DIRECTORY: Final = ".nvidia-toolkit"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Owned:
-    """A file that we changed: as the node names it and as we did, its original, and what we wrote.
-
-    `original` is the SHA-256 of the original bytes, None where there was no
-    file. `written` holds the hashes of what we wrote last and, until that is
-    known to have happened, of what we wrote before.
-    """
-
-    path: str
-    local: str
-    original: str | None
-    mode: int
-    uid: int
-    gid: int
-    label: str | None
-    written: tuple[str, ...]
-    edits: tuple[Edit, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
-    """Everything remembered of a node.
-
-    `owed_since` is when a change was written (seconds since the epoch) that the
-    runtime is not known to have taken up; None where nothing is owed.
-    `directories` are those that we made, outermost first. `replaced` is where
-    the plain directory lies that stood in the way of the toolkit's. `unit` is
-    the systemd service that the runtime was then, and `had_cri` tells whether it
-    answered over CRI before what is owed.
-    """
-
-    sequence: int = 0
-    runtime: str = ""
-    owed_since: float | None = None
-    owned: tuple[Owned, ...] = ()
-    directories: tuple[str, ...] = ()
-    artifacts: str | None = None
-    replaced: str | None = None
-    unit: str | None = None
-    had_cri: bool = False
-
-    @property
-    def is_empty(self) -> bool:
-        """Tell whether nothing on the node is ours."""
-        return not self.owned and self.artifacts is None and not self.directories
 
 
 def directory(install_dir: Path) -> Path:
@@ -89,15 +43,15 @@ def load(install_dir: Path) -> Record:
         return Record()
     hint = f"keep {path.parent} and ask for help, or remove it to give up the way back"
     try:
-        content = json.loads(seen.data)
+        content = json.loads(seen.data, parse_constant=_refuse)
         readable_by = int(content["readable_by"])
         if readable_by > FORMAT:
             raise NodeNotUnderstood(
                 f"{path} was written by nvidia-toolkit {content.get('tool')} for newer versions",
                 hint="use that version or a newer one",
             )
-        return _decoded(content)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        return decoded(content)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise NodeNotUnderstood(f"{path} is damaged: {error!r}", hint=hint) from error
 
 
@@ -106,50 +60,51 @@ def save(install_dir: Path, record: Record) -> Record:
     record = replace(record, sequence=record.sequence + 1)
     target = directory(install_dir)
     files.make_directory(target, 0o700)
-    content = json.dumps(_encoded(record), indent=1, sort_keys=True).encode() + b"\n"
+    header = {"format": FORMAT, "readable_by": READABLE_BY, "tool": __version__}
+    content = json.dumps({**header, **encoded(record)}, indent=1, sort_keys=True).encode() + b"\n"
     files.put(target / "state.json", content, mode=0o600)
     return record
 
 
-def ownerships(install_dir: Path, record: Record) -> tuple[Ownership, ...]:
-    """Return what we own with the original bytes, as the planner wants it. Raises StepFailed."""
+def ownerships(install_dir: Path, owned: Sequence[Owned]) -> tuple[Ownership, ...]:
+    """Return files of ours with their original bytes, as the planner wants them. Raises StepFailed."""
     return tuple(
         Ownership(
-            path=owned.path,
-            original=_original(install_dir, owned),
-            written=owned.written,
-            edits=owned.edits,
+            path=each.path,
+            original=original(install_dir, each),
+            written=each.written,
+            edits=each.edits,
         )
-        for owned in record.owned
+        for each in owned
     )
 
 
 def remember(
     install_dir: Path,
-    record: Record,
+    owned: tuple[Owned, ...],
     change: FileChange,
     *,
     local: Path,
     seen: files.Seen | None,
     without_us: bytes | None,
-) -> Record:
-    """Return the record with a change that is about to happen; the original bytes are kept first.
+) -> tuple[Owned, ...]:
+    """Return files of ours with a change that is about to happen; the original bytes are kept first.
 
     `without_us` are the bytes that the file would have now if we had never
     been: the original of a file that somebody edited between two of our writes.
     """
-    before = next((owned for owned in record.owned if owned.path == change.path), None)
+    before = next((each for each in owned if each.path == change.path), None)
     now = fingerprint(seen.data if seen else None)
     written = (fingerprint(change.after), *([fingerprint(change.stone)] if change.stone else []))
     known = before is not None and now in before.written
     if before is not None and known:
         earlier = tuple(mark for mark in before.written if mark == now)
-        owned = replace(before, written=written + earlier, edits=edits.merge(before.edits, change.edits))
+        now_ours = replace(before, written=written + earlier, edits=edits.merge(before.edits, change.edits))
     else:
         earlier_edits = before.edits if before is not None else ()
         if without_us is not None:
-            _keep(install_dir, without_us)
-        owned = Owned(
+            keep(install_dir, without_us)
+        now_ours = Owned(
             path=change.path,
             local=str(local),
             original=None if without_us is None else fingerprint(without_us),
@@ -157,50 +112,120 @@ def remember(
             uid=seen.uid if seen else 0,
             gid=seen.gid if seen else 0,
             label=base64.b64encode(seen.label).decode() if seen and seen.label else None,
+            attributes=encoded_attributes(seen.attributes) if seen else None,
             # Until it is written, what is there still has our earlier keys in it: it counts as ours too.
             written=(*written, now) if before is not None else written,
             edits=edits.merge(earlier_edits, change.edits),
         )
-    others = tuple(o for o in record.owned if o.path != change.path)
-    return replace(record, owned=(*others, owned))
+    return (*(each for each in owned if each.path != change.path), now_ours)
+
+
+def encoded_attributes(attributes: files.Attributes) -> tuple[tuple[str, str], ...]:
+    """Return extended attributes as a record holds them."""
+    return tuple((name, base64.b64encode(value).decode()) for name, value in attributes)
 
 
 def also_written(record: Record, path: str, data: bytes) -> Record:
-    """Return the record in which a content of a file of ours counts as written by us."""
-    owned = tuple(
-        replace(o, written=(*o.written, fingerprint(data))) if o.path == path else o for o in record.owned
-    )
-    return replace(record, owned=owned)
+    """Return the record in which a content of a file counts as written by us, in its open part too."""
+    mark = fingerprint(data)
+
+    def marked(owned: Sequence[Owned]) -> tuple[Owned, ...]:
+        return tuple(replace(o, written=(*o.written, mark)) if o.path == path else o for o in owned)
+
+    opened = record.open
+    if opened is not None:
+        opened = replace(opened, files=marked(opened.files))
+    return replace(record, owned=marked(record.owned), open=opened)
 
 
-def settled(record: Record, *, owed_since: float | None = None) -> Record:
-    """Return the record once everything in it has happened, but perhaps for the reload."""
-    owned = tuple(replace(o, written=o.written[:1]) for o in record.owned)
-    return replace(record, owned=owned, owed_since=owed_since)
+def as_on_disk(record: Record, now: Mapping[str, bytes | None]) -> Record:
+    """Return the record in which what a killed run had not written yet was never to be written.
+
+    `now` are the files of the open transaction as they are. A file that is as it
+    was before that is ours as it was then.
+    """
+    opened = record.open
+    if opened is None:
+        return record
+    untouched = {
+        each.path
+        for each in opened.files
+        if fingerprint(now[each.path]) == (each.original or fingerprint(None))
+    }
+    owned = [each for each in record.owned if each.path not in untouched]
+    owned += [each for each in opened.earlier.owned if each.path in untouched]
+    return replace(record, owned=tuple(owned))
+
+
+def settled(
+    record: Record, now: Mapping[str, bytes | None] = EMPTY, *, owed_since: float | None = None
+) -> Record:
+    """Return the record once everything in it has happened, but perhaps for the reload.
+
+    `now` are files as they are: of what we may have written, that is what we wrote.
+    """
+    owned = tuple(replace(o, written=_written(o, now)) for o in record.owned)
+    by = record.owed_by if owed_since is not None else None
+    return replace(record, owned=owned, owed_since=owed_since, owed_by=by, open=None)
+
+
+def _written(owned: Owned, now: Mapping[str, bytes | None]) -> tuple[str, ...]:
+    mark = fingerprint(now[owned.path]) if owned.path in now else ""
+    return (mark,) if mark in owned.written else owned.written[:1]
+
+
+def prune(install_dir: Path, record: Record) -> None:
+    """Remove the kept bytes that a record does not need any more. What cannot be removed stays."""
+    opened = record.open
+    owned = (*record.owned, *((*opened.files, *opened.earlier.owned) if opened else ()))
+    needed = {each.original for each in (*owned, *([record.specification] if record.specification else ()))}
+    with contextlib.suppress(OSError, StepFailed):
+        for kept in (directory(install_dir) / "originals").iterdir():
+            if kept.name not in needed:
+                files.remove(kept)
+        if not needed - {None}:
+            (directory(install_dir) / "originals").rmdir()
 
 
 def forget(install_dir: Path) -> None:
-    """Remove the record with everything that it kept. The caller knows that nothing is ours any more."""
+    """Remove the record with everything that it kept. The caller knows that nothing is ours any more.
+
+    The record goes first: none may ask for originals that are gone. What a kill
+    leaves of the rest, the next one finds. Raises StepFailed.
+    """
     target = directory(install_dir)
     originals = target / "originals"
-    # From here on nothing is owed: a kill must not leave a record that asks for originals which are gone.
-    save(install_dir, replace(load(install_dir), owned=(), artifacts=None, replaced=None))
-    if originals.is_dir():
-        for kept in originals.iterdir():
-            files.remove(kept)
-        originals.rmdir()
+    files.sweep(target / "state.json", None)
     files.remove(target / "state.json")
-    if target.is_dir():
-        try:
-            target.rmdir()
-        except OSError as error:
-            raise StepFailed(f"{target} cannot be removed: {error.strerror}") from error
+    try:
+        for kept in originals.iterdir() if originals.is_dir() else ():
+            kept.unlink()
+        for place in (originals, target):
+            if place.is_dir():
+                place.rmdir()
+    except OSError as error:
+        raise StepFailed(f"{target} cannot be removed: {error.strerror}") from error
+
+
+def sweep(install_dir: Path) -> None:
+    """Remove what a run left that was killed while it wrote here."""
+    target = directory(install_dir)
+    files.sweep(target / "state.json", None)
+    with contextlib.suppress(OSError):
+        for kept in (target / "originals").iterdir():
+            if kept.name.startswith("."):
+                kept.unlink()
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number")
 
 
 # --- on disk ------------------------------------------------------------------------------------
 
 
-def _keep(install_dir: Path, data: bytes) -> None:
+def keep(install_dir: Path, data: bytes) -> None:
+    """Keep bytes under their own hash, durably. Raises StepFailed."""
     path = directory(install_dir) / "originals" / fingerprint(data)
     files.make_directory(directory(install_dir), 0o700)
     files.make_directory(path.parent, 0o700)
@@ -209,7 +234,8 @@ def _keep(install_dir: Path, data: bytes) -> None:
         files.put(path, data, mode=0o600)
 
 
-def _original(install_dir: Path, owned: Owned) -> bytes | None:
+def original(install_dir: Path, owned: Owned) -> bytes | None:
+    """Return a file's original bytes; None where there was none. Raises StepFailed where they are gone."""
     if owned.original is None:
         return None
     path = directory(install_dir) / "originals" / owned.original
@@ -220,86 +246,3 @@ def _original(install_dir: Path, owned: Owned) -> bytes | None:
             hint="restore it from a backup, or edit the file by hand",
         )
     return seen.data
-
-
-def _encoded(record: Record) -> dict[str, Any]:
-    return {
-        "format": FORMAT,
-        "readable_by": READABLE_BY,
-        "tool": __version__,
-        "sequence": record.sequence,
-        "runtime": record.runtime,
-        "owed_since": record.owed_since,
-        "directories": list(record.directories),
-        "artifacts": record.artifacts,
-        "replaced": record.replaced,
-        "unit": record.unit,
-        "had_cri": record.had_cri,
-        "owned": [
-            {
-                "path": owned.path,
-                "local": owned.local,
-                "original": owned.original,
-                "mode": owned.mode,
-                "uid": owned.uid,
-                "gid": owned.gid,
-                "label": owned.label,
-                "written": list(owned.written),
-                "edits": [_encoded_edit(edit) for edit in owned.edits],
-            }
-            for owned in record.owned
-        ],
-    }
-
-
-def _encoded_edit(edit: Edit) -> dict[str, Any]:
-    encoded: dict[str, Any] = {"key": list(edit.key), "essential": list(edit.essential)}
-    # A value that is absent is told from null by not being there.
-    encoded |= {name: item for name, item in (("old", edit.old), ("new", edit.new)) if item is not ABSENT}
-    return encoded
-
-
-def _decoded(content: Mapping[str, Any]) -> Record:
-    return Record(
-        sequence=_typed(content["sequence"], int),
-        runtime=_typed(content["runtime"], str),
-        owed_since=_typed(content["owed_since"], float, int, type(None)),
-        directories=_texts(content["directories"]),
-        artifacts=_typed(content["artifacts"], str, type(None)),
-        replaced=_typed(content["replaced"], str, type(None)),
-        unit=_typed(content.get("unit"), str, type(None)),
-        had_cri=_typed(content.get("had_cri", False), bool),
-        owned=tuple(_decoded_owned(item) for item in content["owned"]),
-    )
-
-
-def _decoded_owned(item: Mapping[str, Any]) -> Owned:
-    return Owned(
-        path=_typed(item["path"], str),
-        local=_typed(item["local"], str),
-        original=_typed(item["original"], str, type(None)),
-        mode=_typed(item["mode"], int),
-        uid=_typed(item["uid"], int),
-        gid=_typed(item["gid"], int),
-        label=_typed(item["label"], str, type(None)),
-        written=_texts(item["written"]),
-        edits=tuple(
-            Edit(
-                key=_texts(edit["key"]),
-                old=edit.get("old", ABSENT),
-                new=edit.get("new", ABSENT),
-                essential=_texts(edit["essential"]),
-            )
-            for edit in item["edits"]
-        ),
-    )
-
-
-def _typed(value: Any, *kinds: type) -> Any:
-    if type(value) not in kinds:
-        raise TypeError(f"{value!r} is no {kinds[0].__name__}")
-    return value
-
-
-def _texts(value: Any) -> tuple[str, ...]:
-    return tuple(_typed(item, str) for item in _typed(value, list))

@@ -18,6 +18,38 @@ class Kind(StrEnum):
     VALUE = "value"
     LIST = "list"
     SECONDS = "seconds"
+    COUNT = "count"
+
+
+class VerifyMode(StrEnum):
+    """What has to work before a change counts as done."""
+
+    STATUS = "status"
+    RUN = "run"
+
+
+class OnDrift(StrEnum):
+    """What is done where the node is not as wanted any more."""
+
+    REPAIR = "repair"
+    REPORT = "report"
+    IGNORE = "ignore"
+
+
+class OnExit(StrEnum):
+    """What becomes of the node when the process that stays is told to stop."""
+
+    KEEP = "keep"
+    REVERT = "revert"
+    AUTO = "auto"
+
+
+class LogFormat(StrEnum):
+    """How the story is told."""
+
+    AUTO = "auto"
+    TEXT = "text"
+    JSON = "json"
 
 
 class RestartMode(StrEnum):
@@ -34,8 +66,10 @@ class Setting:
     """One row: the flags with their dashes, the variables in order, and what `only` runtime it is for.
 
     A default of None means that it depends on the runtime, or that there is none.
-    `pending` says why a value that asks for something cannot be honoured yet:
-    it is refused, never ignored.
+    `pending` says why a value that asks for something cannot be honoured, and
+    the way out: it is refused, never ignored. `empty` is what an empty text
+    given as an option stands for (None: it is refused, since nothing can be
+    meant by it); an empty variable is one that is not set.
     """
 
     name: str
@@ -46,6 +80,8 @@ class Setting:
     choices: tuple[str, ...] = ()
     help: str
     pending: str = ""
+    empty: str | None = ""
+    only: str = ""
 
 
 def _flag(name: str, flags: str, variables: str = "", *, default: bool = False, **more: Any) -> Setting:
@@ -68,15 +104,22 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "runtime",
         "--runtime -r",
         "RUNTIME",
-        default="docker",
-        choices=("docker", "containerd", "crio"),
-        help="The container runtime of this node.",
+        default="auto",
+        choices=("auto", "docker", "containerd", "crio"),
+        help="The container runtime of this node; auto: the one that its kubelet uses, else the only one.",
+    ),
+    _flag(
+        "beside_kubelet",
+        "--beside-kubelet",
+        "TOOLKIT_BESIDE_KUBELET",
+        help="Set up the runtime that was named although the node's kubelet uses another one.",
     ),
     _value(
         "config",
         "--config",
         "RUNTIME_CONFIG CONTAINERD_CONFIG DOCKER_CONFIG CRIO_CONFIG",
         help="The runtime's root config.",
+        empty=None,
     ),
     _value(
         "drop_in_config",
@@ -103,6 +146,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "--socket",
         "RUNTIME_SOCKET CONTAINERD_SOCKET DOCKER_SOCKET CRIO_SOCKET",
         help="The socket on which the runtime answers.",
+        empty=None,
     ),
     _value(
         "restart_mode",
@@ -118,13 +162,120 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         variables=("RUNTIME_RELOAD_TIMEOUT",),
         kind=Kind.SECONDS,
         default=60.0,
-        help="How long the runtime may take to answer again, in seconds.",
+        help="How long the runtime may take to be as wanted, in seconds; the way back has as long again.",
+    ),
+    _value(
+        "verify",
+        "--verify",
+        "TOOLKIT_VERIFY",
+        default="status",
+        choices=tuple(VerifyMode),
+        help="What has to work before a change is kept: the runtime's own word that it is as wanted,"
+        " or in addition a container started through each of our handlers.",
+    ),
+    _flag(
+        "repair",
+        "--repair",
+        "TOOLKIT_REPAIR",
+        help="Go on although the runtime is not well already before the change.",
+    ),
+    Setting(
+        name="restart_budget",
+        flags=("--restart-budget",),
+        variables=("TOOLKIT_RESTART_BUDGET",),
+        kind=Kind.COUNT,
+        default=3,
+        help="How many times the runtime may be restarted within the window before a run only reports;"
+        " 0 for no limit.",
+    ),
+    Setting(
+        name="restart_window",
+        flags=("--restart-window",),
+        variables=("TOOLKIT_RESTART_WINDOW",),
+        kind=Kind.SECONDS,
+        default=600.0,
+        help="The window of the restart budget, in seconds.",
+    ),
+    _value(
+        "readiness_file",
+        "--readiness-file",
+        "TOOLKIT_READINESS_FILE",
+        default="",
+        help="The readiness record; empty for `ready.json` beside the PID file.",
+    ),
+    _value(
+        "on_drift",
+        "--on-drift",
+        "TOOLKIT_ON_DRIFT ON_DRIFT",
+        default="repair",
+        choices=tuple(OnDrift),
+        help="What a process that stays does where something changed the node: bring it back, only tell it,"
+        " or not even look.",
+    ),
+    Setting(
+        name="check_interval",
+        flags=("--check-interval",),
+        variables=("TOOLKIT_CHECK_INTERVAL",),
+        kind=Kind.SECONDS,
+        default=300.0,
+        help="How often a process that stays looks at the node although it noticed no change, in seconds.",
+    ),
+    _value(
+        "on_exit",
+        "--on-exit",
+        "TOOLKIT_ON_EXIT ON_EXIT",
+        default="auto",
+        choices=tuple(OnExit),
+        help="What becomes of the node on SIGTERM: it stays as it is, everything is taken back, or, with"
+        " auto, that only where the API server says that the pod's DaemonSet is gone or being deleted.",
+    ),
+    Setting(
+        name="grace_period",
+        flags=("--grace-period",),
+        variables=("TOOLKIT_GRACE_PERIOD",),
+        kind=Kind.SECONDS,
+        default=30.0,
+        help="How long a stop may take, in seconds: the pod's terminationGracePeriodSeconds.",
+    ),
+    _value(
+        "daemonset",
+        "--daemonset",
+        "TOOLKIT_DAEMONSET",
+        default="",
+        help="The DaemonSet that --on-exit=auto asks for; empty: the one that owns the pod POD_NAME or"
+        " HOSTNAME.",
+    ),
+    _value(
+        "metrics_address",
+        "--metrics-address",
+        "TOOLKIT_METRICS_ADDRESS",
+        default="",
+        help="Where /healthz, /readyz and /metrics are served, as HOST:PORT; `:PORT` is that of 127.0.0.1."
+        " Off where empty.",
+    ),
+    _value(
+        "log_format",
+        "--log-format",
+        "TOOLKIT_LOG_FORMAT",
+        default="auto",
+        choices=tuple(LogFormat),
+        help="How events are told on stderr; auto: JSON where a process stays and no terminal listens, else"
+        " text.",
+    ),
+    _value(
+        "env_file",
+        "--env-file",
+        "TOOLKIT_ENV_FILE",
+        default="",
+        help="A file of NAME=value lines that count as variables, before those of the environment. A process"
+        " that stays reads it again for every round.",
     ),
     _value(
         "runtime_class",
         "--runtime-class --runtime-name --nvidia-runtime-name",
         "NVIDIA_RUNTIME_NAME CONTAINERD_RUNTIME_CLASS DOCKER_RUNTIME_NAME",
         default="nvidia",
+        empty=None,
         help="The name of the handler, next to nvidia-cdi and nvidia-legacy.",
     ),
     _flag(
@@ -138,7 +289,13 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "enable_cdi_in_runtime",
         "--enable-cdi-in-runtime",
         "RUNTIME_ENABLE_CDI",
-        help="Enable CDI in the runtime.",
+        help="Enable CDI in the runtime; unless it is given, as --cdi-enabled says.",
+    ),
+    _flag(
+        "enable_cri",
+        "--enable-cri",
+        "CONTAINERD_ENABLE_CRI",
+        help="Take CRI off containerd's `disabled_plugins`, where its package (Docker's) put it.",
     ),
     _value(
         "runtime_type",
@@ -146,6 +303,8 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "CONTAINERD_RUNTIME_TYPE",
         default="io.containerd.runc.v2",
         help="The containerd runtime type of handlers that inherit none.",
+        empty=None,
+        only="containerd",
     ),
     _flag(
         "use_legacy_config",
@@ -153,6 +312,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "CONTAINERD_USE_LEGACY_CONFIG",
         help="Make a missing or empty containerd config one of version 1, and set the default there"
         " in its `default_runtime` table.",
+        only="containerd",
     ),
     Setting(
         name="config_source",
@@ -160,14 +320,18 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         variables=("RUNTIME_CONFIG_SOURCES", "RUNTIME_CONFIG_SOURCE"),
         kind=Kind.LIST,
         default=("command", "file"),
-        help="What judges a change: `command`, the node's own binary, or `file`, the files alone.",
+        help="What judges a change: `command`, the node's own binary, or `file`, the files alone; with both,"
+        " the files where there is no such binary. What is written comes from the files in any case."
+        " `file=PATH` is taken where PATH is the root config.",
+        empty=None,
     ),
     _value(
         "host_root",
         "--host-root",
         "HOST_ROOT_MOUNT",
         default="/host",
-        help="Where the node's root is seen; `/` where there is no such directory.",
+        help="Where the node's root is seen; `/` where there is no such directory, or where it is empty.",
+        empty="/",
     ),
     _value(
         "toolkit_install_dir",
@@ -175,6 +339,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "TOOLKIT_INSTALL_DIR ROOT",
         default="/usr/local/nvidia",
         help="Where the toolkit goes on the node, below it `toolkit/`.",
+        empty=None,
     ),
     _value(
         "toolkit_source_root",
@@ -189,7 +354,8 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "TOOLKIT_PACKAGE_TYPE",
         default="auto",
         choices=("auto", "deb", "rpm"),
-        help="Which packages' files to install; auto: as the node has rpm.",
+        help="Which packages' files to install; auto, or empty: as the node has rpm.",
+        empty="auto",
     ),
     _value(
         "pid_file",
@@ -204,6 +370,22 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "--no-runtime-config",
         "NO_RUNTIME_CONFIG",
         help="Install the files only; neither configure nor reload the runtime.",
+    ),
+    _flag(
+        "no_install",
+        "--no-install",
+        "NO_INSTALL",
+        help="Configure the runtime only; no file of the toolkit is copied. What the handlers name has to"
+        " be on the node already.",
+    ),
+    _value(
+        "toolkit_bin_dir",
+        "--toolkit-bin-dir",
+        "TOOLKIT_BIN_DIR",
+        default="",
+        help="With --no-install, the directory on the node that holds nvidia-container-runtime (and what"
+        " --cdi-enabled needs: nvidia-ctk, nvidia-cdi-hook), /usr/bin say; empty for `toolkit/` below the"
+        " install directory.",
     ),
     _flag("debug", "--debug", "TOOLKIT_DEBUG", help="Tell more on stderr."),
     _value(
@@ -225,14 +407,14 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "--dev-root",
         "NVIDIA_DEV_ROOT DEV_ROOT",
         default="",
-        help="Where the device nodes lie on the node.",
+        help="The root on the node that has the device nodes; by default the driver's.",
     ),
     _value(
         "dev_root_ctr_path",
         "--dev-root-ctr-path",
         "DEV_ROOT_CTR_PATH",
         default="",
-        help="Where the device nodes are seen here.",
+        help="Where that root is seen here.",
     ),
     _value(
         "nvidia_container_runtime_debug",
@@ -302,18 +484,23 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         help="Whether containers may ask for devices by volume mounts.",
     ),
     _flag(
+        "require_driver",
+        "--require-driver",
+        "REQUIRE_DRIVER",
+        help="While the driver is not loaded, refuse containers that ask for GPUs; else they run without.",
+    ),
+    _flag(
         "cdi_enabled",
         "--cdi-enabled --enable-cdi",
         "CDI_ENABLED ENABLE_CDI",
-        help="Make the management CDI specification.",
-        pending="CDI specifications are not made yet",
+        help="Make the management CDI specification, and make it again when the driver changes.",
     ),
     _value(
         "cdi_output_dir",
         "--cdi-output-dir",
         "CDI_OUTPUT_DIR",
         default="/var/run/cdi",
-        help="Where CDI specifications go.",
+        help="Where the CDI specification goes; empty for nowhere.",
     ),
     _value(
         "cdi_kind",
@@ -328,49 +515,54 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         variables=("CREATE_DEVICE_NODES",),
         kind=Kind.LIST,
         default=("control",),
-        help="Which device nodes go with CDI specifications.",
+        help="The device nodes that are made with the CDI specification: control, or none.",
     ),
     _flag(
         "enable_nri_plugin",
         "--enable-nri-plugin -p",
         "ENABLE_NRI_PLUGIN",
-        help="Run the NRI plugin.",
-        pending="there is no NRI plugin",
+        help="Run the NRI plugin, which gives management CDI devices to pods.",
+        pending="there is no NRI plugin here; leave it out, so that the handlers are set up and give those"
+        " devices (with the GPU Operator: cdi.nriPluginEnabled=false)",
     ),
     _value(
         "nri_plugin_index",
         "--nri-plugin-index",
         "NRI_PLUGIN_INDEX",
         default="10",
-        help="The NRI plugin's index.",
+        help="The NRI plugin's index, 0 to 99; of no effect without the plugin.",
+        empty=None,
     ),
     _value(
         "nri_socket",
         "--nri-socket",
         "NRI_SOCKET",
         default="/var/run/nri/nri.sock",
-        help="The NRI socket.",
+        help="The NRI socket; of no effect without the plugin.",
     ),
     _value(
         "nri_namespace",
         "--nri-namespace",
         "NRI_NAMESPACE",
         default="",
-        help="The NRI plugin's namespace.",
+        help="The NRI plugin's namespace; of no effect without the plugin.",
     ),
     Setting(
         name="nri_namespaces",
         flags=("--nri-management-cdi-device-namespaces",),
         variables=("NRI_MANAGEMENT_CDI_DEVICE_NAMESPACES",),
         kind=Kind.LIST,
-        help="The namespaces that may ask for management CDI devices.",
+        help="The namespaces that may ask for management CDI devices; of no effect without the plugin.",
     ),
     _value(
         "runtime_config_override",
         "--runtime-config-override",
         "RUNTIME_CONFIG_OVERRIDE CONTAINERD_RUNTIME_CONFIG_OVERRIDE",
         default="{}",
-        help="Further options of containerd's handlers, as JSON; upstream reads and ignores it.",
+        help="Keys of containerd's handlers as a JSON object, merged over what they inherit:"
+        ' `{"options": {"SystemdCgroup": true}}`.',
+        empty="{}",
+        only="containerd",
     ),
     _value(
         "hooks_dir",
@@ -378,6 +570,8 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "CRIO_HOOKS_DIR",
         default="/usr/share/containers/oci/hooks.d",
         help="Where OCI hook files go.",
+        empty=None,
+        only="crio",
     ),
     _value(
         "hook_filename",
@@ -385,6 +579,8 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "CRIO_HOOK_FILENAME",
         default="oci-nvidia-hook.json",
         help="The name of the OCI hook file.",
+        empty=None,
+        only="crio",
     ),
     _value(
         "config_mode",
@@ -393,12 +589,13 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         default="config",
         choices=("config", "hook"),
         help="Whether CRI-O gets handlers or an OCI hook.",
+        only="crio",
     ),
     _flag(
         "ignore_errors",
         "--ignore-errors",
-        help="Accepted for compatibility.",
-        pending="errors are never ignored here",
+        help="Go on with what of the toolkit can be installed.",
+        pending="an installation is all or nothing here; leave it out",
     ),
     Setting(
         name="opt_in_features",

@@ -18,16 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import psutil
-
-from toolkit import unix
+from toolkit import kernel, unix
 from toolkit.errors import StepFailed
+from toolkit.stop import Timeout, countdown, passed
 
 _SO_PASSCRED: Final = 16
 _SCM_CREDENTIALS: Final = 2
 _CREDENTIALS: Final = struct.Struct("iII")
-# Of the fields of /proc/PID/stat behind the name, counted from 0 (field 22 in proc(5)).
-_START_TIME: Final = 19
 _INTERPRETERS: Final = ("python", "sh", "bash", "dash", "busybox")
 _HTTP: Final = b"GET /info HTTP/1.0\r\nHost: localhost\r\n\r\n"
 _UNIT: Final = re.compile(r"/([^/]+\.service)(?=/|$)")
@@ -35,33 +32,44 @@ _UNIT: Final = re.compile(r"/([^/]+\.service)(?=/|$)")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Owner:
-    """A daemon: PID in our namespace, start time (seconds since the epoch), executable, argv, systemd unit.
+    """A daemon: PID in our namespace, start, executable, argv, systemd unit.
 
-    `executable` is the path as the daemon's own mount namespace has it; `unit`
+    `started` is in clock ticks since boot, by which a process stays the same
+    whatever is done to the clock. `executable` is the path as the daemon's own mount namespace has it; `unit`
     is None where the process belongs to no service.
     """
 
     pid: int
-    started: float
+    started: int
     executable: str
     argv: tuple[str, ...]
     unit: str | None
 
     def is_alive(self) -> bool:
         """Tell whether this very process still runs (not a later one of the same PID)."""
-        return _started(self.pid) == self.started
+        return kernel.ticks(self.pid) == self.started
 
 
 class NoOwner(StepFailed):
     """Nobody who may be signalled owns the socket."""
 
 
-def find(path: Path, executables: frozenset[str], *, speaks_first: bool = True, timeout: float = 5) -> Owner:
+class Stranger(NoOwner):
+    """What answers on the socket is no such runtime. `found` is it."""
+
+    def __init__(self, message: str, *, hint: str, found: Owner) -> None:
+        super().__init__(message, hint=hint)
+        self.found = found
+
+
+def find(
+    path: Path, executables: frozenset[str], *, speaks_first: bool = True, timeout: Timeout = 5
+) -> Owner:
     """Return the daemon that answers on a Unix socket.
 
     `executables` are the base names that it may have; `speaks_first` tells
-    whether it says something before it is spoken to. `timeout`, in seconds, is
-    for connecting and for its first words. Raises NoOwner for a socket that is
+    whether it says something before it is spoken to. `timeout` is for
+    connecting and for its first words. Raises NoOwner for a socket that is
     missing, is no socket, is not answered, or is answered by what is not such a
     daemon.
     """
@@ -75,26 +83,35 @@ def find(path: Path, executables: frozenset[str], *, speaks_first: bool = True, 
         who = "the init process (PID 1)" if pid == 1 else "this very process"
         raise NoOwner(f"{path} is answered by {who}, which is not a container runtime")
     found = inspect(pid)
+    if found is None and _is_there(pid):
+        raise NoOwner(
+            f"{path} is answered by PID {pid}, which may not be looked at from here",
+            hint="the pod needs `privileged: true`, or the capability SYS_PTRACE",
+        )
     if found is None:
         raise NoOwner(f"{path} is answered by PID {pid}, which is gone already")
     if not looks_like(found, executables):
-        raise NoOwner(
+        raise Stranger(
             f"{path} is answered by PID {pid} ({found.executable}), which does not look like"
             f" {' or '.join(sorted(executables))}",
             hint="name the runtime's own socket with --socket",
+            found=found,
         )
     return found
+
+
+def _is_there(pid: int) -> bool:
+    return os.path.exists(f"/proc/{pid}")
 
 
 def inspect(pid: int) -> Owner | None:
     """Return what can be known of a process, or None where it is gone."""
     try:
-        started = _started(pid)
-        process = psutil.Process(pid)
-        argv = tuple(process.cmdline())
+        started = kernel.ticks(pid)
+        argv = kernel.words(pid)
         executable = os.readlink(f"/proc/{pid}/exe").removesuffix(" (deleted)")
         unit = _unit(pid)
-    except (psutil.Error, OSError):
+    except OSError:
         return None
     if started is None:
         return None
@@ -102,17 +119,33 @@ def inspect(pid: int) -> Owner | None:
 
 
 def age(found: Owner) -> float:
-    """Return for how many seconds a process has run, to a hundredth: `started` is only good to tell it by.
-
-    Infinite where it is gone.
-    """
-    try:
-        with open(f"/proc/{found.pid}/stat", encoding="utf-8", errors="replace") as stream:
-            fields = stream.read().rpartition(")")[2].split()
-    except OSError:
+    """Return for how many seconds a process has run, to a hundredth; infinite where it is gone."""
+    if not found.is_alive():
         return float("inf")
-    began = int(fields[_START_TIME]) / os.sysconf("SC_CLK_TCK")
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - began
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - found.started / os.sysconf("SC_CLK_TCK")
+
+
+def search_path(found: Owner) -> str | None:
+    """Return the PATH that a daemon looks its programs up on; None where it cannot be seen."""
+    try:
+        with open(f"/proc/{found.pid}/environ", "rb") as stream:
+            variables = stream.read().split(b"\0")
+    except OSError:
+        return None
+    paths = [os.fsdecode(item[5:]) for item in variables if item.startswith(b"PATH=")]
+    return paths[0] if paths else None
+
+
+def argument(found: Owner | None, flags: tuple[str, ...]) -> str | None:
+    """Return the value that the daemon was started with for one of these flags, where it says so."""
+    words = found.argv if found else ()
+    for index, word in enumerate(words):
+        if word in flags and index + 1 < len(words):
+            return words[index + 1]
+        name, equals, value = word.partition("=")
+        if equals and name in flags:
+            return value
+    return None
 
 
 def looks_like(found: Owner, executables: frozenset[str]) -> bool:
@@ -146,16 +179,15 @@ def send(found: Owner, number: signal.Signals) -> None:
             os.close(fd)
 
 
-def _speaker(path: Path, timeout: float, *, speaks_first: bool) -> int:
+def _speaker(path: Path, timeout: Timeout, *, speaks_first: bool) -> int:
     """Return the PID that the kernel gives for the first words said on a connection."""
-    deadline = time.monotonic() + timeout
+    began = time.monotonic()
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        with unix.Client(countdown(timeout)) as client:
             client.setsockopt(socket.SOL_SOCKET, _SO_PASSCRED, 1)
-            unix.connect(client, path, deadline=deadline)
+            client.reach(path)
             if not speaks_first:
                 client.sendall(_HTTP)
-            client.settimeout(max(0.1, deadline - time.monotonic()))
             return _credentials(client)
     except FileNotFoundError as error:
         raise NoOwner(
@@ -168,12 +200,12 @@ def _speaker(path: Path, timeout: float, *, speaks_first: bool) -> int:
             hint="is the runtime running? name its socket with --socket",
         ) from error
     except TimeoutError as error:
-        raise NoOwner(f"{path} was not answered within {timeout:g} s") from error
+        raise NoOwner(f"{path} was not answered within {passed(timeout, began)}") from error
     except OSError as error:
         raise NoOwner(f"the socket {path} cannot be used: {error.strerror}") from error
 
 
-def _credentials(client: socket.socket) -> int:
+def _credentials(client: unix.Client) -> int:
     space = socket.CMSG_SPACE(_CREDENTIALS.size)
     data, ancillary, _, _ = client.recvmsg(4096, space)
     if not data:
@@ -183,13 +215,6 @@ def _credentials(client: socket.socket) -> int:
             pid: int = _CREDENTIALS.unpack(content[: _CREDENTIALS.size])[0]
             return pid
     return 0
-
-
-def _started(pid: int) -> float | None:
-    try:
-        return psutil.Process(pid).create_time()
-    except psutil.Error:
-        return None
 
 
 def _unit(pid: int) -> str | None:

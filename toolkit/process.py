@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Final
 
+from toolkit import log
 from toolkit.errors import StepFailed
-from toolkit.log import LOGGER
+from toolkit.log import LOGGER, facts
+from toolkit.stop import Timeout
 
 SEARCH_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _ENVIRONMENT: Final = {"PATH": SEARCH_PATH, "LC_ALL": "C", "HOME": "/"}
 _MEMORY: Final = ("/dev/shm",)  # noqa: S108  # a directory of our own is made below it
 _TAIL: Final = 2000
+_SHOWN: Final = 400
+_SLICE: Final = 0.25
+_LAST_WORDS: Final = 2.0
+# Anything else, memory or descriptors that ran out, says nothing of the program.
+_UNFIT: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENOEXEC, errno.ELIBBAD})
+
+
+class NotStarted(StepFailed):
+    """A program cannot be run here at all: it, its loader or its root is missing, or not for us."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,17 +53,18 @@ def run(
     argv: Sequence[str],
     *,
     root: Path | None = None,
-    timeout: float = 30,
+    timeout: Timeout = 30,
     pass_fds: Sequence[int] = (),
     environment: Mapping[str, str] | None = None,
 ) -> Result:
     """Run a command to its end, in the file system below `root` where one is given.
 
-    `timeout` is in seconds; a process that takes longer is killed. Raises
-    StepFailed where the command cannot be started or is killed for its time.
+    `timeout` is in seconds, or a function that says how many are left; a process
+    that takes longer is killed. Raises NotStarted where the command cannot be
+    run here, and StepFailed where something else failed or its time was over.
     """
     try:
-        with subprocess.Popen(
+        child = subprocess.Popen(
             list(argv),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -60,22 +73,67 @@ def run(
             env={**_ENVIRONMENT, **(environment or {})},
             preexec_fn=_entering(root),  # noqa: PLW1509  # there are no threads here
             start_new_session=True,
-        ) as child:
-            try:
-                out, err_bytes = child.communicate(timeout=timeout)
-            except BaseException:
-                # What it started goes with it: its session is its own.
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(child.pid, signal.SIGKILL)
-                raise
+        )
+        try:
+            out, err_bytes = _communicate(child, timeout)
+        except BaseException:
+            _end(child)
+            raise
     except subprocess.TimeoutExpired as error:
-        message = f"`{' '.join(argv)}` did not end within {timeout:g} s and was killed"
+        message = f"`{' '.join(argv)}` did not end within {error.timeout:g} s and was killed"
         raise StepFailed(message) from error
-    except (OSError, subprocess.SubprocessError) as error:
-        raise StepFailed(f"`{' '.join(argv)}` cannot be started: {error}") from error
+    except subprocess.SubprocessError as error:
+        # All that is said of what goes wrong in the child before the program begins, and that is a chroot.
+        raise NotStarted(
+            f"`{' '.join(argv)}` cannot be started: the node's root {root} cannot be entered",
+            hint="the pod needs `privileged: true`, or the capability SYS_CHROOT",
+        ) from error
+    except OSError as error:
+        kind = NotStarted if error.errno in _UNFIT else StepFailed
+        raise kind(f"`{' '.join(argv)}` cannot be started: {error}") from error
     err = err_bytes.decode(errors="replace")[-_TAIL:].strip()
-    LOGGER.debug("ran %s: exit %d", " ".join(argv), child.returncode)
+    _log(argv, child.returncode, err)
     return Result(argv=tuple(argv), code=child.returncode, out=out.decode(errors="replace"), err=err)
+
+
+def _log(argv: Sequence[str], code: int, err: str) -> None:
+    """Tell how a command ended. One that failed may still be an answer; nobody shall have to guess it."""
+    words = " ".join(argv)
+    if code == 0:
+        LOGGER.debug("`%s` ended well", words)
+        return
+    tail = err[-_SHOWN:].strip()
+    said = f": {tail}" if tail else ""
+    extra = facts(argv=list(argv), code=code, stderr=tail)
+    LOGGER.info("`%s` ended with %d%s", words, code, said, extra=extra)
+
+
+def _communicate(child: subprocess.Popen[bytes], timeout: Timeout) -> tuple[bytes, bytes]:
+    """Wait for a process; what may still be waited for is asked for again and again."""
+    if not callable(timeout):
+        return child.communicate(timeout=timeout)
+    begin = time.monotonic()
+    while True:
+        left = timeout()
+        log.beat()
+        try:
+            return child.communicate(timeout=min(left, _SLICE))
+        except subprocess.TimeoutExpired as error:
+            if left <= _SLICE:
+                raise subprocess.TimeoutExpired(error.cmd, round(time.monotonic() - begin, 1)) from error
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """Kill a process with what it started: its session is its own. One that does not die is left."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    for stream in (child.stdout, child.stderr):
+        if stream is not None:
+            stream.close()
+    try:
+        child.wait(_LAST_WORDS)
+    except subprocess.TimeoutExpired:
+        LOGGER.warning("PID %d waits for the kernel (a disk, a mount) and cannot be ended", child.pid)
 
 
 @contextmanager
@@ -85,6 +143,8 @@ def staged_directories(directories: Sequence[Mapping[str, bytes]]) -> Iterator[t
     Yields descriptors and paths as `staged` does. A path ends in a slash: CRI-O
     does not follow a link in place of its directory.
     """
+    from tempfile import TemporaryDirectory  # noqa: PLC0415  # only CRI-O is asked by directories
+
     with ExitStack() as stack:
         fds = []
         for directory in directories:

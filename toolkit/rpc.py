@@ -1,17 +1,15 @@
 """One unary gRPC call over a Unix socket: HTTP/2 by h2, the rest of gRPC by hand.
 
 Imported only when a call is made, so that a waiting daemon does not carry h2.
-Every wait ends at one deadline, and what the server sends is bounded: it may be
+There is one end of all waits, and what the server sends is bounded: it may be
 anything that happens to listen on the socket.
 """
 
 from __future__ import annotations
 
 import contextlib
-import socket
-import time
 import urllib.parse
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -23,6 +21,7 @@ import h2.events
 import h2.exceptions
 
 from toolkit import unix
+from toolkit.stop import Timeout, countdown
 
 _NAMES: Final = (
     "OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS",
@@ -58,31 +57,31 @@ class _Answer:
     is_complete: bool = False
 
 
-def unary(path: Path, method: str, request: bytes, *, timeout: float) -> bytes:
+def unary(path: Path, method: str, request: bytes, *, timeout: Timeout) -> bytes:
     """Call a method, given as /SERVICE/METHOD, and return its answer.
 
-    `timeout`, in seconds, is for everything. Raises CallFailed for what the
+    `timeout` is for everything. Raises CallFailed for what the
     server says or fails to say, TimeoutError, and OSError where the socket
     cannot be connected to.
     """
-    deadline = time.monotonic() + timeout
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
-        unix.connect(client, path, deadline=deadline)
-        return _message(_exchange(client, method, request, deadline))
+    left = countdown(timeout)
+    with unix.Client(left) as client:
+        client.reach(path)
+        return _message(_exchange(client, method, request, left))
 
 
-def _exchange(client: socket.socket, method: str, request: bytes, deadline: float) -> _Answer:
+def _exchange(client: unix.Client, method: str, request: bytes, left: Callable[[], float]) -> _Answer:
     connection = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding=None))
     connection.local_settings.enable_push = 0
     connection.initiate_connection()
-    connection.send_headers(_STREAM, _headers(method, deadline))
+    connection.send_headers(_STREAM, _headers(method, left()))
     pending = bytearray(b"\0" + len(request).to_bytes(4, "big") + request)
     buffer = bytearray()
     answer = _Answer()
     while True:
         _push(connection, pending)
-        _send(client, connection.data_to_send(), deadline)
-        _receive(client, buffer, deadline)
+        _send(client, connection.data_to_send())
+        _receive(client, buffer)
         for frame in _frames(buffer):
             try:
                 events = connection.receive_data(frame)
@@ -94,7 +93,7 @@ def _exchange(client: socket.socket, method: str, request: bytes, deadline: floa
                 return answer
 
 
-def _headers(method: str, deadline: float) -> list[tuple[str, str]]:
+def _headers(method: str, seconds: float) -> list[tuple[str, str]]:
     return [
         (":method", "POST"),
         (":scheme", "http"),
@@ -103,7 +102,7 @@ def _headers(method: str, deadline: float) -> list[tuple[str, str]]:
         ("te", "trailers"),
         ("content-type", "application/grpc"),
         # So that a server does not go on working for who has gone. At most eight digits.
-        ("grpc-timeout", f"{min(int(_left(deadline) * 1000) + 1, 99_999_999)}m"),
+        ("grpc-timeout", f"{min(int(max(seconds, 0) * 1000) + 1, 99_999_999)}m"),
     ]
 
 
@@ -117,15 +116,13 @@ def _push(connection: h2.connection.H2Connection, pending: bytearray) -> None:
         del pending[:room]
 
 
-def _send(client: socket.socket, data: bytes, deadline: float) -> None:
-    client.settimeout(_left(deadline))
+def _send(client: unix.Client, data: bytes) -> None:
     # A server that has hung up may have said why: it is read before it is called gone.
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         client.sendall(data)
 
 
-def _receive(client: socket.socket, buffer: bytearray, deadline: float) -> None:
-    client.settimeout(_left(deadline))
+def _receive(client: unix.Client, buffer: bytearray) -> None:
     try:
         data = client.recv(_CHUNK)
     except ConnectionResetError:
@@ -213,10 +210,3 @@ def _reason(code: int | None) -> str:
 
 def _decoded(value: bytes | str) -> str:
     return value.decode(errors="replace") if isinstance(value, bytes) else value
-
-
-def _left(deadline: float) -> float:
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise TimeoutError
-    return left

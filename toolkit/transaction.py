@@ -1,262 +1,349 @@
-"""The order of the steps, written once: look, remember, write, reload, ask, settle."""
+"""The order of the steps, written once: install, upgrade, repair and revert all go through `carry_out`."""
 
 from __future__ import annotations
 
-import os
+import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
-from runtimes import planner
-from runtimes.adapter import Adapter, HangUp
-from runtimes.errors import NotUnderstood
-from runtimes.model import FileChange, Observation, Ownership, Plan
-from toolkit import apply, artifacts, detect, files, journal, owner, reload, verify, versions
-from toolkit.artifacts import Version
-from toolkit.detect import Scene
-from toolkit.errors import NodeNotUnderstood, StepFailed, UsageProblem
-from toolkit.journal import Record
+from runtimes.adapter import Adapter
+from runtimes.model import FileChange, Plan
+from toolkit import (
+    apply,
+    attest,
+    begin,
+    cdi,
+    detect,
+    health,
+    journal,
+    preflight,
+    readiness,
+    reload,
+    scaffold,
+    undo,
+    verify,
+    versions,
+)
+from toolkit.errors import NotReloaded, RolledBack, StepFailed, ToolkitError
+from toolkit.health import Health
 from toolkit.log import LOGGER
-from toolkit.options import RestartMode
-from toolkit.reload import Way
+from toolkit.memory import Baseline, Job, Open, Record
+from toolkit.options import RestartMode, VerifyMode
 from toolkit.settings import Settings
+from toolkit.stop import Patience, Stop
+from toolkit.tally import Tally
+from toolkit.view import LATER, Task, View, is_asked, same_runtime, view
 
-_GRACE: Final = 0.02
+_SOON: Final = 5.0
+_LEAST: Final = 1.0
+_SLICE: Final = "system.slice"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class View:
-    """Everything that was seen and planned, before anything is done.
+def converge(
+    settings: Settings,
+    adapter: Adapter,
+    stop: Stop | None = None,
+    *,
+    tally: Tally | None = None,
+    announce: Callable[[View], None] | None = None,
+) -> View:
+    """Make the node what is wanted; return what was seen and done. Raises ToolkitError.
 
-    `version` is None where the toolkit's source cannot be seen, or is of no
-    concern; `source_problem` then says why. `reload_owed` tells that an earlier
-    change was written which the running daemon has not read.
+    `announce` is called with what was seen, before anything is done about it.
     """
-
-    place: Scene
-    record: Record
-    seen: Observation
-    plan: Plan
-    version: Version | None
-    source_problem: str
-    way: Way
-    reload_owed: bool
-
-    @property
-    def is_noop(self) -> bool:
-        """Tell whether nothing at all has to be done."""
-        installed = self.version is None or self.version.is_installed
-        return self.plan.is_noop and installed and not self.reload_owed
-
-    @property
-    def reload_needed(self) -> bool:
-        """Tell whether the runtime has to take something up."""
-        return not self.plan.is_noop or self.reload_owed
-
-
-def view(settings: Settings, adapter: Adapter) -> View:
-    """Look, ask and plan; change nothing. Raises ToolkitError."""
-    place = detect.scene(settings, adapter)
-    record, record_problem = _record(place)
-    if settings.flag("no_runtime_config"):
-        seen, plan = Observation(), Plan(notes=("the runtime is not configured, as asked",))
-    else:
-        seen = detect.observe(place, adapter, journal.ownerships(place.install_dir, record))
-        plan = detect.plan(place, adapter, seen)
-    if record_problem:
-        plan = replace(plan, notes=(*plan.notes, record_problem))
-    version, problem = None, ""
-    try:
-        version = artifacts.wanted(settings, place.host, place.install_dir, plan.low_level)
-    except UsageProblem as error:
-        problem = str(error)
-    mode = RestartMode(settings.text("restart_mode"))
-    return View(
-        place=place,
-        record=record,
-        seen=seen,
-        plan=plan,
-        version=version,
-        source_problem=problem,
-        way=reload.way(place, adapter, mode),
-        reload_owed=is_owed(place, record, mode),
-    )
-
-
-def _record(place: Scene) -> tuple[Record, str]:
-    """Return what is remembered, and why it cannot be read where we may not: a plan goes on without."""
-    try:
-        record = journal.load(place.install_dir)
-    except NodeNotUnderstood as error:
-        if os.geteuid() == 0:
-            raise
-        return Record(), f"{error.message}: what was done before is not known here"
-    same_runtime(record, place)
-    return record, ""
-
-
-def same_runtime(record: Record, place: Scene) -> None:
-    """Refuse to mix two runtimes in one record. Raises UsageProblem."""
-    if record.owned and record.runtime != place.desired.runtime:
-        raise UsageProblem(
-            [f"--runtime={place.desired.runtime}: this node was set up for {record.runtime}"],
-            hint=f"take that back first: nvidia-toolkit revert --runtime {record.runtime}",
+    task = Task(settings=settings, adapter=adapter, stop=stop or Stop(), tally=tally or Tally())
+    recover(task)
+    found = view(task)
+    attest.refuse(task, found)
+    sweep(task, found)
+    with task.tally.during("ask"):
+        found = (
+            _as_the_runtime_says(task, found) if found.is_in_place else attest.with_what_it_lacks(task, found)
         )
-
-
-def converge(settings: Settings, adapter: Adapter) -> View:
-    """Make the node what is wanted; return what was seen and done. Raises ToolkitError."""
-    found = view(settings, adapter)
-    if found.version is None:
-        artifacts.wanted(settings, found.place.host, found.place.install_dir, ())
-    place = found.place
-    paths = {place.desired.config, place.desired.drop_in, *(o.path for o in found.record.owned)} - {""}
-    apply.sweep(place.host, sorted(paths), place.desired.config)
     if found.is_noop:
-        _settle_what_is_owed(settings, adapter, found)
-        LOGGER.info("nothing to do: the node is as wanted")
+        LOGGER.log(logging.DEBUG if announce else logging.INFO, "nothing to do: the node is as wanted")
         return found
-    carry_out(settings, adapter, found)
+    if announce is not None:
+        announce(found)
+    if not found.is_in_place:
+        carry_out(task, found)
+    cdi.settle(task, found)
+    LOGGER.info("done: %s", task.tally.words())
     return found
 
 
-def _settle_what_is_owed(settings: Settings, adapter: Adapter, found: View) -> None:
-    """Let a runtime that was started since an unfinished change say that it has it. Raises NotReloaded."""
-    if found.record.owed_since is None or found.way.mode is RestartMode.NONE:
-        return
-    timeout = settings.seconds("reload_timeout")
-    over_cri = found.record.had_cri
-    verify.confirmed(found.place, adapter, found.seen.files, timeout=timeout, over_cri=over_cri)
-    journal.save(found.place.install_dir, journal.settled(found.record))
+def carry_out(task: Task, found: View) -> Record:
+    """Do what was planned, all of it or nothing.
 
-
-def carry_out(settings: Settings, adapter: Adapter, found: View) -> Record:
-    """Do what was planned. Raises ToolkitError.
-
-    The order is the promise: what is ours is remembered before it changes; the
-    files that a handler runs are there before the runtime hears of it; and it
-    is settled only when the runtime took it up.
+    The order is the promise: what is about to change is remembered before it
+    does; the files that a handler runs are there before the runtime hears of it;
+    and it is kept only when the runtime itself says that all is well. Raises
+    StepFailed before anything was touched, RolledBack or NotRolledBack after.
     """
+    during = task.tally.during
+    with during("preflight"):
+        baseline = preflight.look_ahead(task, found)
+    with during("begin"):
+        record = begin.begin(task, found, baseline)
+    baseline = record.open.baseline if record.open is not None else baseline
+    told = found.is_unsettled and found.plan.is_noop
+    try:
+        with during("install"):
+            _install(found)
+        record = _owing(found, record, written=False)
+        _count(task, found)
+        told = told or bool(_stones(found))
+        _step_on_stones(task, found)
+        with during("apply"):
+            former = found.record.owned if found.job is Job.REVERT else ()
+            apply.changes(found.place.host, found.plan.changes, found.place.desired.config, give_back=former)
+        record = _owing(found, record, written=True)
+        told = told or found.reload_needed
+        found, now = _take_up(task, found, baseline)
+        _try(task, found)
+    except Exception as error:
+        raise _failed(task, found, record, error, told=told) from error
+    with during("commit"):
+        return _commit(task, found, record, now)
+
+
+# --- before -------------------------------------------------------------------------------------
+
+
+def recover(task: Task) -> None:
+    """Go on with the way back that an earlier run was killed on. Raises NotRolledBack, UsageProblem.
+
+    What was killed on the way there needs nothing: the same plan is made again.
+    """
+    install_dir = Path(task.settings.text("toolkit_install_dir")).absolute()
+    record = journal.load(install_dir)
+    if record.open is None or not record.open.why:
+        return
+    place = detect.scene(task.settings, task.adapter, task.stop)
+    same_runtime(record, place)
+    for owned in record.open.files:
+        place = replace(place, host=place.host.mapped(str(Path(owned.path).parent), Path(owned.local).parent))
+    undo.undo(task, place, record, record.open.why, told=True)
+
+
+def sweep(task: Task, found: View) -> None:
+    """Remove what a killed run left beside the runtime's files and the toolkit."""
     place = found.place
-    _preflight(found)
-    record = _begin(found, adapter)
+    paths = {place.desired.config, place.desired.drop_in, *(o.path for o in found.record.owned)} - {""}
+    apply.sweep(place.host, sorted(paths), place.desired.config)
+    preflight.sweep(place.install_dir)
+    journal.sweep(place.install_dir)
+    if not found.record.is_empty:
+        journal.prune(place.install_dir, found.record)
+        scaffold.clear(task.scaffold)
+
+
+# --- the change itself --------------------------------------------------------------------------
+
+
+def _install(found: View) -> None:
+    """Put the version in its place, where one is wanted that is not there yet. Raises StepFailed."""
     if found.version is not None and not found.version.is_installed:
-        versions.install(found.version, place.install_dir)
-        LOGGER.info("installed the toolkit at %s", place.install_dir / "toolkit")
-    if found.reload_needed:
-        # From now on it is owed: a kill anywhere below leaves it to the next run.
-        record = journal.save(place.install_dir, owing(record, place, adapter))
-    step_on_stones(settings, adapter, found)
-    apply.changes(place.host, found.plan.changes, place.desired.config)
-    take_up(settings, adapter, found, over_cri=record.had_cri)
-    owed = None if is_told(adapter, found.way) else record.owed_since
-    return journal.save(place.install_dir, journal.settled(record, owed_since=owed))
+        like = found.plan.low_level[0] if found.plan.low_level else ""
+        versions.install(found.version, found.place.install_dir, found.place.host, like=like)
+        LOGGER.info("installed the toolkit at %s", found.place.install_dir / "toolkit")
 
 
-def owing(record: Record, place: Scene, adapter: Adapter) -> Record:
-    """Return the record from which on the runtime owes its word, and whether it has to give it over CRI."""
-    before = record.owed_since is not None and record.had_cri
-    return replace(record, owed_since=time.time(), had_cri=before or verify.has_cri(place, adapter))
+def _owing(found: View, record: Record, *, written: bool) -> Record:
+    """Note that the runtime owes its word: a kill anywhere below leaves that to the next run.
 
-
-def is_told(adapter: Adapter, way: Way) -> bool:
-    """Tell whether a way makes the runtime use a change, and not merely read it."""
-    forgets = adapter.on_hangup is HangUp.FORGETS and way.mode is RestartMode.SIGNAL
-    return way.mode is not RestartMode.NONE and not forgets
-
-
-def step_on_stones(settings: Settings, adapter: Adapter, found: View) -> None:
-    """Have a daemon that reloads read what tells it of keys that are about to go. Raises ToolkitError."""
-    if not found.plan.stones or found.way.mode is not RestartMode.SIGNAL:
-        return
-    apply.changes(found.place.host, found.plan.stones, found.place.desired.config)
-    take_up(settings, adapter, replace(found, plan=Plan(changes=found.plan.stones)), over_cri=False)
-
-
-def take_up(settings: Settings, adapter: Adapter, found: View, *, over_cri: bool) -> None:
-    """Make the runtime take the plan's files up, and see that it did. Raises ToolkitError."""
+    Nobody can have read all of the files before they are written: the time of that is yet to come.
+    """
     if not found.reload_needed:
+        return record
+    since = time.time() + (0 if written else LATER)
+    daemon = found.place.owner
+    by = (daemon.pid, daemon.started) if written and daemon and daemon.is_alive() else None
+    return journal.save(found.place.install_dir, replace(record, owed_since=since, owed_by=by))
+
+
+def _stones(found: View) -> tuple[FileChange, ...]:
+    """Return what a daemon that is not started anew has to read on the way."""
+    return found.plan.stones if found.way.mode is RestartMode.SIGNAL else ()
+
+
+def _step_on_stones(task: Task, found: View) -> None:
+    """Have a daemon that reloads read what tells it of keys that are about to go. Raises ToolkitError."""
+    if stones := _stones(found):
+        apply.changes(found.place.host, stones, found.place.desired.config)
+        _take_up(task, replace(found, plan=Plan(changes=stones)), None)
+
+
+def _count(task: Task, found: View) -> None:
+    """Note the restart that is to come, before there is anything to restart for.
+
+    One that cannot be counted could come again and again, so then there is none;
+    but to take us away is done once. Raises StepFailed.
+    """
+    if not found.reload_needed or not found.way.replaces:
         return
+    try:
+        task.budget.spend()
+    except StepFailed as error:
+        if found.job is Job.INSTALL and task.budget.most:
+            raise
+        LOGGER.warning("%s: this restart is not counted", error.message)
+
+
+def _take_up(task: Task, found: View, baseline: Baseline | None) -> tuple[View, Health | None]:
+    """Make the runtime take the plan's files up, and see that it did.
+
+    Returns the view as it is then, and its health; None where it may not be told. Raises ToolkitError.
+    """
+    if not found.reload_needed:
+        return found, _word_of(task, found, baseline)
     if found.way.mode is RestartMode.NONE:
         LOGGER.info("the runtime has not been told, as asked (restart mode none)")
-        return
-    timeout = settings.seconds("reload_timeout")
-    seconds = reload.perform(found.place, adapter, found.way, timeout=timeout)
-    now = {**found.seen.files, **{change.path: change.after for change in found.plan.changes}}
-    verify.confirmed(found.place, adapter, now, timeout=timeout, over_cri=over_cri)
+        return found, None
+    patience = task.patience()
+    with task.tally.during("reload"):
+        seconds = reload.perform(found.place, task.adapter, found.way, patience)
+    task.tally.told(seconds, replaces=found.way.replaces)
+    found = attest.as_generated(task, found)
+    with task.tally.during("verify"):
+        now = verify.confirmed(found.place, task.adapter, attest.expected(task, found, baseline), patience)
     LOGGER.info("the runtime took the change up within %.1f s", seconds)
+    return found, now
 
 
-def is_owed(place: Scene, record: Record, mode: RestartMode) -> bool:
-    """Tell whether a change of ours was written which the running daemon is too old to have read."""
-    if record.owed_since is None or place.owner is None or mode is RestartMode.NONE:
-        return False
-    return owner.age(place.owner) >= time.time() - record.owed_since - _GRACE
+def _word_of(task: Task, found: View, baseline: Baseline | None) -> Health | None:
+    """See that a runtime which has nothing to take up is well with what is new. Raises NotReloaded.
 
-
-def stop_for(problems: Sequence[str], reload_problem: str) -> None:
-    """Raise StepFailed with everything that stands in the way, where anything does.
-
-    `reload_problem` is what keeps the runtime from being told; empty where nothing does.
+    An earlier run may have told it, and been killed then: it has more time for that.
     """
-    everything = [*problems, *([reload_problem] if reload_problem else [])]
-    if everything:
-        hint = "with --restart-mode none a runtime that does not answer is left to you"
-        raise StepFailed(f"{'; '.join(everything)}: nothing was changed", hint=hint if reload_problem else "")
+    is_left_alone = task.mode is RestartMode.NONE or task.settings.flag("no_runtime_config")
+    was_well = found.is_unsettled and baseline is not None and baseline.was_well
+    if is_left_alone or not (was_well or is_asked(task, found)):
+        return None
+    patience = task.patience() if found.is_unsettled else Patience(_SOON, task.stop)
+    expected = attest.expected(task, found, baseline)
+    with task.tally.during("verify"):
+        return verify.confirmed(found.place, task.adapter, expected, patience)
 
 
-def _preflight(found: View) -> None:
-    """Look at everything that could keep the change from being done, before anything is touched."""
-    problems = apply.obstacles(found.place.host, found.plan.changes)
-    problem = files.writable(found.place.install_dir)
-    problems += [problem] if problem else []
-    stop_for(problems, found.way.obstacle if found.reload_needed else "")
+def _try(task: Task, found: View) -> None:
+    """Start a container through each of our handlers, where that was asked for.
+
+    What keeps a handler from being tried, an image that cannot be had, is not
+    the handler's fault and only told. Raises StepFailed.
+    """
+    is_told = found.way.mode is not RestartMode.NONE and not task.settings.flag("no_runtime_config")
+    if task.settings.text("verify") != VerifyMode.RUN or found.job is not Job.INSTALL or not is_told:
+        return
+    from toolkit import sandbox  # noqa: PLC0415  # it makes an image, and brings along what that takes
+
+    task.tally.phase = "start"
+    by_systemd = health.once(found.place, task.adapter, timeout=attest.soon(task)).has.by_systemd
+    for handler in sorted(task.adapter.defined(found.place.desired, found.files_after)):
+        try:
+            _start(task, found, handler, _SLICE if handler in by_systemd else "")
+            LOGGER.info("a container was started through the handler %s", handler)
+        except sandbox.NotTried as error:
+            LOGGER.warning("%s", error.message)
 
 
-def _begin(found: View, adapter: Adapter) -> Record:
-    """Make durable what is about to change, and how to get back."""
-    place, install_dir = found.place, found.place.install_dir
-    now = apply.check(place.host, found.plan.changes)
-    made = [
-        *files.missing_directories(install_dir),
-        *apply.missing_directories(place.host, found.plan.changes),
-    ]
-    known = [d for d in found.record.directories if d not in map(str, made)]
-    record = replace(found.record, directories=(*known, *map(str, made)))
-    if made:
-        # Keeping the originals makes the first of them: they have to be known before.
-        record = journal.save(install_dir, record)
-    for change in found.plan.changes:
-        record = journal.remember(
-            install_dir,
-            record,
-            change,
-            local=place.host.local(change.path),
-            seen=now[change.path],
-            without_us=_without_us(adapter, found.seen.ownership(change.path), change),
-        )
-    version = found.version
-    replaced = record.replaced
-    if version is not None and not version.is_installed:
-        replaced = replaced or versions.in_the_way(install_dir)
-    return journal.save(
-        install_dir,
-        replace(
-            record,
-            runtime=place.desired.runtime,
-            unit=place.owner.unit if place.owner is not None else record.unit,
-            artifacts=version.digest if version is not None else record.artifacts,
-            replaced=replaced,
-        ),
-    )
+def _start(task: Task, found: View, handler: str, cgroup_parent: str) -> None:
+    from toolkit import sandbox  # noqa: PLC0415
+
+    socket, timeout = found.place.socket, task.patience().allowing(_LEAST)
+    if task.adapter.speaks_cri:
+        sandbox.start_pod(socket, handler, cgroup_parent=cgroup_parent, timeout=timeout)
+    else:
+        sandbox.start_container(socket, handler, timeout=timeout)
 
 
-def _without_us(adapter: Adapter, owned: Ownership | None, change: FileChange) -> bytes | None:
-    """Return what a file would be now if we had never been."""
-    if owned is None:
-        return change.before
+def _failed(task: Task, found: View, record: Record, error: Exception, *, told: bool) -> ToolkitError:
+    """Take the change back and return what is to be told."""
+    opened = record.open
+    why = error.message if isinstance(error, ToolkitError) else f"{error!r}"
+    LOGGER.debug("the change failed", exc_info=error)
+    if isinstance(error, NotReloaded) and (others := apply.overwritten(found.place.host, found.plan.changes)):
+        why = f"{', '.join(others)} was changed by somebody else before the runtime read it: {why}"
+    if isinstance(error, NotReloaded) and task.stop.is_wished:
+        why = f"interrupted by {task.stop.signal.name if task.stop.signal else 'a signal'}: {why}"
+    if opened is not None and found.job is Job.REVERT and not opened.baseline.was_well:
+        # There is nothing to go back to: without us is what was asked for.
+        return error if isinstance(error, ToolkitError) else StepFailed(why)
+    hint = error.hint if isinstance(error, ToolkitError) else "please report this"
+    if opened is not None and _is_untouched(found, opened, record):
+        begin.abandon(task, found.place, record, opened)
+        if isinstance(error, NotReloaded) and not task.stop.is_wished:
+            attest.note_vain(task, found)
+        return StepFailed(f"{why}; no file was changed", hint=hint)
+    failed = task.tally.phase
+    undo.undo(task, found.place, record, why, told=told)
+    task.tally.phase = failed
+    return RolledBack(f"{why}; everything was taken back, the node is as it was", hint=hint)
+
+
+def _is_untouched(found: View, opened: Open, record: Record) -> bool:
+    """Tell whether a transaction was about the runtime's word alone."""
+    is_installed = found.version is None or found.version.is_installed
+    return is_installed and not opened.files and opened.earlier.artifacts == record.artifacts
+
+
+# --- after --------------------------------------------------------------------------------------
+
+
+def _commit(task: Task, found: View, record: Record, now: Health | None) -> Record:
+    """Let the change stay. What was kept for the way back goes.
+
+    The node is as wanted: that this cannot be noted is told, and the next run notes it.
+    """
+    install_dir = found.place.install_dir
+    owed = None if reload.is_told(task.adapter, found.way) else record.owed_since
+    settled = journal.settled(record, found.files_after, owed_since=owed)
+    for attempt in (1, 2):
+        try:
+            record = journal.save(install_dir, settled)
+            break
+        except StepFailed as error:
+            LOGGER.warning("%s (attempt %d of 2); the change itself is done", error.message, attempt)
+    after = replace(found, record=record)
+    sweep(task, after)
+    if found.version is not None:
+        former = found.record.open.earlier if found.record.open is not None else found.record
+        versions.tidy(install_dir, found.version.digest, former.artifacts)
+    if found.job is Job.INSTALL:
+        # What is owed is not in use yet, whatever the runtime says.
+        attest.say(task, after, (now or attest.word(task, after)) if owed is None else None)
+    return record
+
+
+def _as_the_runtime_says(task: Task, found: View) -> View:
+    """See that the runtime has what its files say, and settle what a killed run left unsettled.
+
+    Returns the view in which the runtime has to be told, where it does not have
+    it. Raises NotReloaded where it is not well or was told so before, and RolledBack where that comes
+    of a change that was never settled.
+    """
+    if task.settings.flag("no_runtime_config") or found.way.mode is RestartMode.NONE:
+        return attest.say(task, found, attest.word(task, found))
+    record = found.record
+    unsettled = record.open is not None or record.owed_since is not None
+    patience = task.patience() if unsettled else Patience(_SOON, task.stop)
+    wanted = attest.expected(task, found, record.open.baseline if record.open else None)
+    subject = verify.NOT_TAKEN_UP if unsettled else verify.NOT_AS_WANTED
     try:
-        return planner.without_us(adapter, owned, change.before)[0]
-    except NotUnderstood as error:
-        raise detect.not_understood(error) from error
+        now = verify.confirmed(found.place, task.adapter, wanted, patience, subject=subject)
+    except NotReloaded as error:
+        readiness.remove(task.readiness)
+        if record.open is not None:
+            raise _failed(task, found, record, error, told=True) from error
+        if health.once(found.place, task.adapter, timeout=attest.soon(task)).ailments:
+            raise
+        return attest.to_be_told(task, found, error)
+    if unsettled:
+        # The killed run may have been on its way to another version than this one.
+        digest = found.version.digest if found.version is not None else record.artifacts
+        _commit(task, found, replace(record, artifacts=digest), now)
+        return found
+    return attest.say(task, found, now)

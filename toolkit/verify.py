@@ -2,177 +2,98 @@
 
 from __future__ import annotations
 
-import contextlib
-import http.client
-import socket
-import time
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Final
 
+from runtimes import planner
 from runtimes.adapter import Adapter
-from runtimes.model import Observation
-from toolkit import cri, unix
+from runtimes.model import Desired
+from toolkit import health
 from toolkit.detect import Scene
-from toolkit.errors import NotReloaded, StepFailed
+from toolkit.errors import NotReloaded
+from toolkit.health import Health
+from toolkit.memory import Baseline
+from toolkit.stop import Patience
 
 _PAUSE: Final = 0.05
-_SHORT: Final = 12
-_SOON: Final = 5.0
-_LARGEST: Final = 32 * 1024 * 1024
+_LEAST: Final = 1.0
+_SETTLING: Final = 8.0
+
+NOT_TAKEN_UP: Final = "the runtime did not take the change up"
+NOT_AS_WANTED: Final = "the runtime is not as wanted"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expected:
+    """What a runtime has to be like.
+
+    `ours` are the names of handlers that may come and go, `present` those of
+    them that have to be there and `absent` those that may not. `default` is the
+    handler asked for as the default one; None: the one that was it stays, unless
+    we `raised` it.
+    `baseline` is how the runtime was before; None: nobody knows. `files` are
+    what it has to have read. `cri` tells whether it has to serve CRI; None: if it did.
+    """
+
+    desired: Desired
+    ours: frozenset[str]
+    present: frozenset[str]
+    absent: frozenset[str]
+    default: str | None = None
+    raised: frozenset[str] = frozenset()
+    baseline: Baseline | None = None
+    files: Mapping[str, bytes | None] | None = None
+    cri: bool | None = None
+
+    def lacking(self, adapter: Adapter, now: Health) -> list[str]:
+        """Return where a runtime is not like that, in words."""
+        problems: list[str] = []
+        if self.files is not None and adapter.confirmation is not None:
+            problems += adapter.unconfirmed(self.desired, self.files, now.body)
+        if self.baseline is not None:
+            problems += self._worse(self.baseline, now)
+        if self.cri and not now.speaks_cri:
+            problems.append(f"the runtime does not serve CRI, though it was enabled: {now.no_cri}")
+        known = now.has.handlers
+        if known is None and now.speaks_cri and self.present:
+            problems.append("the runtime does not name its handlers")
+        if known is not None and now.speaks_cri:
+            problems += [f"the runtime does not know the handler {h}" for h in sorted(self.present - known)]
+            problems += [f"the runtime still knows the handler {h}" for h in sorted(self.absent & known)]
+        before = (self.baseline.has, self.baseline.files) if self.baseline is not None else ()
+        problems += planner.unwell(self.ours, self.default, before, now.has, raised=self.raised)
+        return list(dict.fromkeys(problems))
+
+    def _worse(self, before: Baseline, now: Health) -> list[str]:
+        problems = []
+        if before.speaks_cri and not now.speaks_cri and self.cri is None:
+            problems.append(f"the runtime does not serve CRI any more: {now.no_cri}")
+        if before.has_network and now.network:
+            problems.append(f"the network was ready before: {now.network}")
+        return problems
 
 
 def confirmed(
-    place: Scene,
-    adapter: Adapter,
-    files: Mapping[str, bytes | None],
-    *,
-    timeout: float,
-    over_cri: bool = False,
-) -> None:
-    """Wait until the daemon has what its files say. `timeout` is in seconds.
+    place: Scene, adapter: Adapter, expected: Expected, patience: Patience, *, subject: str = NOT_TAKEN_UP
+) -> Health:
+    """Wait until the runtime is well and as expected, and return how it is.
 
-    `over_cri` tells that CRI worked before, so it has to work, and to name the
-    handlers. Raises NotReloaded where it does not, with what is missing.
+    Raises NotReloaded, with the subject and everything that is wrong, where it is not so when
+    patience is over, or some seconds after the runtime said that it is well:
+    then it has read what it reads, and a node in a bad state should not wait.
     """
-    deadline = time.monotonic() + timeout
+    settling = None
     while True:
-        left = max(1.0, deadline - time.monotonic())
-        missing: list[str] = []
-        try:
-            if adapter.confirmation is not None:
-                body = get(place.socket, adapter.confirmation.path, timeout=left)
-                missing += adapter.unconfirmed(place.desired, files, body)
-            if over_cri:
-                missing += _unconfirmed_over_cri(place, adapter, files, timeout=left)
-        except StepFailed as error:
-            missing = [error.message]
-        if not missing:
-            return
-        if time.monotonic() >= deadline:
+        now = health.once(place, adapter, timeout=patience.allowing(_LEAST))
+        problems = [*now.ailments] or expected.lacking(adapter, now)
+        if not problems:
+            return now
+        if not now.ailments:
+            settling = settling or Patience(_SETTLING)
+        if patience.is_over or (settling is not None and settling.is_over):
             raise NotReloaded(
-                f"the runtime did not take the change up: {'; '.join(missing)}",
-                hint="look at the runtime's own log; `nvidia-toolkit revert` gives the files back",
+                f"{subject}: {'; '.join(problems)}",
+                hint="look at the runtime's own log",
             )
-        time.sleep(_PAUSE)
-
-
-def has_cri(place: Scene, adapter: Adapter) -> bool:
-    """Tell whether the runtime answers over CRI now."""
-    try:
-        return adapter.speaks_cri and bool(cri.status(place.socket, timeout=_SOON))
-    except StepFailed:
-        return False
-
-
-def _unconfirmed_over_cri(
-    place: Scene, adapter: Adapter, files: Mapping[str, bytes | None], *, timeout: float
-) -> list[str]:
-    """Return what is wrong with the runtime as it says over CRI: kubelet asks nothing else."""
-    status = cri.status(place.socket, timeout=timeout)
-    if not status.runtime_ready:
-        return [f"the runtime is not ready: {'; '.join(status.reasons)}"]
-    if status.handlers is None:
-        return []
-    wanted = adapter.defined(place.desired, files)
-    known = set(status.handlers)
-    problems = [f"the runtime does not know the handler {handler}" for handler in sorted(wanted - known)]
-    return problems + [
-        f"the runtime still knows the handler {handler}"
-        for handler in sorted((place.desired.names & known) - wanted)
-    ]
-
-
-def using(place: Scene, adapter: Adapter, seen: Observation, *, timeout: float) -> tuple[str, ...]:
-    """Return the names of containers that run through our handlers, as the runtime itself says.
-
-    `timeout` is in seconds. Raises StepFailed where it cannot be asked.
-    """
-    found = list(_noted(place, adapter, seen))
-    if adapter.speaks_cri:
-        pods, asking = _pods(place, adapter, timeout=timeout)
-        found = [pods.get(name, name[:_SHORT]) for name in found] + asking
-    answers: dict[str, str] = {}
-    while True:
-        usage = adapter.usage(place.desired, answers)
-        if not usage.requests:
-            return tuple(dict.fromkeys([*found, *usage.using]))
-        for request in usage.requests:
-            answers[request.path] = get(place.socket, request.path, timeout=timeout, gone="null")
-
-
-def _pods(place: Scene, adapter: Adapter, *, timeout: float) -> tuple[dict[str, str], list[str]]:
-    """Return the pod of every sandbox and container by ID, and the pods that asked for a handler of ours."""
-    deadline = time.monotonic() + timeout
-    while True:
-        left = max(1.0, deadline - time.monotonic())
-        try:
-            pods = cri.sandboxes(place.socket, timeout=left)
-            containers = cri.containers(place.socket, timeout=left)
-            handlers = {pod.id: _handler(place, adapter, pod, timeout=left) for pod in pods}
-        except cri.CriFailed as error:
-            if error.code == "UNIMPLEMENTED":
-                return {}, []  # CRI is off in this runtime: it has no pods
-            if time.monotonic() >= deadline:
-                raise
-            time.sleep(_PAUSE)  # just started, and not ready yet
-        else:
-            names = {pod.id: f"{pod.namespace}/{pod.name}" for pod in pods}
-            names |= {c.id: names[c.sandbox] for c in containers if c.sandbox in names}
-            return names, [names[pod.id] for pod in pods if handlers[pod.id] in place.desired.names]
-
-
-def _handler(place: Scene, adapter: Adapter, pod: cri.Sandbox, *, timeout: float) -> str:
-    if pod.handler:
-        return pod.handler
-    try:
-        return adapter.handler_in(cri.sandbox_info(place.socket, pod.id, timeout=timeout))
-    except cri.CriFailed as error:
-        if error.code == "NOT_FOUND":
-            return ""  # it has gone since it was listed
-        raise
-
-
-def _noted(place: Scene, adapter: Adapter, seen: Observation) -> Iterator[str]:
-    """Yield the containers whose shim noted a binary of ours, whatever handler they were started by."""
-    binaries = {handler.binary for handler in place.desired.handlers}
-    for pattern in adapter.task_files(place.desired, seen):
-        for path in place.host.glob(pattern):
-            with contextlib.suppress(OSError):
-                if place.host.local(path).read_text(encoding="utf-8").strip() in binaries:
-                    yield Path(path).parent.name
-
-
-def get(path: Path, target: str, *, timeout: float, gone: str | None = None) -> str:
-    """GET a target over HTTP on a Unix socket; `timeout` is in seconds.
-
-    `gone` is returned for what is not there any more. Raises StepFailed.
-    """
-    client = _Client(path, timeout)
-    try:
-        client.request("GET", target, headers={"Host": "localhost"})
-        answer = client.getresponse()
-        body = answer.read(_LARGEST).decode(errors="replace")
-    except (OSError, http.client.HTTPException) as error:
-        raise StepFailed(f"{path} does not answer GET {target}: {error}") from error
-    finally:
-        client.close()
-    if answer.status == http.client.NOT_FOUND and gone is not None:
-        return gone
-    if answer.status != http.client.OK:
-        raise StepFailed(f"{path} answers GET {target} with {answer.status} {answer.reason}")
-    return body
-
-
-class _Client(http.client.HTTPConnection):
-    """HTTP on a Unix socket."""
-
-    def __init__(self, path: Path, timeout: float) -> None:
-        super().__init__("localhost", timeout=timeout)
-        self._path = path
-        self._patience = timeout
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        unix.connect(self.sock, self._path, deadline=time.monotonic() + self._patience)
-        self.sock.settimeout(self._patience)
+        patience.pause(_PAUSE)

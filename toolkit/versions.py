@@ -10,7 +10,6 @@ and kept, to be put back on revert.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import shutil
@@ -18,34 +17,78 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-import psutil
-
-from toolkit import files
+from toolkit import files, log, process
 from toolkit.artifacts import Entry, Version, is_same
 from toolkit.errors import StepFailed
+from toolkit.files import Dress
+from toolkit.host import Host
+from toolkit.log import LOGGER
 
 VERSIONS: Final = ".toolkit-versions"
 BEFORE: Final = ".toolkit-before"
+_NEXT: Final = ".toolkit-next"
 _RENAME_EXCHANGE: Final = 2
 _AT_FDCWD: Final = -100
+_ANSWERS: Final = "nvidia-ctk.real"
+_TRIAL: Final = 10.0
 
 
-def install(version: Version, install_dir: Path) -> None:
-    """Write a version and switch to it.
+def install(version: Version, install_dir: Path, host: Host, *, like: str = "") -> None:
+    """Write a version, see that it is whole and runs, and switch to it.
 
-    Raises StepFailed; then the version that was there is there still.
+    `like` is a program of the node whose SELinux label new files get. Raises
+    StepFailed; then the version that was there is there still.
     """
     target = install_dir / VERSIONS / version.digest
     files.make_directory(install_dir)
     files.make_directory(target.parent)
     _sweep(target.parent)
     try:
-        if not all(is_same(target / entry.name, entry) for entry in version.entries):
-            _write(version, target, previous=install_dir / "toolkit")
+        if not _is_whole(version, target):
+            found = host.executable(like) if like else None
+            _write(
+                version,
+                target,
+                previous=install_dir / "toolkit",
+                label=files.label(host.below(found)) if found else None,
+            )
+            if not _is_whole(version, target):
+                raise StepFailed(f"{target} does not hold what was written: is its disk well?")
+        _run(target, host)
         _switch(install_dir, version.digest)
     except OSError as error:
         raise StepFailed(f"{target} cannot be written: {error.strerror}") from error
-    _forget_others(install_dir, version.digest)
+
+
+def go_back(install_dir: Path, digest: str | None, failed: str | None, replaced: Path | None) -> None:
+    """Switch from a version that `failed` to the one before, and remove it.
+
+    `digest` is the one before; None where there was none of ours. Raises StepFailed.
+    """
+    if digest is None:
+        remove(install_dir, replaced)
+        return
+    link = install_dir / "toolkit"
+    is_ours = link.is_symlink() and not _is_foreign(link)
+    # Where the way led to the version from before, a killed run may have left the link at another one.
+    if failed in {None, digest} and not (is_ours and os.readlink(link) != f"{VERSIONS}/{digest}"):
+        return
+    before = install_dir / VERSIONS / digest
+    if not before.is_dir():
+        raise StepFailed(f"{before}, the version from before, is gone")
+    try:
+        _switch(install_dir, digest)
+    except OSError as error:
+        raise StepFailed(f"{link} cannot be switched: {error.strerror}") from error
+    _sweep(install_dir / VERSIONS)
+    if failed is not None and failed != digest:
+        shutil.rmtree(install_dir / VERSIONS / failed, ignore_errors=True)
+
+
+def room_needed(version: Version, install_dir: Path) -> int:
+    """Return how many bytes a version takes beside those that are there (links cost nothing)."""
+    missing = [e for e in version.entries if not is_same(install_dir / "toolkit" / e.name, e)]
+    return sum(e.content.stat().st_size if isinstance(e.content, Path) else len(e.content) for e in missing)
 
 
 def in_the_way(install_dir: Path) -> str | None:
@@ -77,21 +120,57 @@ def remove(install_dir: Path, replaced: Path | None) -> None:
             files.sync(install_dir)
         if replaced is not None and replaced.is_symlink() and not _is_foreign(replaced):
             os.unlink(replaced)  # ours, left by a kill right after the exchange
-        shutil.rmtree(install_dir / VERSIONS, ignore_errors=True)
+        if (install_dir / _NEXT).is_symlink():
+            os.unlink(install_dir / _NEXT)  # left by a kill right before a switch
+        if (install_dir / VERSIONS).is_dir():
+            shutil.rmtree(install_dir / VERSIONS)
     except OSError as error:
-        raise StepFailed(f"{link} cannot be removed: {error.strerror}") from error
+        raise StepFailed(f"{link} cannot be removed: {error.strerror}", hint="run revert again") from error
 
 
-def _write(version: Version, target: Path, *, previous: Path) -> None:
+def _is_whole(version: Version, target: Path) -> bool:
+    return all(is_same(target / entry.name, entry) for entry in version.entries)
+
+
+def _run(target: Path, host: Host) -> None:
+    """See that the version runs on this node: one of its programs is asked for its own version.
+
+    It is run where the node runs it, with the node's loader and libraries.
+    Raises StepFailed.
+    """
+    node_path = f"{host.node(target)}/{_ANSWERS}"
+    if not host.is_here and not host.below(node_path).exists():
+        LOGGER.debug("%s is not seen below %s, so it is not tried", node_path, host.root)
+        return
+    if not host.is_here and os.geteuid() != 0:
+        return
+    result = process.run([node_path, "--version"], root=host.root, timeout=_TRIAL)
+    if not result.ok:
+        raise StepFailed(
+            f"the new `{_ANSWERS} --version` does not run on this node (exit {result.code}): {result.err}",
+            hint="is the toolkit for this node's architecture and C library?",
+        )
+
+
+def _write(version: Version, target: Path, *, previous: Path, label: bytes | None) -> None:
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     directories = [partial]
     files.make_directory(partial)
-    for entry in version.entries:
-        place = partial / entry.name
-        directories += files.missing_directories(place.parent)
-        files.make_directory(place.parent)
-        _write_entry(entry, place, previous / entry.name)
+    with contextlib.ExitStack() as kept_open:
+        written = []
+        for number, entry in enumerate(version.entries):
+            log.beat(f", {number} of {len(version.entries)} files")
+            place = partial / entry.name
+            directories += files.missing_directories(place.parent)
+            files.make_directory(place.parent)
+            fd = _write_entry(entry, place, previous / entry.name, label)
+            if fd is not None:
+                kept_open.callback(os.close, fd)
+                written.append(fd)
+        # Only now: the disk has written the first ones while the others were copied.
+        for fd in written:
+            os.fsync(fd)
     for directory in reversed(directories):
         files.sync(directory)
     if target.is_dir():  # damaged: nothing runs from it that the link names unless it is the current one
@@ -104,10 +183,11 @@ def _write(version: Version, target: Path, *, previous: Path) -> None:
     files.sync(target.parent)
 
 
-def _write_entry(entry: Entry, place: Path, previous: Path) -> None:
+def _write_entry(entry: Entry, place: Path, previous: Path, label: bytes | None) -> int | None:
+    """Write an entry; return the descriptor of what has to be synced still, None where nothing has."""
     if isinstance(entry.content, str):
         os.symlink(entry.content, place)
-        return
+        return None
     if is_same(previous, entry):
         try:
             os.link(os.path.realpath(previous), place)  # the same file is not written twice
@@ -115,16 +195,21 @@ def _write_entry(entry: Entry, place: Path, previous: Path) -> None:
             if error.errno not in (errno.EXDEV, errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP):
                 raise
         else:
-            return
+            return None
     fd = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with open(fd, "wb", closefd=True) as stream:
+    try:
         if isinstance(entry.content, bytes):
-            stream.write(entry.content)
+            with open(fd, "wb", closefd=False) as stream:
+                stream.write(entry.content)
         else:
             _copy(entry.content, fd)
-        stream.flush()
-        files.dress(fd, mode=entry.mode, owner=None, selinux=files.label(previous))
-        os.fsync(fd)
+        files.put_on(fd, Dress(mode=entry.mode, selinux=files.label(previous) or label))
+        with contextlib.suppress(OSError):  # it begins to write, and does not wait
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 def _copy(source: Path, fd: int) -> None:
@@ -153,15 +238,20 @@ def _switch(install_dir: Path, digest: str) -> None:
     foreign = _is_foreign(link)
     kept = install_dir / BEFORE
     # A link of ours at the keeping place was left by a kill; only a foreign thing is kept.
-    spare = install_dir / ".toolkit-next" if not foreign or _is_foreign(kept) else kept
+    spare = install_dir / _NEXT if not foreign or _is_foreign(kept) else kept
     _clear(spare)
     os.symlink(target, spare)
-    if foreign:
-        _exchange(spare, link)
-        if spare != kept:  # the oldest one is kept already; this one came after us
-            _clear(spare)
-    else:
-        os.rename(spare, link)
+    try:
+        if foreign:
+            _exchange(spare, link)
+        else:
+            os.rename(spare, link)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(spare)
+        raise
+    if foreign and spare != kept:  # the oldest one is kept already; this one came after us
+        _clear(spare)
     files.sync(install_dir)
 
 
@@ -175,6 +265,8 @@ def _clear(path: Path) -> None:
 
 def _exchange(one: Path, other: Path) -> None:
     """Swap two names in one step (renameat2 with RENAME_EXCHANGE, Linux 3.15)."""
+    import ctypes  # noqa: PLC0415  # only where another installer was here before
+
     libc = ctypes.CDLL(None, use_errno=True)
     done = libc.renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)
     if done != 0:
@@ -189,11 +281,19 @@ def _sweep(versions: Path) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _forget_others(install_dir: Path, digest: str) -> None:
-    """Remove versions that nothing runs from, but for the newest: a wrapper may be under way in it."""
-    versions = install_dir / VERSIONS
+def tidy(install_dir: Path, digest: str, before: str | None = None) -> None:
+    """Remove versions that nothing runs from, but for the one `before`: a wrapper may be under way in it.
+
+    Where that is not known, or the same, it is the newest. What cannot be removed stays.
+    """
+    with contextlib.suppress(OSError):
+        _tidy(install_dir / VERSIONS, digest, before)
+
+
+def _tidy(versions: Path, digest: str, before: str | None) -> None:
+    _sweep(versions)
     others = [v for v in versions.iterdir() if v.name != digest and v.is_dir()]
-    others.sort(key=lambda version: version.stat().st_mtime_ns, reverse=True)
+    others.sort(key=lambda version: (version.name == before, version.stat().st_mtime_ns), reverse=True)
     for version in others[1:]:
         if not _runs_from(version):
             shutil.rmtree(version, ignore_errors=True)
@@ -201,6 +301,8 @@ def _forget_others(install_dir: Path, digest: str) -> None:
 
 def _runs_from(version: Path) -> bool:
     inodes = {(s.st_dev, s.st_ino) for s in _stats(version.rglob("*"))}
+    import psutil  # noqa: PLC0415  # only where a version goes
+
     running = _stats(Path(f"/proc/{pid}/exe") for pid in psutil.pids())
     return any((s.st_dev, s.st_ino) in inodes for s in running)
 

@@ -7,7 +7,7 @@ nothing: the driver's presence is a built-in test, and the end is an `exec`.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from runtimes import edits, tomldoc
@@ -47,18 +47,67 @@ DEFAULTS: Final[Mapping[Key, Any]] = {
 }
 
 
-def render(program: str, toolkit: str, *, low_level: str | None) -> bytes:
+# Only on the way without a driver, and only with --require-driver. Nothing is forked here either: a shell is
+# all that there has to be. containerd reads the reason in the low-level runtime's log, conmon on stderr.
+# A sandbox, and a container that asks for no GPU, has no such variable, or has void or nothing in it.
+_REFUSAL: Final = """\
+	wish= bundle=. log= last=
+	for word; do
+		case $last in
+			--bundle | -b) bundle=$word ;;
+			--log) log=$word ;;
+		esac
+		case $word in
+			--bundle=* | -b=*) bundle=${word#*=} ;;
+			--log=*) log=${word#*=} ;;
+			create | run) wish=$word ;;
+		esac
+		last=$word
+	done
+	if [ -n "$wish" ] && [ -r "$bundle/config.json" ]; then
+		asks=
+		while IFS= read -r line || [ -n "$line" ]; do
+			case $line in
+				*'"NVIDIA_VISIBLE_DEVICES=void"'* | *'"NVIDIA_VISIBLE_DEVICES=none"'*) ;;
+				*'"NVIDIA_VISIBLE_DEVICES="'*) ;;
+				*'"NVIDIA_VISIBLE_DEVICES='*) asks=1 ;;
+			esac
+			case $line in
+				*'"/var/run/nvidia-container-devices/'*@PATTERNS@) asks=1 ;;
+			esac
+		done < "$bundle/config.json"
+		if [ -n "$asks" ]; then
+			why='this container asks for GPUs, and the NVIDIA driver is not loaded on this node'
+			why="$why (refused, as asked with --require-driver)"
+			[ -z "$log" ] || printf '{"level":"error","msg":"%s"}\\n' "$why" >> "$log"
+			printf '%s\\n' "$why" >&2
+			exit 1
+		fi
+	fi
+"""
+
+
+def render(
+    program: str,
+    toolkit: str,
+    *,
+    low_level: str | None,
+    refuses: bool = False,
+    prefixes: Sequence[str] = (),
+) -> bytes:
     """Return the wrapper of a program, whose real binary is `PROGRAM.real` beside it.
 
     `toolkit` is its directory as the node names it. `low_level` is what runs in
     its place while the driver is not loaded (None: nothing does): the node's own
-    low-level runtime, as its configuration names it.
+    low-level runtime, as its configuration names it. With `refuses` that is only
+    for containers that ask for no GPU, be it by an annotation with one of `prefixes`.
     """
     lines = ["#!/bin/sh"]
     if low_level is not None:
         # Not a word about it: what is said here on `create` ends up in the container's own output.
         lines += [
             "if [ ! -e /sys/module/nvidia ]; then",
+            *([_refusal(prefixes)] if refuses else []),
             f'\texec {shlex.quote(low_level)} "$@"',
             "fi",
         ]
@@ -73,6 +122,21 @@ def render(program: str, toolkit: str, *, low_level: str | None) -> bytes:
     lines.append("export PATH")
     lines.append(f'exec {shlex.quote(f"{toolkit}/{program}.real")} "$@"')
     return "\n".join([*lines, ""]).encode()
+
+
+def _refusal(prefixes: Sequence[str]) -> str:
+    quoted = (shlex.quote(f'"{prefix}') for prefix in prefixes)
+    patterns = "".join(f" | *{each}*" for each in quoted)
+    return _REFUSAL.rstrip("\n").replace("@PATTERNS@", patterns)
+
+
+def enabled_features(present: bytes | None, path: str) -> tuple[str, ...]:
+    """Return the features that a config.toml switches on. Raises NodeNotUnderstood where it is not valid."""
+    try:
+        features = tomldoc.tree(present or b"", path).get("features")
+    except NotUnderstood as error:
+        raise NodeNotUnderstood(str(error), hint=error.hint) from error
+    return tuple(name for name, on in features.items() if on is True) if isinstance(features, dict) else ()
 
 
 def configuration(present: bytes | None, path: str, asked: Mapping[Key, Any]) -> bytes:

@@ -18,6 +18,7 @@ from runtimes.containerd.binary import questions
 from runtimes.containerd.facts import told
 from runtimes.containerd.imports import load
 from runtimes.containerd.judge import removal_verdict, trial, verdict
+from runtimes.containerd.running import effective, programs, running
 from runtimes.containerd.schema import CRI, import_glob, matches
 from runtimes.containerd.wishes import wants
 from runtimes.edits import value
@@ -29,6 +30,7 @@ __all__ = [
     "confirmation",
     "defined",
     "directory_flags",
+    "effective",
     "executables",
     "form",
     "handler_in",
@@ -36,8 +38,10 @@ __all__ = [
     "matches",
     "name",
     "on_hangup",
+    "programs",
     "questions",
     "removal_verdict",
+    "running",
     "speaks_cri",
     "speaks_first",
     "stone",
@@ -64,11 +68,13 @@ banner: Final = BANNER
 def look(desired: Desired, seen: Observation) -> Look:
     """Follow the imports from the root config on, as containerd does."""
     _, missing = load(desired, seen)
-    drop_in = (desired.drop_in,) if desired.drop_in else ()
-    globs = (import_glob(desired.drop_in),) if desired.drop_in else ()
+    reach = desired.reach
+    drop_ins = [path for path in (desired.drop_in, *reach.drop_ins) if path]
+    others = [path for path in (reach.rendered, reach.merges_into) if path]
+    globs = [import_glob(path) for path in drop_ins]
     return Look(
-        files=tuple(p for p in (*missing.files, *drop_in) if p not in seen.files),
-        globs=tuple(g for g in (*missing.globs, *globs) if g not in seen.globs),
+        files=tuple(p for p in dict.fromkeys((*missing.files, *drop_ins, *others)) if p not in seen.files),
+        globs=tuple(g for g in dict.fromkeys((*missing.globs, *globs)) if g not in seen.globs),
     )
 
 
@@ -78,8 +84,12 @@ def unconfirmed(desired: Desired, files: Mapping[str, bytes | None], body: str) 
 
 
 def defined(desired: Desired, files: Mapping[str, bytes | None]) -> frozenset[str]:
-    """Return which of our handlers some files define."""
-    trees = [tomldoc.tree(data, path) for path, data in files.items() if data is not None]
+    """Return which of our handlers some files define; what a distribution generates does not count."""
+    trees = [
+        tomldoc.tree(data, path)
+        for path, data in files.items()
+        if data is not None and path not in desired.generated
+    ]
     return frozenset(
         handler
         for handler in desired.names

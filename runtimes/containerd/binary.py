@@ -8,8 +8,9 @@ from runtimes import tomldoc
 from runtimes.containerd.facts import Facts, told
 from runtimes.containerd.imports import File, load
 from runtimes.containerd.schema import CRI, table_or_empty
+from runtimes.containerd.templates import filled, variables
 from runtimes.edits import value
-from runtimes.model import Desired, Observation, Question, token
+from runtimes.model import EMPTY, Desired, Observation, Question, token
 
 
 def questions(desired: Desired, seen: Observation) -> tuple[Question, ...]:
@@ -24,7 +25,7 @@ def questions(desired: Desired, seen: Observation) -> tuple[Question, ...]:
         wanted.append(_merge_probe(facts.newest or 2))
     files, _ = load(desired, seen)
     if "effective" not in seen.answers:
-        wanted.append(dump("effective", files, facts))
+        wanted.append(dump("effective", files, facts, variables(desired, seen)))
     is_first = bool(files) and files[0].version == 1 and not files[0].is_empty
     if is_first and (facts.newest or 2) > 2 and "first schema" not in seen.answers:
         wanted.append(_first_schema_probe())
@@ -49,8 +50,11 @@ def _first_schema_probe() -> Question:
     return Question(name="first schema", argv=argv, files=(text.encode(),))
 
 
-def dump(question: str, files: Sequence[File], facts: Facts) -> Question:
-    """Stage a configuration with its imports and have the binary load it."""
+def dump(question: str, files: Sequence[File], facts: Facts, values: Mapping[str, str] = EMPTY) -> Question:
+    """Stage a configuration with its imports and have the binary load it.
+
+    `values` are what the variables of a template stand for.
+    """
     staged = {file.path: index for index, file in enumerate(files)}
     argv = ("--config", token(0), "config", "dump")
     if not files:
@@ -65,7 +69,7 @@ def dump(question: str, files: Sequence[File], facts: Facts) -> Question:
             document = tomldoc.put(document, ("imports",), names)
             if file.is_empty:
                 document = tomldoc.put(document, ("version",), min(facts.newest or 2, 4))
-        data.append(document.encode())
+        data.append(filled(document.encode(), values))
     return Question(name=question, argv=argv, files=tuple(data), names=tuple(staged))
 
 

@@ -31,7 +31,7 @@ def told(seen: Observation) -> Facts:
     newest = (default or EMPTY).get("version")
     first = _answer_tree(seen, "first schema")
     return Facts(
-        newest=newest if isinstance(newest, int) else None,
+        newest=newest if type(newest) is int and newest > 0 else None,
         merges=merges,
         effective=_answer_tree(seen, "effective"),
         reads_first_schema=None if first is None else "/probe" in str(first),

@@ -18,10 +18,19 @@ from runtimes.model import ABSENT, EMPTY, Desired, Handler, Observation, Tree
 class View:
     """The handlers as the files say, the default one, and what ours inherit."""
 
-    def __init__(self, files: Sequence[File], facts: Facts, seen: Observation, desired: Desired) -> None:
+    def __init__(
+        self,
+        files: Sequence[File],
+        facts: Facts,
+        seen: Observation,
+        desired: Desired,
+        values: Mapping[str, str] = EMPTY,
+    ) -> None:
+        """Read the handlers; `values` are what the variables of a template stand for."""
         self.notes: list[str] = []
         self.facts = facts
         self._desired = desired
+        self._values = values
         self.handlers: dict[str, Any] = {}
         self.paths = frozenset(file.path for file in files)
         default: Any = ABSENT
@@ -40,6 +49,10 @@ class View:
             if not isinstance(table, Mapping):
                 raise NotUnderstood(desired.config, f"its handler {handler} is not a table")
             table_at(table, "options", desired.config)
+            if not isinstance(table.get("container_annotations", []), list):
+                raise NotUnderstood(
+                    desired.config, f"its handler {handler} has `container_annotations` that are not an array"
+                )
         self.default = self._default(default, seen)
 
     def _default(self, default: Any, seen: Observation) -> str:
@@ -47,9 +60,16 @@ class View:
             edit.old for owned in seen.owned for edit in owned.edits if edit.key[-1] == "default_runtime_name"
         ]
         for candidate in (default, *remembered):
-            if isinstance(candidate, str) and candidate and not self._is_ours(candidate):
-                return candidate
+            name = self._filled(candidate) if isinstance(candidate, str) else ""
+            if name and not self._is_ours(name):
+                return name
         return "runc"
+
+    def _filled(self, text: str) -> str:
+        """Return a text of a template as the daemon reads it."""
+        for name, item in self._values.items():
+            text = text.replace(f"${{{name}}}", item)
+        return text
 
     def _is_ours(self, handler: str) -> bool:
         """Tell whether a handler does not count as a source: ours, and any that another installer made."""
@@ -62,7 +82,7 @@ class View:
             if table is None or self._is_ours(candidate):
                 continue
             kind = table.get("runtime_type") or self._desired.runtime_type
-            if str(kind).startswith(RUNC_TYPES):
+            if self._filled(str(kind)).startswith(RUNC_TYPES):
                 return candidate
         return None
 
@@ -79,7 +99,7 @@ class View:
         if self._desired.annotations:
             known = list(table.get("container_annotations", ()))
             table["container_annotations"] = known + [a for a in self._desired.annotations if a not in known]
-        return {"runtime_type": kind, **table, "options": options}
+        return overridden({"runtime_type": kind, **table, "options": options}, self._desired.override)
 
     def base_for(self, handler: Handler, base: Tree, *, path: str, made: bool) -> Tree:
         """Return what a handler inherits: no zero value where somebody gave the same handler a real one.
@@ -97,14 +117,26 @@ class View:
             table = self.handlers.get(handler, EMPTY)
             if self._is_ours(handler):
                 continue
-            if not str(table.get("runtime_type") or RUNC_TYPES[0]).startswith(RUNC_TYPES):
+            if not self._filled(str(table.get("runtime_type") or RUNC_TYPES[0])).startswith(RUNC_TYPES):
                 continue
             options = table.get("options")
             named = [v for k, v in (options or EMPTY).items() if k.lower() in ("binaryname", "runtime")]
-            binary = next((str(v) for v in named if v), "runc")
-            if not PurePosixPath(binary).name.startswith("nvidia-container-runtime"):
+            binary = self._filled(next((str(v) for v in named if v), "runc"))
+            # A wrapper cannot run what no path can be.
+            if "\0" not in binary and not PurePosixPath(binary).name.startswith("nvidia-container-runtime"):
                 found.append(binary)
         return tuple(dict.fromkeys(found))
+
+
+def overridden(table: Tree, override: Tree) -> dict[str, Any]:
+    """Return a handler with other keys over its own; containerd reads them whatever their case."""
+    result = dict(table)
+    for key, item in override.items():
+        former = next((k for k in result if k.lower() == key.lower()), key)
+        below = result.pop(former, None)
+        both = isinstance(item, Mapping) and isinstance(below, Mapping)
+        result[former if both else key] = overridden(below, item) if both else item
+    return result
 
 
 def built_in_runc(facts: Facts, desired: Desired) -> Tree:

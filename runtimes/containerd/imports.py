@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Final
 
 from runtimes import tomldoc
 from runtimes.containerd.schema import CRI, table_at, version_of
 from runtimes.errors import NotUnderstood
 from runtimes.model import Desired, Look, Observation, Tree
+
+_GO_TEMPLATE: Final = ".tmpl"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,11 +51,9 @@ def load(desired: Desired, seen: Observation) -> tuple[list[File], Look]:
         data = seen.data(path)
         if data is None:
             continue
-        tree = tomldoc.tree(data, path)
-        for cri in set(CRI.values()):
-            table_at(table_at(tree, "plugins", path), cri, path)
+        file = read(path, data)
         imports = []
-        for pattern in patterns(tree, path):
+        for pattern in patterns(file.tree, path):
             if "*" not in pattern:
                 found: tuple[str, ...] = (pattern,)
             elif pattern in seen.globs:
@@ -62,16 +64,24 @@ def load(desired: Desired, seen: Observation) -> tuple[list[File], Look]:
             imports.append((pattern, found))
             queue += [p for p in found if p not in done]
             done.update(found)
-        files.append(
-            File(
-                path=path,
-                data=data,
-                tree=tree,
-                version=version_of(tree, path),
-                imports=tuple(imports),
-            )
-        )
+        files.append(replace(file, imports=tuple(imports)))
     return files, Look(files=tuple(unseen), globs=tuple(unglobbed))
+
+
+@lru_cache(maxsize=16)
+def read(path: str, data: bytes) -> File:
+    """Return a file without what it imports; a plan reads each several times. Raises NotUnderstood."""
+    if path.endswith(_GO_TEMPLATE):
+        raise NotUnderstood(
+            path,
+            "it is a Go template, which is not edited",
+            hint="leave --config away: what is made of the template is asked, and a drop-in or the"
+            " distribution's own handlers are used",
+        )
+    tree = tomldoc.tree(data, path)
+    for cri in set(CRI.values()):
+        table_at(table_at(tree, "plugins", path), cri, path)
+    return File(path=path, data=data, tree=tree, version=version_of(tree, path), imports=())
 
 
 def patterns(tree: Tree, path: str) -> Iterator[str]:
@@ -84,4 +94,6 @@ def patterns(tree: Tree, path: str) -> Iterator[str]:
     if not isinstance(imports, list) or not all(isinstance(item, str) for item in imports):
         raise NotUnderstood(path, "its `imports` is not an array of strings")
     for item in imports:
+        if "\0" in item:
+            raise NotUnderstood(path, f"its import {item!r} has a NUL, which no path has")
         yield posixpath.normpath(posixpath.join(posixpath.dirname(path), item))

@@ -8,7 +8,19 @@ from runtimes import edits, tomldoc
 from runtimes.containerd.binary import dump
 from runtimes.containerd.facts import parsed, told
 from runtimes.containerd.imports import load, patterns
-from runtimes.containerd.schema import BINARY, CRI, last_line, matches, section_of, solid, word
+from runtimes.containerd.reach import merged, settled
+from runtimes.containerd.schema import (
+    BINARY,
+    CRI,
+    OF_CRI,
+    is_cri_off,
+    last_line,
+    matches,
+    section_of,
+    solid,
+    word,
+)
+from runtimes.containerd.templates import variables
 from runtimes.edits import value
 from runtimes.errors import NotUnderstood
 from runtimes.model import EMPTY, Answer, Desired, Key, Observation, Question, Tree, fingerprint
@@ -18,6 +30,8 @@ def trial(desired: Desired, seen: Observation, after: Mapping[str, bytes | None]
     """Return the question that has the node's binary load the candidate files."""
     if seen.binary is None or told(seen).newest is None:
         return None
+    desired = settled(desired, seen)
+    after = {**after, **merged(desired, seen, after)}
     there = {p for p, data in {**seen.files, **after}.items() if data is not None}
     patterns = {*seen.globs, *_own_globs(desired, after)}
     globs = {
@@ -35,7 +49,7 @@ def trial(desired: Desired, seen: Observation, after: Mapping[str, bytes | None]
     files, missing = load(desired, candidate)
     if missing.files or missing.globs:
         raise NotUnderstood(desired.config, f"it would import {(missing.files + missing.globs)[0]}")
-    return dump("candidate", files, told(seen))
+    return dump("candidate", files, told(seen), variables(desired, seen))
 
 
 def _own_globs(desired: Desired, after: Mapping[str, bytes | None]) -> set[str]:
@@ -92,10 +106,23 @@ def _unasked(desired: Desired, seen: Observation, after: Tree) -> list[str]:
             allowed.append(("plugins", cri, "enable_cdi"))
         if desired.legacy:
             allowed.append((*containerd, "default_runtime"))
+    if desired.enable_cri and is_cri_off(before):
+        # With the plugin itself comes all that it has by default.
+        allowed += [("disabled_plugins",), *(("plugins", cri) for cri in OF_CRI)]
     return [
         f"{edits.spell(key)} would change from {word(old)} to {word(new)}"
         for key, old, new in edits.differences(solid(before), solid(after))
         if not any(key[: len(prefix)] == prefix for prefix in allowed)
+    ]
+
+
+def _not_overridden(desired: Desired, handler: str, table: Tree) -> list[str]:
+    """Say which keys that were to win over the inherited ones are not in effect, as one that nobody knows."""
+    found = {tuple(part.lower() for part in key): item for key, item in edits.leaves(solid(table))}
+    return [
+        f"the handler {handler} would have no {edits.spell(key)} = {word(item)} (--runtime-config-override)"
+        for key, item in edits.leaves(solid(desired.override))
+        if found.get(tuple(part.lower() for part in key)) != item
     ]
 
 
@@ -112,6 +139,7 @@ def _missing(desired: Desired, section: Tree) -> list[str]:
             problems.append(f"the handler {handler.name} would run {binaries}, not {handler.binary}")
         if not table.get("runtime_type"):
             problems.append(f"the handler {handler.name} would have no runtime_type")
+        problems += _not_overridden(desired, handler.name, table)
     default = value(section, ("containerd", "default_runtime_name"))
     if desired.default and not desired.legacy and default != desired.default:
         problems.append(f"the default handler would be {word(default)}, not {desired.default}")

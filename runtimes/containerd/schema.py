@@ -17,6 +17,8 @@ CRI: Final = {
     3: "io.containerd.cri.v1.runtime",
     4: "io.containerd.cri.v1.runtime",
 }
+OF_CRI: Final = frozenset({*CRI.values(), "io.containerd.cri.v1.images"})
+"""The ids of plugins without any of which CRI is not served."""
 BINARY: Final = "BinaryName"
 RUNC_TYPES: Final = ("io.containerd.runc.", "io.containerd.runtime.v1.")
 ZERO: Final[tuple[Any, ...]] = ("", 0, False, [], {})
@@ -37,7 +39,7 @@ def version_of(tree: Tree, path: str) -> int:
 
 def section_of(dump: Tree) -> Tree | None:
     """Return the CRI section of a dump, or None where it has none."""
-    plugins = dump.get("plugins", EMPTY)
+    plugins = table_or_empty(dump, ("plugins",))
     for cri in (CRI[3], CRI[2], CRI[1]):
         section = plugins.get(cri)
         if isinstance(section, Mapping) and "containerd" in section:
@@ -47,8 +49,9 @@ def section_of(dump: Tree) -> Tree | None:
 
 def is_cri_off(dump: Tree) -> bool:
     """Tell whether a dump is of a containerd whose CRI plugin is disabled."""
-    disabled = dump.get("disabled_plugins", ())
-    return section_of(dump) is None or any(cri in disabled for cri in CRI.values())
+    disabled = dump.get("disabled_plugins")
+    listed = disabled if isinstance(disabled, list) else []
+    return section_of(dump) is None or any(cri in listed for cri in OF_CRI)
 
 
 def table_at(holder: Tree, key: str, path: str) -> Tree:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -12,19 +12,21 @@ from runtimes.adapter import Wants
 from runtimes.containerd.binary import cri_id, has_section
 from runtimes.containerd.facts import Facts, told
 from runtimes.containerd.handlers import View, built_in_runc
-from runtimes.containerd.imports import File, load
+from runtimes.containerd.imports import File, load, patterns, read
+from runtimes.containerd.reach import is_merged_by_it, left_to_it, settled
 from runtimes.containerd.schema import (
     BINARY,
     CRI,
+    OF_CRI,
     import_glob,
     is_cri_off,
     last_line,
     matches,
     table_or_empty,
-    version_of,
 )
+from runtimes.containerd.templates import variables
 from runtimes.edits import Want, given_back, value
-from runtimes.errors import NotUnderstood
+from runtimes.errors import NotUnderstood, Unfit
 from runtimes.model import ABSENT, EMPTY, Desired, Edit, Key, Observation, Tree
 
 
@@ -51,21 +53,25 @@ class There:
 
 def wants(desired: Desired, seen: Observation) -> Wants:
     """Return our handlers and default, in a drop-in where the binary merges deeply, else in place."""
+    _refuse_unloadable(desired, seen)
+    desired = settled(desired, seen)
     files, _ = load(desired, seen)
     facts = told(seen)
-    _refuse_unloadable(desired, seen)
     _refuse_relative_globs(files, facts)
     root = next((file for file in files if file.path == desired.config), None)
     if root is None or root.is_empty:
         version = 1 if desired.legacy else min(facts.newest or 2, 4)
     else:
         version = root.version
-    in_drop_in = bool(desired.drop_in) and facts.merges is True and version > 1
+    in_drop_in = _is_in_drop_in(desired, files, facts, version)
     others = [file for file in files if not in_drop_in or file.path != desired.drop_in]
-    view = View(others, facts, seen, desired)
+    view = View(others, facts, seen, desired, variables(desired, seen))
     notes = list(view.notes)
     if in_drop_in:
         found = _in_drop_in(desired, seen, files, facts, version, view)
+    elif desired.reach.is_made_anew:
+        found = _without_drop_in(desired, root, files, facts, view)
+        notes = list(found.notes)
     else:
         found = _in_place(desired, seen, files, facts, version, view)
     if seen.binary is None:
@@ -75,15 +81,53 @@ def wants(desired: Desired, seen: Observation) -> Wants:
         )
     elif facts.newest is None:
         notes.append(f"{seen.binary} did not print its defaults, so it cannot judge the change")
-    if facts.effective is not None and is_cri_off(facts.effective):
-        notes.append("the CRI plugin of this containerd is disabled: Kubernetes cannot use the handlers")
-    return Wants(
-        wants=found.wants,
-        files=found.files,
+    enabling = list(_enabling(desired, files, facts))
+    if facts.effective is not None and is_cri_off(facts.effective) and not enabling:
+        notes.append(
+            "the CRI plugin of this containerd is disabled: Kubernetes cannot use the handlers"
+            " (--enable-cri enables it)"
+        )
+    return replace(
+        found,
+        wants=(*found.wants, *enabling),
+        files=tuple(dict.fromkeys((*found.files, *(want.path for want in enabling)))),
         notes=tuple(notes),
         low_level=view.low_level(),
-        fresh=found.fresh,
     )
+
+
+def _is_in_drop_in(desired: Desired, files: Sequence[File], facts: Facts, version: int) -> bool:
+    """Tell whether our keys go into a file of their own: where that is imported, and is merged deeply."""
+    merges = facts.merges is True or is_merged_by_it(desired, files)
+    imported = desired.reach.imports or desired.reach.is_made_anew
+    imported = imported or any(matches(p, desired.drop_in) for file in files for p, _ in file.imports)
+    return bool(desired.drop_in) and merges and version > 1 and imported
+
+
+def _without_drop_in(
+    desired: Desired, root: File | None, files: Sequence[File], facts: Facts, view: View
+) -> Wants:
+    """Return the wish where no file may be ours. Raises Unfit where it cannot come true so."""
+    if root is None:
+        raise Unfit(
+            f"{desired.config} is not there, which its distribution writes when it starts",
+            hint="start it first",
+        )
+    if not desired.reach.makes:
+        raise Unfit(
+            f"{desired.config} is written anew at each start of its distribution, and what it imports is not"
+            " merged with it by this containerd",
+            hint="update the distribution to one with containerd 2",
+        )
+    return left_to_it(desired, files, facts, view)
+
+
+def _enabling(desired: Desired, files: Sequence[File], facts: Facts) -> Iterator[Want]:
+    """Take CRI off the list of disabled plugins, in every file that has it there."""
+    for file in files if desired.enable_cri and not desired.reach.is_made_anew else ():
+        disabled = file.tree.get("disabled_plugins")
+        if isinstance(disabled, list) and (left := [p for p in disabled if p not in OF_CRI]) != disabled:
+            yield Want(path=file.path, key=("disabled_plugins",), new=left)
 
 
 def _refuse_unloadable(desired: Desired, seen: Observation) -> None:
@@ -147,28 +191,35 @@ def _in_drop_in(
     """Put our keys into a file of our own, in the root file's version, and see that it is imported."""
     path = desired.drop_in
     owned = seen.ownership(path)
-    there = next((f for f in files if f.path == path), None)
-    data = seen.data(path)
+    data, root_version = seen.data(path), version
     ours_alone = data is None or (owned is not None and owned.original is None)
-    if data is not None and not ours_alone:
-        tree = tomldoc.tree(data, path)
-        version = version_of(tree, path) if tree else version
+    tree = tomldoc.tree(data or b"", path)
+    own: File | None = None
+    if data is not None and not ours_alone and tree:
+        # It counts as what it says, whether the root imports it already or not.
+        own = read(path, data)
+        version = own.version
+        further = tuple(patterns(tree, path))
+        if further and all(file.path != path for file in files):
+            # Nobody imports it today, so nobody has looked at those.
+            raise NotUnderstood(path, f"it would import {further[0]}")
     root = next((f for f in files if f.path == desired.config), None)
-    own = there if there is not None and not ours_alone else None
     cri: Key = ("plugins", cri_id(own, facts) if own else _drop_in_cri(root, version, facts))
     source = view.source()
     base = view.handlers[source] if source else EMPTY
-    wanted: list[Want] = [Want(path=path, key=("version",), new=version, essential=("version",))]
+    wanted: list[Want] = []
+    if own is None:
+        wanted.append(Want(path=path, key=("version",), new=version, essential=("version",)))
     runtimes = (*cri, "containerd", "runtimes")
-    tree = tomldoc.tree(data or b"", path)
     there_ = There(version=version, tree=tree, edits=_edits(seen, path))
     wanted += _handler_wants(desired, path, runtimes, view, base, there_)
     wanted += _default_wants(desired, path, cri, view, base, there_)
     if desired.enable_cdi:
         wanted.append(Want(path=path, key=(*cri, "enable_cdi"), new=True))
-    wanted += _imports(desired, seen, files, facts, version)
+    if not desired.reach.is_made_anew:
+        wanted += _imports(desired, seen, files, facts, root_version)
     for file in files:
-        if file.path != path:
+        if file.path != path and file.path not in desired.generated:
             wanted += _spelling_variants(desired, file, facts)
     order = dict.fromkeys([path, *(w.path for w in wanted)])
     return Wants(wants=tuple(wanted), files=tuple(order), fresh=frozenset({path} if ours_alone else ()))

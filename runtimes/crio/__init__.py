@@ -14,7 +14,16 @@ from typing import Any, Final
 from runtimes import tomldoc
 from runtimes.adapter import BANNER, HangUp
 from runtimes.crio.files import drop_ins, handlers
-from runtimes.crio.judge import questions, removal_verdict, trial, unconfirmed, verdict
+from runtimes.crio.judge import (
+    effective,
+    programs,
+    questions,
+    removal_verdict,
+    running,
+    trial,
+    unconfirmed,
+    verdict,
+)
 from runtimes.crio.wishes import wants
 from runtimes.edits import value
 from runtimes.model import Desired, Look, Observation, Request, RuntimeName, Usage
@@ -25,14 +34,17 @@ __all__ = [
     "confirmation",
     "defined",
     "directory_flags",
+    "effective",
     "executables",
     "form",
     "handler_in",
     "look",
     "name",
     "on_hangup",
+    "programs",
     "questions",
     "removal_verdict",
+    "running",
     "speaks_cri",
     "speaks_first",
     "stone",

@@ -43,10 +43,10 @@ def handlers(desired: Desired, seen: Observation, *, without: str) -> dict[str, 
     for path, tree in _in_order(desired, seen.files):
         if path == without:
             continue
-        for handler, table in _table(tree, RUNTIMES, path).items():
-            if not isinstance(table, Mapping):
+        for handler, entry in table(tree, RUNTIMES, path).items():
+            if not isinstance(entry, Mapping):
                 raise NotUnderstood(path, f"its handler {handler} is not a table")
-            found[handler] = table
+            found[handler] = entry
     return found
 
 
@@ -55,19 +55,20 @@ def said_default(desired: Desired, seen: Observation, *, without: str) -> str:
     said = ""
     for path, tree in _in_order(desired, seen.files):
         if path != without:
-            said = str(_table(tree, RUNTIME, path).get("default_runtime", said))
+            said = str(table(tree, RUNTIME, path).get("default_runtime", said))
     return said
 
 
-def _table(tree: Tree, key: tuple[str, ...], path: str) -> Tree:
+def table(tree: Tree, key: tuple[str, ...], path: str) -> Tree:
+    """Return the table at a key, empty where it is absent. Raises NotUnderstood for what is no table."""
     for length in range(1, len(key) + 1):
         found = value(tree, key[:length])
         if found is ABSENT:
             return EMPTY
         if not isinstance(found, Mapping):
             raise NotUnderstood(path, f"its `{'.'.join(key[:length])}` is not a table")
-    table = value(tree, key)
-    return table if isinstance(table, Mapping) else EMPTY
+    found = value(tree, key)
+    return found if isinstance(found, Mapping) else EMPTY
 
 
 def is_ours(desired: Desired, handler: str) -> bool:

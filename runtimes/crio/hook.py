@@ -19,7 +19,9 @@ def hook_file(desired: Desired, seen: Observation) -> dict[str, bytes | None]:
     data = seen.data(desired.hook)
     if desired.hook_mode:
         return {desired.hook: _hook_text(desired)}
-    return {desired.hook: None} if data is not None and _is_our_hook(data) else {}
+    if data is None or not (_is_our_hook(data) or data == _hook_text(desired)):
+        return {}
+    return {desired.hook: None}
 
 
 def _hook_text(desired: Desired) -> bytes:
@@ -44,7 +46,7 @@ def _is_our_hook(data: bytes) -> bool:
     """
     try:
         path = json.loads(data)["hook"]["path"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return False
     program = PurePosixPath(path) if isinstance(path, str) else PurePosixPath()
     return program.name in _HOOKS and program.parent.name == "toolkit"

@@ -7,10 +7,22 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any, Final
 
-from runtimes import edits
-from runtimes.crio.files import DEFAULT, RUNTIMES, drop_ins, handlers, listed, said_default
+from runtimes import edits, tomldoc
+from runtimes.crio.files import DEFAULT, RUNTIME, RUNTIMES, drop_ins, handlers, listed, said_default, table
 from runtimes.edits import value
-from runtimes.model import Answer, Desired, Observation, Question, Tree, directory_token, token
+from runtimes.errors import NotUnderstood
+from runtimes.model import (
+    ABSENT,
+    EMPTY,
+    Answer,
+    Desired,
+    Effective,
+    Observation,
+    Question,
+    Tree,
+    directory_token,
+    token,
+)
 
 
 def questions(desired: Desired, seen: Observation) -> tuple[Question, ...]:
@@ -56,10 +68,10 @@ def removal_verdict(desired: Desired, seen: Observation, answer: Answer) -> list
 def unconfirmed(desired: Desired, files: Mapping[str, bytes | None], body: str) -> list[str]:
     """Return where the running daemon differs from the files in what is ours."""
     try:
-        runtime = tomllib.loads(body)["crio"]["runtime"]
-        known, default = set(runtime["runtimes"]), runtime["default_runtime"]
-    except (ValueError, KeyError, TypeError) as error:
-        return [f"CRI-O's answer cannot be read ({error!r})"]
+        now = running(None, body)
+    except ValueError as error:
+        return [str(error)]
+    known, default = now.handlers or frozenset(), now.default
     seen = Observation(files=files, globs={drop_ins(desired): listed(desired, files)})
     wanted = desired.names & handlers(desired, seen, without="").keys()
     problems = [f"CRI-O does not know the handler {handler}" for handler in sorted(wanted - known)]
@@ -68,6 +80,46 @@ def unconfirmed(desired: Desired, files: Mapping[str, bytes | None], body: str) 
     if said and default != said:
         problems.append(f"CRI-O's default handler is {default}, not {said}")
     return problems
+
+
+def effective(desired: Desired, seen: Observation) -> Effective:
+    """Return what CRI-O's binary makes of the files as they are."""
+    if not answered(seen, "effective") or not answered(seen, "default"):
+        return Effective()
+    return _effective(complete(seen, seen.answers["effective"].out))
+
+
+def programs(desired: Desired, seen: Observation) -> dict[str, tuple[str, ...]]:
+    """Return the programs that the handlers name; one without a path is searched by the handler's name."""
+    found: Mapping[str, Any] = handlers(desired, seen, without="")
+    if answered(seen, "effective") and answered(seen, "default"):
+        found = table(complete(seen, seen.answers["effective"].out), RUNTIMES, _ANSWER)
+    named = {name: entry.get("runtime_path") for name, entry in found.items() if isinstance(entry, Mapping)}
+    return {name: (path if isinstance(path, str) and path else name,) for name, path in named.items()}
+
+
+def running(config: Tree | None, body: str) -> Effective:
+    """Return what the daemon's `/config` says. Raises ValueError."""
+    try:
+        tree = tomllib.loads(body)
+        runtime = tree["crio"]["runtime"]
+        _ = frozenset(runtime["runtimes"]), runtime["default_runtime"]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"CRI-O's answer cannot be read ({error!r})") from error
+    return _effective(tree)
+
+
+def _effective(tree: Tree) -> Effective:
+    handlers, default = value(tree, RUNTIMES), value(tree, DEFAULT)
+    image = value(tree, ("crio", "image", "pause_image"))
+    names = frozenset(handlers if isinstance(handlers, Mapping) else EMPTY)
+    by_systemd = value(tree, ("crio", "runtime", "cgroup_manager")) in ("systemd", ABSENT)
+    return Effective(
+        handlers=names,
+        default=default if isinstance(default, str) else None,
+        sandbox_image=image if isinstance(image, str) else None,
+        by_systemd=names if by_systemd else frozenset(),
+    )
 
 
 def merged(question: str, desired: Desired, files: Mapping[str, bytes | None]) -> Question:
@@ -93,13 +145,17 @@ def answered(seen: Observation, question: str) -> bool:
 
 
 # Keys of [crio.runtime] that `crio config` prints behind the handlers: TOML takes them for the last one's.
+_ANSWER: Final = "CRI-O's answer"
 _STRAYS: Final = ("disable_hostport_mapping", "hostnetwork_disable_selinux", "timezone")
 
 
 def complete(seen: Observation, printed: str) -> dict[str, Any]:
-    """Return what `crio config` printed with the built-in values that it prints as comments."""
-    tree = _straight(tomllib.loads(printed))
-    defaults = _straight(tomllib.loads(seen.answers["default"].out))
+    """Return what `crio config` printed with the built-in values that it prints as comments.
+
+    Raises NotUnderstood for what CRI-O does not print.
+    """
+    tree = _straight(printed)
+    defaults = _straight(seen.answers["default"].out)
     handlers = value(tree, RUNTIMES)
     result = edits.overlaid(defaults, tree)
     if isinstance(handlers, Mapping) and handlers:
@@ -107,9 +163,12 @@ def complete(seen: Observation, printed: str) -> dict[str, Any]:
     return result
 
 
-def _straight(tree: dict[str, Any]) -> dict[str, Any]:
-    runtime = tree.get("crio", {}).get("runtime", {})
-    for handler in runtime.get("runtimes", {}).values():
+def _straight(printed: str) -> dict[str, Any]:
+    tree = tomldoc.tree(printed.encode(), _ANSWER)
+    runtime: Any = table(tree, RUNTIME, _ANSWER)
+    for name, handler in table(tree, RUNTIMES, _ANSWER).items():
+        if not isinstance(handler, dict):
+            raise NotUnderstood(_ANSWER, f"its handler {name} is not a table")
         for stray in _STRAYS:
             if stray in handler:
                 runtime.setdefault(stray, handler.pop(stray))

@@ -7,11 +7,11 @@ from pathlib import PurePosixPath
 
 from runtimes import tomldoc
 from runtimes.adapter import Wants
-from runtimes.crio.files import DEFAULT, RUNTIMES, handlers, is_ours, said_default
+from runtimes.crio.files import DEFAULT, RUNTIME, RUNTIMES, handlers, is_ours, said_default
 from runtimes.crio.hook import hook_file
 from runtimes.crio.judge import answered, complete, last_line
 from runtimes.edits import Want, given_back, value, without
-from runtimes.errors import NotUnderstood
+from runtimes.errors import NotUnderstood, Unfit
 from runtimes.model import ABSENT, EMPTY, Desired, Edit, Observation, Tree
 
 
@@ -25,6 +25,7 @@ def wants(desired: Desired, seen: Observation) -> Wants:
             f"{seen.binary} itself does not load its configuration: {last_line(answer.err)}",
             hint="CRI-O would not start with it; repair it first",
         )
+    _refuse_unread_hooks(desired, seen)
     path = desired.drop_in or desired.config
     model = _model(desired, seen, view)
     base = view.get(model, EMPTY) if model else EMPTY
@@ -54,6 +55,19 @@ def wants(desired: Desired, seen: Observation) -> Wants:
     )
 
 
+def _refuse_unread_hooks(desired: Desired, seen: Observation) -> None:
+    """Refuse a hook where CRI-O would not read it: OpenShift has its hooks below /run. Raises Unfit."""
+    if not desired.hook_mode or not answered(seen, "effective") or not answered(seen, "default"):
+        return
+    read = value(complete(seen, seen.answers["effective"].out), (*RUNTIME, "hooks_dir"))
+    directory = str(PurePosixPath(desired.hook).parent)
+    if isinstance(read, list) and read and directory not in read:
+        raise Unfit(
+            f"CRI-O reads no hooks in {directory}, only in {', '.join(map(str, read))}",
+            hint=f"use --hooks-dir={read[-1]}",
+        )
+
+
 def _model(desired: Desired, seen: Observation, view: dict[str, Tree]) -> str | None:
     """Return the name of the handler that ours inherit from; the built-in ones are added to the view."""
     built_in = value(complete(seen, ""), RUNTIMES) if answered(seen, "default") else EMPTY
@@ -77,7 +91,12 @@ def _low_level(desired: Desired, view: Mapping[str, Tree], model: str | None) ->
         if is_ours(desired, handler) or table.get("runtime_type", "oci") not in ("oci", ""):
             continue
         binary = str(table.get("runtime_path") or handler)
-        if not PurePosixPath(binary).name.startswith("nvidia-container-runtime"):
+        # A wrapper cannot run what no path can be.
+        if (
+            binary
+            and "\0" not in binary
+            and not PurePosixPath(binary).name.startswith("nvidia-container-runtime")
+        ):
             found.append(binary)
     return tuple(dict.fromkeys(found or ["runc"]))
 

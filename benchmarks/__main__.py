@@ -1,0 +1,56 @@
+"""Everything that a node feels, measured side by side with the peer in one run: `make bench`.
+
+It prints, and nothing fails on a slow machine. `--write` puts the table and the
+picture into docs/; `--table FILE` keeps the table for somebody else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+from benchmarks import booted, local, peer, picture, table
+from benchmarks.table import Row
+from tests import nodes
+
+_PAGE: Final = nodes.CHECKOUT / "docs/performance.md"
+_PICTURE: Final = nodes.CHECKOUT / "docs/performance.svg"
+
+
+def main() -> None:
+    """Measure, and print a table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--short", action="store_true", help="fewer repetitions")
+    parser.add_argument("--write", action="store_true", help="put the results into docs/")
+    parser.add_argument("--table", type=Path, help="write the table into a file")
+    given = parser.parse_args()
+    nodes.cache().mkdir(parents=True, exist_ok=True)
+    said = [table.machine(short=given.short)]
+    if reason := peer.why_not():
+        said.append(f"Nothing to compare with: {reason}.")
+    parts: list[Callable[..., Iterator[Row]]] = [booted.rows, local.rows]
+    if reason := booted.why_not():
+        said.append(f"Without booted nodes: {reason}.")
+        parts.remove(booted.rows)
+    rows: list[Row] = []
+    began = time.monotonic()
+    for part in parts:
+        for row in part(short=given.short):
+            rows.append(row)
+            sys.stderr.write(f"{time.monotonic() - began:5.0f} s  {row.line()}\n")
+    text = table.text(rows, said)
+    sys.stdout.write(text)
+    if given.table:
+        given.table.parent.mkdir(parents=True, exist_ok=True)
+        given.table.write_text(text, encoding="utf-8")
+    if given.write:
+        table.put(_PAGE, text)
+        _PICTURE.write_text(picture.svg(rows), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

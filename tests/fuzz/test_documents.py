@@ -1,0 +1,83 @@
+"""The document editors: whatever a file holds, it is edited in the wanted keys alone or refused in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hypothesis import given
+
+from runtimes import edits, jsondoc, tomldoc
+from runtimes.edits import Want
+from runtimes.errors import NotUnderstood
+from runtimes.model import Absent
+from tests.fuzz import laws
+from tests.fuzz.strategies import JSON, PATH, TOML, Work, budget, edited_json, edited_toml
+
+
+@budget(200)
+@given(TOML)
+def test_toml_is_read_or_refused(data: bytes) -> None:
+    with laws.bounded():
+        try:
+            document = tomldoc.parse(data, PATH)
+        except NotUnderstood:
+            return
+    assert document.encode() == data
+    assert laws.alike(tomldoc.tree(data, PATH), laws.read_toml(data))
+
+
+@budget(200)
+@given(JSON)
+def test_json_is_read_or_refused(data: bytes) -> None:
+    with laws.bounded():
+        try:
+            document = jsondoc.parse(data, PATH)
+        except NotUnderstood:
+            return
+    assert document.encode() == data
+    assert laws.alike(jsondoc.tree(data, PATH).keys(), laws.read_json(data).keys())
+
+
+@budget(300)
+@given(edited_toml())
+def test_toml_is_edited_in_the_wanted_keys_alone(work: Work) -> None:
+    data, wants = work
+    if _is_settable(laws.read_toml, data, wants):
+        laws.edit(tomldoc, laws.read_toml, data, wants)
+
+
+@budget(300)
+@given(edited_json())
+def test_json_is_edited_in_the_wanted_keys_alone(work: Work) -> None:
+    data, wants = work
+    if _is_settable(laws.read_json, data, wants):
+        laws.edit(jsondoc, laws.read_json, data, wants)
+
+
+@budget(150)
+@given(edited_toml())
+def test_a_wish_through_a_value_is_refused_in_toml(work: Work) -> None:
+    _anything_goes(tomldoc, *work)
+
+
+@budget(150)
+@given(edited_json())
+def test_a_wish_through_a_value_is_refused_in_json(work: Work) -> None:
+    _anything_goes(jsondoc, *work)
+
+
+def _anything_goes(form: edits.Format, data: bytes, wants: Sequence[Want]) -> None:
+    try:
+        edits.apply(form, PATH, data, wants)
+    except NotUnderstood:
+        return
+
+
+def _is_settable(read: laws.Read, data: bytes, wants: Sequence[Want]) -> bool:
+    """Tell whether no wish needs a table where a value is; a file that nobody can read is as good."""
+    try:
+        tree = read(data)
+    except (ValueError, RecursionError):
+        return True
+    parents = [want.key[:depth] for want in wants for depth in range(1, len(want.key))]
+    return all(isinstance(laws.held(tree, parent), dict | Absent) for parent in parents)

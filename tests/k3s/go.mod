@@ -1,0 +1,3 @@
+module k3s
+
+go 1.21

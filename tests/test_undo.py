@@ -1,0 +1,1364 @@
+"""A change that fails is taken back whole, with others' edits left in; or all that it needs is kept."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+import time
+import tomllib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from runtimes import containerd, docker
+from tests import workshop
+from tests.faults import stories
+from tests.workshop import Daemon, Node
+from toolkit import (
+    apply,
+    begin,
+    cri,
+    journal,
+    reload,
+    removal,
+    report,
+    transaction,
+    undo,
+    usage,
+    verify,
+    versions,
+)
+from toolkit.budget import Budget
+from toolkit.errors import (
+    Conflict,
+    NodeNotUnderstood,
+    NotReloaded,
+    NotRolledBack,
+    RolledBack,
+    StepFailed,
+    UsageProblem,
+)
+from toolkit.host import Host
+from toolkit.memory import Job
+from toolkit.options import RestartMode
+from toolkit.stop import Patience, Stop
+from toolkit.view import Task, view
+
+OURS: Final = ("nvidia", "nvidia-cdi", "nvidia-legacy")
+THEIRS: Final = b"\n# theirs\n"
+TAKEN_BACK: Final = "; everything was taken back, the node is as it was"
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nothing wait for the disk; that what is written is durable is the matter of tests/faults."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Node:
+    node = workshop.make_node(tmp_path / "node")
+    say(node)
+    return node
+
+
+@pytest.fixture
+def running(node: Node) -> Iterator[Daemon]:
+    with runtime(node) as daemon:
+        yield daemon
+
+
+@contextmanager
+def runtime(node: Node, **more: Any) -> Iterator[Daemon]:
+    """Run a containerd that dies of SIGHUP, is started again, and speaks CRI."""
+    home = node.root.parent / "d"
+    with workshop.daemon(node.socket, home=home, cri=str(home.with_name("cri.json")), **more) as daemon:
+        yield daemon
+
+
+def say(node: Node, sick_if: str | None = None, sick: dict[str, Any] | None = None) -> None:
+    """Say what the runtime is like; see tests/standin.py."""
+    told = node.root.parent / "cri.json"
+    new = told.with_suffix(".new")
+    content = {"config": str(node.config), "sick_if": sick_if, "sick": sick or {}}
+    new.write_text(json.dumps(content), encoding="utf-8")
+    new.rename(told)
+
+
+def tree(node: Node) -> dict[str, tuple[int, tuple[int, int], str]]:
+    """Return every file, link and directory: all but the record, whose numbers go on, and /run."""
+    found = workshop.snapshot(node.root, node.state)
+    return {
+        name: (seen.mode, seen.owner, seen.content)
+        for name, seen in found.items()
+        if name.partition("/")[0] != "run"
+    }
+
+
+def converge(node: Node, **options: str) -> None:
+    manner = {"restart_budget": "0", **options}
+    transaction.converge(node.settings(**manner), containerd)
+
+
+def revert(node: Node, **options: str) -> None:
+    removal.revert(node.settings(**options), containerd)
+
+
+def fails_after(monkeypatch: pytest.MonkeyPatch, then: Callable[[], object] = lambda: None) -> None:
+    """Let the runtime's first word be bad news; before it is told, something else happens."""
+    real: Callable[..., Any] = verify.confirmed
+    words: list[object] = []
+
+    def confirmed(*given: Any, **named: Any) -> Any:
+        words.append(given)
+        if len(words) == 1:
+            then()
+            raise NotReloaded("it broke")
+        return real(*given, **named)
+
+    monkeypatch.setattr(verify, "confirmed", confirmed)
+
+
+# --- a first install ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", [workshop.KUBEADM, b"", None], ids=["kubeadm", "empty", "absent"])
+def test_after_a_first_install_the_tree_is_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: bytes | None
+) -> None:
+    node = workshop.make_node(tmp_path / "node", config)
+    if config is not None:
+        node.config.chmod(0o604)
+        if os.geteuid() == 0:
+            os.chown(node.config, 12, 34)
+    say(node)
+    before = tree(node)
+    fails_after(monkeypatch, lambda: _is_installed(node))
+    with runtime(node) as running:
+        with pytest.raises(RolledBack) as caught:
+            converge(node)
+        assert str(caught.value) == f"it broke{TAKEN_BACK}"
+        assert caught.value.exit_code == 6
+        assert tree(node) == before
+        assert not (node.root / "usr").exists(), "the directories that we made go as well"
+        assert running.signals() == ["SIGHUP", "SIGHUP"]
+
+
+def _is_installed(node: Node) -> None:
+    assert (node.toolkit / "nvidia-container-runtime").exists()
+    assert b'default_runtime_name = "nvidia"' in node.config.read_bytes()
+    assert journal.load(node.install_dir).open is not None
+
+
+def test_directories_that_were_there_before_stay(
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.install_dir.mkdir(parents=True, mode=0o750)
+    node.drop_in.parent.mkdir()
+    before = tree(node)
+    fails_after(monkeypatch)
+    with pytest.raises(RolledBack):
+        converge(node)
+    assert tree(node) == before
+
+
+def test_what_somebody_put_into_a_directory_of_ours_meanwhile_stays(
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fails_after(monkeypatch, lambda: (node.install_dir / "mine").write_bytes(b"theirs"))
+    with pytest.raises(RolledBack):
+        converge(node)
+    assert [path.name for path in node.install_dir.iterdir()] == ["mine"]
+    assert node.config.read_bytes() == workshop.KUBEADM
+
+
+def test_the_directory_of_another_installer_stands_where_it_stood(
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.toolkit.mkdir(parents=True)
+    (node.toolkit / "nvidia-ctk").write_bytes(b"theirs")
+    before, inode = tree(node), node.toolkit.stat().st_ino
+    fails_after(monkeypatch)
+    with pytest.raises(RolledBack):
+        converge(node)
+    assert tree(node) == before
+    assert node.toolkit.stat().st_ino == inode
+
+
+def breaks(monkeypatch: pytest.MonkeyPatch, room: Any, step: str, *, after: Callable[[], object]) -> None:
+    """Let a step fail the first time: it is done, something else happens, and an error is raised."""
+    real: Callable[..., Any] = getattr(room, step)
+    calls: list[object] = []
+
+    def broken(*words: Any, **named: Any) -> Any:
+        calls.append(words)
+        done = real(*words, **named)
+        if len(calls) == 1:
+            after()
+            raise StepFailed("no room", hint="make some")
+        return done
+
+    monkeypatch.setattr(room, step, broken)
+
+
+@pytest.mark.parametrize(
+    ("room", "step"), [(versions, "install"), (apply, "changes")], ids=["files", "config"]
+)
+def test_a_runtime_that_was_not_told_is_not_told_of_the_way_back_either(
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch, room: Any, step: str
+) -> None:
+    before, pid = tree(node), running.pid
+    breaks(monkeypatch, room, step, after=lambda: None)
+    with pytest.raises(RolledBack) as caught:
+        converge(node)
+    assert (str(caught.value), caught.value.hint) == (f"no room{TAKEN_BACK}", "make some")
+    assert tree(node) == before
+    assert (running.signals(), running.pid) == ([], pid)
+
+
+def test_a_runtime_that_somebody_restarted_meanwhile_is_told_of_the_way_back(
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = tree(node)
+    breaks(monkeypatch, apply, "changes", after=lambda: start_anew(running))
+    with pytest.raises(RolledBack):
+        converge(node)
+    assert tree(node) == before
+    assert running.signals() == ["SIGHUP"], "it has read what was taken back"
+    assert set(cri.status(node.socket, timeout=5).handlers or ()) == {"runc"}
+
+
+def test_a_runtime_that_somebody_restarted_while_the_files_went_back_is_told_of_them(
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = tree(node)
+    breaks(monkeypatch, apply, "changes", after=lambda: None)
+    real: Callable[..., Any] = undo._files_back
+
+    def files_back(*words: Any) -> Any:
+        start_anew(running)
+        return real(*words)
+
+    monkeypatch.setattr(undo, "_files_back", files_back)
+    with pytest.raises(RolledBack):
+        converge(node)
+    assert tree(node) == before
+    assert running.signals() == ["SIGHUP"], "it has read what was taken back"
+    assert set(cri.status(node.socket, timeout=5).handlers or ()) == {"runc"}
+
+
+def start_anew(daemon: Daemon) -> None:
+    first = daemon.pid
+    os.kill(first, signal.SIGKILL)
+    workshop.wait_for(
+        lambda: daemon.pid != first and (daemon.pid, "listens") in daemon.lines(), "it does not come back"
+    )
+
+
+# It has read what was taken back, and only its own word could say that it has not.
+def test_with_mode_none_the_files_go_back_and_the_rest_waits_until_somebody_restarts_it(
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = tree(node)
+    breaks(monkeypatch, apply, "changes", after=lambda: start_anew(running))
+    for run in range(2):
+        with pytest.raises(NotRolledBack) as caught:
+            converge(
+                node, restart_mode="none", toolkit_source_root=str(node.source if run == 0 else node.root)
+            )
+        assert "no room; taking that back failed: the runtime may have read the change" in str(caught.value)
+        assert node.config.read_bytes() == workshop.KUBEADM
+        opened = journal.load(node.install_dir).open
+        assert opened is not None
+        assert opened.why == "no room"
+    start_anew(running)
+    monkeypatch.undo()
+    transaction.recover(Task(settings=node.settings(restart_mode="none"), adapter=containerd, stop=Stop()))
+    assert tree(node) == before
+    assert running.signals() == []
+
+
+def test_with_mode_none_nothing_is_forgotten_while_the_runtime_is_dead(
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stuck(node, monkeypatch, running)
+    kept = tree(node)
+    with pytest.raises(NotRolledBack, match=r"^it broke; taking that back failed: "):
+        converge(node, restart_mode="none")
+    assert tree(node) == kept
+    with runtime(node) as daemon:
+        signals = daemon.signals()
+        converge(node, restart_mode="none")
+        assert daemon.signals() == signals
+
+
+def test_a_bug_of_ours_is_taken_back_as_well(
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = tree(node)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError("oh")
+
+    monkeypatch.setattr(versions, "install", fail)
+    with pytest.raises(RolledBack) as caught:
+        converge(node)
+    assert str(caught.value) == f"ZeroDivisionError('oh'){TAKEN_BACK}"
+    assert caught.value.hint == "please report this"
+    assert tree(node) == before
+
+
+def test_a_runtime_that_was_not_well_before_need_not_be_so_after_the_way_back(
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("toolkit.preflight._SOON", 0.1)
+    say(node, "", {"ready": False})
+    before = tree(node)
+    with pytest.raises(RolledBack):
+        converge(node, repair="true", reload_timeout="0.4")
+    assert tree(node) == before
+
+
+def test_every_restart_counts_the_one_on_the_way_back_too(
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fails_after(monkeypatch)
+    with pytest.raises(RolledBack):
+        converge(node)
+    notes = json.loads(node.pid_file.with_name("restarts.json").read_bytes())
+    assert len(notes["restarts"]) == 2
+
+
+def test_a_restart_on_the_way_back_that_cannot_be_noted_happens_all_the_same(
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spend(_: Budget) -> None:
+        raise StepFailed("no room")
+
+    fails_after(monkeypatch, lambda: monkeypatch.setattr(Budget, "spend", spend))
+    before = tree(node)
+    with pytest.raises(RolledBack, match=r"^it broke"):
+        converge(node)
+    assert tree(node) == before
+    assert running.signals() == ["SIGHUP", "SIGHUP"]
+
+
+def test_a_restart_that_cannot_be_counted_does_not_happen(
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, pid = tree(node), running.pid
+    monkeypatch.setattr(Budget, "spend", full)
+    with pytest.raises(RolledBack) as caught:
+        converge(node, restart_budget="3")
+    assert str(caught.value) == f"no room{TAKEN_BACK}"
+    assert tree(node) == before
+    assert (running.signals(), running.pid) == ([], pid)
+
+
+@pytest.mark.parametrize("budget", ["0", "3"])
+def test_a_revert_that_cannot_be_counted_happens_all_the_same(
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch, budget: str
+) -> None:
+    before = tree(node)
+    converge(node)
+    monkeypatch.setattr(Budget, "spend", full)
+    revert(node, restart_budget=budget)
+    assert tree(node) == before
+    assert running.signals() == ["SIGHUP", "SIGHUP"]
+
+
+def killed_on_the_way_back(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        fails_after(patch)
+        killed_in(patch, undo, "_tell", after=False)
+        with pytest.raises(Killed):
+            converge(node)
+
+
+@pytest.mark.parametrize("why", ["the budget is used up", "it cannot be counted"])
+def test_a_later_run_on_the_way_back_restarts_no_more_than_the_budget_allows(
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    killed_on_the_way_back(node, monkeypatch)
+    kept = tree(node)
+    said = "the runtime was restarted 1 times within 600 s, and --restart-budget is 1"
+    with monkeypatch.context() as patch:
+        if why == "it cannot be counted":
+            patch.setattr(Budget, "spend", full)
+            said = "no room"
+        for _ in range(2):
+            with pytest.raises(NotRolledBack, match=rf"^it broke; taking that back failed: {said}"):
+                converge(node, restart_budget="1" if said != "no room" else "9")
+    assert tree(node) == kept
+    assert running.signals() == ["SIGHUP"]
+    # Somebody restarts it: then the old files are what it has, and there is nothing to restart for.
+    start_anew(running)
+    transaction.recover(Task(settings=node.settings(restart_budget="1"), adapter=containerd, stop=Stop()))
+    assert not node.install_dir.exists()
+
+
+def test_without_a_limit_a_later_run_on_the_way_back_restarts_as_often_as_it_takes(
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed_on_the_way_back(node, monkeypatch)
+    monkeypatch.setattr(Budget, "spend", full)
+    transaction.recover(Task(settings=node.settings(restart_budget="0"), adapter=containerd, stop=Stop()))
+    assert running.signals() == ["SIGHUP", "SIGHUP"]
+
+
+# --- a runtime that died ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("with_new_files", [False, True], ids=["nothing else to do", "new files"])
+def test_repair_starts_a_dead_runtime_again_though_no_file_of_it_is_to_change(
+    node: Node, monkeypatch: pytest.MonkeyPatch, *, with_new_files: bool
+) -> None:
+    with runtime(node):
+        converge(node)
+    if with_new_files:
+        workshop.make_artifacts(node.source, release="2")
+    unit = reload.Way(mode=RestartMode.SYSTEMD, unit="containerd.service", replaces=True)
+    monkeypatch.setattr(reload, "revival", lambda *_, **__: unit)
+    started: list[Daemon] = []
+    with ExitStack() as stack:
+        # Without --repair it is somebody else's.
+        with pytest.raises(StepFailed):
+            converge(node)
+        assert started == []
+        monkeypatch.setattr(reload, "_restart", lambda *_: started.append(stack.enter_context(runtime(node))))
+        task = Task(settings=node.settings(repair="true"), adapter=containerd, stop=Stop())
+        assert report.reload_reason(view(task)) == "the runtime is down and is to be started again (--repair)"
+        converge(node, repair="true")
+        assert len(started) == 1
+        assert set(cri.status(node.socket, timeout=5).handlers or ()) == {"runc", *OURS}
+        converge(node, repair="true")
+    assert len(started) == 1
+    assert len(json.loads(node.pid_file.with_name("restarts.json").read_bytes())["restarts"]) == 2
+
+
+def test_repair_that_cannot_start_a_dead_runtime_changes_nothing(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with runtime(node):
+        converge(node)
+    before = tree(node)
+    unit = reload.Way(mode=RestartMode.SYSTEMD, unit="containerd.service", replaces=True)
+    monkeypatch.setattr(reload, "revival", lambda *_, **__: unit)
+    monkeypatch.setattr(reload, "_restart", full)
+    with pytest.raises(StepFailed, match=r"^no room; no file was changed$"):
+        converge(node, repair="true")
+    assert tree(node) == before
+
+
+# --- no file is changed -------------------------------------------------------------------------
+
+
+def lacking(node: Node, **options: str) -> str:
+    """Run where a well runtime does not name the handlers that its files do; return what is said."""
+    said = tree(node)
+    with pytest.raises(StepFailed) as caught:
+        converge(node, **options)
+    assert (caught.value.exit_code, tree(node)) == (4, said)
+    assert journal.load(node.install_dir).open is None
+    return str(caught.value)
+
+
+def test_a_restart_that_does_not_help_is_not_called_taken_back_and_not_tried_again(
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify, "_SETTLING", 0.3)
+    converge(node)
+    say(node, "", {"handlers": ["runc", "nvidia-cdi", "nvidia-legacy"]})
+    lacks = "the runtime does not know the handler nvidia"
+    why, already = (
+        f"the runtime did not take the change up: {lacks}",
+        f"the runtime is not as wanted: {lacks}",
+    )
+    assert lacking(node) == f"{why}; no file was changed"
+    for _ in range(2):
+        assert lacking(node) == f"{already}; telling it of the same files did not help"
+    assert running.signals() == ["SIGHUP", "SIGHUP"]
+    # Another process may take them up, and so may this one take other files up.
+    start_anew(running)
+    assert lacking(node) == f"{why}; no file was changed"
+    assert lacking(node) == f"{already}; telling it of the same files did not help"
+    append(node.config)
+    assert lacking(node) == f"{why}; no file was changed"
+    assert len(running.signals()) == 4
+    say(node)
+    converge(node)
+    assert len(running.signals()) == 4
+
+
+def test_a_restart_that_a_signal_cut_short_may_be_tried_again(
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify, "_SETTLING", 0.3)
+    converge(node)
+    say(node, "", {"handlers": ["runc"]})
+    stop = Stop()
+
+    def perform(*_: Any) -> float:
+        stop._note(signal.SIGTERM, None)
+        raise NotReloaded("it takes long")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reload, "perform", perform)
+        with pytest.raises(StepFailed, match=r"^interrupted by SIGTERM: it takes long; no file was changed$"):
+            transaction.converge(node.settings(), containerd, stop)
+    assert lacking(node).endswith("; no file was changed")
+    assert running.signals() == ["SIGHUP", "SIGHUP"]
+
+
+# --- an upgrade ---------------------------------------------------------------------------------
+
+
+def test_after_an_upgrade_the_old_version_stands_and_there_is_no_trace_of_the_new(
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    converge(node)
+    before, record, link = tree(node), journal.load(node.install_dir), os.readlink(node.toolkit)
+    workshop.make_artifacts(node.source, release="2")
+    before |= {name: seen for name, seen in tree(node).items() if name.startswith("artifacts")}
+    fails_after(monkeypatch, lambda: _is_upgraded(node, link))
+    with pytest.raises(RolledBack):
+        converge(node, runtime_class="gpu")
+    assert tree(node) == before
+    assert os.readlink(node.toolkit) == link
+    assert [path.name for path in (node.install_dir / versions.VERSIONS).iterdir()] == [
+        link.rpartition("/")[2]
+    ]
+    now = journal.load(node.install_dir)
+    assert replace(now, sequence=record.sequence) == record
+    assert now.sequence > record.sequence
+    monkeypatch.undo()
+    converge(node, runtime_class="gpu")
+    assert os.readlink(node.toolkit) != link
+    revert(node)
+    assert not node.install_dir.exists()
+    assert node.config.read_bytes() == workshop.KUBEADM
+
+
+def _is_upgraded(node: Node, link: str) -> None:
+    assert os.readlink(node.toolkit) != link
+    assert b"runtimes.gpu]" in node.config.read_bytes()
+
+
+def test_a_version_from_before_that_is_used_no_more_stays_where_the_new_one_fails(
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    converge(node)
+    for release in ("2", "3"):
+        workshop.make_artifacts(node.source, release=release)
+        if release == "3":
+            fails_after(monkeypatch)
+            with pytest.raises(RolledBack):
+                converge(node, runtime_class="gpu")
+        else:
+            converge(node)
+    assert (node.toolkit / "libnvidia-container.so.1.2").exists()
+    assert len(list((node.install_dir / versions.VERSIONS).iterdir())) == 2
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["first install", "upgrade"])
+def test_a_version_that_does_not_run_on_this_node_is_taken_back_before_the_runtime_hears_of_it(
+    node: Node, running: Daemon, *, first: bool
+) -> None:
+    if not first:
+        converge(node)
+    signals = running.signals()
+    workshop.make_artifacts(node.source, release="2")
+    script = "#!/bin/sh\necho 'no such C library' >&2\nexit 127\n"
+    workshop.write_program(node.source / "usr/bin/nvidia-ctk", script)
+    before = tree(node)
+    with pytest.raises(RolledBack) as caught:
+        converge(node)
+    why = "the new `nvidia-ctk.real --version` does not run on this node (exit 127): no such C library"
+    assert str(caught.value) == why + TAKEN_BACK
+    assert caught.value.hint == "is the toolkit for this node's architecture and C library?"
+    assert tree(node) == before
+    assert running.signals() == signals
+
+
+# --- a revert -----------------------------------------------------------------------------------
+
+
+def test_after_a_revert_that_failed_everything_of_ours_stands(
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    converge(node)
+    before = tree(node)
+    fails_after(monkeypatch, lambda: _is_reverted(node))
+    with pytest.raises(RolledBack):
+        revert(node)
+    assert tree(node) == before
+    assert journal.load(node.install_dir).open is None
+    assert transaction.converge(node.settings(), containerd).is_noop
+    revert(node)
+    assert node.config.read_bytes() == workshop.KUBEADM
+
+
+WITHOUT_US: Final = r"\A(?!(?s:.)*nvidia-cdi)"
+
+
+@pytest.mark.parametrize(
+    ("room", "step", "after"),
+    [(apply, "changes", True), (verify, "confirmed", False), (undo, "undo", False)],
+    ids=["after the write", "after the reload", "before the way back"],
+)
+def test_a_revert_goes_on_after_a_kill_as_if_there_had_been_none(
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch, room: Any, step: str, *, after: bool
+) -> None:
+    original = tree(node)
+    converge(node)
+    before = tree(node)
+    say(node, WITHOUT_US, {"handlers": ["nvidia"]})
+    killed_in(monkeypatch, room, step, after=after)
+    with pytest.raises(Killed):
+        revert(node, reload_timeout="1")
+    monkeypatch.undo()
+    with pytest.raises(RolledBack, match="handler runc, which was there before, is gone"):
+        revert(node, reload_timeout="1")
+    assert tree(node) == before
+    say(node)
+    revert(node)
+    assert tree(node) == original
+
+
+def test_an_install_goes_on_after_a_kill_as_if_there_had_been_none(
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = tree(node)
+    say(node, "nvidia-cdi", {"handlers": list(OURS)})
+    killed_in(monkeypatch, verify, "confirmed", after=False)
+    with pytest.raises(Killed):
+        converge(node)
+    monkeypatch.undo()
+    workshop.make_artifacts(node.source, release="2")
+    with pytest.raises(RolledBack, match="handler runc, which was there before, is gone"):
+        converge(node, reload_timeout="1")
+    shutil.rmtree(node.source)
+    workshop.make_artifacts(node.source)
+    assert tree(node) == before
+
+
+def test_a_handler_of_another_installer_that_we_made_the_default_is_it_no_more(
+    node: Node, running: Daemon
+) -> None:
+    theirs = workshop.KUBEADM + stories.THEIRS.format(toolkit=node.toolkit).encode()
+    node.config.write_bytes(theirs)
+    start_anew(running)
+    converge(node)
+    assert b'default_runtime_name = "nvidia"' in node.config.read_bytes()
+    revert(node)
+    assert node.config.read_bytes() == theirs
+
+
+def _is_reverted(node: Node) -> None:
+    assert node.config.read_bytes() == workshop.KUBEADM
+    opened = journal.load(node.install_dir).open
+    assert opened is not None
+    assert opened.job is Job.REVERT
+
+
+def test_a_file_that_a_revert_removed_comes_back_with_the_mode_and_the_owner_that_it_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = workshop.make_node(tmp_path / "node", None)
+    say(node)
+    with runtime(node):
+        converge(node)
+        node.config.chmod(0o600)
+        if os.geteuid() == 0:
+            os.chown(node.config, 12, 34)
+        before = workshop.trace(node.config)
+        fails_after(monkeypatch, lambda: _is_gone(node.config))
+        with pytest.raises(RolledBack):
+            revert(node)
+        after = workshop.trace(node.config)
+        assert (after.mode, after.owner, after.content) == (before.mode, before.owner, before.content)
+
+
+def _is_gone(path: Path) -> None:
+    assert not path.exists()
+
+
+# --- somebody edits meanwhile -------------------------------------------------------------------
+
+
+def edit(path: Path, old: bytes, new: bytes) -> None:
+    """Edit a file as a person does: it is not the one that we wrote any more."""
+    data = path.read_bytes()
+    assert old in data
+    path.write_bytes(data.replace(old, new))
+
+
+def append(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + THEIRS)
+
+
+def test_an_edit_between_the_write_and_the_undo_survives(
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fails_after(monkeypatch, lambda: append(node.config))
+    with pytest.raises(RolledBack):
+        converge(node)
+    assert node.config.read_bytes() == workshop.KUBEADM + THEIRS
+    assert not node.install_dir.exists()
+
+
+def test_an_edit_during_an_upgrade_survives_it_and_the_revert_after_it(
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    converge(node)
+    installed = node.config.read_bytes()
+    fails_after(monkeypatch, lambda: append(node.config))
+    with pytest.raises(RolledBack):
+        converge(node, runtime_class="gpu")
+    data = node.config.read_bytes()
+    assert data.endswith(THEIRS)
+    assert tomllib.loads(data.decode()) == tomllib.loads(installed.decode())
+    assert transaction.converge(node.settings(), containerd).is_noop
+    revert(node)
+    assert node.config.read_bytes() == workshop.KUBEADM + THEIRS
+
+
+def test_an_edit_of_what_we_wrote_stays_and_is_named(
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ours, theirs = b'default_runtime_name = "nvidia"', b'default_runtime_name = "runc"'
+    fails_after(monkeypatch, lambda: edit(node.config, ours, theirs))
+    with caplog.at_level(logging.WARNING), pytest.raises(RolledBack):
+        converge(node)
+    assert theirs in node.config.read_bytes()
+    assert b"nvidia" not in node.config.read_bytes()
+    (said,) = [text for text in caplog.messages if text.startswith("stays, since somebody edited it")]
+    assert str(node.config) in said
+    assert "default_runtime_name" in said
+
+
+# There is nothing to put back then, and the process is a new one; but it read what was there in between.
+@pytest.mark.parametrize("restored", [b"version = 2\n", None], ids=["put back by hand", "removed"])
+def test_a_file_that_somebody_gave_back_or_removed_meanwhile_stays_so_and_the_runtime_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restored: bytes | None
+) -> None:
+    node = workshop.make_node(tmp_path / "node", b"version = 2\n")
+    say(node)
+    monkeypatch.setattr(verify, "_SETTLING", 0.3)
+
+    def give_back() -> None:
+        node.config.unlink() if restored is None else node.config.write_bytes(restored)
+
+    fails_after(monkeypatch, give_back)
+    with runtime(node) as running:
+        with pytest.raises(RolledBack):
+            converge(node)
+        assert (node.config.read_bytes() if restored else node.config.exists()) == (restored or False)
+        assert not node.install_dir.exists()
+        assert running.signals() == ["SIGHUP", "SIGHUP"]
+
+
+# --- the way back fails -------------------------------------------------------------------------
+
+
+def stuck(node: Node, monkeypatch: pytest.MonkeyPatch, running: Daemon, **options: str) -> NotRolledBack:
+    """Run into a change that fails, after which nobody starts the runtime again."""
+    with monkeypatch.context() as patch:
+        patch.setattr(undo, "_patience", lambda _: Patience(0.3))
+        fails_after(patch, lambda: setattr(running, "revives", False))
+        with pytest.raises(NotRolledBack) as caught:
+            converge(node, **options)
+    assert caught.value.exit_code == 7
+    return caught.value
+
+
+def test_where_the_way_back_fails_everything_is_kept_and_named(
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = stuck(node, monkeypatch, running)
+    (original,) = (node.state.parent / "originals").iterdir()
+    assert original.read_bytes() == workshop.KUBEADM
+    said = str(error)
+    assert said.startswith("it broke; taking that back failed: the runtime does not answer as it should: ")
+    assert said.endswith(f"; everything is kept in {node.state.parent} ({node.config} was {original})")
+    assert "run the same again: it goes on with taking the change back" in error.hint
+    # The files are the old ones already, and the toolkit is still there for whatever runs from it.
+    assert node.config.read_bytes() == workshop.KUBEADM
+    assert (node.toolkit / "nvidia-container-runtime").exists()
+    opened = journal.load(node.install_dir).open
+    assert opened is not None
+    assert (opened.why, opened.told) == ("it broke", True)
+
+
+def test_a_file_that_was_not_there_is_named_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = workshop.make_node(tmp_path / "node", None)
+    say(node)
+    with runtime(node) as running:
+        error = stuck(node, monkeypatch, running)
+    assert f"({node.config} was not there)" in str(error)
+    assert not node.config.exists()
+
+
+def test_as_long_as_the_runtime_is_away_every_run_says_the_same_and_keeps_all(
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stuck(node, monkeypatch, running)
+    before = tree(node)
+    for _ in range(2):
+        with pytest.raises(NotRolledBack) as caught:
+            converge(node, reload_timeout="0.3")
+        assert str(caught.value).startswith("it broke; taking that back failed: ")
+        assert tree(node) == before
+
+
+# The files are the old ones already, but whether the runtime can start with them is what nobody knows.
+def test_a_revert_waits_for_the_runtime_to_run_again_and_keeps_everything_until_then(
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = tree(node)
+    stuck(node, monkeypatch, running)
+    kept = tree(node)
+    with pytest.raises(NotRolledBack, match=r"^it broke; taking that back failed: "):
+        revert(node, reload_timeout="0.3")
+    assert tree(node) == kept
+    with runtime(node):
+        revert(node)
+        assert set(cri.status(node.socket, timeout=5).handlers or ()) == {"runc"}
+    assert tree(node) == before
+
+
+def test_a_revert_does_not_wait_for_a_runtime_that_is_given_up(
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = tree(node)
+    stuck(node, monkeypatch, running)
+    revert(node, even_if_in_use="true")
+    assert tree(node) == before
+
+
+def test_a_runtime_that_nobody_has_told_of_what_was_put_back_by_hand_is_told_by_the_revert(
+    node: Node, running: Daemon
+) -> None:
+    before = tree(node)
+    converge(node, set_as_default="true")
+    node.config.write_bytes(workshop.KUBEADM)
+    with pytest.raises(StepFailed) as caught:
+        revert(node, restart_mode="none")
+    assert str(caught.value) == (
+        f"PID {running.pid} was not told and still has our handlers, so their files stay"
+    )
+    assert (node.toolkit / "nvidia-container-runtime").exists()
+    revert(node)
+    assert running.signals() == ["SIGHUP", "SIGHUP"]
+    assert set(cri.status(node.socket, timeout=5).handlers or ()) == {"runc"}
+    assert tree(node) == before
+
+
+def test_a_runtime_that_does_not_say_what_it_has_keeps_the_files(
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(removal, "_SOON", 0.2)
+    monkeypatch.setattr(usage, "using", lambda *_, **__: ())
+    converge(node)
+    node.config.write_bytes(workshop.KUBEADM)
+    say(node, "", {"cri_error": "no space left"})
+    with pytest.raises(StepFailed) as caught:
+        revert(node)
+    why = "its CRI plugin failed: no space left: whether it still has our handlers is not known"
+    assert str(caught.value) == f"{why}, so their files stay"
+    assert (node.toolkit / "nvidia-container-runtime").exists()
+    assert running.signals() == ["SIGHUP"]
+
+
+# As from a pod into which the directory is not mounted: to it every file of ours is gone.
+def test_a_directory_that_a_revert_does_not_see_keeps_everything(node: Node, running: Daemon) -> None:
+    before = tree(node)
+    converge(node)
+    directory = node.config.parent
+    elsewhere = directory.rename(directory.with_name("elsewhere"))
+    installed = tree(node)
+    with pytest.raises(StepFailed) as caught:
+        revert(node)
+    assert str(caught.value) == (
+        f"{directory}, where {node.config} belongs, is not there: nothing was changed"
+    )
+    assert tree(node) == installed
+    elsewhere.rename(directory)
+    assert running.signals() == ["SIGHUP"]
+    revert(node)
+    assert tree(node) == before
+
+
+def test_a_directory_of_ours_that_somebody_removed_keeps_no_revert(tmp_path: Path) -> None:
+    node = workshop.make_node(tmp_path / "node", None)
+    shutil.rmtree(node.config.parent)
+    say(node)
+    before = tree(node)
+    with runtime(node):
+        converge(node)
+        shutil.rmtree(node.config.parent)
+        revert(node)
+    assert tree(node) == before
+
+
+def test_a_revert_of_an_upgrade_that_is_stuck_leads_to_before_us(
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = tree(node)
+    converge(node)
+    stuck(node, monkeypatch, running, runtime_class="gpu")
+    with pytest.raises(StepFailed, match=r": nothing was changed$"):
+        revert(node)
+    with runtime(node):
+        revert(node)
+        assert tree(node) == before
+        assert set(cri.status(node.socket, timeout=5).handlers or ()) == {"runc"}
+
+
+def test_the_next_run_goes_on_with_the_way_back_and_then_with_its_own(
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = tree(node)
+    stuck(node, monkeypatch, running)
+    with runtime(node):
+        converge(node)
+        assert set(cri.status(node.socket, timeout=5).handlers or ()) >= {"nvidia", "runc"}
+        assert journal.load(node.install_dir).open is None
+        revert(node)
+    assert tree(node) == before
+
+
+def test_the_next_run_only_goes_back_where_it_is_killed_then(
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = tree(node)
+    stuck(node, monkeypatch, running)
+    with runtime(node):
+        transaction.recover(Task(settings=node.settings(), adapter=containerd, stop=Stop()))
+    assert tree(node) == before
+    assert not node.install_dir.exists()
+
+
+@pytest.mark.parametrize("written", [False, True], ids=["before the write", "after the write"])
+def test_a_runtime_that_has_the_change_is_told_where_the_way_back_was_killed_at_its_write(
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch, *, written: bool
+) -> None:
+    before = tree(node)
+    fails_after(monkeypatch, lambda: killed_in(monkeypatch, apply, "changes", after=written))
+    with pytest.raises(Killed):
+        converge(node)
+    monkeypatch.undo()
+    transaction.recover(Task(settings=node.settings(), adapter=containerd, stop=Stop()))
+    assert tree(node) == before
+    assert set(cri.status(node.socket, timeout=5).handlers or ()) == {"runc"}
+
+
+def test_a_revert_after_a_killed_way_back_does_not_miss_what_the_runtime_has_of_the_change(
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = tree(node)
+    converge(node)
+    fails_after(monkeypatch, lambda: killed_in(monkeypatch, apply, "changes", after=True))
+    with pytest.raises(Killed):
+        converge(node, runtime_class="gpu")
+    monkeypatch.undo()
+    assert "gpu" in (cri.status(node.socket, timeout=5).handlers or ())
+    revert(node)
+    assert tree(node) == before
+    assert set(cri.status(node.socket, timeout=5).handlers or ()) == {"runc"}
+
+
+def test_another_runtime_is_neither_told_nor_asked_on_the_way_back(
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fails_after(monkeypatch)
+    killed_in(monkeypatch, undo, "_tell", after=False)
+    with pytest.raises(Killed):
+        converge(node)
+    monkeypatch.undo()
+    socket, kept = node.root / "run/docker.sock", tree(node)
+    options = {"runtime": "docker", "config": f"{node.root}/daemon.json", "socket": str(socket)}
+    settings = node.settings(drop_in_config="", **options)
+    with workshop.daemon(
+        socket, home=node.root.parent / "docker", name="dockerd", on_hup="stay", speech="http"
+    ) as dockerd:
+        for run in (transaction.converge, removal.revert):
+            with pytest.raises(UsageProblem) as caught:
+                run(settings, docker)
+            assert str(caught.value) == "--runtime=docker: this node was set up for containerd"
+            assert caught.value.hint == "take that back first: nvidia-toolkit revert --runtime containerd"
+        assert dockerd.signals() == []
+    assert tree(node) == kept
+    assert running.signals() == ["SIGHUP"]
+    converge(node)
+    assert set(cri.status(node.socket, timeout=5).handlers or ()) == {"runc", *OURS}
+
+
+@pytest.mark.parametrize("earlier", [False, True], ids=["at the first install", "at a repair"])
+def test_a_file_that_is_overwritten_before_the_runtime_reads_it_is_named_and_no_dead_end(
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch, *, earlier: bool
+) -> None:
+    """Two tools fight: the runtime reads theirs, and has lost our handlers, which it had before."""
+    theirs = node.config.read_bytes()
+    monkeypatch.setattr(verify, "_SETTLING", 0.1)
+    if earlier:
+        converge(node)
+        node.config.write_bytes(theirs)
+    real = reload.perform
+
+    def perform(*given: Any) -> float:
+        node.config.write_bytes(theirs)
+        return real(*given)
+
+    monkeypatch.setattr(reload, "perform", perform)
+    with pytest.raises(RolledBack) as caught:
+        converge(node)
+    assert f"{node.config} was changed by somebody else before the runtime read it" in str(caught.value)
+    assert node.config.read_bytes() == theirs
+    assert journal.load(node.install_dir).open is None
+    monkeypatch.setattr(reload, "perform", real)
+    converge(node)
+    assert set(cri.status(node.socket, timeout=5).handlers or ()) == {"runc", *OURS}
+
+
+def test_an_upgrade_that_is_stuck_gets_its_old_version_back_once_the_runtime_is(
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    converge(node)
+    before, link = tree(node), os.readlink(node.toolkit)
+    workshop.make_artifacts(node.source, release="2")
+    stuck(node, monkeypatch, running, runtime_class="gpu")
+    with runtime(node):
+        transaction.recover(Task(settings=node.settings(), adapter=containerd, stop=Stop()))
+    assert os.readlink(node.toolkit) == link
+    after = tree(node)
+    assert {n: s for n, s in after.items() if n.startswith(("etc", "usr"))} == {
+        n: s for n, s in before.items() if n.startswith(("etc", "usr"))
+    }
+
+
+def test_an_original_that_is_gone_is_no_guess(
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fails_after(monkeypatch, lambda: shutil.rmtree(node.state.parent / "originals"))
+    with pytest.raises(
+        NotRolledBack, match=r"^it broke; taking that back failed: the original of .* is not in "
+    ):
+        converge(node)
+    assert b'default_runtime_name = "nvidia"' in node.config.read_bytes()
+
+
+def full(*_: Any, **__: Any) -> None:
+    raise StepFailed("no room")
+
+
+def test_a_first_install_is_taken_back_on_a_full_disk_as_well(
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = tree(node)
+    fails_after(monkeypatch, lambda: monkeypatch.setattr(journal, "save", full))
+    with pytest.raises(RolledBack):
+        converge(node)
+    assert tree(node) == before
+    assert set(cri.status(node.socket, timeout=5).handlers or ()) == {"runc"}
+
+
+# Not even that the change failed can be noted, so the next run finds an open transaction and nothing to do.
+def test_an_upgrade_on_a_full_disk_gets_its_files_back_and_the_next_run_does_the_rest(
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    converge(node)
+    before = tree(node)
+    with monkeypatch.context() as patch:
+        fails_after(patch, lambda: patch.setattr(journal, "save", full))
+        with pytest.raises(NotRolledBack):
+            converge(node, runtime_class="gpu")
+    assert node.config.read_bytes() != workshop.KUBEADM
+    assert set(cri.status(node.socket, timeout=5).handlers or ()) == {"runc", *OURS}
+    transaction.converge(node.settings(restart_budget="0"), containerd)
+    assert {**tree(node), **before} == tree(node)
+    revert(node)
+    assert node.config.read_bytes() == workshop.KUBEADM
+
+
+class Killed(BaseException):
+    """Ends a run at a chosen place, as SIGKILL would."""
+
+
+# As where its user takes an upgrade back whose pod was killed: the record knows of what was never written.
+@pytest.mark.parametrize("written", [False, True], ids=["before the write", "after the write"])
+def test_after_a_killed_upgrade_the_former_wish_can_be_had_again_and_reverted(
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch, *, written: bool
+) -> None:
+    before = tree(node)
+    converge(node)
+    installed = node.config.read_bytes()
+    killed_in(monkeypatch, apply, "changes", after=written)
+    with pytest.raises(Killed):
+        converge(node, runtime_class="gpu")
+    monkeypatch.undo()
+    converge(node)
+    assert tomllib.loads(node.config.read_text()) == tomllib.loads(installed.decode())
+    revert(node)
+    assert tree(node) == before
+
+
+def test_after_a_killed_upgrade_of_the_toolkit_the_way_back_leads_to_what_stands_there(
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    converge(node)
+    link = os.readlink(node.toolkit)
+    workshop.make_artifacts(node.source, release="2")
+    killed_in(monkeypatch, versions, "install", after=False)
+    with pytest.raises(Killed):
+        converge(node)
+    monkeypatch.undo()
+    workshop.make_artifacts(node.source, release="1")
+    assert transaction.converge(node.settings(), containerd).is_noop
+    workshop.make_artifacts(node.source, release="3")
+    fails_after(monkeypatch)
+    with pytest.raises(RolledBack):
+        converge(node, runtime_class="gpu")
+    assert os.readlink(node.toolkit) == link
+
+
+# The run could not note any more when it wrote, but the files themselves say it.
+@pytest.mark.parametrize("config", [workshop.KUBEADM, None], ids=["changed", "made"])
+def test_a_runtime_that_somebody_restarted_after_a_killed_write_is_asked_and_not_restarted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: bytes | None
+) -> None:
+    node = workshop.make_node(tmp_path / "node", config)
+    say(node)
+    with runtime(node) as running:
+        with monkeypatch.context() as patch:
+            killed_in(patch, apply, "changes", after=True)
+            with pytest.raises(Killed):
+                converge(node)
+        time.sleep(0.1)
+        start_anew(running)
+        converge(node)
+        assert running.signals() == []
+        assert journal.load(node.install_dir).open is None
+        with monkeypatch.context() as patch:
+            killed_in(patch, apply, "changes", after=True)
+            with pytest.raises(Killed):
+                revert(node)
+        time.sleep(0.1)
+        start_anew(running)
+        revert(node)
+        assert running.signals() == []
+        assert not node.install_dir.exists()
+
+
+def test_a_runtime_that_nobody_restarted_after_a_killed_write_is_restarted(
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        killed_in(patch, apply, "changes", after=True)
+        with pytest.raises(Killed):
+            converge(node)
+    converge(node)
+    assert running.signals() == ["SIGHUP"]
+
+
+def test_a_way_back_to_the_former_version_that_fails_before_the_switch_is_still_made(
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    converge(node)
+    link = os.readlink(node.toolkit)
+    workshop.make_artifacts(node.source, release="2")
+    with monkeypatch.context() as patch:
+        killed_in(patch, transaction, "_commit", after=False)
+        with pytest.raises(Killed):
+            converge(node)
+    assert os.readlink(node.toolkit) != link
+    shutil.rmtree(node.source)
+    workshop.make_artifacts(node.source)
+    with monkeypatch.context() as patch:
+        patch.setattr(versions, "install", full)
+        with pytest.raises(RolledBack, match=r"^no room; "):
+            converge(node)
+    assert os.readlink(node.toolkit) == link
+    assert link.endswith(str(journal.load(node.install_dir).artifacts))
+
+
+def killed_in(monkeypatch: pytest.MonkeyPatch, room: Any, step: str, *, after: bool) -> None:
+    """Let a run be killed when it comes to a step, or right after it."""
+    real: Callable[..., Any] = getattr(room, step)
+
+    def kill(*words: Any, **named: Any) -> None:
+        if after:
+            real(*words, **named)
+        raise Killed
+
+    monkeypatch.setattr(room, step, kill)
+
+
+# --- a record that is damaged -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("damage", ["cut", "kind", "baseline"])
+def test_a_damaged_transaction_is_exit_3_and_nothing_is_touched(
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    stuck(node, monkeypatch, running)
+    said = json.loads(node.state.read_bytes())
+    text = json.dumps(said)
+    if damage == "cut":
+        text = text[: len(text) // 2]
+    elif damage == "kind":
+        text = json.dumps({**said, "open": ["x"]})
+    else:
+        del said["open"]["baseline"]["has"]
+        text = json.dumps(said)
+    node.state.write_text(text, encoding="utf-8")
+    with runtime(node) as daemon:
+        before, told = workshop.snapshot(node.root, node.pid_file, node.socket), daemon.signals()
+        for run in (converge, revert):
+            with pytest.raises(NodeNotUnderstood) as caught:
+                run(node)
+            assert str(caught.value).startswith(f"{node.state} is damaged: ")
+            assert caught.value.exit_code == 3
+        with pytest.raises(NodeNotUnderstood):
+            view(Task(settings=node.settings(), adapter=containerd, stop=Stop()))
+        if damage == "kind":
+            done = workshop.cli("-n", *node.options())
+            assert (done.returncode, done.stdout) == (3, "")
+            assert "hint: keep " in done.stderr
+        after = workshop.snapshot(node.root, node.pid_file, node.socket)
+        assert {**after, "run": before["run"]} == before
+        assert daemon.signals() == told
+
+
+# --- before the first change --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("turn", [1, 2], ids=["what is about to be made", "what is about to change"])
+@pytest.mark.parametrize("is_first", [True, False], ids=["first install", "upgrade"])
+def test_what_cannot_be_remembered_is_not_begun(
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch, turn: int, *, is_first: bool
+) -> None:
+    if not is_first:
+        converge(node)
+    before, signals, real = tree(node), running.signals(), journal.save
+    saved: list[object] = []
+
+    def save(*words: Any) -> Any:
+        saved.append(words)
+        if len(saved) == turn:
+            raise StepFailed("no room")
+        return real(*words)
+
+    monkeypatch.setattr(journal, "save", save)
+    with pytest.raises(StepFailed, match=r"^no room$") as caught:
+        converge(node, runtime_class="gpu")
+    assert not isinstance(caught.value, RolledBack)
+    assert tree(node) == before
+    assert node.state.exists() is not is_first
+    assert running.signals() == signals
+
+
+def test_a_file_that_changed_since_the_plan_is_not_begun_with(
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = begin.begin
+
+    def changed(*words: Any) -> Any:
+        append(node.config)
+        return real(*words)
+
+    monkeypatch.setattr(begin, "begin", changed)
+    with pytest.raises(
+        Conflict, match=r"was changed by someone while the plan was made; nothing was written$"
+    ):
+        converge(node)
+    assert node.config.read_bytes() == workshop.KUBEADM + THEIRS
+    assert not node.install_dir.exists()
+    assert running.signals() == []
+
+
+# --- the switch back ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Return an install directory with the versions `one` and `two`, of which `two` is in use."""
+    for digest in ("one", "two"):
+        (tmp_path / versions.VERSIONS / digest).mkdir(parents=True)
+        (tmp_path / versions.VERSIONS / digest / "nvidia-ctk").write_text(digest, encoding="utf-8")
+    (tmp_path / "toolkit").symlink_to(f"{versions.VERSIONS}/two")
+    return tmp_path
+
+
+def stand(root: Path) -> tuple[str, list[str]]:
+    found = sorted(path.name for path in (root / versions.VERSIONS).iterdir())
+    return (root / "toolkit/nvidia-ctk").read_text(encoding="utf-8"), found
+
+
+def test_the_link_goes_back_and_the_failed_version_goes(root: Path) -> None:
+    (root / versions.VERSIONS / "three.partial").mkdir()
+    versions.go_back(root, "one", "two", None)
+    assert stand(root) == ("one", ["one"])
+    versions.go_back(root, "one", "two", None)
+    assert stand(root) == ("one", ["one"])
+
+
+@pytest.mark.parametrize("failed", [None, "two"], ids=["none was installed", "the same one"])
+def test_where_the_version_did_not_change_nothing_does(root: Path, failed: str | None) -> None:
+    before = workshop.snapshot(root)
+    versions.go_back(root, "two", failed, None)
+    assert workshop.snapshot(root) == before
+
+
+@pytest.mark.parametrize("failed", [None, "one"], ids=["none was installed", "the one from before"])
+def test_a_link_that_a_killed_run_left_at_another_version_goes_back(root: Path, failed: str | None) -> None:
+    versions.go_back(root, "one", failed, None)
+    assert stand(root) == ("one", ["one", "two"])
+
+
+def test_what_another_installer_put_in_place_of_the_link_stays_where_no_version_failed(root: Path) -> None:
+    (root / "toolkit").unlink()
+    (root / "toolkit").mkdir()
+    (root / "toolkit/nvidia-ctk").write_text("theirs", encoding="utf-8")
+    versions.go_back(root, "one", "one", None)
+    assert stand(root) == ("theirs", ["one", "two"])
+
+
+def test_without_an_earlier_version_all_of_them_go(root: Path) -> None:
+    versions.go_back(root, None, "two", None)
+    assert list(root.iterdir()) == []
+
+
+def test_a_version_from_before_that_is_gone_is_told_and_the_failed_one_stays(root: Path) -> None:
+    with pytest.raises(StepFailed) as caught:
+        versions.go_back(root, "zero", "two", None)
+    assert str(caught.value) == f"{root}/{versions.VERSIONS}/zero, the version from before, is gone"
+    assert stand(root) == ("two", ["one", "two"])
+
+
+def test_a_version_is_tried_where_the_node_runs_it(tmp_path: Path) -> None:
+    host, target = Host(root=Path("/")), tmp_path / "v"
+    target.mkdir()
+    words = tmp_path / "words"
+    workshop.write_program(target / "nvidia-ctk.real", f'#!/bin/sh\necho "$0" "$@" > {words}\n')
+    versions._run(target, host)
+    assert words.read_text(encoding="utf-8") == f"{target}/nvidia-ctk.real --version\n"
+    workshop.write_program(target / "nvidia-ctk.real", "#!/bin/sh\nexit 3\n")
+    with pytest.raises(StepFailed, match=r"does not run on this node \(exit 3\): $"):
+        versions._run(target, host)
+    # A node whose root shows nothing of the directory cannot try it.
+    versions._run(target, Host(root=tmp_path / "host"))
+
+
+def test_a_version_that_does_not_answer_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(versions, "_TRIAL", 0.2)
+    workshop.write_program(tmp_path / "nvidia-ctk.real", "#!/bin/sh\nexec sleep 30\n")
+    with pytest.raises(StepFailed, match=r"did not end within 0\.2 s and was killed$"):
+        versions._run(tmp_path, Host(root=Path("/")))
