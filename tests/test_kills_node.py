@@ -1,4 +1,4 @@
-"""200 kills at random moments of installs and reverts on a booted node: it works in the end."""
+"""Kills of installs and reverts on a booted node, at random moments and at the worst: it works in the end."""
 
 from __future__ import annotations
 
@@ -52,6 +52,34 @@ def killed_after(node: Node, seconds: float, *words: str) -> bool:
     return running
 
 
+@pytest.fixture
+def slow(node: Node) -> Iterator[None]:
+    """Let containerd take seconds to start, so that there is time for a kill."""
+    unit = nodes.path(node, "/run/systemd/system/containerd.service.d/slow.conf")
+    unit.parent.mkdir(parents=True, exist_ok=True)
+    for counted in nodes.path(node, "/run/nvidia").rglob("restarts.json"):
+        counted.unlink()
+    unit.write_text("[Service]\nExecStartPre=/bin/sleep 3\n", encoding="ascii")
+    nodes.run(node, ["systemctl", "daemon-reload"])
+    yield
+    unit.unlink()
+    nodes.run(node, ["systemctl", "daemon-reload"])
+    nodes.run(node, ["systemctl", "reset-failed", "containerd"], check=False)
+    nodes.run(node, ["systemctl", "restart", "containerd"])
+
+
+def killed_while_it_restarts(node: Node, *words: str) -> None:
+    """Kill a run once the runtime has ended for it, and leave the unit as a refused start leaves it."""
+    before = nodes.main_pid(node, "containerd")
+    with containers.start_daemonset(node, [PROGRAM, *words]) as process:
+        pid = containers.inner(process)
+        nodes.wait_for(node, lambda: nodes.main_pid(node, "containerd") != before)
+        os.kill(pid, signal.SIGKILL)
+        process.communicate(timeout=60)
+    nodes.run(node, ["systemctl", "stop", "containerd"])
+    nodes.run(node, ["systemctl", "reset-failed", "containerd"], check=False)
+
+
 def complete(node: Node) -> bool:
     """Tell whether every program that the configuration names is there and can be run."""
     path = nodes.path(node, CONFIG)
@@ -59,6 +87,32 @@ def complete(node: Node) -> bool:
     found = [nodes.run(node, ["test", "-x", binary], check=False).returncode == 0 for binary in named]
     loads = nodes.run(node, ["containerd", "config", "dump"], check=False).returncode == 0
     return loads and all(found)
+
+
+@pytest.mark.usefixtures("slow")
+@pytest.mark.parametrize("then", ["run", "revert"])
+@pytest.mark.parametrize("killed", ["run", "revert"])
+def test_a_runtime_that_a_killed_run_left_down_is_started(
+    node: Node, tmp_path: Path, killed: str, then: str
+) -> None:
+    """systemd may refuse a start (StartLimitBurst); a kill before the next try must not leave it at that."""
+    source = artifacts.make(tmp_path / "artifacts")
+    settings = ["--runtime=containerd", f"--toolkit-source-root={source}", "--restart-budget=1"]
+    words = {"run": ["run", "--no-daemon", *settings], "revert": ["revert", *settings]}
+    config = nodes.path(node, CONFIG)
+    old = config.read_bytes()
+    if killed == "revert":
+        done = containers.daemonset(node, [PROGRAM, *words["run"], "--restart-budget=0"])
+        assert done.returncode == 0, done.stderr
+    killed_while_it_restarts(node, *words[killed])
+    assert not nodes.is_active(node, "containerd")
+    done = containers.daemonset(node, [PROGRAM, *words[then]])
+    assert done.returncode == 0, done.stderr
+    assert nodes.answers(node)
+    assert (b"nvidia" in config.read_bytes()) == (then == "run")
+    done = containers.daemonset(node, [PROGRAM, *words["revert"]])
+    assert done.returncode == 0, done.stderr
+    assert config.read_bytes() == old
 
 
 def test_a_node_survives_kills_at_random_moments(node: Node, tmp_path: Path) -> None:

@@ -443,6 +443,38 @@ def test_repair_starts_a_dead_runtime_again_though_no_file_of_it_is_to_change(
     assert len(json.loads(node.pid_file.with_name("restarts.json").read_bytes())["restarts"]) == 2
 
 
+def test_a_runtime_that_a_killed_run_ended_is_started_again_beyond_the_budget(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """systemd may have refused the start (StartLimitBurst): then it is down, and nobody stopped it."""
+    unit = reload.Way(mode=RestartMode.SYSTEMD, unit="containerd.service", replaces=True)
+    options = {"restart_mode": "auto", "restart_budget": "1"}
+    asked: list[bool] = []
+
+    def revival(*_: object, even_if_stopped: bool) -> reload.Way:
+        asked.append(even_if_stopped)
+        return unit
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    monkeypatch.setattr(reload, "revival", revival)
+    with runtime(node), monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(reload, "perform", killed)
+        converge(node, **options)
+    record = journal.load(node.install_dir)
+    assert record.open is not None
+    with ExitStack() as stack:
+        monkeypatch.setattr(reload, "_restart", lambda *_: stack.enter_context(runtime(node)))
+        task = Task(settings=node.settings(**options), adapter=containerd, stop=Stop())
+        said = report.reload_reason(view(task))
+        assert said == "the runtime is down and is to be started again (a run was killed at it)"
+        converge(node, **options)
+        assert asked == [True, True]
+        assert set(cri.status(node.socket, timeout=5).handlers or ()) == {"runc", *OURS}
+        assert journal.load(node.install_dir).open is None
+
+
 def test_repair_that_cannot_start_a_dead_runtime_changes_nothing(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -184,7 +184,8 @@ def _of_toolkit(found: View) -> list[str]:
 
 def _of_runtime(task: Task, found: View, now: Health | None) -> list[str]:
     """Return, in words, why the runtime should be left alone."""
-    problems = _of_budget(task.budget) if found.reload_needed and found.way.replaces else []
+    is_silenced = found.reload_needed and found.way.replaces and not found.way.is_revival(found.place)
+    problems = _of_budget(task.budget) if is_silenced else []
     if now is not None and now.ailments and not task.settings.flag("repair"):
         ailments = "; ".join(now.ailments)
         problems.append(f"the runtime is not well already: {ailments} (--repair goes on all the same)")

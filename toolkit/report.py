@@ -13,7 +13,7 @@ from toolkit.host import Host
 from toolkit.options import RestartMode
 from toolkit.removal import Removal
 from toolkit.terminal import CYAN, GREEN, RED, YELLOW
-from toolkit.view import View
+from toolkit.view import View, was_being_told
 
 _COLOURS: Final = {"+": GREEN, "-": RED, "@": CYAN}
 _DONE: Final = {"create": "created", "modify": "changed", "delete": "removed"}
@@ -153,7 +153,8 @@ def reload_reason(found: View) -> str:
     if not found.plan.is_noop:
         return "the configuration changes"
     if found.way.is_revival(found.place):
-        return "the runtime is down and is to be started again (--repair)"
+        why = "a run was killed at it" if was_being_told(found.record) else "--repair"
+        return f"the runtime is down and is to be started again ({why})"
     if found.plan.unmade:
         return found.plan.unmade
     if found.reload_owed:

@@ -180,15 +180,16 @@ def _step_on_stones(task: Task, found: View) -> None:
 def _count(task: Task, found: View) -> None:
     """Note the restart that is to come, before there is anything to restart for.
 
-    One that cannot be counted could come again and again, so then there is none;
-    but to take us away is done once. Raises StepFailed.
+    One that cannot be counted could come again and again, so then there is none; but
+    to take us away is done once, and to start what is down silences nobody. Raises StepFailed.
     """
     if not found.reload_needed or not found.way.replaces:
         return
     try:
         task.budget.spend()
     except StepFailed as error:
-        if found.job is Job.INSTALL and task.budget.most:
+        is_counted = found.job is Job.INSTALL and not found.way.is_revival(found.place)
+        if is_counted and task.budget.most:
             raise
         LOGGER.warning("%s: this restart is not counted", error.message)
 

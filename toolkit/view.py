@@ -171,11 +171,24 @@ def _toolkit(task: Task, place: Scene, plan: Plan) -> tuple[Version | None, Usag
 
 
 def way(task: Task, place: Scene, record: Record, *, revive: bool) -> Way:
-    """Return how the runtime hears of it; `revive` lets one that died, of us perhaps, be started again."""
+    """Return how the runtime hears of it; `revive` lets one that died, of us perhaps, be started again.
+
+    One that a killed run was about to restart is always started: systemd may have
+    refused that (StartLimitBurst), and after the `reset-failed` that was to mend
+    it nothing shows any more that nobody stopped it on purpose.
+    """
     found = reload.way(place, task.adapter, task.mode)
-    if not revive or not found.obstacle or task.mode is RestartMode.NONE:
+    is_by_us = (
+        record.open is not None and record.owed_since is not None and task.mode is not RestartMode.SIGNAL
+    )
+    if not (revive or is_by_us) or not found.obstacle or task.mode is RestartMode.NONE:
         return found
-    return reload.revival(place, record.unit, task.patience()) or found
+    return reload.revival(place, record.unit, task.patience(), even_if_stopped=is_by_us) or found
+
+
+def was_being_told(record: Record) -> bool:
+    """Tell whether a run was killed on the way to have its change taken up: it may have ended the runtime."""
+    return record.open is not None and record.owed_since is not None
 
 
 def _record(place: Scene) -> tuple[Record, str]:
