@@ -459,9 +459,10 @@ def test_a_runtime_that_a_killed_run_ended_is_started_again_beyond_the_budget(
         raise Killed
 
     monkeypatch.setattr(reload, "revival", revival)
-    with runtime(node), monkeypatch.context() as patched, pytest.raises(Killed):
+    with runtime(node), monkeypatch.context() as patched:
         patched.setattr(reload, "perform", killed)
-        converge(node, **options)
+        with pytest.raises(Killed):
+            converge(node, **options)
     record = journal.load(node.install_dir)
     assert record.open is not None
     with ExitStack() as stack:
