@@ -140,7 +140,8 @@ class Question:
     `argv` or in a staged file's data, the asker puts the path at which the
     i-th staged file can be read. `names` are those that the files have on the
     node, for people. `directories` are staged as well, each a mapping of names
-    to contents; `directory_token(i)` stands for the i-th one's path.
+    to contents; `directory_token(i)` stands for the i-th one's path. `is_lasting`
+    tells that the answer depends on the binary alone, on no file of the node.
     """
 
     name: str
@@ -148,6 +149,7 @@ class Question:
     files: tuple[bytes, ...] = ()
     names: tuple[str, ...] = ()
     directories: tuple[Mapping[str, bytes], ...] = ()
+    is_lasting: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,7 +23,7 @@ from runtimes.model import (
     directory_token,
     token,
 )
-from toolkit import contradiction, files, override, owner, places, process, programs, whereabouts
+from toolkit import contradiction, files, override, owner, places, process, programs, recall, whereabouts
 from toolkit.errors import Contradiction, Interrupted, NodeNotUnderstood, StepFailed, UsageProblem
 from toolkit.host import Host
 from toolkit.log import LOGGER
@@ -43,6 +43,7 @@ class Scene:
     `owner` is None where nobody who may be signalled answers; `silence` then says why.
     `stop` is the wish to stop, for which a question is broken off. `against` is what
     speaks against the settings: with it the node may be looked at, but not changed.
+    `recall` is what the binary said before.
     """
 
     host: Host
@@ -55,6 +56,7 @@ class Scene:
     notes: tuple[str, ...] = ()
     stop: Stop | None = None
     against: tuple[Contradiction, ...] = ()
+    recall: recall.Recall = field(default_factory=recall.Recall, compare=False)
 
 
 def scene(settings: Settings, adapter: Adapter, stop: Stop | None = None) -> Scene:
@@ -105,6 +107,7 @@ def scene(settings: Settings, adapter: Adapter, stop: Stop | None = None) -> Sce
         notes=notes,
         stop=stop,
         against=against,
+        recall=recall.of(settings, host, binary),
     )
 
 
@@ -189,7 +192,7 @@ def ask(place: Scene, question: Question) -> Answer:
     no time to answer since stopping is wished.
     """
     try:
-        return _ask(place, question)
+        return place.recall.said(question) or place.recall.learned(question, _ask(place, question))
     except StepFailed as error:
         if place.stop is not None and place.stop.is_wished:
             raise Interrupted(place.stop.signal) from error

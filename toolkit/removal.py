@@ -19,6 +19,7 @@ from toolkit import (
     journal,
     preflight,
     readiness,
+    recall,
     reload,
     scaffold,
     transaction,
@@ -123,6 +124,7 @@ def _have_them_unmade(task: Task, found: View) -> None:
 def _clean(task: Task, place: Scene, directories: tuple[str, ...]) -> None:
     """Remove the record, and what a run left that was killed before there was one or after."""
     readiness.remove(task.readiness)
+    recall.forget(task.settings)
     preflight.sweep(place.install_dir)
     journal.forget(place.install_dir)
     if left := scaffold.take_down(task.scaffold, directories):

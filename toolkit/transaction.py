@@ -58,11 +58,11 @@ def converge(
     recover(task)
     found = view(task)
     attest.refuse(task, found)
+    found.place.recall.keep()
     sweep(task, found)
+    ask = _as_the_runtime_says if found.is_in_place else attest.with_what_it_lacks
     with task.tally.during("ask"):
-        found = (
-            _as_the_runtime_says(task, found) if found.is_in_place else attest.with_what_it_lacks(task, found)
-        )
+        found = ask(task, found)
     if found.is_noop:
         LOGGER.log(logging.DEBUG if announce else logging.INFO, "nothing to do: the node is as wanted")
         return found

@@ -16,7 +16,7 @@ from runtimes.model import EMPTY, Desired, Observation, Question, token
 def questions(desired: Desired, seen: Observation) -> tuple[Question, ...]:
     """Ask for the defaults first, then how imports merge and what is in effect today."""
     if "default" not in seen.answers:
-        return (Question(name="default", argv=("config", "default")),)
+        return (Question(name="default", argv=("config", "default"), is_lasting=True),)
     if not seen.answers["default"].ok:
         return ()
     facts = told(seen)
@@ -40,14 +40,14 @@ def _merge_probe(newest: int) -> Question:
         f'version = {version}\n[{cri}.containerd.runtimes.probe]\nruntime_type = "io.containerd.runc.v2"\n'
     )
     argv = ("--config", token(0), "config", "dump")
-    return Question(name="merge", argv=argv, files=(root.encode(), drop_in.encode()))
+    return Question(name="merge", argv=argv, files=(root.encode(), drop_in.encode()), is_lasting=True)
 
 
 def _first_schema_probe() -> Question:
     """Ask whether `plugins.cri` of a version 1 file counts: 2.0 to 2.2 ignore it, 2.3 reads it again."""
     text = '[plugins.cri.cni]\nconf_dir = "/probe"\n'
     argv = ("--config", token(0), "config", "dump")
-    return Question(name="first schema", argv=argv, files=(text.encode(),))
+    return Question(name="first schema", argv=argv, files=(text.encode(),), is_lasting=True)
 
 
 def dump(question: str, files: Sequence[File], facts: Facts, values: Mapping[str, str] = EMPTY) -> Question:

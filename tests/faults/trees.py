@@ -15,7 +15,7 @@ MEMORY: Final = "usr/local/nvidia/.nvidia-toolkit/"
 STATE: Final = f"{MEMORY}state.json"
 CONFIG: Final = "etc/containerd/config.toml"
 DROP_IN: Final = "etc/containerd/conf.d/99-nvidia.toml"
-NOTES: Final = ("run/toolkit.pid", "run/ready.json", "run/restarts.json")
+NOTES: Final = ("run/toolkit.pid", "run/ready.json", "run/restarts.json", "run/answers.json")
 """What is of one boot only and names PIDs and times."""
 READY: Final = "run/ready.json"
 
