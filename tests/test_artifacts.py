@@ -15,7 +15,7 @@ import pytest
 from runtimes import edits
 from tests import workshop
 from toolkit import artifacts, versions
-from toolkit.artifacts import Version
+from toolkit.artifacts import VERSIONS, Version
 from toolkit.errors import StepFailed, UsageProblem
 from toolkit.host import Host
 
@@ -331,7 +331,8 @@ def test_an_option_that_is_taken_back_does_not_stay_in_effect(node: workshop.Nod
 def test_a_second_install_touches_nothing(node: workshop.Node) -> None:
     version = install(node)
     before = workshop.snapshot(node.install_dir)
-    assert wanted(node).differing == ()
+    again = wanted(node)
+    assert (again.differing, again.digest) == ((), version.digest)
     versions.install(version, node.install_dir, Host(root=Path("/")))
     assert workshop.snapshot(node.install_dir) == before
 
@@ -357,6 +358,20 @@ def test_damage_is_seen_and_repaired(node: workshop.Node, damage: str) -> None:
     assert workshop.content(node.toolkit.resolve()) == before
 
 
+@pytest.mark.parametrize("to", ["elsewhere", ".toolkit-versions/mine", "../nvidia/.toolkit-versions/{}"])
+def test_a_link_of_somebody_else_is_no_version_of_ours(node: workshop.Node, to: str) -> None:
+    """The files are right, and yet another installer may change them."""
+    digest = install(node).digest
+    real = node.toolkit.resolve()
+    to = to.format(digest)
+    if not (node.install_dir / to).exists():
+        real.rename(node.install_dir / to)
+    node.toolkit.unlink()
+    node.toolkit.symlink_to(to)
+    found = wanted(node)
+    assert (found.differing, found.digest) == (("toolkit",), digest)
+
+
 def test_unchanged_files_are_links_to_the_earlier_version(node: workshop.Node) -> None:
     install(node)
     earlier = node.toolkit.resolve()
@@ -374,7 +389,7 @@ def test_only_one_earlier_version_is_kept(node: workshop.Node) -> None:
     for release in "1234":
         workshop.make_artifacts(node.source, release=release)
         install(node)
-    kept = list((node.install_dir / versions.VERSIONS).iterdir())
+    kept = list((node.install_dir / VERSIONS).iterdir())
     assert len(kept) == 2
     assert any((v / "libnvidia-container.so.1.3").exists() for v in kept)
     assert any((v / "libnvidia-container.so.1.4").exists() for v in kept)
@@ -399,7 +414,7 @@ def test_a_version_that_something_runs_from_is_kept(node: workshop.Node) -> None
 
 
 def test_a_half_written_version_of_a_killed_install_goes(node: workshop.Node) -> None:
-    partial = node.install_dir / versions.VERSIONS / "0123.partial"
+    partial = node.install_dir / VERSIONS / "0123.partial"
     (partial / "sub").mkdir(parents=True)
     install(node)
     assert not partial.exists()

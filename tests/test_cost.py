@@ -133,8 +133,8 @@ def _loaded(words: list[str], environment: Mapping[str, str] = workshop.ENVIRONM
     return done.stdout.split()
 
 
-def test_the_toolkit_s_files_are_read_twice_and_hashed_once(
-    right: Node, monkeypatch: pytest.MonkeyPatch
+def test_the_toolkit_s_files_are_hashed_once_where_they_are_installed_and_never_again(
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hashed: Counter[str] = Counter()
     digest = hashlib.file_digest
@@ -144,6 +144,12 @@ def test_the_toolkit_s_files_are_read_twice_and_hashed_once(
         return digest(stream, name)
 
     monkeypatch.setattr(hashlib, "file_digest", counted)
-    rounds.first(Task(settings=right.settings(), adapter=containerd, stop=Stop()))
+    task = Task(settings=node.settings(), adapter=containerd, stop=Stop())
+    first = rounds.first(task)
+    assert (first["outcome"], first["ready"]) == (standing.CHANGED, True)
     assert set(hashed.values()) == {1}
     assert "nvidia-ctk" in hashed
+    hashed.clear()
+    assert rounds.later(task, rounds.CHECK, first)["outcome"] == standing.IN_SYNC
+    assert rounds.first(task)["outcome"] == standing.IN_SYNC
+    assert hashed == {}

@@ -18,6 +18,7 @@ from runtimes import containerd
 from tests import workshop
 from tests.workshop import Daemon, Node
 from toolkit import apply, begin, detect, files, journal, kernel, reload, removal, transaction, versions
+from toolkit.artifacts import VERSIONS
 from toolkit.errors import RolledBack, StepFailed
 from toolkit.memory import Baseline, Job, Open
 from toolkit.options import RestartMode
@@ -137,7 +138,7 @@ def test_the_version_that_was_just_replaced_is_kept(node: Node, running: Daemon)
         workshop.make_artifacts(node.source, release=release)
         install(node)
         used.append(os.readlink(node.toolkit).rpartition("/")[2])
-    kept = {path.name for path in (node.install_dir / versions.VERSIONS).iterdir()}
+    kept = {path.name for path in (node.install_dir / VERSIONS).iterdir()}
     assert kept == {used[0], used[3]}
 
 

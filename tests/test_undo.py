@@ -35,6 +35,7 @@ from toolkit import (
     verify,
     versions,
 )
+from toolkit.artifacts import VERSIONS
 from toolkit.budget import Budget
 from toolkit.errors import (
     Conflict,
@@ -565,9 +566,7 @@ def test_after_an_upgrade_the_old_version_stands_and_there_is_no_trace_of_the_ne
         converge(node, runtime_class="gpu")
     assert tree(node) == before
     assert os.readlink(node.toolkit) == link
-    assert [path.name for path in (node.install_dir / versions.VERSIONS).iterdir()] == [
-        link.rpartition("/")[2]
-    ]
+    assert [path.name for path in (node.install_dir / VERSIONS).iterdir()] == [link.rpartition("/")[2]]
     now = journal.load(node.install_dir)
     assert replace(now, sequence=record.sequence) == record
     assert now.sequence > record.sequence
@@ -597,7 +596,7 @@ def test_a_version_from_before_that_is_used_no_more_stays_where_the_new_one_fail
         else:
             converge(node)
     assert (node.toolkit / "libnvidia-container.so.1.2").exists()
-    assert len(list((node.install_dir / versions.VERSIONS).iterdir())) == 2
+    assert len(list((node.install_dir / VERSIONS).iterdir())) == 2
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["first install", "upgrade"])
@@ -1324,19 +1323,19 @@ def test_a_file_that_changed_since_the_plan_is_not_begun_with(
 def root(tmp_path: Path) -> Path:
     """Return an install directory with the versions `one` and `two`, of which `two` is in use."""
     for digest in ("one", "two"):
-        (tmp_path / versions.VERSIONS / digest).mkdir(parents=True)
-        (tmp_path / versions.VERSIONS / digest / "nvidia-ctk").write_text(digest, encoding="utf-8")
-    (tmp_path / "toolkit").symlink_to(f"{versions.VERSIONS}/two")
+        (tmp_path / VERSIONS / digest).mkdir(parents=True)
+        (tmp_path / VERSIONS / digest / "nvidia-ctk").write_text(digest, encoding="utf-8")
+    (tmp_path / "toolkit").symlink_to(f"{VERSIONS}/two")
     return tmp_path
 
 
 def stand(root: Path) -> tuple[str, list[str]]:
-    found = sorted(path.name for path in (root / versions.VERSIONS).iterdir())
+    found = sorted(path.name for path in (root / VERSIONS).iterdir())
     return (root / "toolkit/nvidia-ctk").read_text(encoding="utf-8"), found
 
 
 def test_the_link_goes_back_and_the_failed_version_goes(root: Path) -> None:
-    (root / versions.VERSIONS / "three.partial").mkdir()
+    (root / VERSIONS / "three.partial").mkdir()
     versions.go_back(root, "one", "two", None)
     assert stand(root) == ("one", ["one"])
     versions.go_back(root, "one", "two", None)
@@ -1372,7 +1371,7 @@ def test_without_an_earlier_version_all_of_them_go(root: Path) -> None:
 def test_a_version_from_before_that_is_gone_is_told_and_the_failed_one_stays(root: Path) -> None:
     with pytest.raises(StepFailed) as caught:
         versions.go_back(root, "zero", "two", None)
-    assert str(caught.value) == f"{root}/{versions.VERSIONS}/zero, the version from before, is gone"
+    assert str(caught.value) == f"{root}/{VERSIONS}/zero, the version from before, is gone"
     assert stand(root) == ("two", ["one", "two"])
 
 

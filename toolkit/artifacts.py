@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -34,6 +35,9 @@ _PLAIN: Final = ("nvidia-cdi-hook",)
 _PREFIXES: Final[Key] = ("nvidia-container-runtime", "modes", "cdi", "annotation-prefixes")
 _MACHINES: Final = {"x86_64": 62, "aarch64": 183}
 _CHUNK: Final = 1 << 20
+_DIGEST: Final = re.compile(r"[0-9a-f]{16}")
+VERSIONS: Final = ".toolkit-versions"
+"""Where versions lie beside each other in the install directory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,12 +101,27 @@ def _wanted(settings: Settings, host: Host, install_dir: Path, low_level: tuple[
     asked |= {("features", name): True for name in settings.items("opt_in_features")}
     config = wrapper.configuration(present, path, {**_asked(settings, toolkit, low_level), **asked})
     found.append(Entry(name=wrapper.CONFIG, mode=0o644, content=config))
-    lines = "".join(sorted(entry.digest() for entry in found))
-    digest = hashlib.sha256(lines.encode()).hexdigest()[:16]
-    differing = tuple(e.name for e in found if not is_same(install_dir / "toolkit" / e.name, e))
-    if not differing and not (install_dir / "toolkit").is_symlink():
+    link = install_dir / "toolkit"
+    differing = tuple(e.name for e in found if not is_same(link / e.name, e))
+    digest = "" if differing else named(link)
+    if not differing and not digest:
         differing = ("toolkit",)  # the files are right, but they are another installer's
-    return Version(digest=digest, entries=tuple(found), differing=differing)
+    return Version(digest=digest or _digest(found), entries=tuple(found), differing=differing)
+
+
+def named(link: Path) -> str:
+    """Return the digest of the version of ours that a link names; empty where it is none."""
+    directory, _, digest = os.readlink(link).rpartition("/") if link.is_symlink() else ("", "", "")
+    return digest if directory == VERSIONS and _DIGEST.fullmatch(digest) else ""
+
+
+def _digest(entries: Sequence[Entry]) -> str:
+    """Return what names a version; large files are hashed two at a time, for that is much of an install."""
+    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415  # only for what is to be installed
+
+    with ThreadPoolExecutor(2) as two:
+        lines = "".join(sorted(two.map(Entry.digest, entries)))
+    return hashlib.sha256(lines.encode()).hexdigest()[:16]
 
 
 # --- what a version is made of ------------------------------------------------------------------

@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Final
 
 from toolkit import files, log, process
-from toolkit.artifacts import Entry, Version, is_same
+from toolkit.artifacts import VERSIONS, Entry, Version, is_same
 from toolkit.errors import StepFailed
 from toolkit.files import Dress
 from toolkit.host import Host
 from toolkit.log import LOGGER
 
-VERSIONS: Final = ".toolkit-versions"
 BEFORE: Final = ".toolkit-before"
 _NEXT: Final = ".toolkit-next"
 _RENAME_EXCHANGE: Final = 2
