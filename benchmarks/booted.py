@@ -58,11 +58,12 @@ class Start:
 
 @dataclass(slots=True, kw_only=True)
 class Seen:
-    """Everything that was measured with one installer."""
+    """What was measured with one installer; `added` is what its handler costs a container start."""
 
     first: Start
     again: list[Start]
     container: float
+    added: float
     drift: float | None
     resting: idle.Rest
 
@@ -82,7 +83,14 @@ def rows(*, short: bool) -> Iterator[Row]:
         ours=ours.container,
         theirs=theirs.container if theirs else None,
         share=0.9,
-        note="`ctr run`, driver absent",
+        note=f"`ctr run`, driver absent; runc itself takes {(ours.container - ours.added) * 1000:.0f} ms",
+    )
+    yield Row(
+        what="what the handler adds to that",
+        unit="s",
+        ours=ours.added,
+        theirs=theirs.added if theirs else None,
+        note="median of the differences, one run through each in turn",
     )
     if ours.drift is not None:
         yield Row(what="drift repaired, overwritten to ready", unit="s", ours=ours.drift, most=2.0)
@@ -158,7 +166,7 @@ def _measured(program: Sequence[str], source: Path, *, short: bool, is_ours: boo
         before = nodes.path(node, _CONFIG).read_bytes()
         first = _started(node, once)
         again = [_started(node, once) for _ in range(3 if short or not is_ours else 9)]
-        container = _containers(node, 10 if short else 50)
+        container, added = _containers(node, 10 if short else 50)
         quiet = [] if is_ours else ["--restart-mode=none"]
         drift = None
         with containers.start_daemonset(node, [*program, *options, *quiet]) as process:
@@ -170,7 +178,7 @@ def _measured(program: Sequence[str], source: Path, *, short: bool, is_ours: boo
             finally:
                 process.terminate()
                 process.communicate(timeout=60)
-    return Seen(first=first, again=again, container=container, drift=drift, resting=resting)
+    return Seen(first=first, again=again, container=container, added=added, drift=drift, resting=resting)
 
 
 def _last(pid: int) -> int:
@@ -243,17 +251,26 @@ def _traces(node: Node) -> Mapping[str, tuple[int, int]]:
     return found
 
 
-def _containers(node: Node, times: int) -> float:
-    """Return how long `ctr run` of a container that ends at once takes through the handler: the median."""
-    took = []
+def _containers(node: Node, times: int) -> tuple[float, float]:
+    """Return how long `ctr run` of a container takes that ends at once, and how much of that is the handler's.
+
+    Both are medians; runc itself is run in turn with it, for a machine is not equally fast all the time.
+    """
+    took, more = [], []
     for number in range(times + 1):
-        began = time.perf_counter()
-        done = containers.ctr_run(node, ("true",), runc_binary=_RUNTIME)
-        if done.returncode != 0:
-            raise RuntimeError(f"no container runs: {done.stderr}")
+        through, alone = (_container(node, binary) for binary in (_RUNTIME, ""))
         if number:  # the first one loads what all use
-            took.append(time.perf_counter() - began)
-    return statistics.median(took)
+            took.append(through)
+            more.append(through - alone)
+    return statistics.median(took), statistics.median(more)
+
+
+def _container(node: Node, binary: str) -> float:
+    began = time.perf_counter()
+    done = containers.ctr_run(node, ("true",), runc_binary=binary or None)
+    if done.returncode != 0:
+        raise RuntimeError(f"no container runs: {done.stderr}")
+    return time.perf_counter() - began
 
 
 def _repaired(node: Node, before: bytes, times: int) -> float:
