@@ -252,7 +252,7 @@ def _traces(node: Node) -> Mapping[str, tuple[int, int]]:
 
 
 def _containers(node: Node, times: int) -> tuple[float, float]:
-    """Return how long `ctr run` of a container takes that ends at once, and how much of that is the handler's.
+    """Return how long `ctr run` of a container takes that ends at once, and the part of our handler in it.
 
     Both are medians; runc itself is run in turn with it, for a machine is not equally fast all the time.
     """
