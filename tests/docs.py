@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from toolkit.options import SETTINGS, Setting
+from toolkit.options import Setting, grouped
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -20,16 +20,15 @@ def options() -> str:
         "value is true; it never takes the next word as its value; true is also written 1, t, yes or on,",
         "false 0, f, no or off, in any case. A list is separated by commas, or its option is given again. An",
         "empty variable is one that is not set. An empty option (`--drop-in-config=`) is one that is left",
-        "out, unless the table says what it means, and is refused where the runtime could not be found",
+        "out, unless its table says what it means, and is refused where the runtime could not be found",
         "without it. An option for one runtime is refused with another. Every problem is told, with exit",
         "code 2, before anything is looked at or changed.",
         "",
-        "This table is generated from `toolkit/options.py`.",
-        "",
-        "| option | variables | default | meaning |",
-        "| --- | --- | --- | --- |",
-        *map(_row, SETTINGS),
+        "These tables are generated from `toolkit/options.py`.",
     ]
+    for title, rows in grouped():
+        lines += ["", f"## {title}", ""]
+        lines += ["| option | variables | default | meaning |", "| --- | --- | --- | --- |", *map(_row, rows)]
     return "\n".join(lines) + "\n"
 
 

@@ -10,7 +10,7 @@ import click
 
 from tests.docs import ROOT
 from toolkit import __version__, cli
-from toolkit.options import SETTINGS
+from toolkit.options import SETTINGS, grouped
 
 PAGE = ROOT / "docs/man/nvidia-toolkit.1"
 _ROWS = {row.name for row in SETTINGS}
@@ -69,9 +69,11 @@ def _options(group: click.Group) -> Iterator[str]:
     yield ".SH OPTIONS"
     yield "Each works with every command but completion."
     command = group.commands["run"]
-    for option in command.params:
-        if isinstance(option, click.Option) and option.name in _ROWS:
-            yield from _option(command, option)
+    options = {option.name: option for option in command.params if isinstance(option, click.Option)}
+    for title, rows in grouped():
+        yield f".SS {_text(title)}"
+        for row in rows:
+            yield from _option(command, options[row.name])
 
 
 def _option(command: click.Command, option: click.Option) -> Iterator[str]:

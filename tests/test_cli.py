@@ -12,7 +12,7 @@ import pytest
 
 from tests import pods, workshop
 from toolkit import __version__, cli, commands
-from toolkit.options import SETTINGS, Setting
+from toolkit.options import GROUPS, SETTINGS, Setting
 
 COLOUR = "\x1b["
 
@@ -299,6 +299,16 @@ def test_help_and_the_table_in_docs_say_the_same(row: Setting) -> None:
         text = str(default).lower() if isinstance(default, bool) else str(default)
         assert f"[default: {text}]" in told
         assert f"`{text}`" in line
+
+
+def test_every_option_stands_under_one_heading() -> None:
+    names = [name for _, group in GROUPS for name in group]
+    assert sorted(names) == sorted(row.name for row in SETTINGS)
+    shown = workshop.done("run", "--help").stdout
+    assert [line for line in shown.splitlines() if line.endswith(":") and line[0] != " "] == [
+        "Options:",
+        *(f"{title}:" for title, _ in GROUPS),
+    ]
 
 
 def _documented() -> list[str]:

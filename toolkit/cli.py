@@ -14,7 +14,7 @@ import click
 
 from toolkit import __version__, handover, log, probe, terminal, variables
 from toolkit.errors import StepFailed, ToolkitError, UsageProblem
-from toolkit.options import SETTINGS, Kind, LogFormat, Setting
+from toolkit.options import SETTINGS, Kind, LogFormat, Setting, grouped
 from toolkit.settings import Settings, resolve
 
 if TYPE_CHECKING:
@@ -181,6 +181,19 @@ def app() -> click.Group:
     return group
 
 
+class _Command(click.Command):
+    """A command whose help tells its options by what they are about."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write what is the command's own first, then every group under its heading."""
+        told = {each.name: each.get_help_record(ctx) for each in self.get_params(ctx)}
+        groups = [(title, [row.name for row in rows]) for title, rows in grouped()]
+        common = {name for _, names in groups for name in names}
+        for title, names in [("Options", [name for name in told if name not in common]), *groups]:
+            with formatter.section(title):
+                formatter.write_dl([record for name in names if (record := told[name]) is not None])
+
+
 def _command(name: str, text: str, *own: click.Option, hidden: bool = False) -> click.Command:
     extras = {option.name for option in own}
 
@@ -213,7 +226,7 @@ def _command(name: str, text: str, *own: click.Option, hidden: bool = False) -> 
 
     rows: list[click.Parameter] = [_option(row) for row in SETTINGS]
     context = {"help_option_names": ["--help", "-h"], "max_content_width": 100}
-    return click.Command(
+    return _Command(
         name,
         callback=callback,
         params=[*own, *rows],

@@ -610,3 +610,70 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         help="On revert, take handlers away although containers still use them.",
     ),
 )
+
+GROUPS: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
+    (
+        "Which runtime, and where it is",
+        (
+            "runtime", "beside_kubelet", "socket", "config", "drop_in_config", "drop_in_config_host_path",
+            "executable_path", "config_source", "host_root",
+        ),
+    ),
+    (
+        "What the runtime gets",
+        (
+            "set_as_default", "runtime_class", "enable_cdi_in_runtime", "enable_cri", "runtime_type",
+            "runtime_config_override", "use_legacy_config", "config_mode", "hooks_dir", "hook_filename",
+        ),
+    ),
+    (
+        "How it takes a change up",
+        (
+            "restart_mode", "reload_timeout", "verify", "repair", "restart_budget", "restart_window",
+            "even_if_in_use",
+        ),
+    ),
+    (
+        "The process that stays",
+        (
+            "no_daemon", "on_drift", "check_interval", "on_exit", "grace_period", "daemonset",
+            "metrics_address", "readiness_file", "pid_file",
+        ),
+    ),
+    (
+        "The toolkit's files",
+        (
+            "toolkit_source_root", "toolkit_package_type", "toolkit_install_dir", "no_runtime_config",
+            "no_install", "toolkit_bin_dir", "ignore_errors",
+        ),
+    ),
+    (
+        "The driver and CDI",
+        (
+            "require_driver", "driver_root", "driver_root_ctr_path", "dev_root", "dev_root_ctr_path",
+            "cdi_enabled", "cdi_kind", "cdi_output_dir", "create_device_nodes",
+        ),
+    ),
+    (
+        "The toolkit's own configuration",
+        (
+            "nvidia_container_runtime_mode", "nvidia_container_runtime_runtimes",
+            "nvidia_container_runtime_log_level", "nvidia_container_runtime_debug",
+            "nvidia_container_cli_debug", "cdi_default_kind", "cdi_annotation_prefixes",
+            "accept_envvar_when_unprivileged", "accept_volume_mounts", "hook_skip_mode_detection",
+            "opt_in_features",
+        ),
+    ),
+    (
+        "The NRI plugin",
+        ("enable_nri_plugin", "nri_plugin_index", "nri_socket", "nri_namespace", "nri_namespaces"),
+    ),
+    ("Telling and reading", ("log_format", "debug", "env_file")),
+)  # fmt: skip
+"""Every setting once, by what it is about, for people who look for one."""
+
+
+def grouped() -> tuple[tuple[str, tuple[Setting, ...]], ...]:
+    """Return the rows under their headings, in the order in which people are told of them."""
+    rows = {row.name: row for row in SETTINGS}
+    return tuple((title, tuple(rows[name] for name in names)) for title, names in GROUPS)
