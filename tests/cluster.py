@@ -84,7 +84,6 @@ def programs() -> Path:
                 _build(Path(scratch), missing)
                 for name in missing:
                     (Path(scratch) / name).rename(home / name)
-    real.USED.add(f"Kubernetes v{VERSION}: API server, controllers, scheduler and kubelet")
     return home
 
 
@@ -218,6 +217,7 @@ class Cluster:
 
     def start(self) -> None:
         """Start the control plane, and wait until it answers."""
+        real.USED.add(f"Kubernetes v{VERSION}: API server, controllers, scheduler and kubelet")
         nodes.run(self.node, ("sh", "-c", "mount -o remount,rw /proc/sys/net 2>/dev/null; true"))
         for words in (("link", "set", "lo", "up"), ("address", "add", f"{_SERVICE}/32", "dev", "lo")):
             subprocess.run((*self.enter, "ip", *words), check=False, capture_output=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 from pathlib import PurePosixPath
 from typing import Any, Final
@@ -13,7 +12,7 @@ import pytest
 import yaml
 
 from runtimes.distributions import DISTRIBUTIONS
-from tests import deploy, helm
+from tests import cluster, deploy, helm
 from tests.containers import DEFAULT_MOUNTS
 from toolkit import __version__
 from toolkit.options import SETTINGS
@@ -316,10 +315,8 @@ def test_no_manifest_is_left_over() -> None:
 
 
 def test_kustomize_makes_the_chart_s_objects_of_the_manifests() -> None:
-    if shutil.which("kubectl") is None:
-        pytest.skip("kubectl is not installed")
     done = subprocess.run(
-        ("kubectl", "kustomize", str(deploy.MANIFESTS)),
+        (str(cluster.programs() / "kubectl"), "kustomize", str(deploy.MANIFESTS)),
         capture_output=True,
         text=True,
         check=True,
