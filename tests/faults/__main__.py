@@ -28,21 +28,19 @@ def main() -> int:
                 tallies.append(work(story))
                 _tell(tallies[-1], all_of_it.team[0].node.root)
     bad = [kind for tally in tallies for kind, _ in tally.bad]
+    problems = [problem for tally in tallies for problem in tally.problems()]
     kills, errors = sum(t.kills for t in tallies), sum(t.errors.total() for t in tallies)
     found = ", ".join(f"{bad.count(kind)} {kind}" for kind in (TORN, LOST, NOT_CONVERGED))
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     cpu = sum(each.ru_utime + each.ru_stime for each in used)
     _say(f"{time.monotonic() - began:.0f} s, {cpu:.0f} s of them on a processor")
     _say(f"{kills} kill points, {errors} injected errors: {found}")
-    return 1 if bad else 0
+    return 1 if problems else 0
 
 
 def _tell(tally: Tally, root: object) -> None:
     _say(tally.line())
-    texts = [f"{kind}: {text}" for kind, text in tally.bad] + [
-        f"not reached: {text}" for text in tally.missed
-    ]
-    for text in texts:
+    for text in [*tally.problems(), *(f"not reached: {text}" for text in tally.missed)]:
         _say("  " + text.replace(f"{root}/", "/").replace("\n", " | "))
 
 

@@ -29,11 +29,13 @@ WORKERS: Final = (os.cpu_count() or 2) + 1
 _SHOWN: Final = 3
 _UNREAD: Final = ("/.toolkit-versions/", "/.nvidia-toolkit/originals")
 TORN, LOST, NOT_CONVERGED = "torn", "lost", "not converged"
+MOST_MISSED: Final = 0.02
+"""The share of points that may lie where no second try reaches them either: a runtime answers when it does."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Tally:
-    """What came of the faults of one operation."""
+    """What came of the faults of one operation; only those count that were reached."""
 
     story: str
     kills: int = 0
@@ -42,6 +44,20 @@ class Tally:
     missed: list[str] = field(default_factory=list)
     bad: list[tuple[str, str]] = field(default_factory=list)
     seconds: float = 0
+
+    @property
+    def reached(self) -> int:
+        """Return how many points were reached."""
+        return self.kills + self.errors.total()
+
+    def problems(self) -> list[str]:
+        """Return what speaks against the operation, and what against the proof itself."""
+        told = [f"{kind}: {text}" for kind, text in self.bad]
+        if not self.reached:
+            told.append(f"{self.story}: no point was reached")
+        if len(self.missed) > max(1, self.reached * MOST_MISSED):
+            told.append(f"{self.story}: {len(self.missed)} points were not reached: {self.missed[:_SHOWN]}")
+        return told
 
     def line(self) -> str:
         errors = " ".join(f"{name} {count}" for name, count in sorted(self.errors.items()))
@@ -140,7 +156,7 @@ class Campaign:
         self,
         tally: Tally,
         faults: Iterable[Fault],
-        one: Callable[[Site, Story, Fault, Tally], bool],
+        one: Callable[[Site, Story, Fault, Tally], bool | None],
         story: Story,
         fresh: list[Fault],
     ) -> None:
@@ -151,7 +167,9 @@ class Campaign:
             finally:
                 self.free.put(site)
             with self.lock:
-                if fault.error == KILL:
+                if is_new is None:
+                    tally.missed.append(f"{story.name}: {fault}")
+                elif fault.error == KILL:
                     tally.kills += 1
                 else:
                     tally.errors[fault.error + ("+" if fault.later else "")] += 1
@@ -164,11 +182,12 @@ class Campaign:
 
     # --- one point ------------------------------------------------------------------------------
 
-    def _kill(self, site: Site, story: Story, fault: Fault, tally: Tally) -> bool:
+    # Each tells whether it led to a state that is new; None where the point was not reached.
+
+    def _kill(self, site: Site, story: Story, fault: Fault, tally: Tally) -> bool | None:
         run = self._disturbed(site, story, fault, tally)
         if not run.was_killed:
-            tally.missed.append(f"{story.name}: {fault}")
-            return False
+            return None
         tree = self._not_torn(site, story, fault, tally)
         if not self._is_new(site, story, tree):
             return False
@@ -177,18 +196,17 @@ class Campaign:
             self._turned_aside(site, story, fault, tally)
         return True
 
-    def _refuse(self, site: Site, story: Story, fault: Fault, tally: Tally) -> bool:
+    def _refuse(self, site: Site, story: Story, fault: Fault, tally: Tally) -> bool | None:
         run = self._disturbed(site, story, fault, tally)
-        if not site.reached(fault):
-            tally.missed.append(f"{story.name}: {fault}")
+        is_reached = site.reached(fault)
         problems = [laws.improper(run)]
         tree = self._not_torn(site, story, fault, tally)
         problems += _lost(story, fault, run, tree)
         _complain(tally, story, fault, LOST, [*problems, str(run)] if any(problems) else [])
         if not self._is_new(site, story, tree):
-            return False
+            return False if is_reached else None
         self._brought_on(site, story, fault, tally)
-        return True
+        return True if is_reached else None
 
     def _disturbed(self, site: Site, story: Story, fault: Fault, tally: Tally) -> Run:
         """Run an operation with a fault; once more where it ended before it came to it."""

@@ -8,11 +8,15 @@ from typing import Final
 
 import pytest
 
+from tests import real
 from tests.faults.campaign import SAMPLED, Campaign, Tally, campaign
 from tests.faults.stories import STORIES
+from tests.faults.trees import CONFIG, Item
 from tests.workshop import needs_root
 
 OFTEN: Final = ("install", "upgrade", "revert")
+FEWEST: Final = 40
+"""Each of them changes more files than that."""
 
 pytestmark = [
     pytest.mark.faults,
@@ -32,17 +36,36 @@ def whole() -> Iterator[Campaign]:
 def test_a_run_is_forked_as_users_start_it(whole: Campaign, name: str) -> None:
     ours, theirs = whole.as_users_start_it(STORIES[name](whole.library))
     assert ours == theirs
+    assert len(ours) > FEWEST
 
 
 @pytest.mark.parametrize("name", OFTEN)
 def test_a_killed_run_tears_and_loses_nothing(whole: Campaign, name: str) -> None:
-    assert _bad(whole.kills(STORIES[name](whole.library))) == []
+    tally = whole.kills(STORIES[name](whole.library))
+    real.USED.add(f"faults: {tally.line()}")
+    assert tally.problems() == []
+    assert tally.kills > FEWEST
 
 
 @pytest.mark.parametrize("name", OFTEN)
 def test_a_run_that_is_refused_a_call_changes_nothing_or_everything(whole: Campaign, name: str) -> None:
-    assert _bad(whole.errors(STORIES[name](whole.library))) == []
+    tally = whole.errors(STORIES[name](whole.library))
+    real.USED.add(f"faults: {tally.line()}")
+    assert tally.problems() == []
+    assert tally.errors.total() > FEWEST
 
 
-def _bad(tally: Tally) -> list[str]:
-    return [f"{kind}: {text}" for kind, text in tally.bad]
+def test_a_proof_that_reaches_nothing_is_none() -> None:
+    nothing = Tally(story="install")
+    assert nothing.problems() == ["install: no point was reached"]
+    some = Tally(story="install", kills=100, missed=["one", "two"])
+    assert some.problems() == []
+    some.missed.append("three")
+    assert some.problems() == ["install: 3 points were not reached: ['one', 'two', 'three']"]
+
+
+@pytest.mark.binary
+def test_a_real_containerd_loads_what_is_left(whole: Campaign) -> None:
+    if whole.loader.program is None:
+        pytest.skip("there is no containerd to load it")
+    assert "does not load it" in whole.loader.problem({CONFIG: Item(0o644, (0, 0), b"version = 9\n")})
