@@ -34,7 +34,6 @@ fuzz: $(VENV)/.made ## Hostile input for as many MINUTES as wanted
 	$(BIN)/python -m tests.fuzz --minutes $(MINUTES)
 
 bench: $(VENV)/.made ## Measure what a node feels, beside the peer where `make peer` built it; SHORT=1: in a minute
-	$(BIN)/python -m tests.prepare
 	$(BIN)/python -m benchmarks $(if $(SHORT),--short --table build/bench.md,--write)
 
 peer: $(VENV)/.made ## Build the upstream installer and the toolkit's programs with Go, to compare with

@@ -36,6 +36,8 @@ def main() -> None:
     if reason := booted.why_not():
         said.append(f"Without booted nodes: {reason}.")
         parts.remove(booted.rows)
+    if reason := local.why_no_image():
+        said.append(f"Without the image: {reason}.")
     rows: list[Row] = []
     began = time.monotonic()
     for part in parts:

@@ -174,7 +174,7 @@ def _measured(program: Sequence[str], source: Path, *, short: bool, is_ours: boo
                 pid = containers.inner(process)
                 if is_ours:
                     drift = _repaired(node, before, 1 if short else 3)
-                resting = idle.rest(pid if is_ours else _last(pid), 15 if short else 120)
+                resting = idle.rest(pid if is_ours else _last(pid), 15 if short else 600)
             finally:
                 process.terminate()
                 process.communicate(timeout=60)
@@ -294,5 +294,5 @@ def _repaired(node: Node, before: bytes, times: int) -> float:
 
 
 def why_not() -> str:
-    """Return why no node can be booted here; empty where one can."""
-    return nodes.why_not() or ""
+    """Return why no node can be booted of what is there; empty where one can."""
+    return nodes.why_not() or nodes.lacking(SUITE)

@@ -173,6 +173,14 @@ class Pod:
     socket: str
 
 
+def is_whole(node: Node) -> bool:
+    """Tell whether containerd loads its configuration, and every program of ours that it names can be run."""
+    text = path(node, "/etc/containerd/config.toml").read_text(encoding="utf-8")
+    named = [line.split('"')[1] for line in text.splitlines() if "/usr/local/nvidia/toolkit" in line]
+    found = [run(node, ("test", "-x", binary), check=False).returncode == 0 for binary in named]
+    return all(found) and run(node, ("containerd", "config", "dump"), check=False).returncode == 0
+
+
 def why_no_containers(node: Node) -> str | None:
     """Return the reason why no pod can run on this node, or None."""
     if importlib.util.find_spec("grpc") is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -44,11 +45,31 @@ def why_not() -> str | None:
     return None
 
 
+def _base() -> Path:
+    recipe = hashlib.sha256("\0".join(_RECIPE).encode()).hexdigest()[:10]
+    return nodes.cache() / "image" / f"{SUITE}-{recipe}.tar"
+
+
+def _wheels() -> Path:
+    name = hashlib.sha256(b"".join(lock.read_bytes() for lock in LOCKS)).hexdigest()[:10]
+    return nodes.cache() / "image" / f"wheels-{name}"
+
+
+def lacking() -> str:
+    """Return why an image would have to fetch something first; empty where all is there."""
+    return "" if _base().exists() and _wheels().exists() else "its base is not there (`make test` makes it)"
+
+
+def sizes(said: str) -> tuple[float, float]:
+    """Return what a build says of the image: MB above the C library, and those of the C library."""
+    (found,) = re.findall(r"image: ([\d.]+) MB above the C library \(([\d.]+) MB\)", said)
+    return float(found[0]), float(found[1])
+
+
 @cache
 def base() -> Path:
     """Return an archive of a root file system with python3 and pip, made on first use."""
-    recipe = hashlib.sha256("\0".join(_RECIPE).encode()).hexdigest()[:10]
-    wanted = nodes.cache() / "image" / f"{SUITE}-{recipe}.tar"
+    wanted = _base()
     wanted.parent.mkdir(parents=True, exist_ok=True)
     with wanted.with_suffix(".lock").open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -62,8 +83,7 @@ def base() -> Path:
 @cache
 def wheels() -> Path:
     """Return a directory with the locked wheels for this machine's architecture, fetched on first use."""
-    name = hashlib.sha256(b"".join(lock.read_bytes() for lock in LOCKS)).hexdigest()[:10]
-    wanted = nodes.cache() / "image" / f"wheels-{name}"
+    wanted = _wheels()
     wanted.parent.mkdir(parents=True, exist_ok=True)
     with wanted.with_suffix(".lock").open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

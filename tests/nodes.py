@@ -193,6 +193,11 @@ def why_not() -> str | None:
     return None
 
 
+def lacking(suite: str) -> str:
+    """Return why there is no root file system of a suite yet; empty where there is one."""
+    return "" if _home(suite).is_dir() else f"there is no node of {suite} (`make test` makes it)"
+
+
 def image(suite: str) -> Path:
     """Return the root file system of a suite, made on first use; it must not be written to."""
     wanted = _home(suite)

@@ -26,8 +26,10 @@ PROGRAM: Final = str(Path(sys.executable).parent / "nvidia-toolkit")
 CONFIG: Final = "/etc/containerd/config.toml"
 READY: Final = "/run/nvidia/toolkit/ready.json"
 STOPS: Final = 100
-SLOW: Final = 10
-"""Seconds that only something which waits in vain takes: how long it really took is in the summary."""
+REPAIRED: Final = 2
+STARTED: Final = 1
+TRIES: Final = 3
+"""Of the seconds above the best of some tries is meant: what else the machine does is not ours."""
 LONGEST: Final = 0.9
 """For how many seconds a run may go on before it is stopped; a whole one takes about that long."""
 
@@ -122,11 +124,14 @@ def is_at_rest(pod: Pod) -> bool:
 def traces(node: Node) -> Mapping[str, tuple[int, int]]:
     """Return inode and time of everything that a start could write to."""
     found = {}
-    for top in ("/etc/containerd", "/usr/local/nvidia"):
+    for top in ("/etc/containerd", "/usr/local/nvidia", "/run/nvidia"):
         for path in (nodes.path(node, top), *nodes.path(node, top).rglob("*")):
             seen = path.lstat()
             found[str(path)] = (seen.st_ino, seen.st_mtime_ns)
-    return found
+    # The lock is taken by each start, and names who holds it.
+    return {
+        path: trace for path, trace in found.items() if not path.endswith("/run/nvidia/toolkit/toolkit.pid")
+    }
 
 
 def test_an_overwritten_config_is_repaired_and_ready_again(node: Node, source: Path) -> None:
@@ -136,21 +141,27 @@ def test_an_overwritten_config_is_repaired_and_ready_again(node: Node, source: P
         assert good != old
         pod.settled(rounds=1)
         inner = containers.inner(pod.process)
-        before, pid = pods.metrics(9100, pid=inner), nodes.main_pid(node, "containerd")
-        overwrite(node, old)
-        began = time.monotonic()
-        pods.until(lambda: nodes.path(node, CONFIG).read_bytes() == good, "the config is not repaired")
-        pods.until(lambda: nodes.path(node, READY).exists(), "it does not become ready again")
-        took = time.monotonic() - began
-        pod.settled(rounds=3)
+        before, started = pods.metrics(9100, pid=inner), restarts(node)
+        took: list[float] = []
+        while not took or (len(took) < TRIES and took[-1] >= REPAIRED):
+            forget_restarts(node)
+            pid = nodes.main_pid(node, "containerd")
+            overwrite(node, old)
+            began = time.monotonic()
+            pods.until(lambda: nodes.path(node, CONFIG).read_bytes() == good, "the config is not repaired")
+            pods.until(lambda: nodes.path(node, READY).exists(), "it does not become ready again")
+            took.append(time.monotonic() - began)
+            assert nodes.main_pid(node, "containerd") != pid
+            # One that was repaired is looked at once more.
+            pod.settled(rounds=1 + 2 * len(took))
         after = pods.metrics(9100, pid=inner)
-        assert nodes.main_pid(node, "containerd") != pid
+        assert restarts(node) - started == len(took)
         assert is_ready(node, source)
         assert pod.end() == 0
-    real.USED.add(f"drift on a booted {node.suite} node: ready again after {took:.2f} s")
-    assert took < SLOW
-    assert after["nvidia_toolkit_repairs_total"] == 1
-    assert after["nvidia_toolkit_restarts_total"] - before["nvidia_toolkit_restarts_total"] == 1
+    real.USED.add(f"drift on a booted {node.suite} node: ready again after {min(took):.2f} s")
+    assert min(took) < REPAIRED
+    assert after["nvidia_toolkit_repairs_total"] == len(took)
+    assert after["nvidia_toolkit_restarts_total"] - before["nvidia_toolkit_restarts_total"] == len(took)
     assert after["nvidia_toolkit_in_sync"] == after["nvidia_toolkit_ready"] == 1
     forget_restarts(node)
     command(node, source, "revert")
@@ -204,7 +215,7 @@ def test_ten_starts_on_a_node_that_is_right_write_nothing_and_restart_nothing(
     real.USED.add(
         f"ten starts on a booted {node.suite} node: ready after {min(took):.2f} to {max(took):.2f} s"
     )
-    assert sorted(took)[5] < SLOW
+    assert min(took) < STARTED
     forget_restarts(node)
     command(node, source, "revert")
     forget_restarts(node)
@@ -231,6 +242,7 @@ def test_stopping_at_a_hundred_random_moments_leaves_no_half(trixie: Node, sourc
         codes[process.returncode] += 1
         assert process.returncode in (0, 6, 143, -signal.SIGTERM), err
         assert config.read_bytes() in (old, new), f"a half after {number} stops"
+        assert containers.is_whole(trixie), f"a program is missing after {number} stops"
     nodes.run(trixie, ["systemctl", "reset-failed", "containerd"], check=False)
     command(trixie, source, "run", "--no-daemon", "--restart-budget=0")
     pid = nodes.main_pid(trixie, "containerd")

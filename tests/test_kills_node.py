@@ -22,7 +22,6 @@ pytestmark = [pytest.mark.node, pytest.mark.timeout(900)]
 KILLS: Final = int(os.environ.get("NVIDIA_TOOLKIT_TEST_KILLS", "200"))
 PROGRAM: Final = str(Path(sys.executable).parent / "nvidia-toolkit")
 CONFIG: Final = "/etc/containerd/config.toml"
-TOOLKIT: Final = "/usr/local/nvidia/toolkit"
 LONGEST: Final = 0.8
 """For how many seconds a run may go on before it is killed; a whole one takes about that long."""
 
@@ -80,15 +79,6 @@ def killed_while_it_restarts(node: Node, *words: str) -> None:
     nodes.run(node, ["systemctl", "reset-failed", "containerd"], check=False)
 
 
-def complete(node: Node) -> bool:
-    """Tell whether every program that the configuration names is there and can be run."""
-    path = nodes.path(node, CONFIG)
-    named = [line.split('"')[1] for line in path.read_text(encoding="utf-8").splitlines() if TOOLKIT in line]
-    found = [nodes.run(node, ["test", "-x", binary], check=False).returncode == 0 for binary in named]
-    loads = nodes.run(node, ["containerd", "config", "dump"], check=False).returncode == 0
-    return loads and all(found)
-
-
 @pytest.mark.usefixtures("slow")
 @pytest.mark.parametrize("then", ["run", "revert"])
 @pytest.mark.parametrize("killed", ["run", "revert"])
@@ -133,7 +123,7 @@ def test_a_node_survives_kills_at_random_moments(node: Node, tmp_path: Path) -> 
         ended = killed_after(node, dice.uniform(0, LONGEST), *words, *settings)
         counts["killed" if ended else "ended before"] += 1
         assert config.read_bytes() in (old, new), f"torn after {number} kills"
-        assert complete(node), f"a program is missing after {number} kills"
+        assert containers.is_whole(node), f"a program is missing after {number} kills"
     done = containers.daemonset(node, [PROGRAM, "run", "--no-daemon", *settings])
     assert done.returncode == 0, done.stderr
     assert config.read_bytes() == new

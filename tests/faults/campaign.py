@@ -30,7 +30,7 @@ _SHOWN: Final = 3
 _UNREAD: Final = ("/.toolkit-versions/", "/.nvidia-toolkit/originals")
 TORN, LOST, NOT_CONVERGED = "torn", "lost", "not converged"
 MOST_MISSED: Final = 0.02
-"""The share of points that may lie where no second try reaches them either: a runtime answers when it does."""
+"""The share of points that may lie where no second try gets either: a runtime answers when it does."""
 
 
 @dataclass(slots=True, kw_only=True)
