@@ -199,7 +199,8 @@ def files_of(node: Node, *tops: str) -> Mapping[str, tuple[bytes, int]]:
 
 
 @pytest.mark.parametrize(
-    ("suite", "privileged"), [("trixie", "true"), ("forky", "false")], ids=["privileged", "capabilities"]
+    ("suite", "privileged"),
+    [("trixie", "true"), ("bookworm", "false"), ("trixie", "false"), ("forky", "false")],
 )
 def test_it_does_the_job_through_the_chart_s_mounts(archive: Path, suite: str, privileged: str) -> None:
     if reason := nodes.why_not():
@@ -230,6 +231,31 @@ def test_it_does_the_job_through_the_chart_s_mounts(archive: Path, suite: str, p
         assert {name: seen for name, seen in after.items() if name not in made_by_kubelet} == before
     kind = "privileged" if privileged == "true" else "with five capabilities"
     real.USED.add(f"image run by the chart's own words, {kind}, on a booted {suite} node")
+
+
+@pytest.mark.parametrize("suite", ["bookworm", "trixie"])
+def test_it_sets_docker_up_with_five_capabilities(archive: Path, suite: str) -> None:
+    if reason := nodes.why_not():
+        pytest.skip(reason)
+    words = ("operator.defaultRuntime=docker", "toolkit.privileged=false")
+    found = helm.rendered(*(word for pair in words for word in ("--set", pair)))
+    with nodes.boot(suite, units=("containerd", "docker")) as node:
+        images.load(node, archive)
+        before = files_of(node, "/etc/docker", "/etc/containerd", "/usr/local")
+        container = images.Container(node, found, TOOLKIT_ON_EXIT="revert", TOOLKIT_VERIFY="run")
+        try:
+            container.waits_for("set up; watching")
+            assert container.probe() == 0
+            said = nodes.run(node, ["docker", "info", "--format={{json .Runtimes}}"]).stdout
+            assert {"nvidia", "nvidia-cdi", "nvidia-legacy"} <= json.loads(said).keys()
+            assert "was started through the handler nvidia\n" in container.told()
+        finally:
+            code = container.end()
+        assert code == 0, container.told()
+        after = files_of(node, "/etc/docker", "/etc/containerd", "/usr/local")
+        made_by_kubelet = {str(nodes.path(node, each)) for each in ("/etc/docker", "/usr/local/nvidia")}
+        assert {name: seen for name, seen in after.items() if name not in made_by_kubelet} == before
+    real.USED.add(f"image run by the chart's own words for Docker, with five capabilities, on {suite}")
 
 
 def test_the_capabilities_are_those_that_it_cannot_do_without(archive: Path) -> None:
