@@ -29,7 +29,9 @@ STOPS: Final = 100
 REPAIRED: Final = 2
 STARTED: Final = 1
 TRIES: Final = 3
-"""Of the seconds above the best of some tries is meant: what else the machine does is not ours."""
+"""Of the seconds above the best of some tries is meant, on a machine that does nothing else."""
+USUAL: Final = 0.2
+"""Seconds that `--version` takes on such a machine, with the making of its container."""
 LONGEST: Final = 0.9
 """For how many seconds a run may go on before it is stopped; a whole one takes about that long."""
 
@@ -101,6 +103,16 @@ def overwrite(node: Node, data: bytes) -> None:
     aside.rename(path)
 
 
+def slowness(node: Node) -> float:
+    """Return how many times slower than one that does nothing else this machine is at the moment."""
+    took = []
+    for _ in range(TRIES):
+        began = time.monotonic()
+        assert containers.daemonset(node, [PROGRAM, "--version"]).returncode == 0
+        took.append(time.monotonic() - began)
+    return max(1.0, min(took) / USUAL)
+
+
 def restarts(node: Node) -> int:
     shown = nodes.run(
         node, ["journalctl", "--unit=containerd", "--output=cat", "--grep=^Started", "--quiet"], check=False
@@ -143,7 +155,8 @@ def test_an_overwritten_config_is_repaired_and_ready_again(node: Node, source: P
         inner = containers.inner(pod.process)
         before, started = pods.metrics(9100, pid=inner), restarts(node)
         took: list[float] = []
-        while not took or (len(took) < TRIES and took[-1] >= REPAIRED):
+        most = REPAIRED * slowness(node)
+        while not took or (len(took) < TRIES and took[-1] >= most):
             forget_restarts(node)
             pid = nodes.main_pid(node, "containerd")
             overwrite(node, old)
@@ -159,7 +172,7 @@ def test_an_overwritten_config_is_repaired_and_ready_again(node: Node, source: P
         assert is_ready(node, source)
         assert pod.end() == 0
     real.USED.add(f"drift on a booted {node.suite} node: ready again after {min(took):.2f} s")
-    assert min(took) < REPAIRED
+    assert min(took) < most
     assert after["nvidia_toolkit_repairs_total"] == len(took)
     assert after["nvidia_toolkit_restarts_total"] - before["nvidia_toolkit_restarts_total"] == len(took)
     assert after["nvidia_toolkit_in_sync"] == after["nvidia_toolkit_ready"] == 1
@@ -203,7 +216,7 @@ def test_ten_starts_on_a_node_that_is_right_write_nothing_and_restart_nothing(
     with staying(node, source) as pod:
         pod.end()
     before, pid = traces(node), nodes.main_pid(node, "containerd")
-    took = []
+    took, most = [], STARTED * slowness(node)
     for _ in range(10):
         began = time.monotonic()
         with staying(node, source) as pod:
@@ -215,7 +228,7 @@ def test_ten_starts_on_a_node_that_is_right_write_nothing_and_restart_nothing(
     real.USED.add(
         f"ten starts on a booted {node.suite} node: ready after {min(took):.2f} to {max(took):.2f} s"
     )
-    assert min(took) < STARTED
+    assert min(took) < most
     forget_restarts(node)
     command(node, source, "revert")
     forget_restarts(node)

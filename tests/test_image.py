@@ -248,7 +248,7 @@ def test_it_sets_docker_up_with_five_capabilities(archive: Path, suite: str) -> 
             assert container.probe() == 0
             said = nodes.run(node, ["docker", "info", "--format={{json .Runtimes}}"]).stdout
             assert {"nvidia", "nvidia-cdi", "nvidia-legacy"} <= json.loads(said).keys()
-            assert "was started through the handler nvidia\n" in container.told()
+            assert 'was started through the handler nvidia"' in container.told()
         finally:
             code = container.end()
         assert code == 0, container.told()
