@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -185,8 +186,32 @@ def test_a_pipe_in_its_place_counts_as_none_and_is_replaced(path: Path) -> None:
 
 def test_a_restart_is_noted_with_the_boot_that_it_belongs_to(path: Path) -> None:
     counted(path).spend()
-    assert json.loads(path.read_bytes()) == {"format": 1, "boot": kernel.boot_id(), "restarts": [NOW]}
+    noted = {"vain": "", "failed": "", "times": 0, "at": 0.0}
+    content = json.loads(path.read_bytes())
+    assert content == {"format": 1, "boot": kernel.boot_id(), "restarts": [NOW], **noted}
     assert path.read_bytes().endswith(b"}\n")
+
+
+def test_a_change_that_failed_again_waits_twice_as_long_each_time_up_to_a_day(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moment, waits = NOW, []
+    for _ in range(12):
+        at(monkeypatch, moment)
+        counted(path).note_failed("a change")
+        said = counted(path).put_off("a change")
+        waits.append(float(match[1]) if (match := re.search(r"not again for (\d+) s", said)) else 0.0)
+        assert counted(path).put_off("another change") == ""
+        moment += waits[-1]
+        at(monkeypatch, moment)
+        assert counted(path).put_off("a change") == ""
+    window = counted(path).window
+    assert waits[:4] == [0, 2 * window, 4 * window, 8 * window]
+    assert waits[-1] == 86_400
+    counted(path).spend()
+    assert counted(path, most=0).put_off("a change") == ""
+    counted(path).note_failed("another change")
+    assert counted(path).put_off("another change") == ""
 
 
 def test_restarts_add_up_until_the_budget_is_used(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

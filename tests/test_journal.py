@@ -197,6 +197,9 @@ def test_the_golden_record_is_what_is_written(tmp_path: Path, state: Path) -> No
         "unit": None,
         "open": None,
         "owed_by": None,
+        "owed_boot": "",
+        "owed_uptime": None,
+        "ends": False,
     }
 
 

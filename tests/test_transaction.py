@@ -19,10 +19,10 @@ from tests import workshop
 from tests.workshop import Daemon, Node
 from toolkit import apply, begin, detect, files, journal, kernel, reload, removal, transaction, versions
 from toolkit.artifacts import VERSIONS
+from toolkit.debts import is_owed
 from toolkit.errors import RolledBack, StepFailed
 from toolkit.memory import Baseline, Job, Open
 from toolkit.options import RestartMode
-from toolkit.view import is_owed
 
 OTHERS_DEFAULT: Final = workshop.KUBEADM.replace(
     b'snapshotter = "overlayfs"\n', b'snapshotter = "overlayfs"\n    default_runtime_name = "runc" # theirs\n'

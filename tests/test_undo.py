@@ -1369,10 +1369,12 @@ def test_without_an_earlier_version_all_of_them_go(root: Path) -> None:
 
 
 def test_a_version_from_before_that_is_gone_is_told_and_the_failed_one_stays(root: Path) -> None:
+    (root / "toolkit").unlink()
+    (root / "toolkit").symlink_to(f"{VERSIONS}/gone")
     with pytest.raises(StepFailed) as caught:
         versions.go_back(root, "zero", "two", None)
     assert str(caught.value) == f"{root}/{VERSIONS}/zero, the version from before, is gone"
-    assert stand(root) == ("two", ["one", "two"])
+    assert stand(root) == ("gone", ["one", "two"])
 
 
 def test_a_version_is_tried_where_the_node_runs_it(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Final
 from runtimes import planner
 from runtimes.model import fingerprint
 from toolkit import detect, health, journal, readiness
+from toolkit.debts import is_owed
 from toolkit.errors import NotReloaded, StepFailed, UsageProblem
 from toolkit.health import Health
 from toolkit.log import LOGGER
@@ -18,7 +19,7 @@ from toolkit.options import RestartMode
 from toolkit.owner import Owner
 from toolkit.stop import Patience, Timeout
 from toolkit.verify import Expected
-from toolkit.view import Task, View, is_asked, is_owed, view
+from toolkit.view import Task, View, is_asked, view
 
 _SOON: Final = 5.0
 _VAIN: Final = "look at the runtime's own log; once it was restarted or its files changed, run again"

@@ -165,8 +165,9 @@ def settled(
     `now` are files as they are: of what we may have written, that is what we wrote.
     """
     owned = tuple(replace(o, written=_written(o, now)) for o in record.owned)
-    by = record.owed_by if owed_since is not None else None
-    return replace(record, owned=owned, owed_since=owed_since, owed_by=by, open=None)
+    if owed_since is None:
+        record = replace(record, owed_by=None, owed_boot="", owed_uptime=None, ends=False)
+    return replace(record, owned=owned, owed_since=owed_since, open=None)
 
 
 def _written(owned: Owned, now: Mapping[str, bytes | None]) -> tuple[str, ...]:

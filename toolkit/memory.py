@@ -48,13 +48,18 @@ class Job(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Baseline:
-    """How the runtime was before a transaction: what it had and what its files said, and how well it was."""
+    """How the runtime was before a transaction: what it had and what its files said, and how well it was.
+
+    `of` names its files without us and its program, and `boot` the boot, as they were then.
+    """
 
     has: Effective = UNTOLD
     files: Effective = UNTOLD
     was_well: bool = True
     speaks_cri: bool = False
     has_network: bool = False
+    of: str = ""
+    boot: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,9 +83,12 @@ class Open:
 class Record:
     """Everything remembered of a node.
 
-    `owed_since` is when a change was written (seconds since the epoch) that the
-    runtime is not known to have taken up; None where nothing is owed. `owed_by`
-    is the process that ran then (PID, and its start in ticks since boot).
+    `owed_since` is when a change was written, or was about to be (seconds since the
+    epoch), that the runtime is not known to have taken up; None where nothing is
+    owed. `owed_uptime` is when that was in seconds of the boot `owed_boot`; None
+    while it is not known to be written. `owed_by` is the process that ran then
+    (PID, and its start in ticks since boot). `ends` tells that we were about to
+    end the runtime for it.
     `directories` are those that we made, outermost first. `replaced` is where
     the plain directory lies that stood in the way of the toolkit's. `unit` is
     the systemd service that the runtime was then. `specification` is the CDI
@@ -92,6 +100,9 @@ class Record:
     runtime: str = ""
     owed_since: float | None = None
     owed_by: tuple[int, int | None] | None = None
+    owed_boot: str = ""
+    owed_uptime: float | None = None
+    ends: bool = False
     owned: tuple[Owned, ...] = ()
     directories: tuple[str, ...] = ()
     artifacts: str | None = None
@@ -121,6 +132,9 @@ def encoded(record: Record) -> dict[str, Any]:
         "runtime": record.runtime,
         "owed_since": record.owed_since,
         "owed_by": list(record.owed_by) if record.owed_by else None,
+        "owed_boot": record.owed_boot,
+        "owed_uptime": record.owed_uptime,
+        "ends": record.ends,
         "directories": list(record.directories),
         "artifacts": record.artifacts,
         "replaced": record.replaced,
@@ -141,6 +155,8 @@ def _encoded_open(opened: Open) -> dict[str, Any]:
             "was_well": baseline.was_well,
             "speaks_cri": baseline.speaks_cri,
             "has_network": baseline.has_network,
+            "of": baseline.of,
+            "boot": baseline.boot,
         },
         "files": [_encoded_owned(owned) for owned in opened.files],
         "told": opened.told,
@@ -190,6 +206,10 @@ def decoded(content: Mapping[str, Any]) -> Record:
         runtime=_typed(content["runtime"], str),
         owed_since=_time(content["owed_since"]),
         owed_by=_decoded_process(content.get("owed_by")),
+        # Versions before this one went by the clock.
+        owed_boot=_typed(content.get("owed_boot", ""), str),
+        owed_uptime=_time(content.get("owed_uptime")),
+        ends=_typed(content.get("ends", False), bool),
         directories=_texts(content["directories"]),
         artifacts=_typed(content["artifacts"], str, type(None)),
         replaced=_typed(content["replaced"], str, type(None)),
@@ -223,6 +243,8 @@ def _decoded_open(item: Mapping[str, Any]) -> Open:
             was_well=_typed(baseline["was_well"], bool),
             speaks_cri=_typed(baseline["speaks_cri"], bool),
             has_network=_typed(baseline["has_network"], bool),
+            of=_typed(baseline.get("of", ""), str),
+            boot=_typed(baseline.get("boot", ""), str),
         ),
         files=tuple(_decoded_owned(each) for each in item["files"]),
         told=_typed(item["told"], bool),

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Final
 
 from runtimes import distributions
-from runtimes.errors import NotUnderstood
 from runtimes.model import FileChange, ReachKind
 from toolkit import (
     apply,
+    before,
     elf,
     files,
     health,
@@ -33,7 +33,7 @@ from toolkit.budget import Budget
 from toolkit.detect import Scene
 from toolkit.errors import Interrupted, StepFailed
 from toolkit.health import Health
-from toolkit.memory import UNTOLD, Baseline, Job
+from toolkit.memory import Baseline, Job
 from toolkit.stop import Patience
 from toolkit.view import Task, View, is_asked
 
@@ -67,7 +67,7 @@ def look_ahead(task: Task, found: View) -> Baseline:
         raise StepFailed(f"{'; '.join(problems)}: nothing was changed", hint=hint)
     if task.stop.is_wished:
         raise Interrupted(task.stop.signal)
-    return _baseline(task, found, now)
+    return before.taken(task.adapter, found, now)
 
 
 def _way_here(place: Scene) -> str:
@@ -105,25 +105,6 @@ def _unread(task: Task, found: View) -> str:
 def _absence(task: Task, found: View) -> str:
     """Return why a runtime that has its word cannot be asked; empty where it can."""
     return found.place.silence if is_asked(task, found) and found.place.owner is None else ""
-
-
-def _baseline(task: Task, found: View, now: Health | None) -> Baseline:
-    try:
-        effective = task.adapter.effective(found.place.desired, found.seen)
-    except NotUnderstood:
-        effective = UNTOLD  # somebody broke it since, and a revert gives it back as far as it can
-    if effective == UNTOLD and found.record.open is not None:
-        # What the runtime has may be of a change that a killed run took back: before it, the files said this.
-        effective = found.record.open.baseline.has
-    if now is None:
-        return Baseline(files=effective, was_well=False)
-    return Baseline(
-        has=now.has,
-        files=effective,
-        was_well=not now.ailments,
-        speaks_cri=now.speaks_cri,
-        has_network=now.speaks_cri and not now.network,
-    )
 
 
 def sweep(install_dir: Path) -> None:
@@ -185,18 +166,18 @@ def _of_toolkit(found: View) -> list[str]:
 def _of_runtime(task: Task, found: View, now: Health | None) -> list[str]:
     """Return, in words, why the runtime should be left alone."""
     is_silenced = found.reload_needed and found.way.replaces and not found.way.is_revival(found.place)
-    problems = _of_budget(task.budget) if is_silenced else []
+    problems = _of_budget(task.budget, found.change) if is_silenced else []
     if now is not None and now.ailments and not task.settings.flag("repair"):
         ailments = "; ".join(now.ailments)
         problems.append(f"the runtime is not well already: {ailments} (--repair goes on all the same)")
     return problems
 
 
-def _of_budget(budget: Budget) -> list[str]:
+def _of_budget(budget: Budget, change: str) -> list[str]:
     """Return, in words, why the runtime may not be restarted: too often, or it could not be counted."""
     if not budget.most:
         return []
-    if refusal := budget.refusal():
+    if refusal := budget.put_off(change) or budget.refusal():
         return [refusal]
     if budget.path.is_dir():
         return [f"{budget.path}, where restarts are counted, is a directory"]

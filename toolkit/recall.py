@@ -66,6 +66,12 @@ class Recall:
             LOGGER.debug("%s", error.message)
 
 
+def identity(host: Host, binary: str | None) -> str:
+    """Return what tells the file of the node's binary from every other; empty where it cannot be told."""
+    seen = host.through(binary) if binary else None
+    return _identity(seen) if seen is not None else ""
+
+
 def of(settings: Settings, host: Host, binary: str | None) -> Recall:
     """Return what is remembered of the node's binary, which is named by its path on the node."""
     return Recall(path=_place(settings), binary=host.through(binary) if binary else None)

@@ -14,6 +14,7 @@ from runtimes.model import Desired, Handler, Plan
 from toolkit import (
     attest,
     cdi,
+    debts,
     detect,
     health,
     journal,
@@ -35,7 +36,7 @@ from toolkit.options import RestartMode
 from toolkit.owner import Owner
 from toolkit.settings import Settings
 from toolkit.stop import Patience, Stop
-from toolkit.view import Task, View, is_owed, same_runtime, way
+from toolkit.view import Task, View, same_runtime, way
 
 _SOON: Final = 5.0
 
@@ -55,7 +56,7 @@ def revert(settings: Settings, adapter: Adapter, stop: Stop | None = None) -> Re
     While containers run through our handlers, only the default is taken away:
     a container whose handler or binary is gone could not be stopped any more.
     """
-    task = Task(settings=settings, adapter=adapter, stop=stop or Stop())
+    task = Task(settings=settings, adapter=adapter, stop=stop or Stop(), is_leaving=True)
     place = detect.scene(settings, adapter, task.stop)
     record = journal.load(place.install_dir)
     if record.is_empty:
@@ -218,7 +219,7 @@ def _keep_what_is_needed(task: Task, found: View) -> None:
         )
     told = reload.is_told(task.adapter, found.way)
     # A daemon that is older than our last write never read us, or, where that took us out, still has us.
-    is_older = is_owed(place, found.record, RestartMode.AUTO)
+    is_older = debts.is_owed(place, found.record, RestartMode.AUTO)
     has_us = is_older if found.plan.is_noop else not is_older
     if place.owner is not None and not told and has_us:
         raise _not_told(place.owner)
@@ -241,7 +242,7 @@ def _view(task: Task, place: Scene, record: Record) -> View:
         version=None,
         source_problem=None,
         way=way(task, place, record, revive=True),
-        reload_owed=is_owed(place, record, task.mode),
+        reload_owed=debts.is_owed(place, record, task.mode),
         job=Job.REVERT,
     )
 

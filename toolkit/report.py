@@ -13,7 +13,7 @@ from toolkit.host import Host
 from toolkit.options import RestartMode
 from toolkit.removal import Removal
 from toolkit.terminal import CYAN, GREEN, RED, YELLOW
-from toolkit.view import View, was_being_told
+from toolkit.view import View
 
 _COLOURS: Final = {"+": GREEN, "-": RED, "@": CYAN}
 _DONE: Final = {"create": "created", "modify": "changed", "delete": "removed"}
@@ -138,6 +138,8 @@ def painted(text: str, *, colour: bool) -> str:
 def notes(found: View) -> Iterator[str]:
     """Yield what a person should know about a plan."""
     yield from found.plan.notes
+    if found.record.open is not None and found.record.open.why:
+        yield f"an earlier change is to be taken back first: {found.record.open.why}"
     if found.source_problem is not None and found.installs:
         yield f"{found.source_problem}: its files are not part of this plan"
     if not found.installs:
@@ -153,7 +155,7 @@ def reload_reason(found: View) -> str:
     if not found.plan.is_noop:
         return "the configuration changes"
     if found.way.is_revival(found.place):
-        why = "a run was killed at it" if was_being_told(found.record) else "--repair"
+        why = "a run was killed at it" if found.record.ends else "--repair"
         return f"the runtime is down and is to be started again ({why})"
     if found.plan.unmade:
         return found.plan.unmade

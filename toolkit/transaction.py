@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +14,10 @@ from runtimes.model import FileChange, Plan
 from toolkit import (
     apply,
     attest,
+    before,
     begin,
     cdi,
+    debts,
     detect,
     health,
     journal,
@@ -23,6 +25,7 @@ from toolkit import (
     readiness,
     reload,
     scaffold,
+    trial,
     undo,
     verify,
     versions,
@@ -31,15 +34,13 @@ from toolkit.errors import NotReloaded, RolledBack, StepFailed, ToolkitError
 from toolkit.health import Health
 from toolkit.log import LOGGER
 from toolkit.memory import Baseline, Job, Open, Record
-from toolkit.options import RestartMode, VerifyMode
+from toolkit.options import RestartMode
 from toolkit.settings import Settings
 from toolkit.stop import Patience, Stop
 from toolkit.tally import Tally
-from toolkit.view import LATER, Task, View, is_asked, same_runtime, view
+from toolkit.view import Task, View, is_asked, same_runtime, view
 
 _SOON: Final = 5.0
-_LEAST: Final = 1.0
-_SLICE: Final = "system.slice"
 
 
 def converge(
@@ -88,7 +89,8 @@ def carry_out(task: Task, found: View) -> Record:
         baseline = preflight.look_ahead(task, found)
     with during("begin"):
         record = begin.begin(task, found, baseline)
-    baseline = record.open.baseline if record.open is not None else baseline
+    if record.open is not None:
+        baseline = before.still(task.adapter, found.place, found.seen, record.open.baseline)
     told = found.is_unsettled and found.plan.is_noop
     try:
         with during("install"):
@@ -103,7 +105,7 @@ def carry_out(task: Task, found: View) -> Record:
         record = _owing(found, record, written=True)
         told = told or found.reload_needed
         found, now = _take_up(task, found, baseline)
-        _try(task, found)
+        trial.start(task, found)
     except Exception as error:
         raise _failed(task, found, record, error, told=told) from error
     with during("commit"):
@@ -155,14 +157,13 @@ def _install(found: View) -> None:
 def _owing(found: View, record: Record, *, written: bool) -> Record:
     """Note that the runtime owes its word: a kill anywhere below leaves that to the next run.
 
-    Nobody can have read all of the files before they are written: the time of that is yet to come.
+    Nobody can have read all of the files before they are written.
     """
     if not found.reload_needed:
         return record
-    since = time.time() + (0 if written else LATER)
-    daemon = found.place.owner
-    by = (daemon.pid, daemon.started) if written and daemon and daemon.is_alive() else None
-    return journal.save(found.place.install_dir, replace(record, owed_since=since, owed_by=by))
+    ends = written and found.way.replaces and found.way.mode is not RestartMode.NONE
+    owing = debts.incurred(record, is_written=written, by=found.place.owner, ends=ends)
+    return journal.save(found.place.install_dir, owing)
 
 
 def _stones(found: View) -> tuple[FileChange, ...]:
@@ -230,43 +231,14 @@ def _word_of(task: Task, found: View, baseline: Baseline | None) -> Health | Non
         return verify.confirmed(found.place, task.adapter, expected, patience)
 
 
-def _try(task: Task, found: View) -> None:
-    """Start a container through each of our handlers, where that was asked for.
-
-    What keeps a handler from being tried, an image that cannot be had, is not
-    the handler's fault and only told. Raises StepFailed.
-    """
-    is_told = found.way.mode is not RestartMode.NONE and not task.settings.flag("no_runtime_config")
-    if task.settings.text("verify") != VerifyMode.RUN or found.job is not Job.INSTALL or not is_told:
-        return
-    from toolkit import sandbox  # noqa: PLC0415  # it makes an image, and brings along what that takes
-
-    task.tally.phase = "start"
-    by_systemd = health.once(found.place, task.adapter, timeout=attest.soon(task)).has.by_systemd
-    for handler in sorted(task.adapter.defined(found.place.desired, found.files_after)):
-        try:
-            _start(task, found, handler, _SLICE if handler in by_systemd else "")
-            LOGGER.info("a container was started through the handler %s", handler)
-        except sandbox.NotTried as error:
-            LOGGER.warning("%s", error.message)
-
-
-def _start(task: Task, found: View, handler: str, cgroup_parent: str) -> None:
-    from toolkit import sandbox  # noqa: PLC0415
-
-    socket, timeout = found.place.socket, task.patience().allowing(_LEAST)
-    if task.adapter.speaks_cri:
-        sandbox.start_pod(socket, handler, cgroup_parent=cgroup_parent, timeout=timeout)
-    else:
-        sandbox.start_container(socket, handler, timeout=timeout)
-
-
 def _failed(task: Task, found: View, record: Record, error: Exception, *, told: bool) -> ToolkitError:
     """Take the change back and return what is to be told."""
     opened = record.open
     why = error.message if isinstance(error, ToolkitError) else f"{error!r}"
     LOGGER.debug("the change failed", exc_info=error)
-    if isinstance(error, NotReloaded) and (others := apply.overwritten(found.place.host, found.plan.changes)):
+    is_unread = isinstance(error, NotReloaded)
+    others = apply.overwritten(found.place.host, found.plan.changes) if is_unread else ()
+    if others:
         why = f"{', '.join(others)} was changed by somebody else before the runtime read it: {why}"
     if isinstance(error, NotReloaded) and task.stop.is_wished:
         why = f"interrupted by {task.stop.signal.name if task.stop.signal else 'a signal'}: {why}"
@@ -281,6 +253,9 @@ def _failed(task: Task, found: View, record: Record, error: Exception, *, told: 
         return StepFailed(f"{why}; no file was changed", hint=hint)
     failed = task.tally.phase
     undo.undo(task, found.place, record, why, told=told)
+    if told and found.job is Job.INSTALL and not others and not task.stop.is_wished:
+        with contextlib.suppress(StepFailed):  # then it is the budget alone that holds it up
+            task.budget.note_failed(found.change)
     task.tally.phase = failed
     return RolledBack(f"{why}; everything was taken back, the node is as it was", hint=hint)
 
@@ -300,7 +275,8 @@ def _commit(task: Task, found: View, record: Record, now: Health | None) -> Reco
     The node is as wanted: that this cannot be noted is told, and the next run notes it.
     """
     install_dir = found.place.install_dir
-    owed = None if reload.is_told(task.adapter, found.way) else record.owed_since
+    is_told = reload.is_told(task.adapter, found.way) and not task.settings.flag("no_runtime_config")
+    owed = None if is_told else record.owed_since
     settled = journal.settled(record, found.files_after, owed_since=owed)
     for attempt in (1, 2):
         try:
@@ -331,7 +307,9 @@ def _as_the_runtime_says(task: Task, found: View) -> View:
     record = found.record
     unsettled = record.open is not None or record.owed_since is not None
     patience = task.patience() if unsettled else Patience(_SOON, task.stop)
-    wanted = attest.expected(task, found, record.open.baseline if record.open else None)
+    opened, adapter = record.open, task.adapter
+    baseline = before.still(adapter, found.place, found.seen, opened.baseline) if opened is not None else None
+    wanted = attest.expected(task, found, baseline)
     subject = verify.NOT_TAKEN_UP if unsettled else verify.NOT_AS_WANTED
     try:
         now = verify.confirmed(found.place, task.adapter, wanted, patience, subject=subject)

@@ -8,7 +8,6 @@ is as it was.
 from __future__ import annotations
 
 import contextlib
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -16,7 +15,7 @@ from typing import Final
 from runtimes import planner
 from runtimes.errors import NotUnderstood
 from runtimes.model import Observation
-from toolkit import apply, detect, files, journal, log, reload, scaffold, verify, versions
+from toolkit import apply, before, debts, detect, files, journal, log, reload, scaffold, verify, versions
 from toolkit.detect import Scene
 from toolkit.errors import NotReloaded, NotRolledBack, StepFailed, ToolkitError
 from toolkit.journal import directory
@@ -25,7 +24,7 @@ from toolkit.memory import Open, Record
 from toolkit.options import RestartMode
 from toolkit.reload import Way
 from toolkit.stop import GRACE, Patience
-from toolkit.view import LATER, Task, is_owed
+from toolkit.view import Task
 
 _LEFT_TO_YOU: Final = (
     "the runtime may have read the change and was not told of the old files, as asked (restart mode none):"
@@ -56,12 +55,13 @@ def undo(task: Task, place: Scene, record: Record, why: str, *, told: bool) -> R
         if opened.files and not opened.told:
             here, opened = _looked_again(task, here, opened)
         if is_back or is_first:
-            record = _noted(place, replace(record, owed_since=time.time(), owed_by=None))
+            record = _noted(place, debts.incurred(record, is_written=True))
         if place.desired.reach.makes:
             _toolkit_back(place, record, opened)  # what is there would be made a handler again
         if opened.told and (opened.files or place.desired.reach.makes):
             _settle(task, here, opened, record, patience, is_first=is_first)
-        _toolkit_back(place, record, opened)
+        artifacts = _toolkit_back(place, record, opened)
+        opened = replace(opened, earlier=replace(opened.earlier, artifacts=artifacts))
         return close(task, place, record, opened)
     except (ToolkitError, NotUnderstood, OSError) as error:
         raise _stuck(task, place, opened, str(error)) from error
@@ -71,14 +71,17 @@ def _settle(
     task: Task, place: Scene, opened: Open, record: Record, patience: Patience, *, is_first: bool
 ) -> None:
     """Have the runtime be as it was: told, or, where it may not be, heard. Raises ToolkitError."""
+    held = before.still_of(task.adapter, place, record, opened.baseline)
+    opened = replace(opened, baseline=held)
     if task.mode is RestartMode.NONE:
         _hear(task, place, opened, record)
     else:
         _tell(task, place, opened, record, patience, is_first=is_first)
 
 
-def _toolkit_back(place: Scene, record: Record, opened: Open) -> None:
-    versions.go_back(place.install_dir, opened.earlier.artifacts, record.artifacts, _path(record.replaced))
+def _toolkit_back(place: Scene, record: Record, opened: Open) -> str | None:
+    earlier, failed = opened.earlier.artifacts, record.artifacts
+    return versions.go_back(place.install_dir, earlier, failed, _path(record.replaced))
 
 
 def _looked_again(task: Task, place: Scene, opened: Open) -> tuple[Scene, Open]:
@@ -89,7 +92,7 @@ def _looked_again(task: Task, place: Scene, opened: Open) -> tuple[Scene, Open]:
 
 def close(task: Task, place: Scene, record: Record, opened: Open) -> Record:
     """Let the record be what it was before the transaction; nothing is left of a first install."""
-    earlier = replace(opened.earlier, sequence=record.sequence)
+    earlier = replace(opened.earlier, sequence=record.sequence, ends=False)
     made = [d for d in record.directories if d not in earlier.directories]
     with contextlib.suppress(StepFailed):  # then a kill right now may leave an empty directory
         scaffold.note(task.scaffold, made)
@@ -131,11 +134,11 @@ def _files_back(task: Task, place: Scene, record: Record, patience: Patience) ->
         apply.changes(place.host, plan.stones, root_config)
         _reload(task, place, None, patience, is_first=True)  # stones replace no process
     if plan.changes:
-        record = _noted(place, replace(record, owed_since=time.time() + LATER, owed_by=None))
+        record = _noted(place, debts.incurred(record, is_written=False))
     apply.changes(place.host, plan.changes, root_config, give_back=opened.files)
     for name in plan.stayed:
         LOGGER.warning("stays, since somebody edited it meanwhile: %s", name)
-    return record, record.owed_since is not None and record.owed_since > time.time()
+    return record, debts.is_unwritten(record)
 
 
 def _is_asked_by_signal(task: Task, place: Scene) -> bool:
@@ -154,7 +157,7 @@ def _tell(
 ) -> None:
     """Make the runtime take the old files up, where it has not by itself, and see that it is as it was."""
     try:
-        if place.owner is None or is_owed(place, record, task.mode):
+        if place.owner is None or debts.is_owed(place, record, task.mode):
             _reload(task, place, record.unit, patience, is_first=is_first)
     except StepFailed as error:
         if opened.baseline.was_well:
@@ -166,9 +169,12 @@ def _tell(
 
 def _hear(task: Task, place: Scene, opened: Open, record: Record) -> None:
     """See that a runtime which may not be told has the old files by itself. Raises StepFailed."""
+    if place.owner is None and task.is_leaving:
+        LOGGER.warning("%s: it reads the old files when it starts", place.silence)
+        return
     if place.owner is None:
         raise StepFailed(_LEFT_TO_YOU)
-    is_older = is_owed(place, record, RestartMode.AUTO)
+    is_older = debts.is_owed(place, record, RestartMode.AUTO)
     baseline = opened.baseline
     if not baseline.was_well and not is_older:
         return
@@ -207,12 +213,12 @@ def _defined(task: Task, place: Scene, opened: Open) -> frozenset[str]:
 def _reload(task: Task, place: Scene, unit: str | None, patience: Patience, *, is_first: bool) -> None:
     way = _way(task, place, unit, patience)
     if way.replaces and (way.unit is not None or place.owner is not None):
-        _count(task, is_first=is_first)
+        _count(task, is_first=is_first or place.owner is None)
     task.tally.told(reload.perform(place, task.adapter, way, patience), replaces=way.replaces)
 
 
 def _count(task: Task, *, is_first: bool) -> None:
-    """Note a restart that is about to happen; only the first of a way back goes beyond the budget.
+    """Note a restart that is about to happen; the first of a way back goes beyond the budget, and a start.
 
     The runtime has the change until then. A later run must not restart it on and
     on, be it that the budget is used up or that nothing can be noted. Raises StepFailed.

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from toolkit import files, log, process
-from toolkit.artifacts import VERSIONS, Entry, Version, is_same
+from toolkit.artifacts import VERSIONS, Entry, Version, is_same, named
 from toolkit.errors import StepFailed
 from toolkit.files import Dress
 from toolkit.host import Host
@@ -59,21 +59,25 @@ def install(version: Version, install_dir: Path, host: Host, *, like: str = "") 
         raise StepFailed(f"{target} cannot be written: {error.strerror}") from error
 
 
-def go_back(install_dir: Path, digest: str | None, failed: str | None, replaced: Path | None) -> None:
-    """Switch from a version that `failed` to the one before, and remove it.
+def go_back(install_dir: Path, digest: str | None, failed: str | None, replaced: Path | None) -> str | None:
+    """Switch from a version that `failed` to the one before, and remove it; return which is there then.
 
-    `digest` is the one before; None where there was none of ours. Raises StepFailed.
+    `digest` is the one before; None where there was none of ours. Where somebody
+    removed it meanwhile, the newer one stays, which is better than none. Raises StepFailed.
     """
     if digest is None:
         remove(install_dir, replaced)
-        return
+        return None
     link = install_dir / "toolkit"
     is_ours = link.is_symlink() and not _is_foreign(link)
     # Where the way led to the version from before, a killed run may have left the link at another one.
     if failed in {None, digest} and not (is_ours and os.readlink(link) != f"{VERSIONS}/{digest}"):
-        return
+        return digest
     before = install_dir / VERSIONS / digest
     if not before.is_dir():
+        if is_ours and link.is_dir():
+            LOGGER.warning("%s, the version from before, is gone, so the newer one stays", before)
+            return named(link)
         raise StepFailed(f"{before}, the version from before, is gone")
     try:
         _switch(install_dir, digest)
@@ -82,6 +86,7 @@ def go_back(install_dir: Path, digest: str | None, failed: str | None, replaced:
     _sweep(install_dir / VERSIONS)
     if failed is not None and failed != digest:
         shutil.rmtree(install_dir / VERSIONS / failed, ignore_errors=True)
+    return digest
 
 
 def room_needed(version: Version, install_dir: Path) -> int:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from runtimes.adapter import Adapter
-from runtimes.model import Observation, Plan
-from toolkit import artifacts, detect, journal, log, owner, programs, reload, specification, whereabouts
+from runtimes.model import Observation, Plan, fingerprint
+from toolkit import artifacts, detect, journal, log, programs, recall, reload, specification, whereabouts
 from toolkit.artifacts import Version
 from toolkit.budget import Budget
+from toolkit.debts import is_owed
 from toolkit.detect import Scene
 from toolkit.errors import NodeNotUnderstood, UsageProblem
 from toolkit.memory import Job, Record
@@ -24,20 +25,19 @@ from toolkit.specification import Specification
 from toolkit.stop import Patience, Stop
 from toolkit.tally import Tally
 
-LATER: Final = 3600.0
-"""Stands, added to now, for the time of a write that is yet to come: nobody can have read it."""
-# The clocks of files and of processes both tick coarsely.
-_TICKS: Final = 0.05
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """What was asked for, the dialect it is asked in, the wish to stop, and an account of what was done."""
+    """What was asked for, the dialect it is asked in, the wish to stop, and an account of what was done.
+
+    `is_leaving` tells that everything of ours is to go.
+    """
 
     settings: Settings
     adapter: Adapter
     stop: Stop
     tally: Tally = field(default_factory=Tally)
+    is_leaving: bool = False
 
     @property
     def mode(self) -> RestartMode:
@@ -119,6 +119,14 @@ class View:
         return not self.plan.is_noop or self.reload_owed
 
     @property
+    def change(self) -> str:
+        """Return what names the change: its files before and after, the toolkit, and who judges it."""
+        files = [[c.path, fingerprint(c.before), fingerprint(c.after)] for c in self.plan.changes]
+        toolkit = self.version.digest if self.version is not None else ""
+        judge = recall.identity(self.place.host, self.place.binary)
+        return fingerprint(json.dumps([files, toolkit, judge]).encode())
+
+    @property
     def files_after(self) -> dict[str, bytes | None]:
         """Return the runtime's files as they are once the plan is carried out."""
         return {**self.seen.files, **{change.path: change.after for change in self.plan.changes}}
@@ -178,17 +186,10 @@ def way(task: Task, place: Scene, record: Record, *, revive: bool) -> Way:
     it nothing shows any more that nobody stopped it on purpose.
     """
     found = reload.way(place, task.adapter, task.mode)
-    is_by_us = (
-        record.open is not None and record.owed_since is not None and task.mode is not RestartMode.SIGNAL
-    )
+    is_by_us = record.ends and task.mode is not RestartMode.SIGNAL
     if not (revive or is_by_us) or not found.obstacle or task.mode is RestartMode.NONE:
         return found
     return reload.revival(place, record.unit, task.patience(), even_if_stopped=is_by_us) or found
-
-
-def was_being_told(record: Record) -> bool:
-    """Tell whether a run was killed on the way to have its change taken up: it may have ended the runtime."""
-    return record.open is not None and record.owed_since is not None
 
 
 def _record(place: Scene) -> tuple[Record, str]:
@@ -221,36 +222,3 @@ def is_asked(task: Task, found: View) -> bool:
     """Tell whether the runtime has its word in a change that it need not take up, as new files alone are."""
     is_ours = not task.settings.flag("no_runtime_config") and task.mode is not RestartMode.NONE
     return is_ours and found.job is Job.INSTALL
-
-
-def is_owed(place: Scene, record: Record, mode: RestartMode) -> bool:
-    """Tell whether a change of ours was written which the running daemon is too old to have read.
-
-    Where the process is noted that has not read it, that alone counts: the clock
-    may be set meanwhile, and a start in whole ticks is too coarse for a daemon
-    that is back at once.
-    """
-    found = place.owner
-    if record.owed_since is None or found is None or mode is RestartMode.NONE:
-        return False
-    if record.owed_by is not None:
-        return record.owed_by == (found.pid, found.started)
-    return owner.age(found) >= time.time() - _written(place, record, record.owed_since)
-
-
-def _written(place: Scene, record: Record, since: float) -> float:
-    """Return when what is owed was written: of a run that was killed before it noted that, its files tell."""
-    if record.open is None or since <= time.time():
-        return since
-    try:
-        return max(_changed(place.host.local(each.path)) for each in record.open.files) + _TICKS
-    except (OSError, ValueError):
-        return since
-
-
-def _changed(path: Path) -> float:
-    """Return when a file got its name, or lost it. Raises OSError."""
-    try:
-        return os.stat(path).st_ctime
-    except FileNotFoundError:
-        return os.stat(path.parent).st_mtime

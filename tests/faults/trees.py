@@ -72,6 +72,7 @@ def _timeless(record: bytes) -> bytes:
     for each in (content, (content.get("open") or {}).get("earlier", {})):
         each.pop("sequence", None)
         each["owed_since"] = each.get("owed_since") is not None
+        each["owed_uptime"] = each.get("owed_uptime") is not None
     return json.dumps(content, sort_keys=True).encode()
 
 
