@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -119,9 +120,13 @@ class Store:
 
     def take_base(self) -> None:
         """Make the base image out of the root file system."""
+        self.put(_BASE, base())
+
+    def put(self, name: str, content: Path) -> None:
+        """Make an image out of an archive or of what is in a directory."""
         container = self("from", "scratch").strip()
-        self("add", "--quiet", container, str(base()), "/")
-        self("commit", "--quiet", container, _BASE)
+        self("add", "--quiet", container, str(content), "/")
+        self("commit", "--quiet", container, name)
         self("rm", container)
 
     def build(self) -> tuple[str, str]:
@@ -137,6 +142,20 @@ class Store:
                 f"--tag={IMAGE}", str(context),
             )  # fmt: skip
             return name.read_text(encoding="utf-8"), said
+
+    def as_written(self, line: str) -> None:
+        """Build by a line of `docker build`, with all the words behind that as they are.
+
+        What stands for docker: `buildah bud`, which fetches no image but finds those that were put here, and
+        as the directory to be in a copy of the tracked files with the wheels, so that pip fetches nothing.
+        """
+        program, command, *words = shlex.split(line)
+        if (program, command) != ("docker", "build"):
+            raise ValueError(f"this is no `docker build`: {line}")
+        with tempfile.TemporaryDirectory(dir=self.home) as scratch:
+            context = Path(scratch) / "context"
+            _lay(context)
+            _run(*self._buildah, "bud", "--isolation=chroot", "--pull=never", *words, cwd=context)
 
     def archive(self) -> Path:
         """Return the image as an archive."""
@@ -276,10 +295,11 @@ def _mounts(found: Sequence[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _run(*argv: str) -> str:
+def _run(*argv: str, cwd: Path | None = None) -> str:
     done = subprocess.run(
-        argv, capture_output=True, text=True, check=False, timeout=_BUILD_TIME, stdin=subprocess.DEVNULL
-    )
+        argv, cwd=cwd, capture_output=True, text=True, check=False, timeout=_BUILD_TIME,
+        stdin=subprocess.DEVNULL,
+    )  # fmt: skip
     if done.returncode != 0:
         raise NodeError(f"{argv[0]} ended with {done.returncode}: {(done.stderr or done.stdout)[-3000:]}")
     return done.stdout + done.stderr

@@ -13,7 +13,8 @@ from typing import Final
 
 import pytest
 
-from tests import containers, helm, images, nodes, real
+from tests import artifacts, containers, documents, helm, images, nodes, real
+from tests.documents import Block
 from tests.nodes import Node
 from toolkit import __version__
 
@@ -186,6 +187,24 @@ def test_its_labels_say_what_it_is(store: images.Store, built: tuple[str, str]) 
     assert labels["org.opencontainers.image.version"] == __version__
     assert labels["org.opencontainers.image.licenses"] == "Apache-2.0"
     assert told["created"].startswith("2023-11-14T22:13:20")
+
+
+@pytest.mark.parametrize("block", documents.of_kind("sh image"), ids=lambda block: block.place)
+def test_the_documented_line_builds_it(store: images.Store, tmp_path: Path, block: Block) -> None:
+    """Both bases are in the store, by the names of the line and the Dockerfile: none is fetched."""
+    dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    artifacts.make(tmp_path / "artifacts/deb")
+    for line in block.commands:
+        bases = dict(re.findall(r"^ARG (\w+_IMAGE)=(\S+)$", dockerfile, re.MULTILINE))
+        bases |= dict(re.findall(r"--build-arg[ =](\w+)=(\S+)", line))
+        [tag] = re.findall(r"--tag[ =](\S+)", line)
+        store.put(bases["PYTHON_IMAGE"], images.base())
+        store.put(bases["ARTIFACTS_IMAGE"], tmp_path)
+        store.as_written(line)
+        config = json.loads(store("inspect", "--type=image", tag))["OCIv1"]["config"]
+        assert config["Entrypoint"] == ["/usr/local/bin/entrypoint.sh"]
+        assert config["Labels"]["nvidia-toolkit.artifacts"] == bases["ARTIFACTS_IMAGE"]
+        real.USED.add(f"buildah, by the words of {block.place}")
 
 
 def files_of(node: Node, *tops: str) -> Mapping[str, tuple[bytes, int]]:
