@@ -20,7 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-from tests import artifacts, helm, nodes
+from tests import artifacts, containers, helm, nodes
 from tests.nodes import Node, NodeError
 from toolkit import __version__
 
@@ -188,6 +188,14 @@ def load(node: Node, archive: Path) -> None:
     shutil.copy(archive, target)
     nodes.run(node, ("ctr", "--namespace=k8s.io", "images", "import", "/root/image.tar"))
     target.unlink()
+
+
+def give(node: Node, name: str) -> None:
+    """Give the image that a node has another name, as if it had been pulled by that."""
+    if name != IMAGE:
+        nodes.run(node, ("ctr", "--namespace=k8s.io", "images", "tag", "--force", IMAGE, name))
+    # CRI learns of images by events, a moment later.
+    nodes.wait_for(node, lambda: containers.has_image(node, name))
 
 
 class Container:
