@@ -199,7 +199,7 @@ def give(node: Node, name: str) -> None:
 
 
 class Container:
-    """The chart's container on a node, made as kubelet's runtime would, without a kubelet."""
+    """A DaemonSet's container on a node, made as kubelet's runtime would, without a kubelet."""
 
     def __init__(self, node: Node, found: Sequence[dict[str, Any]], **variables: str) -> None:
         self.node = node
@@ -210,14 +210,16 @@ class Container:
         for volume in pod["volumes"]:
             if volume["hostPath"].get("type") == "DirectoryOrCreate":
                 nodes.run(node, ("mkdir", "-p", volume["hostPath"]["path"]))
+        wanted = helm.container(found)
         words = (
-            *_privileges(helm.container(found)["securityContext"]),
+            *_privileges(wanted["securityContext"]),
             *(("--with-ns=pid:/proc/1/ns/pid",) if pod["hostPID"] else ()),
             *(f"--mount={each}" for each in _mounts(found)),
             *(f"--env={name}={value}" for name, value in (helm.environment(found) | variables).items()),
         )
+        argv = (*wanted.get("command", ()), *wanted.get("args", ()))
         nodes.run(node, ("ctr", "--namespace=k8s.io", "run", "--detach", f"--log-uri=file://{self.log}",
-                         *words, IMAGE, self.name))  # fmt: skip
+                         *words, IMAGE, self.name, *argv))  # fmt: skip
 
     def told(self) -> str:
         """Return what it wrote."""

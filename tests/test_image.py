@@ -13,7 +13,7 @@ from typing import Final
 
 import pytest
 
-from tests import artifacts, containers, documents, helm, images, nodes, real
+from tests import artifacts, containers, documents, gpu_operator, helm, images, nodes, real
 from tests.documents import Block
 from tests.nodes import Node
 from toolkit import __version__
@@ -304,3 +304,49 @@ def test_the_capabilities_are_those_that_it_cannot_do_without(archive: Path) -> 
             finally:
                 container.end()
             assert files_of(node, "/etc/containerd") == before, without
+
+
+def test_it_runs_as_the_gpu_operator_s_container(archive: Path) -> None:
+    """Its entry point is the operator's, in place of ours, and so are its mounts and its variables."""
+    if reason := nodes.why_not():
+        pytest.skip(reason)
+    env = {"TOOLKIT_ON_EXIT": "revert", "TOOLKIT_VERIFY": "run"}
+    rendered = gpu_operator.render("containerd", cdi=False, env=env)
+    script = "/var/lib/kubelet/entrypoint.sh"
+    with nodes.boot("trixie") as node:
+        if reason := containers.why_no_containers(node):
+            pytest.skip(reason)
+        containers.prepare_images(node)
+        images.load(node, archive)
+        nodes.path(node, script).parent.mkdir(parents=True)
+        nodes.path(node, script).write_text(gpu_operator.ENTRYPOINT, encoding="utf-8")
+        nodes.path(node, script).chmod(0o700)
+        before = files_of(node, "/etc/containerd", "/usr/local")
+        container = images.Container(node, rendered.objects(script))
+        made_by_kubelet = {str(nodes.path(node, each)) for each in rendered.mounts.values()}
+
+        def left() -> Mapping[str, tuple[bytes, int]]:
+            found = files_of(node, "/etc/containerd", "/usr/local")
+            return {
+                name: seen for name, seen in found.items() if name in before or name not in made_by_kubelet
+            }
+
+        try:
+            nodes.wait_for(node, lambda: "waiting for the driver" in container.told())
+            assert left() == before
+            ready = nodes.path(node, f"{gpu_operator.VALIDATIONS}/driver-ready")
+            ready.write_text(gpu_operator.DRIVER_READY, encoding="utf-8")
+            container.waits_for("set up; watching")
+            assert 'was started through the handler nvidia"' in container.told()
+            assert container.probe() == 0
+            pod = containers.run_pod(node, handler="nvidia", argv=["echo", "a pod"])
+            assert (pod.exit_code, pod.output) == (0, "a pod\n")
+            assert left() != before
+        finally:
+            code = container.end()
+        assert code == 0, container.told()
+        assert "the node was set back" in container.told()
+        assert left() == before
+    real.USED.add(
+        "image run by the GPU Operator's entry point, mounts and variables, on a booted trixie node"
+    )
