@@ -161,6 +161,26 @@ class Cluster:
             raise NodeError(f"kubectl {' '.join(words)}: {done.stderr}{done.stdout}")
         return done
 
+    def shell(self, line: str, *, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run a line as somebody in the checkout who has helm, kubectl and KUBECONFIG; refuse its failure."""
+        done = subprocess.run(
+            (*self.enter, "bash", "-eu", "-o", "pipefail", "-c", line),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=110,
+            cwd=helm.ROOT,
+            env={
+                "PATH": f"{helm.find().parent}:{programs()}:{nodes.PATH}",
+                "HOME": str(self.home),
+                "KUBECONFIG": str(self.kubeconfig),
+            },
+        )
+        if check and done.returncode != 0:
+            raise NodeError(f"{line}: {done.stderr}{done.stdout}")
+        return done
+
     @contextlib.contextmanager
     def following(self, *words: str) -> Iterator[Path]:
         """Write what pods say to a file, which is handed back, until they are gone or no longer wanted."""

@@ -199,7 +199,7 @@ def prepare_images(node: Node) -> None:
     run(node, ("ctr", "--namespace=k8s.io", "images", "import", _ARCHIVE))
     archive.unlink()
     # CRI learns of images by events, a moment later.
-    wait_for(node, lambda: all(_has_image(node, name) for name in names))
+    wait_for(node, lambda: all(has_image(node, name) for name in names))
 
 
 def sandbox_image(node: Node) -> str:
@@ -357,7 +357,8 @@ def _container_status(node: Node, pod: Pod) -> Answer:
     return _nested(_cri(node, pod.socket, "ContainerStatus", {1: pod.container})[1])
 
 
-def _has_image(node: Node, name: str) -> bool:
+def has_image(node: Node, name: str) -> bool:
+    """Return whether the node's CRI knows an image by this name."""
     method = "/runtime.v1.ImageService/ImageStatus"
     return 1 in _call_cri(node, SOCKETS["containerd"], method, {1: {1: name}})
 

@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Final
+from typing import Any, Final
 
 VALIDATIONS: Final = "/run/nvidia/validations"
 DRIVER_READY: Final = """\
@@ -64,6 +64,35 @@ class Rendered:
     env: Mapping[str, str]
     mounts: Mapping[str, str]
 
+    @property
+    def followed(self) -> Mapping[str, str]:
+        """Return the mounts at where an image's links lead: /var/run is one to /run."""
+        return {os.path.realpath(target): source for target, source in self.mounts.items()}
+
+    def objects(self, script: str) -> list[dict[str, Any]]:
+        """Return the DaemonSet, as far as it makes a container; `script` is the entry point on the node."""
+        mounts = {**self.mounts, "/host": "/"}
+        volumes = [
+            {"name": source, "hostPath": {"path": source, "type": "DirectoryOrCreate"}}
+            for source in dict.fromkeys(mounts.values())
+        ]
+        container = {
+            "command": ["/bin/sh", "-c"],
+            "args": ["/bin/entrypoint.sh"],
+            "securityContext": {"privileged": True},
+            "env": [{"name": name, "value": value} for name, value in self.env.items()],
+            "volumeMounts": [
+                {"name": script, "mountPath": "/bin/entrypoint.sh", "readOnly": True},
+                *(
+                    {"name": source, "mountPath": target, "readOnly": target == "/host"}
+                    for target, source in mounts.items()
+                ),
+            ],
+        }
+        volumes.append({"name": script, "hostPath": {"path": script, "type": "File"}})
+        pod = {"hostPID": True, "volumes": volumes, "containers": [container]}
+        return [{"kind": "DaemonSet", "spec": {"template": {"spec": pod}}}]
+
 
 def render(
     runtime: str, *, cdi: bool, env: Mapping[str, str] | None = None, install_dir: str = "/usr/local/nvidia"
@@ -100,8 +129,7 @@ def render(
         "/var/run/cdi": "/var/run/cdi",
     }
     _files(runtime, found, mounts)
-    # An image's /var/run is a link to /run, which a mount follows inside the image.
-    return Rendered(env=found, mounts={os.path.realpath(target): source for target, source in mounts.items()})
+    return Rendered(env=found, mounts=mounts)
 
 
 def _files(runtime: str, env: dict[str, str], mounts: dict[str, str]) -> None:

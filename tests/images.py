@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-from tests import artifacts, helm, nodes
+from tests import artifacts, containers, helm, nodes
 from tests.nodes import Node, NodeError
 from toolkit import __version__
 
@@ -119,9 +120,13 @@ class Store:
 
     def take_base(self) -> None:
         """Make the base image out of the root file system."""
+        self.put(_BASE, base())
+
+    def put(self, name: str, content: Path) -> None:
+        """Make an image out of an archive or of what is in a directory."""
         container = self("from", "scratch").strip()
-        self("add", "--quiet", container, str(base()), "/")
-        self("commit", "--quiet", container, _BASE)
+        self("add", "--quiet", container, str(content), "/")
+        self("commit", "--quiet", container, name)
         self("rm", container)
 
     def build(self) -> tuple[str, str]:
@@ -137,6 +142,20 @@ class Store:
                 f"--tag={IMAGE}", str(context),
             )  # fmt: skip
             return name.read_text(encoding="utf-8"), said
+
+    def as_written(self, line: str) -> None:
+        """Build by a line of `docker build`, with all the words behind that as they are.
+
+        What stands for docker: `buildah bud`, which fetches no image but finds those that were put here, and
+        as the directory to be in a copy of the tracked files with the wheels, so that pip fetches nothing.
+        """
+        program, command, *words = shlex.split(line)
+        if (program, command) != ("docker", "build"):
+            raise ValueError(f"this is no `docker build`: {line}")
+        with tempfile.TemporaryDirectory(dir=self.home) as scratch:
+            context = Path(scratch) / "context"
+            _lay(context)
+            _run(*self._buildah, "bud", "--isolation=chroot", "--pull=never", *words, cwd=context)
 
     def archive(self) -> Path:
         """Return the image as an archive."""
@@ -171,8 +190,16 @@ def load(node: Node, archive: Path) -> None:
     target.unlink()
 
 
+def give(node: Node, name: str) -> None:
+    """Give the image that a node has another name, as if it had been pulled by that."""
+    if name != IMAGE:
+        nodes.run(node, ("ctr", "--namespace=k8s.io", "images", "tag", "--force", IMAGE, name))
+    # CRI learns of images by events, a moment later.
+    nodes.wait_for(node, lambda: containers.has_image(node, name))
+
+
 class Container:
-    """The chart's container on a node, made as kubelet's runtime would, without a kubelet."""
+    """A DaemonSet's container on a node, made as kubelet's runtime would, without a kubelet."""
 
     def __init__(self, node: Node, found: Sequence[dict[str, Any]], **variables: str) -> None:
         self.node = node
@@ -183,14 +210,16 @@ class Container:
         for volume in pod["volumes"]:
             if volume["hostPath"].get("type") == "DirectoryOrCreate":
                 nodes.run(node, ("mkdir", "-p", volume["hostPath"]["path"]))
+        wanted = helm.container(found)
         words = (
-            *_privileges(helm.container(found)["securityContext"]),
+            *_privileges(wanted["securityContext"]),
             *(("--with-ns=pid:/proc/1/ns/pid",) if pod["hostPID"] else ()),
             *(f"--mount={each}" for each in _mounts(found)),
             *(f"--env={name}={value}" for name, value in (helm.environment(found) | variables).items()),
         )
+        argv = (*wanted.get("command", ()), *wanted.get("args", ()))
         nodes.run(node, ("ctr", "--namespace=k8s.io", "run", "--detach", f"--log-uri=file://{self.log}",
-                         *words, IMAGE, self.name))  # fmt: skip
+                         *words, IMAGE, self.name, *argv))  # fmt: skip
 
     def told(self) -> str:
         """Return what it wrote."""
@@ -276,10 +305,11 @@ def _mounts(found: Sequence[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _run(*argv: str) -> str:
+def _run(*argv: str, cwd: Path | None = None) -> str:
     done = subprocess.run(
-        argv, capture_output=True, text=True, check=False, timeout=_BUILD_TIME, stdin=subprocess.DEVNULL
-    )
+        argv, cwd=cwd, capture_output=True, text=True, check=False, timeout=_BUILD_TIME,
+        stdin=subprocess.DEVNULL,
+    )  # fmt: skip
     if done.returncode != 0:
         raise NodeError(f"{argv[0]} ended with {done.returncode}: {(done.stderr or done.stdout)[-3000:]}")
     return done.stdout + done.stderr

@@ -342,6 +342,25 @@ def test_owners_that_are_no_list(asker: Asker, references: object) -> None:
     assert asker.ask(Api({POD: (200, answer)}), "") == unknown("the pod gpu/toolkit-x7k2p is of no DaemonSet")
 
 
+@pytest.mark.parametrize(
+    ("daemonset", "pod", "is_ours"),
+    [
+        ("toolkit", "toolkit-x7k2p", True),
+        ("nvidia-toolkit", "nvidia-toolkit-x7k2p", True),
+        ("nvidia", "nvidia-toolkit-x7k2p", False),
+        ("mistaken", "toolkit-x7k2p", False),
+        ("toolkit", "toolkit-node1", False),  # no controller uses vowels and ones
+        ("toolkit", "toolkit", False),
+        ("toolkit", "toolkit-x7k2p\n", False),
+        ("toolkit", "", False),
+        ("", "-x7k2p", False),
+    ],
+)
+def test_whose_a_pod_is_by_its_name(daemonset: str, pod: str, *, is_ours: bool) -> None:
+    assert cluster.is_ours(daemonset, {"POD_NAME": pod}) is is_ours
+    assert cluster.is_ours(daemonset, {"HOSTNAME": pod}) is is_ours
+
+
 def test_a_pod_that_is_not_there_says_nothing_of_its_daemonset(asker: Asker) -> None:
     gone = status_of(404, "NotFound", name="toolkit-x7k2p", resource="pods")
     assert asker.ask(Api({POD: (404, gone)}), "") == unknown(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
-from tests import cluster, containers, deploy, helm, images, nodes, real
+from tests import cluster, containers, deploy, documents, helm, images, nodes, real
 from tests.cluster import Cluster
 from tests.nodes import Node
 from toolkit import cri
@@ -20,6 +21,17 @@ pytestmark = [pytest.mark.node, pytest.mark.timeout(600)]
 CONFIG: Final = "/etc/containerd/config.toml"
 IN: Final = f"--namespace={helm.NAMESPACE}"
 FAST: Final = ("--set", "daemonsets.minReadySeconds=0", "--set", "metrics.enabled=true")
+DOCUMENTED: Final = (
+    "helm install",
+    "exec POD",
+    "logs POD",
+    "helm uninstall",
+    "delete rolebinding",
+    "apply --kustomize",
+    "delete daemonset",
+    "delete --kustomize",
+)
+"""What the documents' lines for a cluster are known by; each is run below."""
 A_POD: Final[Mapping[str, Any]] = {
     "apiVersion": "v1",
     "kind": "Pod",
@@ -80,9 +92,7 @@ def state(node: Node) -> dict[str, tuple[bytes, int]]:
 
 def install(kubernetes: Cluster, *options: str) -> None:
     """Install by the documented command line, until the one pod is ready."""
-    # More restarts than a real node sees in a day.
-    nodes.run(kubernetes.node, ("rm", "-f", "/run/nvidia/toolkit/restarts.json"))
-    nodes.run(kubernetes.node, ("systemctl", "reset-failed", "containerd"), check=False)
+    forget_restarts(kubernetes.node)
     kubernetes.helm(
         "upgrade",
         "--install",
@@ -94,14 +104,30 @@ def install(kubernetes: Cluster, *options: str) -> None:
         *FAST,
         *options,
     )
+    roll_out(kubernetes)
+
+
+def forget_restarts(node: Node) -> None:
+    """Give all of the restart budget: there are more restarts than a real node sees in a day."""
+    nodes.run(node, ("rm", "-f", "/run/nvidia/toolkit/restarts.json"))
+    nodes.run(node, ("systemctl", "reset-failed", "containerd"), check=False)
+
+
+def roll_out(kubernetes: Cluster) -> None:
+    """Wait until the one pod is ready."""
     kubernetes.kubectl("rollout", "status", IN, "daemonset/nvidia-toolkit", "--timeout=90s")
 
 
 def uninstall(kubernetes: Cluster) -> str:
     """Uninstall, until the pod is gone; return its last words."""
+    return last_words(kubernetes, lambda: kubernetes.helm("uninstall", helm.RELEASE, IN))
+
+
+def last_words(kubernetes: Cluster, take_away: Callable[[], object]) -> str:
+    """Take the DaemonSet away, until the pod is gone; return what that said last."""
     with kubernetes.following(IN, "daemonset/nvidia-toolkit") as told:
         kubernetes.until(lambda: told.stat().st_size > 0, "the pod says nothing")
-        kubernetes.helm("uninstall", helm.RELEASE, IN)
+        take_away()
         kubernetes.until(lambda: not kubernetes.get("pods", IN)["items"], "the pod is not gone")
     return told.read_text(encoding="utf-8")
 
@@ -220,3 +246,87 @@ def test_with_the_role_gone_there_is_no_answer_and_the_node_stays(kubernetes: Cl
     install(kubernetes)
     uninstall(kubernetes)
     assert state(node) == before
+
+
+# --- what the documents say ---------------------------------------------------------------------
+
+
+def documented() -> dict[str, str]:
+    """Return the documents' lines for a cluster by what they are known by; refuse one that is not run."""
+    lines: dict[str, str] = {}
+    for block in documents.of_kind("sh cluster"):
+        for line in block.commands:
+            names = [name for name in DOCUMENTED if name in line]
+            assert len(names) == 1, f"{block.place}: no test runs this: {line}"
+            assert names[0] not in lines, f"{block.place}: only one of these is run: {line}"
+            lines[names[0]] = line
+    assert set(lines) == set(DOCUMENTED)
+    return lines
+
+
+def tag() -> str:
+    """Return the name that the documented build gives the image."""
+    [found] = [name for b in documents.of_kind("sh image") for name in re.findall(r"--tag[ =](\S+)", b.text)]
+    return str(found)
+
+
+def test_every_documented_command_for_a_cluster_is_one_that_is_run() -> None:
+    documented()
+
+
+def test_the_documented_commands_for_a_cluster(kubernetes: Cluster) -> None:
+    """Each line as it is printed, but for POD. The image that it would pull is on the node, by that name."""
+    node, lines = kubernetes.node, documented()
+    before = state(node)
+    images.give(node, tag())
+    forget_restarts(node)
+    kubernetes.shell(lines.pop("helm install"))
+    roll_out(kubernetes)
+    assert state(node) != before
+    [pod] = kubernetes.get("pods", IN)["items"]
+    assert pod["spec"]["containers"][0]["image"] == tag()
+    look_into(kubernetes, pod, lines.pop("exec POD"), lines.pop("logs POD"))
+    told = last_words(kubernetes, lambda: kubernetes.shell(lines.pop("helm uninstall")))
+    assert "the node was set back" in told, told
+    assert state(node) == before
+    assert objects(kubernetes) == {"Role", "RoleBinding", "ServiceAccount"}
+    kubernetes.shell(lines.pop("delete rolebinding"))
+    assert objects(kubernetes) == set()
+    images.give(
+        node, helm.container(helm.objects((deploy.MANIFESTS / "daemonset.yaml").read_text("utf-8")))["image"]
+    )
+    forget_restarts(node)
+    kubernetes.shell(lines.pop("apply --kustomize"))
+    roll_out(kubernetes)
+    assert state(node) != before
+    told = last_words(kubernetes, lambda: kubernetes.shell(lines.pop("delete daemonset")))
+    assert "the node was set back" in told, told
+    assert state(node) == before
+    kubernetes.shell(lines.pop("delete --kustomize"))
+    assert "NotFound" in kubernetes.kubectl("get", "namespace", helm.NAMESPACE, check=False).stderr
+    assert lines == {}
+    real.USED.add(f"helm {helm.VERSION} and kubectl {cluster.VERSION}, by the documents' lines for a cluster")
+
+
+def look_into(kubernetes: Cluster, pod: Mapping[str, Any], diagnose: str, previous: str) -> None:
+    """Ask a pod by the documented lines, the second also where there was an earlier container to tell of."""
+    name = pod["metadata"]["name"]
+    said = kubernetes.shell(diagnose.replace("POD", name)).stdout
+    found = said.partition("\n\n")[0].splitlines()
+    # The machine may have no driver.
+    assert found[0] == "findings", said
+    assert [line for line in found if re.match(r"  \d+\. ", line) and "driver is not" not in line] == []
+    assert "\n  runtime: containerd\n" in said
+    previous = previous.replace("POD", name)
+    refused = kubernetes.shell(previous, check=False)
+    assert f'previous terminated container "nvidia-toolkit" in pod "{name}" not found' in refused.stderr
+    container = pod["status"]["containerStatuses"][0]["containerID"].removeprefix("containerd://")
+    nodes.run(kubernetes.node, ("ctr", "--namespace=k8s.io", "tasks", "kill", "--signal=SIGKILL", container))
+
+    def is_back() -> bool:
+        [status] = kubernetes.get("pod", name, IN)["status"]["containerStatuses"]
+        return bool(status["restartCount"] == 1 and status["ready"])
+
+    kubernetes.until(is_back, "the container is not started again")
+    said = kubernetes.shell(previous).stdout
+    assert "set up; watching" in said, said

@@ -573,4 +573,18 @@ def test_a_daemonset_that_was_never_there_is_not_gone(
     assert node.toolkit.exists()
     assert running.signals() == ["SIGHUP"]
     asked = [path for path, _ in api.asked]
-    assert asked == ([DAEMONSET] * 2 if name == "toolkit" else [wrong, POD, DAEMONSET])
+    assert asked == ([DAEMONSET] if name == "toolkit" else [wrong, POD, DAEMONSET])
+
+
+@needs_root
+def test_a_daemonset_that_the_pod_is_named_after_may_be_gone_when_that_starts(
+    node: Node, running: Daemon, account: Path, certificates: Certificates
+) -> None:
+    """A container that is started again while its pod waits for SIGTERM has no role that shows it its pod."""
+    api = Api({POD: forbidden(), DAEMONSET: GONE})
+    with serving(api, certificates.good) as port:
+        code, _ = stopped(node, account, port, daemonset="toolkit")
+    assert code == 0
+    assert not node.toolkit.exists()
+    assert node.config.read_bytes() == KUBEADM
+    assert [path for path, _ in api.asked] == [DAEMONSET]

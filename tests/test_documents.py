@@ -1,6 +1,7 @@
 """The commands in the documents work: what a desk can run is run, the rest is held to what it names.
 
-Those for a node are run in tests/test_documents_node.py.
+Those for a node are run in tests/test_documents_node.py, those for a cluster in tests/test_cluster_node.py,
+and the image is built in tests/test_image.py.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ class Pod:
 
     def __init__(self, node: Node, rendered: Rendered, home: Path) -> None:
         self.node, self.home = node, home
-        self.mounts = {**rendered.mounts, "/artifacts": "/srv/artifacts"}
+        self.mounts = {**rendered.followed, "/artifacts": "/srv/artifacts"}
         # The entry point's pauses are for upstream's sake; the text is run as it is.
         (home / "bin").mkdir()
         (home / "bin/sleep").write_text("#!/bin/sh\nexec /bin/sleep 0.1\n", encoding="utf-8")

@@ -13,7 +13,8 @@ from typing import Final
 
 import pytest
 
-from tests import containers, helm, images, nodes, real
+from tests import artifacts, containers, documents, gpu_operator, helm, images, nodes, real
+from tests.documents import Block
 from tests.nodes import Node
 from toolkit import __version__
 
@@ -188,6 +189,24 @@ def test_its_labels_say_what_it_is(store: images.Store, built: tuple[str, str]) 
     assert told["created"].startswith("2023-11-14T22:13:20")
 
 
+@pytest.mark.parametrize("block", documents.of_kind("sh image"), ids=lambda block: block.place)
+def test_the_documented_line_builds_it(store: images.Store, tmp_path: Path, block: Block) -> None:
+    """Both bases are in the store, by the names of the line and the Dockerfile: none is fetched."""
+    dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    artifacts.make(tmp_path / "artifacts/deb")
+    for line in block.commands:
+        bases = dict(re.findall(r"^ARG (\w+_IMAGE)=(\S+)$", dockerfile, re.MULTILINE))
+        bases |= dict(re.findall(r"--build-arg[ =](\w+)=(\S+)", line))
+        [tag] = re.findall(r"--tag[ =](\S+)", line)
+        store.put(bases["PYTHON_IMAGE"], images.base())
+        store.put(bases["ARTIFACTS_IMAGE"], tmp_path)
+        store.as_written(line)
+        config = json.loads(store("inspect", "--type=image", tag))["OCIv1"]["config"]
+        assert config["Entrypoint"] == ["/usr/local/bin/entrypoint.sh"]
+        assert config["Labels"]["nvidia-toolkit.artifacts"] == bases["ARTIFACTS_IMAGE"]
+        real.USED.add(f"buildah, by the words of {block.place}")
+
+
 def files_of(node: Node, *tops: str) -> Mapping[str, tuple[bytes, int]]:
     """Return bytes and mode of everything below directories of a node."""
     found = [path for top in tops for path in nodes.path(node, top).rglob("*")]
@@ -285,3 +304,49 @@ def test_the_capabilities_are_those_that_it_cannot_do_without(archive: Path) -> 
             finally:
                 container.end()
             assert files_of(node, "/etc/containerd") == before, without
+
+
+def test_it_runs_as_the_gpu_operator_s_container(archive: Path) -> None:
+    """Its entry point is the operator's, in place of ours, and so are its mounts and its variables."""
+    if reason := nodes.why_not():
+        pytest.skip(reason)
+    env = {"TOOLKIT_ON_EXIT": "revert", "TOOLKIT_VERIFY": "run"}
+    rendered = gpu_operator.render("containerd", cdi=False, env=env)
+    script = "/var/lib/kubelet/entrypoint.sh"
+    with nodes.boot("trixie") as node:
+        if reason := containers.why_no_containers(node):
+            pytest.skip(reason)
+        containers.prepare_images(node)
+        images.load(node, archive)
+        nodes.path(node, script).parent.mkdir(parents=True)
+        nodes.path(node, script).write_text(gpu_operator.ENTRYPOINT, encoding="utf-8")
+        nodes.path(node, script).chmod(0o700)
+        before = files_of(node, "/etc/containerd", "/usr/local")
+        container = images.Container(node, rendered.objects(script))
+        made_by_kubelet = {str(nodes.path(node, each)) for each in rendered.mounts.values()}
+
+        def left() -> Mapping[str, tuple[bytes, int]]:
+            found = files_of(node, "/etc/containerd", "/usr/local")
+            return {
+                name: seen for name, seen in found.items() if name in before or name not in made_by_kubelet
+            }
+
+        try:
+            nodes.wait_for(node, lambda: "waiting for the driver" in container.told())
+            assert left() == before
+            ready = nodes.path(node, f"{gpu_operator.VALIDATIONS}/driver-ready")
+            ready.write_text(gpu_operator.DRIVER_READY, encoding="utf-8")
+            container.waits_for("set up; watching")
+            assert 'was started through the handler nvidia"' in container.told()
+            assert container.probe() == 0
+            pod = containers.run_pod(node, handler="nvidia", argv=["echo", "a pod"])
+            assert (pod.exit_code, pod.output) == (0, "a pod\n")
+            assert left() != before
+        finally:
+            code = container.end()
+        assert code == 0, container.told()
+        assert "the node was set back" in container.told()
+        assert left() == before
+    real.USED.add(
+        "image run by the GPU Operator's entry point, mounts and variables, on a booted trixie node"
+    )

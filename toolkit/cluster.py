@@ -23,6 +23,8 @@ _ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _LONGEST_NAME: Final = 253
 _LABEL: Final = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 _NAME: Final = re.compile(rf"{_LABEL}(\.{_LABEL})*")
+_GENERATED: Final = re.compile("-[bcdfghjklmnpqrstvwxz2456789]{5}")
+"""What a controller of Kubernetes' adds to its own name to name a pod."""
 
 
 class Fate(StrEnum):
@@ -57,10 +59,21 @@ def fate(
         api = apiserver.find(environment, account, timeout=timeout)
         if daemonset:
             return _judge(api, daemonset, owner=None)
-        name, uid = _owner(api, environment.get("POD_NAME") or environment.get("HOSTNAME", ""))
+        name, uid = _owner(api, _pod(environment))
         return _judge(api, name, owner=uid)
     except Unanswered as error:
         return Verdict(fate=Fate.UNKNOWN, why=str(error))
+
+
+def is_ours(daemonset: str, environment: Mapping[str, str] = os.environ) -> bool:
+    """Tell whether this pod's name says that it is of a DaemonSet; without a name it is of none."""
+    pod = _pod(environment)
+    generated = pod.removeprefix(daemonset)
+    return bool(daemonset) and generated != pod and _GENERATED.fullmatch(generated) is not None
+
+
+def _pod(environment: Mapping[str, str]) -> str:
+    return environment.get("POD_NAME") or environment.get("HOSTNAME", "")
 
 
 def _judge(api: Api, name: str, *, owner: str | None) -> Verdict:

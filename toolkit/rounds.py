@@ -154,10 +154,13 @@ def _greeted(task: Task) -> dict[str, Any]:
     """Ask after the DaemonSet that was named: one that was never there is a wrong name, and not gone."""
     from toolkit import cluster  # noqa: PLC0415  # brings TLS along
 
-    verdict = cluster.fate(task.settings.text("daemonset"), timeout=_API_SECONDS)
-    is_known = verdict.fate is cluster.Fate.STAYS
+    name = task.settings.text("daemonset")
+    is_known = cluster.is_ours(name)
     if not is_known:
-        LOGGER.warning("--daemonset: %s; on exit the pod's own owner is asked for instead", verdict.why)
+        verdict = cluster.fate(name, timeout=_API_SECONDS)
+        is_known = verdict.fate is cluster.Fate.STAYS
+        if not is_known:
+            LOGGER.warning("--daemonset: %s; on exit the pod's own owner is asked for instead", verdict.why)
     return {"kind": GREET, "code": 0, "outcome": standing.IN_SYNC, "is_known": is_known}
 
 
@@ -168,8 +171,9 @@ def _left(task: Task, *, is_known: bool) -> dict[str, Any]:
 
     left = {"kind": LEAVE, "code": 0}
     if settings.text("on_exit") == OnExit.AUTO:
-        name = settings.text("daemonset") if is_known else ""
-        verdict = cluster.fate(name, timeout=_API_SECONDS)
+        name = settings.text("daemonset")
+        # The first round that asks may have been cut short.
+        verdict = cluster.fate(name if is_known or cluster.is_ours(name) else "", timeout=_API_SECONDS)
         LOGGER.info("%s", verdict.why)
         if verdict.fate is not cluster.Fate.LEAVES:
             return {**left, "outcome": standing.IN_SYNC}
