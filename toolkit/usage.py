@@ -78,9 +78,9 @@ def _handler(place: Scene, adapter: Adapter, pod: cri.Sandbox, *, timeout: Timeo
 
 def _noted(place: Scene, adapter: Adapter, seen: Observation) -> Iterator[str]:
     """Yield the containers whose shim noted a binary of ours, whatever handler they were started by."""
-    binaries = {handler.binary for handler in place.desired.handlers}
+    binaries = {handler.binary.encode() for handler in place.desired.handlers}
     for pattern in adapter.task_files(place.desired, seen):
         for path in place.host.glob(pattern):
             with contextlib.suppress(OSError):
-                if place.host.local(path).read_text(encoding="utf-8").strip() in binaries:
+                if place.host.local(path).read_bytes().strip() in binaries:
                     yield Path(path).parent.name
