@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
 import pytest
@@ -25,10 +26,13 @@ from toolkit import (
     apply,
     begin,
     cri,
+    ctk,
+    driver,
     journal,
     reload,
     removal,
     report,
+    specification,
     transaction,
     undo,
     usage,
@@ -1231,6 +1235,37 @@ def killed_in(monkeypatch: pytest.MonkeyPatch, room: Any, step: str, *, after: b
         raise Killed
 
     monkeypatch.setattr(room, step, kill)
+
+
+# --- the CDI specification ----------------------------------------------------------------------
+
+
+def test_a_specification_made_beside_an_open_transaction_is_not_forgotten_with_it(
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is made after the transaction, and so it is none that the way back of one may lose."""
+    monkeypatch.setattr(specification, "mark", lambda *_: "of this driver")
+    monkeypatch.setattr(specification, "wants_nodes", lambda _: False)
+    monkeypatch.setattr(driver, "absence", lambda *_: "")
+    monkeypatch.setattr(driver, "roots", lambda *_: SimpleNamespace(named=("/", "/")))
+    monkeypatch.setattr(ctk, "see", lambda *_: None)
+    monkeypatch.setattr(ctk, "specification", lambda *_, **__: b'{"cdiVersion": "0.5.0"}\n')
+    options = {"cdi_enabled": "true", "cdi_output_dir": str(node.root / "cdi")}
+    before = tree(node)
+    with monkeypatch.context() as patch:
+        killed_in(patch, reload, "perform", after=False)
+        with pytest.raises(Killed):
+            converge(node, **options)
+    converge(node, restart_mode="none", **options)  # leaves the transaction open, and makes it
+    say(node, "nvidia-cdi", {"handlers": list(OURS)})
+    with pytest.raises(RolledBack):
+        converge(node, **options)
+    record = journal.load(node.install_dir)
+    assert record.specification is not None
+    assert (record.owned, record.artifacts, record.open) == ((), None, None)
+    say(node)
+    revert(node, **options)
+    assert tree(node) == before
 
 
 # --- a record that is damaged -------------------------------------------------------------------
