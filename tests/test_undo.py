@@ -18,7 +18,8 @@ from typing import Any, Final
 
 import pytest
 
-from runtimes import containerd, docker
+from runtimes import containerd, docker, jsondoc, registry, tomldoc
+from runtimes.model import RuntimeName
 from tests import workshop
 from tests.faults import stories
 from tests.workshop import Daemon, Node
@@ -1089,6 +1090,46 @@ def test_an_original_that_is_gone_is_no_guess(
     ):
         converge(node)
     assert b'default_runtime_name = "nvidia"' in node.config.read_bytes()
+
+
+def test_an_original_that_is_gone_is_no_dead_end_where_its_bytes_are_in_place(
+    node: Node, running: Daemon
+) -> None:
+    before = tree(node)
+    converge(node)
+    shutil.rmtree(node.state.parent / "originals")
+    node.config.write_bytes(workshop.KUBEADM)
+    revert(node)
+    assert tree(node) == before
+
+
+@pytest.mark.parametrize("name", ["containerd", "docker", "crio"])
+def test_of_a_file_whose_original_is_gone_only_our_keys_can_be_taken_out(
+    node: Node, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    """By force only: the bytes of before us are what a revert promises."""
+    text = {
+        "containerd": workshop.KUBEADM,
+        "docker": b'{"log-driver": "json-file",\n "runtimes": {"kata": {"path": "/usr/bin/kata"}}}\n',
+        "crio": b'[crio.runtime]\nlog_level = "info" # theirs\n',
+    }[name]
+    node.config.write_bytes(text)
+    adapter = registry.adapter(RuntimeName(name))
+    assert adapter is not None
+    hooks = {"hooks_dir": f"{node.root}/hooks"} if name == "crio" else {}
+    options = {"runtime": name, "restart_mode": "none", "drop_in_config": "", **hooks}
+    settings = node.settings(**options, set_as_default="true")
+    transaction.converge(settings, adapter)
+    assert b"nvidia" in node.config.read_bytes()
+    shutil.rmtree(node.state.parent / "originals")
+    with pytest.raises(StepFailed, match=r"^the original of .* is not in .* any more$") as caught:
+        removal.revert(settings, adapter)
+    assert "--even-if-in-use" in caught.value.hint
+    removal.revert(node.settings(**options, even_if_in_use="true"), adapter)
+    assert any("only our keys are taken out of it" in line for line in caplog.messages)
+    assert not (node.root / "usr").exists()
+    read = jsondoc.tree if name == "docker" else tomldoc.tree
+    assert read(node.config.read_bytes(), "") == read(text, "")
 
 
 def full(*_: Any, **__: Any) -> None:

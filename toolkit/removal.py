@@ -84,7 +84,7 @@ def revert(settings: Settings, adapter: Adapter, stop: Stop | None = None) -> Re
     place = found.place
     readiness.remove(task.readiness)
     # Before the files go: a specification whose hook is gone keeps containers from starting.
-    record, stayed = cdi.take_back(place.host, place.install_dir, record)
+    record, stayed = cdi.take_back(place.host, place.install_dir, record, even_if_gone=is_forced)
     versions.remove(place.install_dir, Path(record.replaced) if record.replaced else None)
     if place.desired.reach.makes and not task.settings.flag("no_runtime_config"):
         _have_them_unmade(task, found)
@@ -232,7 +232,9 @@ def _view(task: Task, place: Scene, record: Record) -> View:
     # A change that is being taken back may be what the runtime still has, though no file names it any more.
     named = record.owned or (opened.files if opened is not None else ())
     place = replace(place, desired=_as_recorded(place.desired, named))
-    seen = detect.observe(place, task.adapter, journal.ownerships(place.install_dir, record.owned))
+    is_forced = task.settings.flag("even_if_in_use")
+    owned = journal.ownerships(place.install_dir, record.owned, even_if_gone=is_forced)
+    seen = detect.observe(place, task.adapter, owned)
     return View(
         place=place,
         record=record,
