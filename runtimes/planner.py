@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import PurePosixPath
 from typing import Final
 
 from runtimes import edits
@@ -12,8 +13,10 @@ from runtimes.errors import NotUnderstood
 from runtimes.model import (
     Answer,
     Desired,
+    Edit,
     Effective,
     FileChange,
+    Handler,
     Observation,
     Ownership,
     Plan,
@@ -22,6 +25,7 @@ from runtimes.model import (
 )
 
 _MOST_LISTED: Final = 6
+_PROGRAM: Final = "nvidia-container-runtime"
 _DEFAULTS: Final = frozenset({"default_runtime_name", "default_runtime", "default-runtime"})
 
 
@@ -102,6 +106,19 @@ def former(seen: Observation) -> frozenset[str]:
     """Return the names of handlers that are or were ours by the record."""
     keys = [edit.key for owned in seen.owned for edit in owned.edits]
     return frozenset(key[-1] for key in keys if key[-2:-1] == ("runtimes",)) - {"runc"}
+
+
+def recorded(desired: Desired, known: Iterable[Edit]) -> Desired:
+    """Return the wish with the handlers that some edits really set up, whatever they are called now."""
+    found = {
+        edit.key[-1]: str(binary)
+        for edit in known
+        if edit.key[-2:-1] == ("runtimes",) and isinstance(edit.new, Mapping)
+        for _, binary in edits.leaves(edit.new)
+        if PurePosixPath(str(binary)).name.startswith(_PROGRAM)
+    }
+    handlers = tuple(Handler(name=name, binary=binary) for name, binary in found.items())
+    return replace(desired, handlers=handlers or desired.handlers)
 
 
 def defaults(seen: Observation) -> frozenset[str]:

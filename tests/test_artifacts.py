@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 import tomllib
 from pathlib import Path
 from typing import Any, Final
@@ -335,6 +336,18 @@ def test_a_second_install_touches_nothing(node: workshop.Node) -> None:
     assert (again.differing, again.digest) == ((), version.digest)
     versions.install(version, node.install_dir, Host(root=Path("/")))
     assert workshop.snapshot(node.install_dir) == before
+
+
+def test_where_no_thread_may_be_started_files_are_hashed_one_after_the_other(
+    node: workshop.Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = wanted(node).digest
+
+    def refused(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    assert wanted(node).digest == digest
 
 
 @pytest.mark.parametrize("damage", ["content", "mode", "missing", "link"])

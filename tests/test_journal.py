@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -357,7 +358,18 @@ def test_an_original_that_is_lost_is_not_replaced_by_a_guess(tmp_path: Path, dam
     with pytest.raises(StepFailed) as caught:
         journal.ownerships(tmp_path, record.owned)
     assert str(caught.value) == f"the original of {PATH} is not in {kept} any more"
-    assert caught.value.hint == "restore it from a backup, or edit the file by hand"
+    assert "revert --even-if-in-use" in caught.value.hint
+    forced = journal.ownerships(tmp_path, record.owned, even_if_gone=True)[0]
+    assert (forced.original, forced.written) == (b"", ()), "it counts as edited since, and as there before us"
+
+
+def test_the_bytes_of_an_original_that_is_lost_may_lie_in_its_place(tmp_path: Path) -> None:
+    local = tmp_path / "config.toml"
+    record = remember(tmp_path, Record(), change(ORIGINAL, b"ours"), without_us=ORIGINAL)
+    record = replace(record, owned=(replace(record.owned[0], local=str(local)),))
+    shutil.rmtree(journal.directory(tmp_path) / "originals")
+    local.write_bytes(ORIGINAL)
+    assert original(tmp_path, record) == ORIGINAL
 
 
 def test_an_original_that_was_half_kept_is_kept_again(tmp_path: Path) -> None:

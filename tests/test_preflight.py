@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -15,13 +16,26 @@ from typing import Any, Final
 
 import pytest
 
-from runtimes import containerd, docker
-from runtimes.model import Effective
+from runtimes import containerd, docker, registry
+from runtimes.model import Effective, RuntimeName
 from tests import workshop
 from tests.workshop import Daemon, Node
-from toolkit import budget, elf, files, health, kernel, preflight, reload, removal, transaction, versions
+from toolkit import (
+    budget,
+    cri,
+    elf,
+    files,
+    health,
+    kernel,
+    preflight,
+    reload,
+    removal,
+    transaction,
+    usage,
+    versions,
+)
 from toolkit.artifacts import Entry, Version
-from toolkit.errors import NodeNotUnderstood, RolledBack, StepFailed
+from toolkit.errors import Interrupted, NodeNotUnderstood, RolledBack, StepFailed
 from toolkit.memory import Baseline
 from toolkit.stop import Stop
 from toolkit.view import Task, View, view
@@ -739,6 +753,107 @@ def test_two_file_systems_in_the_way_are_told_in_one_line(node: Node, running: D
     assert said == "; ".join(
         f"{place} is on a read-only file system" for place in (node.config.parent, node.install_dir)
     )
+
+
+# --- a handler that would go --------------------------------------------------------------------
+
+
+def test_an_install_with_another_runtime_class_takes_no_handler_from_under_a_pod(
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that got it as the default has nothing to miss: it is the same program under another name."""
+    transaction.converge(node.settings(), containerd)
+    before = workshop.snapshot(node.root, node.socket, node.pid_file)
+    pods = pods_are(monkeypatch, training="nvidia", cdi="nvidia-cdi", inference="")
+    note = node.root.parent / "0123abc/runtime"
+    note.parent.mkdir()
+    note.write_text(f"{node.toolkit}/nvidia-container-runtime", encoding="utf-8")
+    monkeypatch.setattr(containerd, "task_files", lambda *_: (str(note),))
+    with pytest.raises(StepFailed) as caught:
+        transaction.converge(node.settings(runtime_class="gpu"), containerd)
+    assert str(caught.value) == (
+        "1 container still uses nvidia, which would go: default/training (end them first): "
+        "nothing was changed"
+    )
+    assert workshop.snapshot(node.root, node.socket, node.pid_file) == before
+    pods.pop(0)
+    transaction.converge(node.settings(runtime_class="gpu"), containerd)
+    assert {"gpu", "nvidia-cdi"} <= set(cri.status(node.socket, timeout=5).handlers or ())
+
+
+def test_of_a_runtime_that_is_down_what_its_shims_noted_keeps_a_handler(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = node.settings(runtime_class="gpu", restart_mode="none")
+    transaction.converge(node.settings(restart_mode="none"), containerd)
+    note = node.root.parent / "0123abc/runtime"
+    note.parent.mkdir()
+    note.write_text(f"{node.toolkit}/nvidia-container-runtime", encoding="utf-8")
+    monkeypatch.setattr(containerd, "task_files", lambda *_: (str(note),))
+    with pytest.raises(StepFailed, match=r"^1 container still uses nvidia, which would go: 0123abc "):
+        transaction.converge(settings, containerd)
+    note.unlink()
+    transaction.converge(settings, containerd)
+
+
+def test_nobody_is_asked_who_uses_a_handler_where_none_goes(
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transaction.converge(node.settings(), containerd)
+    monkeypatch.setattr(usage, "using", lambda *_, **__: pytest.fail("it was asked"))
+    transaction.converge(node.settings(), containerd)
+    transaction.converge(node.settings(set_as_default="false"), containerd)
+    workshop.make_artifacts(node.source, release="2")
+    transaction.converge(node.settings(), containerd)
+
+
+def test_a_stop_while_it_is_asked_is_no_failure(
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transaction.converge(node.settings(), containerd)
+    stop = Stop()
+
+    def using(*_: object, **__: object) -> tuple[str, ...]:
+        stop._note(signal.SIGTERM, None)
+        raise StepFailed("it was not answered within 1 s")
+
+    monkeypatch.setattr(usage, "using", using)
+    with pytest.raises(Interrupted):
+        transaction.converge(node.settings(runtime_class="gpu"), containerd, stop)
+
+
+@pytest.mark.parametrize("name", ["docker", "crio"])
+def test_the_other_dialects_lose_no_handler_either(
+    node: Node, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    adapter = registry.adapter(RuntimeName(name))
+    assert adapter is not None
+    options = {"runtime": name, "restart_mode": "none", "drop_in_config": ""}
+    options |= {"hooks_dir": f"{node.root}/hooks"} if name == "crio" else {}
+    node.config.unlink()
+    transaction.converge(node.settings(**options), adapter)
+    asked: list[frozenset[str]] = []
+
+    def using(place: Any, *_: object, **__: object) -> tuple[str, ...]:
+        asked.append(place.desired.names)
+        return ("default/training", "default/inference")
+
+    monkeypatch.setattr(usage, "using", using)
+    whole = {"config_mode": "hook"} if name == "crio" else {"runtime_class": "gpu"}
+    with pytest.raises(StepFailed, match=r"^2 containers still use nvidia"):
+        transaction.converge(node.settings(**options, **whole), adapter)
+    assert asked == [OURS if name == "crio" else frozenset({"nvidia"})], "in hook mode all of them would go"
+
+
+def pods_are(monkeypatch: pytest.MonkeyPatch, **handlers: str) -> list[cri.Sandbox]:
+    """Let the runtime list pods by name, each with its handler."""
+    pods = [
+        cri.Sandbox(id=name, name=name, namespace="default", handler=handler, ready=True)
+        for name, handler in handlers.items()
+    ]
+    monkeypatch.setattr(cri, "sandboxes", lambda *_, **__: list(pods))
+    monkeypatch.setattr(cri, "sandbox_info", lambda *_, **__: {})
+    return pods
 
 
 # --- how much room is needed --------------------------------------------------------------------

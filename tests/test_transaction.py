@@ -595,6 +595,18 @@ def test_containers_that_use_the_handlers_keep_them_but_new_ones_do_not_get_them
     assert before_us(node) == before
 
 
+def test_a_note_of_a_shim_that_is_no_text_is_of_no_container_of_ours(
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = before_us(node)
+    install(node)
+    note = node.root.parent / "odd"
+    note.write_bytes(b"\xff\xfe")
+    monkeypatch.setattr(containerd, "task_files", lambda *_: (str(note),))
+    removal.revert(node.settings(), containerd)
+    assert before_us(node) == before
+
+
 def test_containers_that_use_the_handlers_can_be_left_to_their_fate(
     node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:

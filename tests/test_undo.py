@@ -13,11 +13,13 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
 import pytest
 
-from runtimes import containerd, docker
+from runtimes import containerd, docker, jsondoc, registry, tomldoc
+from runtimes.model import RuntimeName
 from tests import workshop
 from tests.faults import stories
 from tests.workshop import Daemon, Node
@@ -25,10 +27,13 @@ from toolkit import (
     apply,
     begin,
     cri,
+    ctk,
+    driver,
     journal,
     reload,
     removal,
     report,
+    specification,
     transaction,
     undo,
     usage,
@@ -1087,6 +1092,46 @@ def test_an_original_that_is_gone_is_no_guess(
     assert b'default_runtime_name = "nvidia"' in node.config.read_bytes()
 
 
+def test_an_original_that_is_gone_is_no_dead_end_where_its_bytes_are_in_place(
+    node: Node, running: Daemon
+) -> None:
+    before = tree(node)
+    converge(node)
+    shutil.rmtree(node.state.parent / "originals")
+    node.config.write_bytes(workshop.KUBEADM)
+    revert(node)
+    assert tree(node) == before
+
+
+@pytest.mark.parametrize("name", ["containerd", "docker", "crio"])
+def test_of_a_file_whose_original_is_gone_only_our_keys_can_be_taken_out(
+    node: Node, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    """By force only: the bytes of before us are what a revert promises."""
+    text = {
+        "containerd": workshop.KUBEADM,
+        "docker": b'{"log-driver": "json-file",\n "runtimes": {"kata": {"path": "/usr/bin/kata"}}}\n',
+        "crio": b'[crio.runtime]\nlog_level = "info" # theirs\n',
+    }[name]
+    node.config.write_bytes(text)
+    adapter = registry.adapter(RuntimeName(name))
+    assert adapter is not None
+    hooks = {"hooks_dir": f"{node.root}/hooks"} if name == "crio" else {}
+    options = {"runtime": name, "restart_mode": "none", "drop_in_config": "", **hooks}
+    settings = node.settings(**options, set_as_default="true")
+    transaction.converge(settings, adapter)
+    assert b"nvidia" in node.config.read_bytes()
+    shutil.rmtree(node.state.parent / "originals")
+    with pytest.raises(StepFailed, match=r"^the original of .* is not in .* any more$") as caught:
+        removal.revert(settings, adapter)
+    assert "--even-if-in-use" in caught.value.hint
+    removal.revert(node.settings(**options, even_if_in_use="true"), adapter)
+    assert any("only our keys are taken out of it" in line for line in caplog.messages)
+    assert not (node.root / "usr").exists()
+    read = jsondoc.tree if name == "docker" else tomldoc.tree
+    assert read(node.config.read_bytes(), "") == read(text, "")
+
+
 def full(*_: Any, **__: Any) -> None:
     raise StepFailed("no room")
 
@@ -1233,6 +1278,37 @@ def killed_in(monkeypatch: pytest.MonkeyPatch, room: Any, step: str, *, after: b
     monkeypatch.setattr(room, step, kill)
 
 
+# --- the CDI specification ----------------------------------------------------------------------
+
+
+def test_a_specification_made_beside_an_open_transaction_is_not_forgotten_with_it(
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is made after the transaction, and so it is none that the way back of one may lose."""
+    monkeypatch.setattr(specification, "mark", lambda *_: "of this driver")
+    monkeypatch.setattr(specification, "wants_nodes", lambda _: False)
+    monkeypatch.setattr(driver, "absence", lambda *_: "")
+    monkeypatch.setattr(driver, "roots", lambda *_: SimpleNamespace(named=("/", "/")))
+    monkeypatch.setattr(ctk, "see", lambda *_: None)
+    monkeypatch.setattr(ctk, "specification", lambda *_, **__: b'{"cdiVersion": "0.5.0"}\n')
+    options = {"cdi_enabled": "true", "cdi_output_dir": str(node.root / "cdi")}
+    before = tree(node)
+    with monkeypatch.context() as patch:
+        killed_in(patch, reload, "perform", after=False)
+        with pytest.raises(Killed):
+            converge(node, **options)
+    converge(node, restart_mode="none", **options)  # leaves the transaction open, and makes it
+    say(node, "nvidia-cdi", {"handlers": list(OURS)})
+    with pytest.raises(RolledBack):
+        converge(node, **options)
+    record = journal.load(node.install_dir)
+    assert record.specification is not None
+    assert (record.owned, record.artifacts, record.open) == ((), None, None)
+    say(node)
+    revert(node, **options)
+    assert tree(node) == before
+
+
 # --- a record that is damaged -------------------------------------------------------------------
 
 
@@ -1374,7 +1450,7 @@ def test_a_version_from_before_that_is_gone_is_told_and_the_failed_one_stays(roo
     with pytest.raises(StepFailed) as caught:
         versions.go_back(root, "zero", "two", None)
     assert str(caught.value) == f"{root}/{VERSIONS}/zero, the version from before, is gone"
-    assert stand(root) == ("gone", ["one", "two"])
+    assert sorted(path.name for path in (root / VERSIONS).iterdir()) == ["one", "two"]
 
 
 def test_a_version_is_tried_where_the_node_runs_it(tmp_path: Path) -> None:

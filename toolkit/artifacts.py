@@ -119,8 +119,12 @@ def _digest(entries: Sequence[Entry]) -> str:
     """Return what names a version; large files are hashed two at a time, for that is much of an install."""
     from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415  # only for what is to be installed
 
-    with ThreadPoolExecutor(2) as two:
-        lines = "".join(sorted(two.map(Entry.digest, entries)))
+    try:
+        with ThreadPoolExecutor(2) as two:
+            digests = list(two.map(Entry.digest, entries))
+    except RuntimeError:  # no thread more may be started here (pids.max)
+        digests = [entry.digest() for entry in entries]
+    lines = "".join(sorted(digests))
     return hashlib.sha256(lines.encode()).hexdigest()[:16]
 
 

@@ -92,10 +92,9 @@ def as_generated(task: Task, found: View) -> View:
     """
     if not found.place.desired.generated or not found.reload_needed or task.mode is RestartMode.NONE:
         return found
-    record = journal.load(found.place.install_dir)
-    seen = detect.observe(
-        found.place, task.adapter, journal.ownerships(found.place.install_dir, record.owned)
-    )
+    install_dir, is_forced = found.place.install_dir, task.settings.flag("even_if_in_use")
+    owned = journal.ownerships(install_dir, journal.load(install_dir).owned, even_if_gone=is_forced)
+    seen = detect.observe(found.place, task.adapter, owned)
     if found.job is Job.INSTALL and (unmade := detect.plan(found.place, task.adapter, seen).unmade):
         raise NotReloaded(f"the distribution was started anew, and still {unmade}", hint=_OWN)
     return replace(found, seen=seen)

@@ -62,10 +62,13 @@ def _not_specified(error: ToolkitError | OSError) -> NotSpecified:
     )
 
 
-def take_back(host: Host, install_dir: Path, record: Record) -> tuple[Record, str]:
+def take_back(
+    host: Host, install_dir: Path, record: Record, *, even_if_gone: bool = False
+) -> tuple[Record, str]:
     """Put back what stood in the specification's place; what somebody else wrote there since stays.
 
-    Returns the record, and the path of the file where it stayed. Raises StepFailed.
+    Returns the record, and the path of the file where it stayed. Raises StepFailed; where what stood
+    there is gone, only if `even_if_gone` does not let the file go without it.
     """
     owned = record.specification
     if owned is None:
@@ -75,7 +78,7 @@ def take_back(host: Host, install_dir: Path, record: Record) -> tuple[Record, st
     seen = files.read(local)
     stayed = ""
     if seen is not None and fingerprint(seen.data) in owned.written:
-        before = journal.original(install_dir, owned)
+        before = _before(install_dir, owned, even_if_gone=even_if_gone)
         if before is None:
             files.remove(local)
         else:
@@ -85,6 +88,16 @@ def take_back(host: Host, install_dir: Path, record: Record) -> tuple[Record, st
         stayed = str(local)
         LOGGER.warning("stays, since somebody edited it meanwhile: %s", local)
     return journal.save(install_dir, replace(record, specification=None, made_of="")), stayed
+
+
+def _before(install_dir: Path, owned: Owned, *, even_if_gone: bool) -> bytes | None:
+    try:
+        return journal.original(install_dir, owned)
+    except StepFailed as error:
+        if not even_if_gone:
+            raise
+        LOGGER.warning("%s: ours goes all the same", error.message)
+        return None
 
 
 def _place(host: Host, owned: Owned) -> Path:

@@ -19,6 +19,7 @@ from runtimes import edits
 from runtimes.model import EMPTY, FileChange, Ownership, fingerprint
 from toolkit import __version__, files
 from toolkit.errors import NodeNotUnderstood, StepFailed
+from toolkit.log import LOGGER
 from toolkit.memory import Owned, Record, decoded, encoded
 
 FORMAT: Final = 2
@@ -66,17 +67,27 @@ def save(install_dir: Path, record: Record) -> Record:
     return record
 
 
-def ownerships(install_dir: Path, owned: Sequence[Owned]) -> tuple[Ownership, ...]:
-    """Return files of ours with their original bytes, as the planner wants them. Raises StepFailed."""
-    return tuple(
-        Ownership(
-            path=each.path,
-            original=original(install_dir, each),
-            written=each.written,
-            edits=each.edits,
-        )
-        for each in owned
-    )
+def ownerships(
+    install_dir: Path, owned: Sequence[Owned], *, even_if_gone: bool = False
+) -> tuple[Ownership, ...]:
+    """Return files of ours with their original bytes, as the planner wants them.
+
+    Raises StepFailed where an original is gone, unless `even_if_gone`: then the
+    file counts as edited since, so that only our keys are taken out of it.
+    """
+    return tuple(_ownership(install_dir, each, even_if_gone=even_if_gone) for each in owned)
+
+
+def _ownership(install_dir: Path, owned: Owned, *, even_if_gone: bool) -> Ownership:
+    written = owned.written
+    try:
+        before = original(install_dir, owned)
+    except StepFailed as error:
+        if not even_if_gone:
+            raise
+        LOGGER.warning("%s: only our keys are taken out of it", error.message)
+        before, written = b"", ()
+    return Ownership(path=owned.path, original=before, written=written, edits=owned.edits)
 
 
 def remember(
@@ -236,14 +247,20 @@ def keep(install_dir: Path, data: bytes) -> None:
 
 
 def original(install_dir: Path, owned: Owned) -> bytes | None:
-    """Return a file's original bytes; None where there was none. Raises StepFailed where they are gone."""
+    """Return a file's original bytes; None where there was none.
+
+    A file that somebody gave them back already is as good as what was kept of
+    it. Raises StepFailed where they are gone.
+    """
     if owned.original is None:
         return None
     path = directory(install_dir) / "originals" / owned.original
-    seen = files.read(path)
-    if seen is None or fingerprint(seen.data) != owned.original:
-        raise StepFailed(
-            f"the original of {owned.path} is not in {path} any more",
-            hint="restore it from a backup, or edit the file by hand",
-        )
-    return seen.data
+    for place in (path, Path(owned.local)):
+        seen = files.read(place)
+        if seen is not None and fingerprint(seen.data) == owned.original:
+            return seen.data
+    raise StepFailed(
+        f"the original of {owned.path} is not in {path} any more",
+        hint="put it there or in the file's place from a backup;"
+        " or have only our keys taken out: revert --even-if-in-use",
+    )

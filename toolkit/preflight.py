@@ -11,10 +11,11 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from runtimes import distributions
+from runtimes import distributions, planner
 from runtimes.model import FileChange, ReachKind
 from toolkit import (
     apply,
@@ -59,7 +60,7 @@ def look_ahead(task: Task, found: View) -> Baseline:
     problems += _of_toolkit(found) if found.job is Job.INSTALL else _writable(place.install_dir)
     obstacle = found.way.obstacle if found.reload_needed else _absence(task, found)
     now = _now(task, found)
-    problems += [problem for problem in (obstacle, _unread(task, found)) if problem]
+    problems += [problem for problem in (obstacle, _unread(task, found), _in_use(task, found)) if problem]
     problems += _of_runtime(task, found, now) if found.job is Job.INSTALL else []
     if problems:
         too_often = _TOO_OFTEN if any("--restart-budget" in problem for problem in problems) else ""
@@ -105,6 +106,28 @@ def _unread(task: Task, found: View) -> str:
 def _absence(task: Task, found: View) -> str:
     """Return why a runtime that has its word cannot be asked; empty where it can."""
     return found.place.silence if is_asked(task, found) and found.place.owner is None else ""
+
+
+def _in_use(task: Task, found: View) -> str:
+    """Return who asked for a handler that an install takes away, a former one say; empty where nobody did.
+
+    Raises StepFailed where that cannot be known, and Interrupted.
+    """
+    place, adapter = found.place, task.adapter
+    if found.job is not Job.INSTALL:
+        return ""
+    former = planner.recorded(place.desired, (edit for each in found.seen.owned for edit in each.edits))
+    gone = adapter.defined(former, found.seen.files) - adapter.defined(former, found.files_after)
+    gone -= found.plan.made
+    if not gone:
+        return ""
+    from toolkit import usage  # noqa: PLC0415  # only where a handler goes
+
+    handlers = tuple(handler for handler in former.handlers if handler.name in gone)
+    place = replace(place, desired=replace(former, handlers=handlers))
+    using = usage.using_before(place, adapter, found.seen, task.patience(), task.stop, by_name=True)
+    what = f"{', '.join(sorted(gone))}, which would go"
+    return f"{usage.words(using, what)} (end them first)" if using else ""
 
 
 def sweep(install_dir: Path) -> None:

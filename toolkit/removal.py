@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Final
 
-from runtimes import edits
+from runtimes import planner
 from runtimes.adapter import Adapter
-from runtimes.model import Desired, Handler, Plan
+from runtimes.model import Plan
 from toolkit import (
     attest,
     cdi,
@@ -29,9 +28,9 @@ from toolkit import (
     versions,
 )
 from toolkit.detect import Scene
-from toolkit.errors import Interrupted, NodeNotUnderstood, StepFailed
+from toolkit.errors import NodeNotUnderstood, StepFailed
 from toolkit.log import LOGGER
-from toolkit.memory import Job, Owned, Record
+from toolkit.memory import Job, Record
 from toolkit.options import RestartMode
 from toolkit.owner import Owner
 from toolkit.settings import Settings
@@ -85,7 +84,7 @@ def revert(settings: Settings, adapter: Adapter, stop: Stop | None = None) -> Re
     place = found.place
     readiness.remove(task.readiness)
     # Before the files go: a specification whose hook is gone keeps containers from starting.
-    record, stayed = cdi.take_back(place.host, place.install_dir, record)
+    record, stayed = cdi.take_back(place.host, place.install_dir, record, even_if_gone=is_forced)
     versions.remove(place.install_dir, Path(record.replaced) if record.replaced else None)
     if place.desired.reach.makes and not task.settings.flag("no_runtime_config"):
         _have_them_unmade(task, found)
@@ -181,20 +180,6 @@ def _not_told(daemon: Owner) -> StepFailed:
     )
 
 
-def _as_recorded(desired: Desired, owned: Sequence[Owned]) -> Desired:
-    """Return the wish with the handlers that were really set up, whatever they are called now."""
-    recorded = {
-        edit.key[-1]: str(binary)
-        for o in owned
-        for edit in o.edits
-        if edit.key[-2:-1] == ("runtimes",) and isinstance(edit.new, Mapping)
-        for _, binary in edits.leaves(edit.new)
-        if PurePosixPath(str(binary)).name.startswith("nvidia-container-runtime")
-    }
-    handlers = tuple(Handler(name=name, binary=binary) for name, binary in recorded.items())
-    return replace(desired, handlers=handlers or desired.handlers)
-
-
 def _keep_what_is_needed(task: Task, found: View) -> None:
     """Refuse to take the files from under a runtime or a configuration that still runs them."""
     if task.settings.flag("even_if_in_use") or found.record.artifacts is None:
@@ -232,8 +217,11 @@ def _view(task: Task, place: Scene, record: Record) -> View:
         record = journal.as_on_disk(record, detect.read(place.host, paths))
     # A change that is being taken back may be what the runtime still has, though no file names it any more.
     named = record.owned or (opened.files if opened is not None else ())
-    place = replace(place, desired=_as_recorded(place.desired, named))
-    seen = detect.observe(place, task.adapter, journal.ownerships(place.install_dir, record.owned))
+    known = [edit for each in named for edit in each.edits]
+    place = replace(place, desired=planner.recorded(place.desired, known))
+    is_forced = task.settings.flag("even_if_in_use")
+    owned = journal.ownerships(place.install_dir, record.owned, even_if_gone=is_forced)
+    seen = detect.observe(place, task.adapter, owned)
     return View(
         place=place,
         record=record,
@@ -262,18 +250,13 @@ def _using(task: Task, found: View) -> tuple[str, ...]:
 
 
 def _using_before(task: Task, found: View) -> tuple[str, ...]:
-    """Ask that before anything is touched. Raises Interrupted where it was broken off by the wish to stop."""
-    try:
-        return _using(task, found)
-    except StepFailed as error:
-        if task.stop.is_wished:
-            raise Interrupted(task.stop.signal) from error
-        raise
+    if task.settings.flag("even_if_in_use"):
+        return ()
+    return usage.using_before(found.place, task.adapter, found.seen, task.patience(), task.stop)
 
 
 def _in_use(using: tuple[str, ...], what: str) -> StepFailed:
-    who = "1 container still uses" if len(using) == 1 else f"{len(using)} containers still use"
     return StepFailed(
-        f"{who} our handlers: {', '.join(sorted(using)[:5])}; {what}",
+        f"{usage.words(using, 'our handlers')}; {what}",
         hint="end them and run revert again, or use --even-if-in-use: they could then not be stopped cleanly",
     )

@@ -91,8 +91,18 @@ def _looked_again(task: Task, place: Scene, opened: Open) -> tuple[Scene, Open]:
 
 
 def close(task: Task, place: Scene, record: Record, opened: Open) -> Record:
-    """Let the record be what it was before the transaction; nothing is left of a first install."""
-    earlier = replace(opened.earlier, sequence=record.sequence, ends=False)
+    """Let the record be what it was before the transaction; nothing is left of a first install.
+
+    The CDI specification is no part of a transaction: one that was made meanwhile stays ours.
+    """
+    earlier = replace(
+        opened.earlier,
+        sequence=record.sequence,
+        ends=False,
+        specification=record.specification,
+        made_of=record.made_of,
+        directories=record.directories if record.specification is not None else opened.earlier.directories,
+    )
     made = [d for d in record.directories if d not in earlier.directories]
     with contextlib.suppress(StepFailed):  # then a kill right now may leave an empty directory
         scaffold.note(task.scaffold, made)
