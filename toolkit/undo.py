@@ -208,7 +208,7 @@ def _as_it_was(task: Task, place: Scene, opened: Open) -> verify.Expected:
         desired=place.desired,
         ours=ours - stay,
         present=ours & stay,
-        absent=ours - had - (said or frozenset()) if had is not None else frozenset(),
+        absent=frozenset() if had is None and said is None else ours.difference(had or (), said or ()),
         baseline=baseline,
     )
 
