@@ -7,6 +7,7 @@ import random
 import signal
 import sys
 import time
+import tomllib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,11 @@ pytestmark = [pytest.mark.node, pytest.mark.timeout(900)]
 KILLS: Final = int(os.environ.get("NVIDIA_TOOLKIT_TEST_KILLS", "200"))
 PROGRAM: Final = str(Path(sys.executable).parent / "nvidia-toolkit")
 CONFIG: Final = "/etc/containerd/config.toml"
+RUNC: Final = (
+    b'\n[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]\n'
+    b'runtime_type = "io.containerd.runc.v2"\n'
+)
+KATA: Final = RUNC.replace(b"runtimes.runc", b"runtimes.kata")
 LONGEST: Final = 0.8
 """For how many seconds a run may go on before it is killed; a whole one takes about that long."""
 
@@ -72,7 +78,10 @@ def killed_while_it_restarts(node: Node, *words: str) -> None:
     before = nodes.main_pid(node, "containerd")
     with containers.start_daemonset(node, [PROGRAM, *words]) as process:
         pid = containers.inner(process)
-        nodes.wait_for(node, lambda: nodes.main_pid(node, "containerd") != before)
+        nodes.wait_for(
+            node, lambda: nodes.main_pid(node, "containerd") != before or process.poll() is not None
+        )
+        assert process.poll() is None, process.communicate(timeout=60)
         os.kill(pid, signal.SIGKILL)
         process.communicate(timeout=60)
     nodes.run(node, ["systemctl", "stop", "containerd"])
@@ -103,6 +112,33 @@ def test_a_runtime_that_a_killed_run_left_down_is_started(
     done = containers.daemonset(node, [PROGRAM, *words["revert"]])
     assert done.returncode == 0, done.stderr
     assert config.read_bytes() == old
+
+
+@pytest.mark.usefixtures("slow")
+@pytest.mark.parametrize("then", ["run", "revert"])
+def test_a_node_that_was_upgraded_after_a_kill_is_no_dead_end(node: Node, tmp_path: Path, then: str) -> None:
+    """Somebody else's edit, as an upgrade of Kubernetes makes, is no harm that the killed run did."""
+    source = artifacts.make(tmp_path / "artifacts")
+    settings = ["--runtime=containerd", f"--toolkit-source-root={source}", "--restart-budget=0"]
+    words = {"run": ["run", "--no-daemon", *settings], "revert": ["revert", *settings]}
+    config = nodes.path(node, CONFIG)
+    old = config.read_bytes()
+    config.write_bytes(old + RUNC + KATA)
+    nodes.run(node, ["systemctl", "restart", "containerd"])
+    killed_while_it_restarts(node, *words["run"])
+    with_us = config.read_bytes()
+    assert KATA in with_us != old + RUNC + KATA
+    config.write_bytes(with_us.replace(KATA, b""))
+    nodes.run(node, ["systemctl", "start", "containerd"])
+    done = containers.daemonset(node, [PROGRAM, *words[then]])
+    assert done.returncode == 0, done.stderr
+    done = containers.daemonset(node, [PROGRAM, *words["revert"]])
+    assert done.returncode == 0, done.stderr
+    # Only our keys were taken out of a file that somebody edited: a header of ours may stay, empty.
+    left = tomllib.loads(config.read_text(encoding="utf-8"))
+    assert b"nvidia" not in config.read_bytes()
+    assert left == tomllib.loads((old + RUNC).decode())
+    config.write_bytes(old)
 
 
 def test_a_node_survives_kills_at_random_moments(node: Node, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from typing import Final
 
 from toolkit.errors import StepFailed
@@ -12,8 +13,9 @@ _BOOT: Final = "/proc/sys/kernel/random/boot_id"
 _START_TIME: Final = 19
 
 
+@cache
 def boot_id() -> str:
-    """Return what tells this boot of the node from others. Raises StepFailed."""
+    """Return what tells this boot of the node from others; it is read once. Raises StepFailed."""
     try:
         with open(_BOOT, encoding="ascii") as stream:
             return stream.read().strip()

@@ -89,10 +89,10 @@ def carry_out(task: Task, found: View) -> Record:
         baseline = preflight.look_ahead(task, found)
     with during("begin"):
         record = begin.begin(task, found, baseline)
-    if record.open is not None:
-        baseline = before.still(task.adapter, found.place, found.seen, record.open.baseline)
     told = found.is_unsettled and found.plan.is_noop
     try:
+        if record.open is not None:
+            baseline = before.still(task.adapter, found.place, found.seen, record.open.baseline)
         with during("install"):
             _install(found)
         record = _owing(found, record, written=False)
