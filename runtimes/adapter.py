@@ -66,6 +66,8 @@ class Adapter(Protocol):
     """Base names that the daemon's executable may have."""
     banner: str
     """The comment that opens a file of ours; empty where the format has no comments."""
+    essential: tuple[str, ...]
+    """The keys without which the table of a handler is not valid."""
     config_flags: tuple[str, ...]
     """The flags by which the daemon is told its root config."""
     speaks_first: bool

@@ -40,6 +40,7 @@ __all__ = [
     "defined",
     "directory_flags",
     "effective",
+    "essential",
     "executables",
     "form",
     "handler_in",
@@ -69,6 +70,7 @@ on_hangup: Final[HangUp] = HangUp.RELOADS
 speaks_first: Final[bool] = False
 speaks_cri: Final[bool] = False
 confirmation: Final[Request | None] = Request(path="/info")
+essential: Final[tuple[str, ...]] = ()
 config_flags: Final[tuple[str, ...]] = ("--config-file",)
 directory_flags: Final[tuple[str, ...]] = ()
 

@@ -121,7 +121,7 @@ def without(form: Format, owned: Ownership, data: bytes | None) -> tuple[bytes |
     if not owned.edits:
         return data, ("the whole file (edited since)",)
     rest, stayed = reverse(form, owned.path, data, owned.edits)
-    if owned.original is None and not form.tree(rest, owned.path):
+    if owned.original is None and not solid(form.tree(rest, owned.path)):
         return None, stayed
     return rest, stayed
 
@@ -134,6 +134,16 @@ def value(content: Tree, key: Key) -> Any:
             return ABSENT
         found = found[part]
     return found
+
+
+def solid(tree: Tree) -> dict[str, Any]:
+    """Return a tree without empty tables: a header left without keys says nothing."""
+    result: dict[str, Any] = {}
+    for name, item in tree.items():
+        kept = solid(item) if isinstance(item, Mapping) else item
+        if not isinstance(item, Mapping) or kept:
+            result[name] = kept
+    return result
 
 
 def leaves(content: Any, prefix: Key = ()) -> Iterator[tuple[Key, Any]]:
@@ -248,7 +258,7 @@ def _assign(tree: dict[str, Any], key: Key, new: Any, *, path: str = "") -> None
 
 def _prove(form: Format, path: str, after: bytes, expected: Tree) -> None:
     seen = form.tree(after, path)
-    wrong = [key for key, _, _ in differences(_solid(expected), _solid(seen))]
+    wrong = [key for key, _, _ in differences(solid(expected), solid(seen))]
     if wrong:
         raise NotUnderstood(
             path,
@@ -257,23 +267,13 @@ def _prove(form: Format, path: str, after: bytes, expected: Tree) -> None:
         )
 
 
-def _solid(tree: Tree) -> dict[str, Any]:
-    """Return a tree without empty tables: a header left without keys says nothing."""
-    result: dict[str, Any] = {}
-    for name, item in tree.items():
-        solid = _solid(item) if isinstance(item, Mapping) else item
-        if not isinstance(item, Mapping) or solid:
-            result[name] = solid
-    return result
-
-
 def _back(tree: Tree, edit: Edit, now: Any) -> tuple[Any, list[str]]:
     """Return what a key shall hold after the removal, and in words what stays of somebody else's."""
     if same(now, edit.old) or (now is ABSENT and edit.new is not ABSENT):
         return now, []
     name = spell(edit.key)
     if same(now, edit.new):
-        others = _solid(value(tree, edit.key[:-1])) if edit.essential else {}
+        others = solid(value(tree, edit.key[:-1])) if edit.essential else {}
         if edit.key[-1] in edit.essential and any(k != edit.key[-1] for k in others):
             return now, [f"{name} = {now!r} (other keys need it)"]
         return edit.old, []
@@ -306,4 +306,4 @@ def _back_table(edit: Edit, now: Tree, name: str) -> tuple[Any, list[str]]:
             _assign(rest, key, before[key])
         elif key[-1] not in edit.essential:
             _assign(rest, key, ABSENT)
-    return _solid(rest), [f"{name}.{spell(key)} = {found[key]!r}" for key in foreign]
+    return solid(rest), [f"{name}.{spell(key)} = {found[key]!r}" for key in foreign]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Final
@@ -11,16 +11,19 @@ from runtimes import edits
 from runtimes.adapter import Adapter
 from runtimes.errors import NotUnderstood
 from runtimes.model import (
+    ABSENT,
     Answer,
     Desired,
     Edit,
     Effective,
     FileChange,
     Handler,
+    Key,
     Observation,
     Ownership,
     Plan,
     Question,
+    Tree,
     fingerprint,
 )
 
@@ -108,17 +111,41 @@ def former(seen: Observation) -> frozenset[str]:
     return frozenset(key[-1] for key in keys if key[-2:-1] == ("runtimes",)) - {"runc"}
 
 
-def recorded(desired: Desired, known: Iterable[Edit]) -> Desired:
-    """Return the wish with the handlers that some edits really set up, whatever they are called now."""
+def recorded(desired: Desired, known: Iterable[Sequence[Edit]]) -> Desired:
+    """Return the wish with the handlers that edits of files really set up, whatever they are called now."""
     found = {
         edit.key[-1]: str(binary)
-        for edit in known
+        for file in known
+        for edit in file
         if edit.key[-2:-1] == ("runtimes",) and isinstance(edit.new, Mapping)
         for _, binary in edits.leaves(edit.new)
         if PurePosixPath(str(binary)).name.startswith(_PROGRAM)
     }
     handlers = tuple(Handler(name=name, binary=binary) for name, binary in found.items())
     return replace(desired, handlers=handlers or desired.handlers)
+
+
+def unowned(adapter: Adapter, desired: Desired, seen: Observation, toolkit: str) -> tuple[Ownership, ...]:
+    """Return the files that run the programs of a toolkit without being ours, with what is ours in them.
+
+    What was under it nobody knows: without us there are no such handlers, and no
+    default that names one. What else we once wrote nobody knows either, so these
+    files count as edited since. Raises NotUnderstood.
+    """
+    found = []
+    for path, data in seen.files.items():
+        if data is None or seen.ownership(path) is not None or path in desired.generated:
+            continue
+        if f"{toolkit}/".encode() not in data:
+            continue
+        if path == desired.hook:
+            found.append(Ownership(path=path, original=None, written=(fingerprint(data),), edits=()))
+        elif ours := tuple(_unowned(adapter, path, data, toolkit)):
+            rest, _ = edits.reverse(adapter.form, path, data, ours)
+            is_all = _is_by_us(adapter, data) and not edits.solid(adapter.form.tree(rest, path))
+            original = None if is_all else rest
+            found.append(Ownership(path=path, original=original, written=(), edits=ours))
+    return tuple(found)
 
 
 def defaults(seen: Observation) -> frozenset[str]:
@@ -162,6 +189,40 @@ def unwell(
     if images and now.sandbox_image is not None and now.sandbox_image not in images:
         problems.append(f"the sandbox image is {now.sandbox_image}, and was {', '.join(sorted(images))}")
     return problems
+
+
+def _unowned(adapter: Adapter, path: str, data: bytes, toolkit: str) -> Iterator[Edit]:
+    tree = adapter.form.tree(data, path)
+    names = set()
+    for key, table in _handlers(tree, toolkit):
+        names.add(key[-1])
+        yield Edit(key=key, old=ABSENT, new=table, essential=adapter.essential)
+    for key, item in edits.leaves(tree) if names else ():
+        if key[-1] in _DEFAULTS and isinstance(item, str) and item in names:
+            yield Edit(key=key, old=ABSENT, new=item)
+        elif _is_by_us(adapter, data) and key == ("version",):
+            yield Edit(key=key, old=ABSENT, new=item, essential=key)
+        elif _is_by_us(adapter, data) and key[-1] == "enable_cdi":
+            yield Edit(key=key, old=ABSENT, new=item)
+
+
+def _is_by_us(adapter: Adapter, data: bytes) -> bool:
+    """Tell whether a file was made by us, whoever has written into it since."""
+    return bool(adapter.banner) and data.startswith(adapter.banner.encode())
+
+
+def _handlers(tree: Tree, toolkit: str, at: Key = ()) -> Iterator[tuple[Key, Tree]]:
+    """Yield the tables of handlers, or of a default one, that run the programs of a toolkit."""
+    for name, item in tree.items():
+        key = (*at, name)
+        if not isinstance(item, Mapping):
+            continue
+        programs = [PurePosixPath(leaf) for _, leaf in edits.leaves(item) if isinstance(leaf, str)]
+        is_handler = at[-1:] == ("runtimes",) or name in _DEFAULTS
+        if is_handler and any(str(p.parent) == toolkit and p.name.startswith(_PROGRAM) for p in programs):
+            yield key, item
+        elif not is_handler:
+            yield from _handlers(item, toolkit, key)
 
 
 def _with_stones(adapter: Adapter, changes: Sequence[FileChange]) -> tuple[FileChange, ...]:

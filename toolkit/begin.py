@@ -8,7 +8,7 @@ from runtimes import planner
 from runtimes.adapter import Adapter
 from runtimes.errors import NotUnderstood
 from runtimes.model import FileChange, Ownership
-from toolkit import apply, detect, files, journal, readiness, scaffold, undo, versions
+from toolkit import apply, detect, files, journal, readiness, scaffold, strays, undo, versions
 from toolkit.detect import Scene
 from toolkit.errors import ToolkitError
 from toolkit.log import LOGGER
@@ -38,6 +38,7 @@ def begin(task: Task, found: View, baseline: Baseline) -> Record:
         # Keeping the originals makes the first of those directories: they have to be known before.
         record = journal.save(install_dir, record)
         scaffold.clear(task.scaffold)
+        record = _adopting(place, record, found.adopted)
         for change in found.plan.changes:
             local, seen = place.host.local(change.path), now[change.path]
             before = journal.remember(
@@ -83,6 +84,18 @@ def abandon(task: Task, place: Scene, record: Record, opened: Open) -> None:
         undo.close(task, place, record, opened)
     except (ToolkitError, OSError) as error:
         LOGGER.debug("%s", error)
+
+
+def _adopting(place: Scene, record: Record, adopted: tuple[Ownership, ...]) -> Record:
+    """Return the record with files of ours whose own was lost; what they are without us is kept first."""
+    owned = list(record.owned)
+    for each in adopted:
+        local = place.host.local(each.path)
+        seen = files.read(place.host.target(local))
+        owned.append(journal.adopt(place.install_dir, each, local=local, seen=seen))
+    for line in strays.words(place, adopted):
+        LOGGER.warning("%s", line)
+    return replace(record, owned=tuple(owned))
 
 
 def _without_us(adapter: Adapter, owned: Ownership | None, change: FileChange) -> bytes | None:

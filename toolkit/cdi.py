@@ -8,7 +8,6 @@ runtime reads the directory of specifications by itself, so it need not be told.
 
 from __future__ import annotations
 
-import base64
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -155,15 +154,5 @@ def _owned(before: Owned | None, found: Specification, now: files.Seen | None, d
         earlier = tuple(known for known in before.written if known == fingerprint(now.data))
         return replace(before, local=str(found.local), written=(mark, *earlier))
     # What the boot took with it, or somebody else, is not to come back.
-    return Owned(
-        path=found.path,
-        local=str(found.local),
-        original=fingerprint(now.data) if now else None,
-        mode=now.mode if now else 0o644,
-        uid=now.uid if now else 0,
-        gid=now.gid if now else 0,
-        label=base64.b64encode(now.label).decode() if now and now.label else None,
-        attributes=journal.encoded_attributes(now.attributes) if now else None,
-        written=(mark,),
-        edits=(),
-    )
+    original = fingerprint(now.data) if now else None
+    return replace(journal.dressed(found.path, found.local, now), original=original, written=(mark,))

@@ -100,7 +100,7 @@ def state(install_dir: Path, record: Record) -> dict[str, Any]:
     """Return the record's summary."""
     opened = record.open
     return {
-        "path": str(journal.directory(install_dir) / "state.json"),
+        "path": str(journal.path(install_dir)),
         "sequence": record.sequence,
         "runtime": record.runtime,
         "owned": [each.path for each in record.owned],

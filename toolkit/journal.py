@@ -32,28 +32,33 @@ def directory(install_dir: Path) -> Path:
     return install_dir / _DIRECTORY
 
 
+def path(install_dir: Path) -> Path:
+    """Return the file that is the record of an install directory."""
+    return directory(install_dir) / "state.json"
+
+
 def load(install_dir: Path) -> Record:
     """Return what is remembered; nothing where there is no record.
 
     Raises NodeNotUnderstood for a record that a newer version wrote for newer
     versions only, or that is damaged.
     """
-    path = directory(install_dir) / "state.json"
-    seen = files.read(path)
+    place = path(install_dir)
+    seen = files.read(place)
     if seen is None:
         return Record()
-    hint = f"keep {path.parent} and ask for help, or remove it to give up the way back"
+    hint = f"keep {place.parent} and ask for help, or remove it to give up the way back"
     try:
         content = json.loads(seen.data, parse_constant=_refuse)
         readable_by = int(content["readable_by"])
         if readable_by > FORMAT:
             raise NodeNotUnderstood(
-                f"{path} was written by nvidia-toolkit {content.get('tool')} for newer versions",
+                f"{place} was written by nvidia-toolkit {content.get('tool')} for newer versions",
                 hint="use that version or a newer one",
             )
         return decoded(content)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise NodeNotUnderstood(f"{path} is damaged: {error!r}", hint=hint) from error
+        raise NodeNotUnderstood(f"{place} is damaged: {error!r}", hint=hint) from error
 
 
 def save(install_dir: Path, record: Record) -> Record:
@@ -115,15 +120,9 @@ def remember(
         earlier_edits = before.edits if before is not None else ()
         if without_us is not None:
             keep(install_dir, without_us)
-        now_ours = Owned(
-            path=change.path,
-            local=str(local),
+        now_ours = replace(
+            dressed(change.path, local, seen),
             original=None if without_us is None else fingerprint(without_us),
-            mode=seen.mode if seen else 0o644,
-            uid=seen.uid if seen else 0,
-            gid=seen.gid if seen else 0,
-            label=base64.b64encode(seen.label).decode() if seen and seen.label else None,
-            attributes=encoded_attributes(seen.attributes) if seen else None,
             # Until it is written, what is there still has our earlier keys in it: it counts as ours too.
             written=(*written, now) if before is not None else written,
             edits=edits.merge(earlier_edits, change.edits),
@@ -131,8 +130,35 @@ def remember(
     return (*(each for each in owned if each.path != change.path), now_ours)
 
 
-def encoded_attributes(attributes: files.Attributes) -> tuple[tuple[str, str], ...]:
-    """Return extended attributes as a record holds them."""
+def adopt(install_dir: Path, found: Ownership, *, local: Path, seen: files.Seen | None) -> Owned:
+    """Return what is to be remembered of a file whose record was lost; what it is without us is kept."""
+    if found.original is not None:
+        keep(install_dir, found.original)
+    return replace(
+        dressed(found.path, local, seen),
+        original=None if found.original is None else fingerprint(found.original),
+        written=found.written,
+        edits=found.edits,
+    )
+
+
+def dressed(path: str, local: Path, seen: files.Seen | None) -> Owned:
+    """Return a file of ours that wears what it wears now; of its content nothing is remembered yet."""
+    return Owned(
+        path=path,
+        local=str(local),
+        original=None,
+        mode=seen.mode if seen else 0o644,
+        uid=seen.uid if seen else 0,
+        gid=seen.gid if seen else 0,
+        label=base64.b64encode(seen.label).decode() if seen and seen.label else None,
+        attributes=_encoded_attributes(seen.attributes) if seen else None,
+        written=(),
+        edits=(),
+    )
+
+
+def _encoded_attributes(attributes: files.Attributes) -> tuple[tuple[str, str], ...]:
     return tuple((name, base64.b64encode(value).decode()) for name, value in attributes)
 
 

@@ -116,7 +116,7 @@ def _in_use(task: Task, found: View) -> str:
     place, adapter = found.place, task.adapter
     if found.job is not Job.INSTALL:
         return ""
-    former = planner.recorded(place.desired, (edit for each in found.seen.owned for edit in each.edits))
+    former = planner.recorded(place.desired, [owned.edits for owned in found.seen.owned])
     gone = adapter.defined(former, found.seen.files) - adapter.defined(former, found.files_after)
     gone -= found.plan.made
     if not gone:

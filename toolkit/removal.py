@@ -22,6 +22,7 @@ from toolkit import (
     recall,
     reload,
     scaffold,
+    strays,
     transaction,
     usage,
     verify,
@@ -57,20 +58,16 @@ def revert(settings: Settings, adapter: Adapter, stop: Stop | None = None) -> Re
     """
     task = Task(settings=settings, adapter=adapter, stop=stop or Stop(), is_leaving=True)
     place = detect.scene(settings, adapter, task.stop)
-    record = journal.load(place.install_dir)
-    if record.is_empty:
+    found = _found(task, place)
+    if found is None:
         _clean(task, place, ())
         LOGGER.info("nothing to take back: there is no record of anything of ours")
         return Removal(place=place, plan=Plan(), was_empty=True)
-    same_runtime(record, place)
-    is_forced = settings.flag("even_if_in_use")
-    if not is_forced:
-        _see_what_is_ours(place, record)
-    found = _view(task, place, record)
+    is_forced, record = settings.flag("even_if_in_use"), found.record
     if found.plan.is_noop and record.open is not None and record.open.why and not is_forced:
         # Its files are the old ones already: what is left of the way back is the runtime's word for it.
         transaction.recover(task)
-        record = journal.load(place.install_dir)
+        record = strays.recollected(place, journal.load(place.install_dir))
         found = _view(task, detect.again(place, adapter), record)
     transaction.sweep(task, found)
     if using := _using_before(task, found):
@@ -78,7 +75,7 @@ def revert(settings: Settings, adapter: Adapter, stop: Stop | None = None) -> Re
         raise _in_use(using, "the handlers and their files stay")
     if not is_forced:
         found = _as_it_runs(task, found)
-    if not found.is_noop or found.is_unsettled:
+    if found.reload_needed or found.is_unsettled:
         record = transaction.carry_out(task, found)
     _keep_what_is_needed(task, found)
     place = found.place
@@ -92,6 +89,21 @@ def revert(settings: Settings, adapter: Adapter, stop: Stop | None = None) -> Re
     _clean(task, place, record.directories)
     left = (*found.plan.stayed, *([stayed] if stayed else ()))
     return Removal(place=place, plan=replace(found.plan, stayed=left), was_empty=False)
+
+
+def _found(task: Task, place: Scene) -> View | None:
+    """Return what was seen and is to be taken back; None where nothing is ours. Raises ToolkitError."""
+    record = strays.recollected(place, journal.load(place.install_dir))
+    if record.is_empty and not strays.are_named(place):
+        return None
+    same_runtime(record, place)
+    is_forced = task.settings.flag("even_if_in_use")
+    if not is_forced:
+        _see_what_is_ours(place, record)
+    found = _view(task, place, record)
+    if record.artifacts is not None and not is_forced:
+        strays.refuse(place, task.adapter, found.seen)
+    return None if record.is_empty and not found.adopted else found
 
 
 def _have_them_unmade(task: Task, found: View) -> None:
@@ -151,7 +163,8 @@ def _as_it_runs(task: Task, found: View) -> View:
     there before. Raises StepFailed where it does not say.
     """
     place, record = found.place, found.record
-    if not found.is_noop or not (record.owned or record.open is not None):
+    may_have_them = record.owned or record.open is not None or strays.is_lost(record)
+    if found.reload_needed or not may_have_them:
         return found
     if place.owner is None:
         # It may be our change that it died of: see it run again before what leads back is gone.
@@ -189,7 +202,7 @@ def _keep_what_is_needed(task: Task, found: View) -> None:
         raise _in_use(using, "they were started meanwhile, so the files stay")
     toolkit = f"{place.host.node(place.install_dir)}/toolkit/".encode()
     try:
-        now = detect.read(place.host, tuple(owned.path for owned in found.record.owned))
+        now = detect.read(place.host, tuple(owned.path for owned in found.seen.owned))
     except NodeNotUnderstood as error:
         raise StepFailed(
             f"{error.message}: it was given back, the files stay", hint="run revert again"
@@ -217,11 +230,13 @@ def _view(task: Task, place: Scene, record: Record) -> View:
         record = journal.as_on_disk(record, detect.read(place.host, paths))
     # A change that is being taken back may be what the runtime still has, though no file names it any more.
     named = record.owned or (opened.files if opened is not None else ())
-    known = [edit for each in named for edit in each.edits]
-    place = replace(place, desired=planner.recorded(place.desired, known))
     is_forced = task.settings.flag("even_if_in_use")
     owned = journal.ownerships(place.install_dir, record.owned, even_if_gone=is_forced)
     seen = detect.observe(place, task.adapter, owned)
+    adopted = strays.adopted(place, task.adapter, record, seen)
+    seen = replace(seen, owned=(*seen.owned, *adopted))
+    known = (*(each.edits for each in named), *(each.edits for each in adopted))
+    place = replace(place, desired=planner.recorded(place.desired, known))
     return View(
         place=place,
         record=record,
@@ -232,6 +247,7 @@ def _view(task: Task, place: Scene, record: Record) -> View:
         way=way(task, place, record, revive=True),
         reload_owed=debts.is_owed(place, record, task.mode),
         job=Job.REVERT,
+        adopted=adopted,
     )
 
 

@@ -10,8 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from runtimes.adapter import Adapter
-from runtimes.model import Observation, Plan, fingerprint
-from toolkit import artifacts, detect, journal, log, programs, recall, reload, specification, whereabouts
+from runtimes.model import Observation, Ownership, Plan, fingerprint
+from toolkit import (
+    artifacts,
+    detect,
+    journal,
+    log,
+    programs,
+    recall,
+    reload,
+    specification,
+    strays,
+    whereabouts,
+)
 from toolkit.artifacts import Version
 from toolkit.budget import Budget
 from toolkit.debts import is_owed
@@ -78,7 +89,8 @@ class View:
     `source_problem` says that it does not. `reload_owed` tells that an earlier
     change was written which the running daemon has not read, or that one which
     died shall be started again. `sworn` is what the readiness record says of it,
-    where the runtime itself stood for that since.
+    where the runtime itself stood for that since. `adopted` are files with keys of
+    ours whose record was lost: they count as ours, and are recorded with the next change.
     """
 
     place: Scene
@@ -93,6 +105,7 @@ class View:
     installs: bool = True
     specification: Specification = specification.NONE
     sworn: Mapping[str, Any] | None = None
+    adopted: tuple[Ownership, ...] = ()
 
     @property
     def is_noop(self) -> bool:
@@ -105,6 +118,8 @@ class View:
         installed = self.version is None or self.version.is_installed
         if not self.installs and self.source_problem is not None:
             return False  # it cannot even be done
+        if self.adopted or (self.record.artifacts is not None and not self.record.runtime):
+            return False  # it is still to be recorded
         return self.plan.is_noop and installed and not self.reload_owed
 
     @property
@@ -141,13 +156,19 @@ def view(task: Task) -> View:
     if record.open is not None:
         paths = tuple(each.path for each in record.open.files)
         record = journal.as_on_disk(record, detect.read(place.host, paths))
+    record = strays.recollected(place, record)
+    adopted: tuple[Ownership, ...] = ()
     if settings.flag("no_runtime_config"):
         seen, plan = Observation(), Plan(notes=("the runtime is not configured, as asked",))
     else:
         config = place.host.local(place.desired.config)
         whereabouts.check_source(settings, place.host, config, place.binary)
         seen = detect.observe(place, adapter, journal.ownerships(place.install_dir, record.owned))
+        strays.refuse_another(place, seen.files)
+        adopted = strays.adopted(place, adapter, record, seen)
+        seen = replace(seen, owned=(*seen.owned, *adopted))
         plan = detect.plan(place, adapter, seen)
+    plan = replace(plan, notes=(*plan.notes, *strays.words(place, adopted)))
     if record_problem:
         plan = replace(plan, notes=(*plan.notes, record_problem))
     version, problem = _toolkit(task, place, plan)
@@ -165,6 +186,7 @@ def view(task: Task) -> View:
         reload_owed=is_told and (unmade or chosen.is_revival(place) or is_owed(place, record, task.mode)),
         installs=not settings.flag("no_install"),
         specification=specification.look(settings, place.host, place.install_dir, record),
+        adopted=adopted,
     )
 
 
@@ -199,7 +221,9 @@ def _record(place: Scene) -> tuple[Record, str]:
     except NodeNotUnderstood as error:
         if os.geteuid() == 0:
             raise
-        return Record(), f"{error.message}: what was done before is not known here"
+        # That of another run names it, so it is none that was lost.
+        blind = Record(runtime=place.desired.runtime)
+        return blind, f"{error.message}: what was done before is not known here"
     same_runtime(record, place)
     return record, ""
 

@@ -19,7 +19,7 @@ from runtimes.containerd.facts import told
 from runtimes.containerd.imports import load
 from runtimes.containerd.judge import removal_verdict, trial, verdict
 from runtimes.containerd.running import effective, programs, running
-from runtimes.containerd.schema import CRI, import_glob, matches
+from runtimes.containerd.schema import CRI, ESSENTIAL, import_glob, matches
 from runtimes.containerd.wishes import wants
 from runtimes.edits import value
 from runtimes.model import ABSENT, EMPTY, Desired, Look, Observation, Request, RuntimeName, Usage
@@ -31,6 +31,7 @@ __all__ = [
     "defined",
     "directory_flags",
     "effective",
+    "essential",
     "executables",
     "form",
     "handler_in",
@@ -56,6 +57,7 @@ __all__ = [
 form: Final = tomldoc
 name: Final = RuntimeName.CONTAINERD
 executables: Final = frozenset({"containerd"})
+essential: Final[tuple[str, ...]] = ESSENTIAL
 config_flags: Final[tuple[str, ...]] = ("--config", "-c")
 directory_flags: Final[tuple[str, ...]] = ()
 on_hangup: Final[HangUp] = HangUp.ENDS

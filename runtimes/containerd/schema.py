@@ -20,6 +20,7 @@ CRI: Final = {
 OF_CRI: Final = frozenset({*CRI.values(), "io.containerd.cri.v1.images"})
 """The ids of plugins without any of which CRI is not served."""
 BINARY: Final = "BinaryName"
+ESSENTIAL: Final = ("runtime_type",)
 RUNC_TYPES: Final = ("io.containerd.runc.", "io.containerd.runtime.v1.")
 ZERO: Final[tuple[Any, ...]] = ("", 0, False, [], {})
 

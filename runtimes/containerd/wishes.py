@@ -17,6 +17,7 @@ from runtimes.containerd.reach import is_merged_by_it, left_to_it, settled
 from runtimes.containerd.schema import (
     BINARY,
     CRI,
+    ESSENTIAL,
     OF_CRI,
     import_glob,
     is_cri_off,
@@ -171,7 +172,7 @@ def _in_place(
     ):
         # 1.x forgets its built-in runc as soon as a file has any `runtimes` table.
         base = built_in_runc(facts, desired)
-        wanted.append(Want(path=path, key=(*runtimes, "runc"), new=base, essential=("runtime_type",)))
+        wanted.append(Want(path=path, key=(*runtimes, "runc"), new=base, essential=ESSENTIAL))
     there = There(version=version, tree=target.tree if target else EMPTY, edits=_edits(seen, path))
     wanted += _handler_wants(desired, path, runtimes, view, base, there)
     wanted += _default_wants(desired, path, cri, view, base, there)
@@ -230,7 +231,7 @@ def _handler_wants(
 ) -> Iterator[Want]:
     for edit in there.edits:
         # A handler of ours that is no longer wanted, under its former name say, goes.
-        obsolete = edit.key[-1] not in desired.names and edit.essential == ("runtime_type",)
+        obsolete = edit.key[-1] not in desired.names and edit.essential == ESSENTIAL
         if obsolete and edit.key[-1] != "runc":
             yield from given_back(path, there.tree, edit)
     for handler in desired.handlers:
@@ -241,7 +242,7 @@ def _handler_wants(
         current = value(there.tree, key)
         if isinstance(current, Mapping) and not made:
             new = _without_variants(current, new)
-        yield Want(path=path, key=key, new=new, exact=made, essential=("runtime_type",))
+        yield Want(path=path, key=key, new=new, exact=made, essential=ESSENTIAL)
 
 
 def _default_wants(

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from runtimes import tomldoc
 from runtimes.adapter import BANNER, HangUp
-from runtimes.crio.files import drop_ins, handlers
+from runtimes.crio.files import ESSENTIAL, drop_ins, handlers
 from runtimes.crio.judge import (
     effective,
     programs,
@@ -35,6 +35,7 @@ __all__ = [
     "defined",
     "directory_flags",
     "effective",
+    "essential",
     "executables",
     "form",
     "handler_in",
@@ -59,6 +60,7 @@ __all__ = [
 form: Final = tomldoc
 name: Final = RuntimeName.CRIO
 executables: Final = frozenset({"crio"})
+essential: Final[tuple[str, ...]] = ESSENTIAL
 config_flags: Final[tuple[str, ...]] = ("--config", "-c")
 directory_flags: Final[tuple[str, ...]] = ("--config-dir", "-d")
 on_hangup: Final[HangUp] = HangUp.FORGETS

@@ -14,6 +14,7 @@ from runtimes.model import ABSENT, EMPTY, Desired, Observation, Tree
 RUNTIME: Final = ("crio", "runtime")
 RUNTIMES: Final = (*RUNTIME, "runtimes")
 DEFAULT: Final = (*RUNTIME, "default_runtime")
+ESSENTIAL: Final = ("runtime_path",)
 
 
 def drop_ins(desired: Desired) -> str:

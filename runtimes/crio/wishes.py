@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 
 from runtimes import tomldoc
 from runtimes.adapter import Wants
-from runtimes.crio.files import DEFAULT, RUNTIME, RUNTIMES, handlers, is_ours, said_default
+from runtimes.crio.files import DEFAULT, ESSENTIAL, RUNTIME, RUNTIMES, handlers, is_ours, said_default
 from runtimes.crio.hook import hook_file
 from runtimes.crio.judge import answered, complete, last_line
 from runtimes.edits import Want, given_back, value, without
@@ -115,7 +115,7 @@ def _handler_wants(desired: Desired, path: str, base: Tree, owned: Sequence[Edit
         new = {"runtime_path": handler.binary, "runtime_type": "oci", **inherited}
         key = (*RUNTIMES, handler.name)
         made = any(edit.key == key and edit.old is ABSENT for edit in owned)
-        wanted.append(Want(path=path, key=key, new=new, exact=made, essential=("runtime_path",)))
+        wanted.append(Want(path=path, key=key, new=new, exact=made, essential=ESSENTIAL))
     return wanted
 
 
