@@ -691,7 +691,7 @@ def test_a_handler_of_another_installer_that_we_made_the_default_is_it_no_more(
 ) -> None:
     theirs = workshop.KUBEADM + stories.THEIRS.format(toolkit=node.toolkit).encode()
     node.config.write_bytes(theirs)
-    node.toolkit.mkdir(parents=True)
+    node.toolkit.mkdir(parents=True)  # without it, its keys would count as ours of a lost record
     workshop.write_program(node.toolkit / "nvidia-container-runtime", "#!/bin/sh\necho theirs\n")
     before = tree(node)
     start_anew(running)
