@@ -1,4 +1,4 @@
-"""Every operation, disturbed at every point; `make faults` gives each call every error, and not one of them."""
+"""Every operation, disturbed at every point; `make faults` gives each call every error, not one of them."""
 
 from __future__ import annotations
 
