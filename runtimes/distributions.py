@@ -46,12 +46,14 @@ class Distribution:
 class System:
     """An operating system on which the defaults do not work, known by the `ID` of its os-release file.
 
+    `variant` is another name of it: an `ID` and a `VARIANT_ID`, with a dash between.
     `why` says what cannot be written there, and `way` what to do instead.
     """
 
     id: str
     why: str
     way: str
+    variant: str = ""
 
 
 CONTAINERD: Final = Distribution(
@@ -199,6 +201,7 @@ SYSTEMS: Final[tuple[System, ...]] = (
     ),
     System(
         id="rhcos",
+        variant="rhel-coreos",  # from OpenShift 4.19 on (kubernetes-sigs/blob-csi-driver#2192)
         why="RHEL CoreOS has a read-only /usr; /usr/local is a link into /var",
         way="use --toolkit-install-dir=/usr/local/nvidia, which can be written",
     ),
@@ -228,8 +231,9 @@ def plain(runtime: RuntimeName) -> Distribution:
 
 def system(os_release: str) -> System | None:
     """Return the row of an operating system by its os-release file; None where the defaults work."""
-    for line in os_release.splitlines():
-        name, _, value = line.partition("=")
-        if name.strip() == "ID":
-            return next((row for row in SYSTEMS if row.id == value.strip().strip("\"'")), None)
-    return None
+    said = {
+        name.strip(): value.strip().strip("\"'")
+        for name, _, value in (line.partition("=") for line in os_release.splitlines())
+    }
+    named = {said.get("ID", ""), f"{said.get('ID')}-{said.get('VARIANT_ID')}"}
+    return next((row for row in SYSTEMS if (named - {""}) & {row.id, row.variant}), None)

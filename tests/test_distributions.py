@@ -76,6 +76,9 @@ def test_a_daemon_s_distribution_is_known(executable: str, config: str, unit: st
     [
         ('NAME="Flatcar Container Linux by Kinvolk"\nID=flatcar\nID_LIKE=coreos\n', "flatcar"),
         ('ID="rhcos"\n', "rhcos"),
+        ('ID="rhel"\nID_LIKE="fedora"\nVARIANT="CoreOS"\nVARIANT_ID=coreos\n', "rhcos"),
+        ('ID="rhel"\nVERSION_ID="9.6"\n', None),
+        ("ID=fedora\nVARIANT_ID=coreos\n", None),
         ("NAME=Talos\nID=talos\n", "talos"),
         ("ID=debian\nVARIANT_ID=cos\n", None),
         ("", None),
