@@ -49,6 +49,7 @@ from toolkit.errors import (
     NotRolledBack,
     RolledBack,
     StepFailed,
+    ToolkitError,
     UsageProblem,
 )
 from toolkit.host import Host
@@ -480,6 +481,33 @@ def test_a_runtime_that_a_killed_run_ended_is_started_again_beyond_the_budget(
         assert asked == [True, True]
         assert set(cri.status(node.socket, timeout=5).handlers or ()) == {"runc", *OURS}
         assert journal.load(node.install_dir).open is None
+
+
+def test_a_start_that_fails_is_tried_again_by_the_next_run(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose it is that the runtime is down is not forgotten with the try."""
+
+    def revival(*_: object, even_if_stopped: bool) -> reload.Way | None:
+        unit = reload.Way(mode=RestartMode.SYSTEMD, unit="containerd.service", replaces=True)
+        return unit if even_if_stopped else None
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    monkeypatch.setattr(reload, "revival", revival)
+    with runtime(node), monkeypatch.context() as patched:
+        patched.setattr(reload, "perform", killed)
+        with pytest.raises(Killed):
+            converge(node, restart_mode="auto")
+    monkeypatch.setattr(reload, "_restart", full)
+    for _ in range(3):
+        with pytest.raises(ToolkitError, match="no room"):
+            converge(node, restart_mode="auto")
+    with ExitStack() as stack:
+        monkeypatch.setattr(reload, "_restart", lambda *_: stack.enter_context(runtime(node)))
+        converge(node, restart_mode="auto")
+        assert set(cri.status(node.socket, timeout=5).handlers or ()) == {"runc", *OURS}
 
 
 def test_repair_that_cannot_start_a_dead_runtime_changes_nothing(

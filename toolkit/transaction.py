@@ -91,7 +91,7 @@ def carry_out(task: Task, found: View) -> Record:
         record = begin.begin(task, found, baseline)
     told = found.is_unsettled and found.plan.is_noop
     try:
-        if record.open is not None:
+        if record.open is not None and record.open.baseline is not baseline:
             baseline = before.still(task.adapter, found.place, found.seen, record.open.baseline)
         with during("install"):
             _install(found)

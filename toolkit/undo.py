@@ -60,6 +60,8 @@ def undo(task: Task, place: Scene, record: Record, why: str, *, told: bool) -> R
             _toolkit_back(place, record, opened)  # what is there would be made a handler again
         if opened.told and (opened.files or place.desired.reach.makes):
             _settle(task, here, opened, record, patience, is_first=is_first)
+        if record.ends and detect.again(here, task.adapter).owner is not None:
+            record = replace(record, ends=False)
         artifacts = _toolkit_back(place, record, opened)
         opened = replace(opened, earlier=replace(opened.earlier, artifacts=artifacts))
         return close(task, place, record, opened)
@@ -98,7 +100,7 @@ def close(task: Task, place: Scene, record: Record, opened: Open) -> Record:
     earlier = replace(
         opened.earlier,
         sequence=record.sequence,
-        ends=False,
+        ends=record.ends,
         specification=record.specification,
         made_of=record.made_of,
         directories=record.directories if record.specification is not None else opened.earlier.directories,
