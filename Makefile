@@ -22,7 +22,7 @@ demo: $(VENV)/.made ## Plan, install, repeat and revert on a throw-away node; ne
 
 test: $(VENV)/.made ## The whole suite: laws, cases, real runtimes, lint, types, layers, docs
 	$(BIN)/python -m tests.prepare
-	$(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadfile
+	$(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadfile --no-loadscope-reorder
 
 quick: $(VENV)/.made ## The suite without real runtimes and injected faults
 	$(BIN)/python -m pytest -m 'not node and not binary and not faults'

@@ -477,6 +477,7 @@ def test_5_locked(node: workshop.Node, quiet: list[str]) -> None:
         )
         assert workshop.cli("plan", *quiet).returncode == 0, "looking needs no lock"
         assert workshop.cli("revert", *quiet).returncode == 5
+        first.says("set up; watching", timeout=60)
         assert first.end() == 0
 
 

@@ -238,9 +238,10 @@ def test_it_does_the_job_through_the_chart_s_mounts(archive: Path, suite: str, p
             assert container.probe() == 0
             pod = containers.run_pod(node, handler="nvidia", argv=["echo", "a pod"])
             assert (pod.exit_code, pod.output) == (0, "a pod\n")
-            refused = container.execute("sh", "-c", "echo no > /etc/anything")
-            assert "Read-only file system" in refused.stderr
-            assert "Read-only" in container.execute("sh", "-c", "echo no > /host/etc/anything").stderr
+            # What it says of that may be lost on the way: ctr does not wait for it.
+            for place in ("/etc/anything", "/host/etc/anything"):
+                assert container.execute("sh", "-c", f"echo no > {place}").returncode != 0, place
+            assert not nodes.path(node, "/etc/anything").exists()
         finally:
             code = container.end()
         assert code == 0, container.told()
