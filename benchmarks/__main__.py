@@ -10,6 +10,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -27,15 +28,17 @@ def main() -> None:
     parser.add_argument("--short", action="store_true", help="fewer repetitions")
     parser.add_argument("--write", action="store_true", help="put the results into docs/")
     parser.add_argument("--table", type=Path, help="write the table into a file")
+    parser.add_argument("--idle", type=int, help="seconds for which an idle process is watched")
     given = parser.parse_args()
+    idle = given.idle or (15 if given.short else 600)
     nodes.cache().mkdir(parents=True, exist_ok=True)
     said = [table.machine(short=given.short)]
     if reason := peer.why_not():
         said.append(f"Nothing to compare with: {reason}.")
-    parts: list[Callable[..., Iterator[Row]]] = [booted.rows, local.rows]
+    parts: list[Callable[..., Iterator[Row]]] = [partial(booted.rows, idle_seconds=idle), local.rows]
     if reason := booted.why_not():
         said.append(f"Without booted nodes: {reason}.")
-        parts.remove(booted.rows)
+        del parts[0]
     if reason := local.why_no_image():
         said.append(f"Without the image: {reason}.")
     rows: list[Row] = []

@@ -68,14 +68,15 @@ class Seen:
     resting: idle.Rest
 
 
-def rows(*, short: bool) -> Iterator[Row]:
+def rows(*, short: bool, idle_seconds: int) -> Iterator[Row]:
     """Boot a node for each installer, measure, and compare."""
     with tempfile.TemporaryDirectory(dir=nodes.cache(), prefix="bench-") as place:
         source = peer.source(Path(place))
-        ours = _measured([PROGRAM, "run"], source, short=short, is_ours=True)
+        ours = _measured([PROGRAM, "run"], source, short=short, idle_seconds=idle_seconds, is_ours=True)
         theirs = None
         if found := peer.found():
-            theirs = _measured(["setsid", "--wait", str(found)], source, short=short, is_ours=False)
+            peers = ["setsid", "--wait", str(found)]
+            theirs = _measured(peers, source, short=short, idle_seconds=idle_seconds, is_ours=False)
     yield from _starts(ours, theirs)
     yield Row(
         what="a whole container start through the handler",
@@ -159,7 +160,7 @@ def _idle(ours: Seen, theirs: Seen | None) -> Iterator[Row]:
 # --- one node -----------------------------------------------------------------------------------
 
 
-def _measured(program: Sequence[str], source: Path, *, short: bool, is_ours: bool) -> Seen:
+def _measured(program: Sequence[str], source: Path, *, short: bool, idle_seconds: int, is_ours: bool) -> Seen:
     options = ["--runtime=containerd", f"--toolkit-source-root={source}"]
     with nodes.boot(SUITE) as node:
         once = [*program, *options, "--no-daemon"]
@@ -174,7 +175,7 @@ def _measured(program: Sequence[str], source: Path, *, short: bool, is_ours: boo
                 pid = containers.inner(process)
                 if is_ours:
                     drift = _repaired(node, before, 1 if short else 3)
-                resting = idle.rest(pid if is_ours else _last(pid), 15 if short else 600)
+                resting = idle.rest(pid if is_ours else _last(pid), idle_seconds)
             finally:
                 process.terminate()
                 process.communicate(timeout=60)
