@@ -82,9 +82,9 @@ def test_hangup_ends_containerd_and_systemd_brings_it_back(pod_node: Node) -> No
     before = nodes.main_pid(node, "containerd")
     os.kill(nodes.machine_pid(node, before), signal.SIGHUP)
     nodes.wait_for(node, lambda: not nodes.answers(node))
-    nodes.wait_for(node, lambda: nodes.answers(node))
+    nodes.wait_for(node, lambda: nodes.answers(node) and nodes.is_active(node, "containerd"))
     assert nodes.main_pid(node, "containerd") not in {0, before}
-    assert containers.is_running(node, pod)
+    nodes.wait_for(node, lambda: containers.is_running(node, pod))
     containers.stop_pod(node, pod)
 
 
