@@ -17,7 +17,7 @@ from hypothesis import settings
 from tests import kubernetes, real
 from tests.kubernetes import Certificates
 
-_REAL = ("node", "binary")
+_REAL = ("node", "binary", "faults")
 _LONGEST = "test_sick_nodes.py"
 
 # A slow machine is no failure. A check that is repeated tries the same cases, a person at a desk new ones.
