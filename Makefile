@@ -2,36 +2,55 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-MINUTES ?= 10
-# How many test files run beside each other. Much of the suite waits for runtimes.
+# How many test files run at a time. Much of the suite waits for runtimes.
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick faults fuzz bench peer lint format manifests lock docs clean
+.PHONY: help demo test unit functional conformance nodes cluster faults fuzz lint
+.PHONY: bench peer format generate lock clean
 
 help: ## List the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
 
-$(VENV)/.made: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
-	@touch $@
+# An interpreter that went away makes its environment out of date.
+$(BIN)/python: ;
 
-demo: $(VENV)/.made ## Plan, install, repeat and revert on a throw-away node; needs no root
-	$(BIN)/python examples/demo.py
+# The demonstration takes only what the program needs.
+$(VENV)/.program: pyproject.toml constraints.txt tools/venv.py $(BIN)/python
+	@MAKECMDGOALS='$(MAKECMDGOALS)' $(PYTHON) tools/venv.py $(VENV) program
 
-test: $(VENV)/.made ## The whole suite: laws, cases, real runtimes, lint, types, layers, docs
-	$(BIN)/python -m tests.prepare
-	$(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadfile --no-loadscope-reorder
+$(VENV)/.made: pyproject.toml constraints.txt tools/venv.py $(BIN)/python
+	@MAKECMDGOALS='$(MAKECMDGOALS)' $(PYTHON) tools/venv.py $(VENV) tests
 
-quick: $(VENV)/.made ## The suite without real runtimes and injected faults
-	$(BIN)/python -m pytest -m 'not node and not binary and not faults'
+demo: $(VENV)/.program ## The program's whole job on a throw-away node (1 min); needs Python alone
+	$(BIN)/python examples/demo
 
-faults: $(VENV)/.made ## A kill and every error at each system call that changes a file; prints the count
-	$(BIN)/python -m tests.faults
+test: $(VENV)/.made ## Every tier that this machine can run (8 min); REQUIRE_REAL_RUNTIMES=1: all of each
+	$(BIN)/python -m tools.tiers --jobs $(JOBS)
 
-fuzz: $(VENV)/.made ## Hostile input for as many MINUTES as wanted
-	$(BIN)/python -m tests.fuzz --minutes $(MINUTES)
+unit: $(VENV)/.made ## Pure and in-process tests (30 s)
+	$(BIN)/python -m tools.tiers unit --jobs $(JOBS)
+
+functional: $(VENV)/.made ## The program as processes, against fake runtimes (4 min)
+	$(BIN)/python -m tools.tiers functional --jobs $(JOBS)
+
+conformance: $(VENV)/.made ## Real executables on our configurations (4 min; root, Go)
+	$(BIN)/python -m tools.tiers conformance --jobs $(JOBS)
+
+nodes: $(VENV)/.made ## Booted nodes with real runtimes (15 min; root, Go)
+	$(BIN)/python -m tools.tiers nodes --jobs $(JOBS)
+
+cluster: $(VENV)/.made ## Chart, image, a real Kubernetes (6 min; root, Go)
+	$(BIN)/python -m tools.tiers cluster --jobs $(JOBS)
+
+faults: $(VENV)/.made ## Kills and errors at system calls (5 min; root); FULL=1: every error at every call
+	$(BIN)/python -m $(if $(FULL),tests.faults,tools.tiers faults --jobs $(JOBS))
+
+fuzz: $(VENV)/.made ## Hostile input (2 min); MINUTES=60: for that long
+	$(BIN)/python -m $(if $(MINUTES),tests.fuzz --minutes $(MINUTES),tools.tiers fuzz --jobs $(JOBS))
+
+lint: $(VENV)/.made ## Lint, types, import layers, documents (1 min)
+	$(BIN)/python -m tools.tiers project --jobs $(JOBS)
 
 bench: $(VENV)/.made ## Measure what a node feels, beside the peer where `make peer` built it; SHORT=1: in a minute
 	$(BIN)/python -m benchmarks $(if $(SHORT),--short --table build/bench.md,--write)
@@ -39,21 +58,17 @@ bench: $(VENV)/.made ## Measure what a node feels, beside the peer where `make p
 peer: $(VENV)/.made ## Build the upstream installer and the toolkit's programs with Go, to compare with
 	$(BIN)/python -m benchmarks.peer
 
-lint: $(VENV)/.made ## Lint, types and layers alone
-	$(BIN)/python -m pytest tests/test_house.py
-
 format: $(VENV)/.made ## Format the code
-	$(BIN)/ruff format runtimes toolkit tests examples benchmarks
-	$(BIN)/ruff check --fix runtimes toolkit tests examples benchmarks
+	$(BIN)/ruff format runtimes toolkit tests examples benchmarks tools
+	$(BIN)/ruff check --fix runtimes toolkit tests examples benchmarks tools
 
-manifests: $(VENV)/.made ## Write what is generated below deploy/ anew: the schema's variables, the plain manifests
-	$(BIN)/python -m tests.deploy
+generate: $(VENV)/.made ## Write everything that is generated: types of settings, docs/, the manual page, deploy/
+	$(BIN)/python -m tools.values
+	$(BIN)/python -m tools.docs
+	$(BIN)/python -m tools.deploy
 
 lock: $(VENV)/.made ## Write the image's requirements anew, with the hashes of the wheels for amd64 and arm64
-	$(BIN)/python -m tests.locks
-
-docs: $(VENV)/.made ## Write the generated parts of docs/ anew
-	$(BIN)/python -m tests.docs
+	$(BIN)/python -m tools.locks
 
 clean: ## Remove what the other targets made here
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

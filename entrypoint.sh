@@ -4,7 +4,19 @@
 set -eu
 ready=${DRIVER_READY_FILE:-/run/nvidia/validations/driver-ready}
 if [ -n "${WAIT_FOR_DRIVER:-}" ]; then
-	until [ -f "$ready" ]; do echo "waiting for $ready" >&2; sleep 5; done
-	set -a; . "$ready"; set +a
+	trap 'exit 143' TERM INT
+	until [ -f "$ready" ]; do
+		echo "waiting for $ready" >&2
+		sleep 5 &
+		wait $!
+	done
+	trap - TERM INT
+	# What root acts on has to be root's: the program's own Python looks at that before it is evaluated.
+	read -r launcher <"$(command -v nvidia-toolkit)"
+	launcher=${launcher#'#!'}
+	settings=$("${launcher%% *}" -IBm toolkit.node.trust "$ready")
+	set -a
+	eval "$settings"
+	set +a
 fi
 exec nvidia-toolkit "$@"

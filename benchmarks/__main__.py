@@ -16,7 +16,7 @@ from typing import Final
 
 from benchmarks import booted, local, peer, picture, table
 from benchmarks.table import Row
-from tests import nodes
+from tests.support import nodes
 
 _PAGE: Final = nodes.CHECKOUT / "docs/performance.md"
 _PICTURE: Final = nodes.CHECKOUT / "docs/performance.svg"
@@ -35,7 +35,10 @@ def main() -> None:
     said = [table.machine(short=given.short)]
     if reason := peer.why_not():
         said.append(f"Nothing to compare with: {reason}.")
-    parts: list[Callable[..., Iterator[Row]]] = [partial(booted.rows, idle_seconds=idle), local.rows]
+    parts: list[Callable[..., Iterator[Row]]] = [
+        partial(booted.rows, idle_seconds=idle),
+        local.rows,
+    ]
     if reason := booted.why_not():
         said.append(f"Without booted nodes: {reason}.")
         del parts[0]

@@ -19,11 +19,11 @@ from typing import Final
 from benchmarks import idle, peer
 from benchmarks.silence import Listener
 from benchmarks.table import Row
-from tests import containers, nodes
-from tests.nodes import Node
-from tests.workshop import wait_for
-from toolkit import cri
-from toolkit.errors import StepFailed
+from tests.support import containers, nodes
+from tests.support.fake_node import wait_for
+from tests.support.nodes import Node
+from toolkit.errors import StepError
+from toolkit.runtime.client import cri
 
 PROGRAM: Final = str(Path(sys.executable).parent / "nvidia-toolkit")
 SUITE: Final = "trixie"
@@ -57,7 +57,7 @@ class Start:
 
 
 @dataclass(slots=True, kw_only=True)
-class Seen:
+class Observed:
     """What was measured with one installer; `added` is what its handler costs a container start."""
 
     first: Start
@@ -98,8 +98,8 @@ def rows(*, short: bool, idle_seconds: int) -> Iterator[Row]:
     yield from _idle(ours, theirs)
 
 
-def _starts(ours: Seen, theirs: Seen | None) -> Iterator[Row]:
-    def again(seen: Seen, name: str) -> float:
+def _starts(ours: Observed, theirs: Observed | None) -> Iterator[Row]:
+    def again(seen: Observed, name: str) -> float:
         return float(statistics.median(getattr(start, name) for start in seen.again))
 
     what = "a pod start on a node that is right"
@@ -135,7 +135,7 @@ def _starts(ours: Seen, theirs: Seen | None) -> Iterator[Row]:
         )
 
 
-def _idle(ours: Seen, theirs: Seen | None) -> Iterator[Row]:
+def _idle(ours: Observed, theirs: Observed | None) -> Iterator[Row]:
     rest, other = ours.resting, theirs.resting if theirs else None
     yield Row(
         what="idle: memory (PSS)",
@@ -160,7 +160,9 @@ def _idle(ours: Seen, theirs: Seen | None) -> Iterator[Row]:
 # --- one node -----------------------------------------------------------------------------------
 
 
-def _measured(program: Sequence[str], source: Path, *, short: bool, idle_seconds: int, is_ours: bool) -> Seen:
+def _measured(
+    program: Sequence[str], source: Path, *, short: bool, idle_seconds: int, is_ours: bool
+) -> Observed:
     options = ["--runtime=containerd", f"--toolkit-source-root={source}"]
     with nodes.boot(SUITE) as node:
         once = [*program, *options, "--no-daemon"]
@@ -179,7 +181,7 @@ def _measured(program: Sequence[str], source: Path, *, short: bool, idle_seconds
             finally:
                 process.terminate()
                 process.communicate(timeout=60)
-    return Seen(first=first, again=again, container=container, added=added, drift=drift, resting=resting)
+    return Observed(first=first, again=again, container=container, added=added, drift=drift, resting=resting)
 
 
 def _last(pid: int) -> int:
@@ -194,7 +196,7 @@ def _started(node: Node, argv: Sequence[str]) -> Start:
     nodes.run(node, ["rm", "-f", "/run/nvidia/toolkit/restarts.json"])
     nodes.run(node, ["systemctl", "reset-failed", "containerd"], check=False)
     before, pid = _traces(node), nodes.main_pid(node, "containerd")
-    listener = Listener(nodes.path(node, _SOCKET), speaks_first=True)
+    listener = Listener(nodes.path(node, _SOCKET), server_speaks_first=True)
     listener.start()
     with _naming(node) as named:
         done = containers.daemonset(node, ["sh", "-c", _TIMED, "sh", *argv])
@@ -203,7 +205,11 @@ def _started(node: Node, argv: Sequence[str]) -> Start:
             raise RuntimeError(f"{' '.join(argv)} ended with {done.returncode}: {done.stderr[-800:]}")
         with contextlib.suppress(AssertionError):  # then it is never, as the row says
             # A runtime that was told to end may answer for a moment still.
-            wait_for(lambda: any(t > ended + _STILL for t in named), "they are not named", timeout=_PATIENCE)
+            wait_for(
+                lambda: any(t > ended + _STILL for t in named),
+                "they are not named",
+                timeout=_PATIENCE,
+            )
     dead = listener.stop()
     is_another = nodes.main_pid(node, "containerd") != pid
     later = [began, *(t for t in named if t >= began)]
@@ -227,7 +233,7 @@ def _naming(node: Node) -> Iterator[list[float]]:
 
     def ask() -> None:
         while not over.wait(0.02):
-            with contextlib.suppress(StepFailed):
+            with contextlib.suppress(StepError):
                 said = cri.status(nodes.path(node, _SOCKET), timeout=2)
                 if "nvidia" in (said.handlers or ()):
                     named.append(time.time())

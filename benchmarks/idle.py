@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks import peer
-from tests import artifacts, containers, nodes, pods
+from tests.support import artifacts, containers, nodes, pods
 
 PROGRAM: Final = str(Path(sys.executable).parent / "nvidia-toolkit")
 SETTLING: Final = 5.0

@@ -16,8 +16,8 @@ from typing import Final
 
 from benchmarks import clock, peer
 from benchmarks.table import Row
-from tests import artifacts, images, nodes, workshop
-from toolkit import elf
+from tests.support import artifacts, fake_node, images, nodes
+from toolkit.node import elf
 
 _MB: Final = 1_000_000
 _INSTALLED: Final = 64 * _MB
@@ -75,7 +75,10 @@ def calls(place: Path, times: int) -> Iterator[Row]:
     for wrapper in wrappers:
         wrapper.with_name(f"{wrapper.name}.real").write_bytes(smallest)
     for what, prefix in (
-        ("an OCI call through the wrapper, driver there", ["unshare", "--mount", "sh", "-c", _DRIVER, "sh"]),
+        (
+            "an OCI call through the wrapper, driver there",
+            ["unshare", "--mount", "sh", "-c", _DRIVER, "sh"],
+        ),
         ("the same, driver absent", []),
     ):
         bare = _call(prefix, [str(runc), "state", "x"], times, runc.parent)
@@ -196,7 +199,7 @@ def plans(place: Path, times: int) -> Iterator[Row]:
 
 def toml(lines: int) -> bytes:
     """Return a root config of containerd with as many lines, most of them registries."""
-    found = workshop.KUBEADM.decode().splitlines(keepends=True)
+    found = fake_node.KUBEADM.decode().splitlines(keepends=True)
     for number in range((lines - len(found)) // 4):
         name = f'[plugins."io.containerd.grpc.v1.cri".registry.configs."r{number}.example.com".auth]\n'
         found += [name, f'  username = "u{number}"\n', f'  password = "p{number}"\n', "\n"]
@@ -216,11 +219,11 @@ def json_text(lines: int) -> bytes:
 
 def probe(place: Path, times: int) -> Row:
     """Ask as an exec probe does, of a node that is ready."""
-    node = workshop.make_node(place)
+    node = fake_node.make_node(place)
     told = place / "cri.json"
     told.write_text(json.dumps({"config": str(node.config)}), encoding="utf-8")
-    with workshop.daemon(node.socket, home=place / "d", cri=str(told)):
-        workshop.done("run", "--no-daemon", *node.options())
+    with fake_node.daemon(node.socket, home=place / "d", cri=str(told)):
+        fake_node.done("run", "--no-daemon", *node.options())
         argv = [*_RUN, "status", "--quiet", *node.options()]
         cost = clock.median(times, partial(clock.spawn, argv))
         memory = clock.memory(argv[2], argv[3:])

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from tests import artifacts, nodes
+from tests.support import artifacts, nodes
 
 VERSION: Final = "v1.20.0"
 NAME: Final = "nvidia-ctk-installer"

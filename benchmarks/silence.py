@@ -16,8 +16,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests import artifacts, containers, crio, nodes
-from tests.nodes import Node
+from tests.support import artifacts, containers, crio, nodes
+from tests.support.nodes import Node
 
 PROGRAM = str(Path(sys.executable).parent / "nvidia-toolkit")
 PAUSE = 0.002
@@ -26,11 +26,11 @@ PAUSE = 0.002
 class Listener(threading.Thread):
     """Asks a socket again and again, and remembers the longest silence."""
 
-    def __init__(self, path: Path, *, speaks_first: bool) -> None:
+    def __init__(self, path: Path, *, server_speaks_first: bool) -> None:
         super().__init__(daemon=True)
         self.longest = 0.0
         self._path = path
-        self._speaks_first = speaks_first
+        self._speaks_first = server_speaks_first
         self._over = threading.Event()
 
     def run(self) -> None:
@@ -64,7 +64,7 @@ class Listener(threading.Thread):
 
 def measured(node: Node, options: Sequence[str], mounts: dict[str, str], path: str, *, first: bool) -> float:
     """Install and revert on a node; return the longest silence of the install in seconds."""
-    listener = Listener(nodes.path(node, path), speaks_first=first)
+    listener = Listener(nodes.path(node, path), server_speaks_first=first)
     listener.start()
     done = containers.daemonset(node, [PROGRAM, "run", "--no-daemon", *options], mounts=mounts)
     time.sleep(0.2)

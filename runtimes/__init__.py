@@ -1,1 +1,5 @@
-"""The study: what containerd, CRI-O and Docker mean. Bytes in, plan out; nothing here touches a node."""
+"""The meaning of containerd, CRI-O and Docker configuration: bytes in, plan out; nothing touches the node.
+
+May import: the standard library without I/O (no `os`, `subprocess`, clock or logging), and tomlkit.
+Start reading at model.py, then planner.py.
+"""

@@ -1,134 +1,181 @@
-"""The contract of a runtime's dialect: what must be looked at, what is wanted, what may differ."""
+"""The interface of an adapter: the files and queries it needs, the keys it wants, the checks it makes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Final, Protocol
+from pathlib import PurePosixPath
+from typing import Any, Final, TypeAlias
 
-from runtimes.edits import Format, Want
+from runtimes.edits import DesiredKey, Format
 from runtimes.model import (
-    Answer,
+    BinaryQuery,
+    BinaryResult,
     Desired,
     Effective,
-    Look,
+    FileRequest,
     Observation,
-    Question,
     Request,
     RuntimeName,
     Tree,
     Usage,
 )
 
+Files: TypeAlias = Mapping[str, bytes | None]
+"""The content of files by path; None where a file does not exist."""
+
 BANNER: Final = (
     "# Written by nvidia-toolkit. It holds only the keys of nvidia-toolkit, which takes it back\n"
     "# with `nvidia-toolkit revert`.\n"
 )
-"""The comment that opens a TOML file of ours."""
+"""The comment at the top of every TOML file that this program creates."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wants:
-    """What an adapter asks for, file by file in the order of writing, and what a person should know."""
+class DesiredConfig:
+    """The keys and files that an adapter wants, in the order of writing, and notes for the user.
 
-    wants: tuple[Want, ...]
+    `low_level` are the binaries of the other handlers, the default handler's first.
+    """
+
+    keys: tuple[DesiredKey, ...]
     files: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    """Notes that a run logs as well, because pods notice the change or files are not read."""
     low_level: tuple[str, ...] = ()
     fresh: frozenset[str] = frozenset()
-    """Files that are ours alone: written from nothing each time, so that they hold only our keys."""
+    """Files that contain only our keys: they are generated as a whole and not edited."""
+    replaced: frozenset[str] = frozenset()
+    """Files of `fresh` whose content keeps the runtime from starting: it is replaced, and not restored."""
     whole: Mapping[str, bytes | None] = field(default_factory=dict)
-    """Files that shall hold exactly this; None: that shall not be there."""
-    made: frozenset[str] = frozenset()
-    """Handlers that the distribution makes by itself, of which it has to have made these."""
-    unmade: str = ""
-    """What the distribution's next start will do, where it has not made them yet."""
+    """The exact content of files by path; None removes the file."""
+    provided: frozenset[str] = frozenset()
+    """Handlers that the distribution itself creates and that must exist after its next start."""
+    pending_restart: str = ""
+    """A message on what the next start of the distribution changes; empty if it has nothing to do."""
 
 
-class HangUp(StrEnum):
-    """What a SIGHUP does to a runtime's daemon."""
+def is_sandbox(kind: str, program: str) -> bool:
+    """Return whether a handler isolates pods (kata, gVisor), by its runtime type and its program."""
+    names = {kind.lower(), PurePosixPath(program).name.lower()}
+    return any(name.startswith("kata") or "runsc" in name or ".kata" in name for name in names)
 
-    ENDS = "ends"
-    """The process dies; whatever supervises it starts it again."""
+
+def no_longer_isolated(default: str, new: str) -> str:
+    """Return the warning that a default handler that isolates pods is replaced."""
+    return (
+        f"the default handler {default} isolates pods: with {new} as the default, pods without a"
+        f" RuntimeClass are no longer isolated (--set-as-default=false keeps {default})"
+    )
+
+
+class SighupEffect(StrEnum):
+    """The effect of SIGHUP on a runtime's daemon."""
+
+    TERMINATES = "terminates"
+    """The process exits; its supervisor starts it again."""
     RELOADS = "reloads"
-    """It uses the new handlers, in the same process."""
-    FORGETS = "forgets"
-    """It reads them and says so, but does not use them until it is started again."""
+    """The process keeps running and uses the new handlers."""
+    NEEDS_RESTART = "needs restart"
+    """The process reads and reports the new handlers but does not use them before a restart."""
 
 
-class Adapter(Protocol):
-    """A dialect. It looks at nothing itself and never builds bytes."""
+def _none(desired: Desired, observation: Observation) -> tuple[()]:
+    return ()
+
+
+def _applied(desired: Desired, files: Files, body: str) -> tuple[()]:
+    return ()
+
+
+def _no_reset(path: str, before: bytes | None, after: bytes | None) -> None:
+    return None
+
+
+def _no_usage(desired: Desired, answers: Mapping[str, str]) -> Usage:
+    return Usage()
+
+
+def _unknown(desired: Desired, observation: Observation) -> Effective:
+    return Effective()
+
+
+def _no_handler(info: Mapping[str, Any]) -> str:
+    return ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapter:
+    """The knowledge of one runtime's configuration, as values and functions.
+
+    An adapter performs no I/O and does not edit files. It asks for files and query results, and
+    returns the keys that the planner then writes.
+    """
 
     name: RuntimeName
     form: Format
     executables: frozenset[str]
-    """Base names that the daemon's executable may have."""
-    banner: str
-    """The comment that opens a file of ours; empty where the format has no comments."""
-    essential: tuple[str, ...]
+    """The possible base names of the daemon's executable."""
+    banner: str = ""
+    """The comment at the top of a file that this program creates; empty if the format has no comments."""
+    required_keys: tuple[str, ...] = ()
     """The keys without which the table of a handler is not valid."""
     config_flags: tuple[str, ...]
-    """The flags by which the daemon is told its root config."""
-    speaks_first: bool
-    """Whether the daemon says something on its socket before it is spoken to."""
-    speaks_cri: bool
-    """Whether the daemon can be asked over CRI."""
-    directory_flags: tuple[str, ...]
-    """The flags by which the daemon is told its drop-in directory; empty where it has none."""
-    on_hangup: HangUp
-    confirmation: Request | None
-    """What to ask the running daemon to see that it took a change up; None: it says nothing of that."""
+    """The command-line flags that set the daemon's root config."""
+    directory_flags: tuple[str, ...] = ()
+    """The command-line flags that set the daemon's drop-in directory; empty if it has none."""
+    server_speaks_first: bool
+    """Whether the daemon sends data on a new connection before the client does."""
+    supports_cri: bool
+    """Whether the daemon serves the CRI API."""
+    on_hangup: SighupEffect
+    confirmation: Request | None = None
+    """The request that shows whether the running daemon applied a change; None if there is none."""
 
-    def look(self, desired: Desired, seen: Observation) -> Look:
-        """Return what must be looked at next; empty when everything has been."""
+    required_files: Callable[[Desired, Observation], FileRequest]
+    """Return the files and globs to read next; empty if the observation is complete."""
+    queries: Callable[[Desired, Observation], tuple[BinaryQuery, ...]] = _none
+    """Return the queries to the node's binary that have no result yet."""
+    desired_config: Callable[[Desired, Observation], DesiredConfig]
+    """Return the keys to set. Raise ConfigError or UnsupportedSetup if that is not possible."""
+    candidate_query: Callable[[Desired, Observation, Files], BinaryQuery | None]
+    """Return the query that loads the candidate files; None if the binary cannot validate them."""
+    candidate_problems: Callable[[Desired, Observation, BinaryResult], Sequence[str]]
+    """Return a message for every unrequested or missing effect of the candidate."""
+    removal_problems: Callable[[Desired, Observation, BinaryResult], Sequence[str]]
+    """Return a message for every effect of a removal that would break the runtime."""
+    in_sync_problems: Callable[[Desired, Observation], Sequence[str]] = _none
+    """Return the same for the current files, if they contain our keys as desired."""
+    effective: Callable[[Desired, Observation], Effective]
+    """Return the configuration with which the daemon would start, as its binary reports it."""
+    effective_without_us: Callable[[Desired, Observation], Effective] = _unknown
+    """Return the configuration that the daemon would have without our keys; empty if it is unknown."""
+    programs: Callable[[Desired, Observation], Mapping[str, Sequence[str]]]
+    """Return the programs of the effective handlers, by handler: paths, or names to search on PATH.
 
-    def questions(self, desired: Desired, seen: Observation) -> tuple[Question, ...]:
-        """Return the questions to the node's binary that are not answered yet."""
+    Without a result of the binary, return the programs that the files name. Raise ConfigError if a
+    file cannot be parsed.
+    """
+    running: Callable[[Tree | None, str], Effective]
+    """Return the configuration of the running daemon.
 
-    def wants(self, desired: Desired, seen: Observation) -> Wants:
-        """Return the keys that are wanted. Raises NotUnderstood."""
+    The arguments are the configuration in CRI's verbose status and the reply to `confirmation`.
+    Raise ValueError if the reply cannot be parsed.
+    """
+    defined: Callable[[Desired, Files], frozenset[str]]
+    """Return which of our handlers the given files define."""
+    not_applied: Callable[[Desired, Files, str], Sequence[str]] = _applied
+    """Return messages on the differences between the files and the reply to `confirmation`."""
+    reset_content: Callable[[str, bytes | None, bytes | None], bytes | None] = _no_reset
+    """Return the content to load between an old and a new one, so that the daemon drops removed keys."""
+    usage: Callable[[Desired, Mapping[str, str]], Usage] = _no_usage
+    """Return the containers that use our handlers, and the requests still needed to know all of them.
 
-    def trial(
-        self, desired: Desired, seen: Observation, after: Mapping[str, bytes | None]
-    ) -> Question | None:
-        """Return the question that loads the candidate, or None where the binary cannot tell."""
-
-    def verdict(self, desired: Desired, seen: Observation, answer: Answer) -> Sequence[str]:
-        """Return every effect of the candidate that nobody asked for, or that is missing, in words."""
-
-    def unconfirmed(self, desired: Desired, files: Mapping[str, bytes | None], body: str) -> Sequence[str]:
-        """Return where the daemon's answer to `confirmation` is not what the files say, in words."""
-
-    def effective(self, desired: Desired, seen: Observation) -> Effective:
-        """Return what the files make the daemon have when it starts, as far as its binary says so."""
-
-    def programs(self, desired: Desired, seen: Observation) -> Mapping[str, Sequence[str]]:
-        """Return the programs that the handlers in effect name, by handler: a path, or a name to be searched.
-
-        Without an answer of the binary these are those of the files. Raises NotUnderstood.
-        """
-
-    def running(self, config: Tree | None, body: str) -> Effective:
-        """Return what the running daemon has: by CRI's verbose status, or by its answer to `confirmation`.
-
-        Raises ValueError where the answer cannot be read.
-        """
-
-    def defined(self, desired: Desired, files: Mapping[str, bytes | None]) -> frozenset[str]:
-        """Return which of our handlers some files define."""
-
-    def stone(self, path: str, before: bytes | None, after: bytes | None) -> bytes | None:
-        """Return what the daemon must read before `after` to notice what is gone; None: nothing."""
-
-    def usage(self, desired: Desired, answers: Mapping[str, str]) -> Usage:
-        """Return whom the daemon says to run through our handlers, and what to ask it to know more."""
-
-    def removal_verdict(self, desired: Desired, seen: Observation, answer: Answer) -> Sequence[str]:
-        """Return every effect of a removal that would harm the runtime, in words."""
-
-    def handler_in(self, info: Mapping[str, Any]) -> str:
-        """Return the handler that a pod's verbose status names; empty where it names none."""
-
-    def task_files(self, desired: Desired, seen: Observation) -> Sequence[str]:
-        """Return globs of files that hold the path of the binary that a running container uses."""
+    The second argument are the replies so far, by path.
+    """
+    task_files: Callable[[Desired, Observation], Sequence[str]] = _none
+    """Return globs of the files that contain the binary path of each running container."""
+    handler_in: Callable[[Mapping[str, Any]], str] = _no_handler
+    """Return the handler in a pod's verbose status; empty if it contains none."""

@@ -1,4 +1,4 @@
-"""Key edits that can be taken back: what was wanted, what stood there before, what somebody changed since."""
+"""Apply edits of single keys to a file, and revert them even if others edited the file since."""
 
 from __future__ import annotations
 
@@ -9,59 +9,57 @@ from datetime import date, time
 from math import isnan
 from typing import Any, Final, Protocol
 
-from runtimes.errors import NotUnderstood
+from runtimes.errors import ConfigError
 from runtimes.model import ABSENT, Edit, FileChange, Key, Ownership, Tree, fingerprint
 
 _MANY: Final = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Want:
-    """One key that shall have a value in a file; ABSENT for one that shall not be there.
+class DesiredKey:
+    """The desired value of one key of a file; ABSENT if the key must not exist.
 
-    A mapping is merged into a table that is there, unless `exact`: then keys
-    that it does not name go.
+    A mapping is merged into an existing table. With `exact`, keys that it does not name are removed.
     """
 
     path: str
     key: Key
     new: Any
     exact: bool = False
-    essential: tuple[str, ...] = ()
+    required_keys: tuple[str, ...] = ()
 
 
 class Document(Protocol):
-    """A parsed file that can give its bytes."""
+    """A parsed file that can be encoded to bytes again."""
 
     def encode(self) -> bytes:
         """Return the bytes of the document."""
 
 
 class Format(Protocol):
-    """What `tomldoc` and `jsondoc` have in common; the modules themselves are the values."""
+    """The interface of the modules `toml_editor` and `json_editor`."""
 
     def parse(self, data: bytes, path: str) -> Any:
-        """Cut bytes into a document."""
+        """Return the bytes as a document that can be edited."""
 
     def tree(self, data: bytes, path: str) -> dict[str, Any]:
-        """Return the content as plain values, read by an independent parser."""
+        """Return the content as plain values, as parsed by the standard library."""
 
     def read(self, data: bytes, path: str) -> tuple[Any, dict[str, Any]]:
-        """Return both, looked through once."""
+        """Return the document and the plain values from one pass over the bytes."""
 
     def put(self, document: Any, key: Key, new: Any) -> Any:
-        """Set a key."""
+        """Return the document with a key set."""
 
     def drop(self, document: Any, key: Key) -> Any:
-        """Remove a key."""
+        """Return the document without a key."""
 
 
-def apply(form: Format, path: str, data: bytes | None, wants: Sequence[Want]) -> FileChange | None:
-    """Return the change that makes a file hold what is wanted, or None where it does already.
+def apply(form: Format, path: str, data: bytes | None, wants: Sequence[DesiredKey]) -> FileChange | None:
+    """Return the change that sets the desired keys in a file; None if they are already set.
 
-    The result is parsed again and must differ from the original in exactly the
-    wanted keys. Raises NotUnderstood where the file cannot be read, or cannot be
-    edited without touching something else.
+    The result is parsed again and must differ from the original in exactly the desired keys. Raise
+    ConfigError if the file cannot be parsed, or cannot be edited without changing other keys.
     """
     document, expected = form.read(data or b"", path)
     edits: list[Edit] = []
@@ -71,46 +69,54 @@ def apply(form: Format, path: str, data: bytes | None, wants: Sequence[Want]) ->
         if same(old, new):
             continue
         if _has_dates((old, new)):
-            raise NotUnderstood(path, f"{spell(want.key)} holds a date or time, which cannot be remembered")
-        edits.append(Edit(key=want.key, old=copy.deepcopy(old), new=new, essential=want.essential))
+            raise ConfigError(
+                path, f"{spell(want.key)} contains a date or time, which the state file cannot store"
+            )
+        edits.append(Edit(key=want.key, old=copy.deepcopy(old), new=new, required_keys=want.required_keys))
         document = _change(form, document, want.key, old, new)
         _assign(expected, want.key, new, path=path)
     if not edits:
         return None
     after = document.encode()
-    _prove(form, path, after, expected)
+    _check_result(form, path, after, expected)
     return FileChange(path=path, before=data, after=after, edits=tuple(edits))
 
 
 def reverse(form: Format, path: str, data: bytes, edits: Sequence[Edit]) -> tuple[bytes, tuple[str, ...]]:
-    """Take our edits out of a file that somebody edited since.
+    """Revert our edits in a file that others edited since.
 
-    Returns the bytes and, in words, what stays because it is not what we wrote.
+    Return the new content, and a message for each key that stays because others changed it.
     """
     document, expected = form.read(data, path)
     stayed: list[str] = []
-    for edit in sorted(edits, key=lambda e: bool(e.essential) and not isinstance(e.new, Mapping)):
-        now = value(expected, edit.key)
-        back, names = _back(expected, edit, now)
+    for edit in sorted(edits, key=_is_last):
+        current = value(expected, edit.key)
+        reverted, names = _reverted(expected, edit, current)
         stayed += names
-        if not same(now, back):
-            document = _change(form, document, edit.key, now, back)
-            _assign(expected, edit.key, back, path=path)
+        if not same(current, reverted):
+            document = _change(form, document, edit.key, current, reverted)
+            _assign(expected, edit.key, reverted, path=path)
     after: bytes = document.encode()
-    _prove(form, path, after, expected)
+    _check_result(form, path, after, expected)
     return after, tuple(stayed)
 
 
-def given_back(path: str, content: Tree, edit: Edit) -> Iterator[Want]:
-    """Yield the wish that takes one edit back, where its key still holds what we wrote."""
+def _is_last(edit: Edit) -> bool:
+    """Return whether an edit is reverted after those of other keys, which may be beside or below its key."""
+    is_required = bool(edit.required_keys) and not isinstance(edit.new, Mapping)
+    return is_required or edit.new == {}
+
+
+def given_back(path: str, content: Tree, edit: Edit) -> Iterator[DesiredKey]:
+    """Yield the desired key that reverts one edit, if the key still has the value that we wrote."""
     if edit.new is not ABSENT and same(value(content, edit.key), edit.new):
-        yield Want(path=path, key=edit.key, new=edit.old, exact=True)
+        yield DesiredKey(path=path, key=edit.key, new=edit.old, exact=True)
 
 
 def without(form: Format, owned: Ownership, data: bytes | None) -> tuple[bytes | None, tuple[str, ...]]:
-    """Return what a file would hold without us (None: it would not be there), and what stayed of others.
+    """Return the content of a file without our changes (None: no file), and what others changed there.
 
-    Raises NotUnderstood where the file was edited since and cannot be read.
+    Raise ConfigError if the file was edited since and cannot be parsed.
     """
     if data == owned.original:
         return data, ()
@@ -128,26 +134,26 @@ def without(form: Format, owned: Ownership, data: bytes | None) -> tuple[bytes |
 
 def value(content: Tree, key: Key) -> Any:
     """Return the value at a key, or ABSENT."""
-    found: Any = content
+    result: Any = content
     for part in key:
-        if not isinstance(found, Mapping) or part not in found:
+        if not isinstance(result, Mapping) or part not in result:
             return ABSENT
-        found = found[part]
-    return found
+        result = result[part]
+    return result
 
 
 def solid(tree: Tree) -> dict[str, Any]:
-    """Return a tree without empty tables: a header left without keys says nothing."""
+    """Return a tree without empty tables; a header without keys has no effect."""
     result: dict[str, Any] = {}
     for name, item in tree.items():
-        kept = solid(item) if isinstance(item, Mapping) else item
-        if not isinstance(item, Mapping) or kept:
-            result[name] = kept
+        reduced = solid(item) if isinstance(item, Mapping) else item
+        if not isinstance(item, Mapping) or reduced:
+            result[name] = reduced
     return result
 
 
 def leaves(content: Any, prefix: Key = ()) -> Iterator[tuple[Key, Any]]:
-    """Yield every leaf below a value with its key; an empty table is a leaf."""
+    """Yield every leaf below a value with its key; an empty table counts as a leaf."""
     if isinstance(content, Mapping) and (content or not prefix):
         for name, item in content.items():
             yield from leaves(item, (*prefix, str(name)))
@@ -156,7 +162,7 @@ def leaves(content: Any, prefix: Key = ()) -> Iterator[tuple[Key, Any]]:
 
 
 def differences(before: Tree, after: Tree) -> list[tuple[Key, Any, Any]]:
-    """Return (key, before, after) of every leaf that differs, in order of the key."""
+    """Return (key, before, after) for every leaf that differs, sorted by key."""
     old, new = dict(leaves(before)), dict(leaves(after))
     return [
         (key, old.get(key, ABSENT), new.get(key, ABSENT))
@@ -166,7 +172,7 @@ def differences(before: Tree, after: Tree) -> list[tuple[Key, Any, Any]]:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Compare values as documents do: true is not 1, and 1 is not 1.0."""
+    """Return whether two values are equal and of the same type: true is not 1, and 1 is not 1.0."""
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         return one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
@@ -177,31 +183,31 @@ def same(one: Any, other: Any) -> bool:
 
 
 def spell(key: Key) -> str:
-    """Return a key as a person writes it."""
+    """Return a key in dotted notation, with quotes around parts that need them."""
     return ".".join(part if part.replace("-", "").replace("_", "").isalnum() else f'"{part}"' for part in key)
 
 
 def merge(edits: Sequence[Edit], later: Sequence[Edit]) -> tuple[Edit, ...]:
-    """Return both as one list: for a key that both have, the oldest old value and the newest new one."""
-    found = {edit.key: edit for edit in edits}
+    """Return both lists as one; a key in both gets the old value of `edits` and the new one of `later`."""
+    result = {edit.key: edit for edit in edits}
     for edit in later:
-        first = found.get(edit.key)
+        first = result.get(edit.key)
         old = edit.old if first is None else first.old
-        found[edit.key] = Edit(key=edit.key, old=old, new=edit.new, essential=edit.essential)
-    return tuple(found.values())
+        result[edit.key] = Edit(key=edit.key, old=old, new=edit.new, required_keys=edit.required_keys)
+    return tuple(result.values())
 
 
 # --- one key ------------------------------------------------------------------------------------
 
 
-def _merged(old: Any, want: Want) -> Any:
+def _merged(old: Any, want: DesiredKey) -> Any:
     if want.exact or not isinstance(want.new, Mapping) or not isinstance(old, Mapping):
         return want.new
     return overlaid(old, want.new)
 
 
 def overlaid(old: Tree, new: Tree) -> dict[str, Any]:
-    """Return two trees as one: key by key the new one wins, and what it holds as ABSENT goes."""
+    """Return `old` with `new` merged over it; keys with the value ABSENT in `new` are removed."""
     result = dict(old)
     for name, item in new.items():
         below = result.get(name)
@@ -215,14 +221,14 @@ def overlaid(old: Tree, new: Tree) -> dict[str, Any]:
 
 
 def _has_dates(item: Any) -> bool:
-    """Tell whether a value has a date or time in it: JSON, which the record is in, has none."""
+    """Return whether a value contains a date or time, which the JSON of the state file cannot store."""
     if isinstance(item, Mapping):
         return any(map(_has_dates, item.values()))
     return any(map(_has_dates, item)) if isinstance(item, (list, tuple)) else isinstance(item, (date, time))
 
 
 def _change(form: Format, document: Any, key: Key, old: Any, new: Any) -> Any:
-    """Lead a document from one value at a key to another, touching only what differs."""
+    """Return the document with the value of a key changed from `old` to `new`, editing only differences."""
     if new is ABSENT:
         return form.drop(document, key)
     if not isinstance(old, Mapping) or not isinstance(new, Mapping):
@@ -231,7 +237,7 @@ def _change(form: Format, document: Any, key: Key, old: Any, new: Any) -> Any:
         return form.put(document, key, new)
     gone = [name for name in old if name not in new]
     if len(gone) + sum(name not in old for name in new) > _MANY:
-        # Each key on its own costs a look at the whole document.
+        # Each single edit scans the whole document, so rewriting the table is faster.
         return form.put(form.drop(document, key), key, new)
     for name in gone:
         document = form.drop(document, (*key, name))
@@ -243,67 +249,73 @@ def _change(form: Format, document: Any, key: Key, old: Any, new: Any) -> Any:
 
 
 def _assign(tree: dict[str, Any], key: Key, new: Any, *, path: str = "") -> None:
-    holder = tree
+    """Set or remove a key of a tree in place. Raise ConfigError if one of its parents is not a table."""
+    parent = tree
     for part in key[:-1]:
-        if new is ABSENT and part not in holder:
+        if new is ABSENT and part not in parent:
             return
-        holder = holder.setdefault(part, {})
-        if not isinstance(holder, dict):
-            raise NotUnderstood(path, f"{spell(key)} cannot be set: one of its parents is not a table")
+        parent = parent.setdefault(part, {})
+        if not isinstance(parent, dict):
+            raise ConfigError(path, f"{spell(key)} cannot be set: one of its parents is not a table")
     if new is ABSENT:
-        holder.pop(key[-1], None)
+        parent.pop(key[-1], None)
     else:
-        holder[key[-1]] = copy.deepcopy(new)
+        parent[key[-1]] = copy.deepcopy(new)
 
 
-def _prove(form: Format, path: str, after: bytes, expected: Tree) -> None:
-    seen = form.tree(after, path)
-    wrong = [key for key, _, _ in differences(solid(expected), solid(seen))]
+def _check_result(form: Format, path: str, after: bytes, expected: Tree) -> None:
+    """Raise ConfigError if the edited bytes do not parse to the expected values."""
+    actual = form.tree(after, path)
+    wrong = [key for key, _, _ in differences(solid(expected), solid(actual))]
     if wrong:
-        raise NotUnderstood(
+        raise ConfigError(
             path,
             f"it cannot be edited without changing {', '.join(map(spell, wrong[:3]))} too",
             hint="please report this file: it is written in a way that the editor does not handle",
         )
 
 
-def _back(tree: Tree, edit: Edit, now: Any) -> tuple[Any, list[str]]:
-    """Return what a key shall hold after the removal, and in words what stays of somebody else's."""
-    if same(now, edit.old) or (now is ABSENT and edit.new is not ABSENT):
-        return now, []
+def _reverted(tree: Tree, edit: Edit, current: Any) -> tuple[Any, list[str]]:
+    """Return the value of a key after the removal, and a message for each change of others that stays."""
+    if same(current, edit.old) or (current is ABSENT and edit.new is not ABSENT):
+        return current, []
     name = spell(edit.key)
-    if same(now, edit.new):
-        others = solid(value(tree, edit.key[:-1])) if edit.essential else {}
-        if edit.key[-1] in edit.essential and any(k != edit.key[-1] for k in others):
-            return now, [f"{name} = {now!r} (other keys need it)"]
+    if same(current, edit.new):
+        siblings = solid(value(tree, edit.key[:-1])) if edit.required_keys else {}
+        if edit.key[-1] in edit.required_keys and any(k != edit.key[-1] for k in siblings):
+            return current, [f"{name} = {current!r} (required by other keys)"]
         return edit.old, []
-    if isinstance(now, list) and isinstance(edit.new, (list, tuple)):
+    if isinstance(current, list) and isinstance(edit.new, (list, tuple)):
         before = edit.old if isinstance(edit.old, (list, tuple)) else []
-        return (_without_ours(now, edit.new, before) or edit.old), []
-    if not isinstance(now, Mapping) or not isinstance(edit.new, Mapping):
-        return now, [f"{name} = {now!r}"]
-    return _back_table(edit, now, name)
+        return (_without_added(current, edit.new, before) or edit.old), []
+    if not isinstance(current, Mapping) or not isinstance(edit.new, Mapping):
+        return current, [f"{name} = {current!r}"]
+    return _reverted_table(edit, current, name)
 
 
-def _without_ours(now: Sequence[Any], ours: Sequence[Any], before: Sequence[Any]) -> list[Any]:
-    """Return a list without the items that we added to those of before."""
+def _without_added(current: Sequence[Any], written: Sequence[Any], before: Sequence[Any]) -> list[Any]:
+    """Return the items of `current` without those that are in `written` but not in `before`."""
     try:
-        added = frozenset(ours) - frozenset(before)
-        return [item for item in now if item not in added]
-    except TypeError:  # Tables are among them, which nothing but a longer search finds.
-        return [item for item in now if item in before or item not in ours]
+        added = frozenset(written) - frozenset(before)
+        return [item for item in current if item not in added]
+    except TypeError:  # Tables are not hashable, so this takes a linear search per item.
+        return [item for item in current if item in before or item not in written]
 
 
-def _back_table(edit: Edit, now: Tree, name: str) -> tuple[Any, list[str]]:
-    ours, found = dict(leaves(edit.new)), dict(leaves(now))
-    if any(not same(found.get(key, ABSENT), item) for key, item in ours.items()):
-        return now, [f"{name} (edited since)"]
-    foreign = [key for key in found if key not in ours]
-    rest = copy.deepcopy(dict(now))
+def _reverted_table(edit: Edit, current: Tree, name: str) -> tuple[Any, list[str]]:
+    """Return the table after the removal of our leaves, and a message for each leaf that others added.
+
+    If one of our leaves was changed since, the whole table stays.
+    """
+    written, present = dict(leaves(edit.new)), dict(leaves(current))
+    if any(not same(present.get(key, ABSENT), item) for key, item in written.items()):
+        return current, [f"{name} (edited since)"]
+    foreign = [key for key in present if key not in written]
+    rest = copy.deepcopy(dict(current))
     before = dict(leaves(edit.old)) if isinstance(edit.old, Mapping) else {}
-    for key in ours:
+    for key in written:
         if key in before:
             _assign(rest, key, before[key])
-        elif key[-1] not in edit.essential:
+        elif key[-1] not in edit.required_keys:
             _assign(rest, key, ABSENT)
-    return solid(rest), [f"{name}.{spell(key)} = {found[key]!r}" for key in foreign]
+    return solid(rest), [f"{name}.{spell(key)} = {present[key]!r}" for key in foreign]

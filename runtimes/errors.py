@@ -1,13 +1,13 @@
-"""What can be wrong with a document or a wish, in words for people."""
+"""Errors in a node's configuration or in the requested change, with messages for users."""
 
 from __future__ import annotations
 
 
-class NotUnderstood(Exception):
-    """A file of the node cannot be understood, so nothing may be changed.
+class ConfigError(Exception):
+    """A configuration file cannot be parsed or safely edited; nothing may be changed.
 
-    `path` is the file as the daemon sees it, `line` and `column` count from 1
-    where they are known, `hint` is the way out.
+    `path` is the file as the daemon sees it. `line` and `column`, where known, count from 1.
+    `hint` tells the user how to fix the problem.
     """
 
     def __init__(
@@ -28,17 +28,21 @@ class NotUnderstood(Exception):
 
     @property
     def where(self) -> str:
-        """Return `path`, `path:line` or `path:line:column`, as far as it is known."""
+        """Return `path`, `path:line` or `path:line:column`, depending on what is known."""
         return ":".join(str(part) for part in (self.path, self.line, self.column) if part)
 
 
-class Unfit(Exception):
-    """The node's runtime is set up in a way that the wish cannot be fulfilled; nothing may be changed.
+class UnsupportedSetup(Exception):
+    """The setup of the node's runtime does not support the requested change; nothing may be changed.
 
-    `hint` is the way out.
+    `hint` tells the user how to fix the problem.
     """
 
     def __init__(self, why: str, *, hint: str = "") -> None:
         self.why = why
         self.hint = hint
         super().__init__(why)
+
+
+class NoCgroupDriver(UnsupportedSetup):
+    """No handler and no kubelet shows the cgroup driver that our handlers must use."""

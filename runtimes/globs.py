@@ -1,4 +1,4 @@
-"""Patterns as Go reads them: `filepath.Match`, which containerd uses for its imports."""
+"""Glob patterns with the semantics of Go's `filepath.Match`, which containerd uses for its imports."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Final
 _PARTS: Final = re.compile(r"\[\^?(?:\\.|[^\]])+\]|\\.|.", re.DOTALL)
 _RANGE: Final = re.compile(r"(\\.|[^\\\]-])(?:-(\\.|[^\\\]-]))?", re.DOTALL)
 _LONGEST: Final = 4096
-"""No path is longer (PATH_MAX), so no longer pattern names one."""
+"""In characters. A longer pattern cannot match, because no path is longer than PATH_MAX."""
 
 
 def matches(pattern: str, path: str) -> bool:
-    """Tell whether a pattern names a path; `*` and `?` match a leading dot but no slash."""
+    """Return whether a pattern matches a path; `*` and `?` match a leading dot but not a slash."""
     return expression(pattern).fullmatch(path) is not None
 
 
 @lru_cache(maxsize=256)
 def expression(pattern: str) -> re.Pattern[str]:
-    """Return a pattern as a regular expression; one that is malformed matches only itself."""
+    """Return the regular expression for a pattern; a malformed pattern matches only its own text."""
     try:
         text = _translated(pattern) if len(pattern) <= _LONGEST else re.escape(pattern)
         return re.compile(text, re.DOTALL)
@@ -40,8 +40,9 @@ def _translated(pattern: str) -> str:
             chunks[-1] += re.escape(part[-1])
     if len(chunks) == 1:
         return chunks[0]
-    # As Go does: what is between two stars is taken where it is first found. Only the end is tried
-    # everywhere, so that many stars do not cost all ways to share a path out among them.
+    # Like Go, match the text between two stars at its first occurrence. Only the text after the last
+    # star is tried at every position. Otherwise a pattern with many stars would try every way to
+    # split the path among them.
     first, *between, last = chunks
     return first + "".join(f"(?>[^/]*?{chunk})" for chunk in between if chunk) + f"[^/]*{last}"
 
@@ -51,7 +52,7 @@ def _class(part: str) -> str:
     sign = "^" if inner.startswith("^") else ""
     inner = inner.removeprefix("^")
     if _RANGE.sub("", inner):
-        raise re.error("a range without an end")
+        raise re.error("unterminated range")
     ranges = [
         re.escape(low[-1]) + (f"-{re.escape(high[-1])}" if high else "")
         for low, high in _RANGE.findall(inner)

@@ -1,4 +1,4 @@
-"""The nouns of the house, frozen: what is wanted, what was seen, what would change."""
+"""The immutable data types of the package: desired configuration, observation, change and plan."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Tree = Mapping[str, Any]
 
 
 class Absent(Enum):
-    """The value of a key that is not there; TOML and JSON both need it apart from null."""
+    """The type of ABSENT, the value of a key that does not exist; it is distinct from JSON's null."""
 
     ABSENT = "absent"
 
@@ -27,63 +27,62 @@ EMPTY: Final[Tree] = MappingProxyType({})
 
 
 class RuntimeName(StrEnum):
-    """The container runtimes that the program knows."""
+    """The supported container runtimes."""
 
     CONTAINERD = "containerd"
     CRIO = "crio"
     DOCKER = "docker"
 
 
-class ReachKind(StrEnum):
-    """How our keys get into the configuration that a daemon starts with."""
+class DeliveryKind(StrEnum):
+    """The way by which our keys get into the configuration with which the daemon starts."""
 
     FILES = "files"
-    """The daemon reads the root config as it is: it is edited in place, or imports a drop-in of ours."""
+    """The daemon reads the root config itself: we edit it in place, or it imports our drop-in."""
     MERGED = "merged"
-    """The root config is made anew at each start, and with it goes a directory of drop-ins."""
+    """The distribution generates the root config at each start and includes a drop-in directory."""
     TEMPLATE = "template"
-    """The root config is a template with `${VARIABLES}`; the daemon reads what is made of it."""
-    MADE = "made"
-    """As MERGED, and handlers are made for the programs that are found in a directory."""
+    """The root config is a template with `${VARIABLES}`; the daemon reads the rendered file."""
+    AUTO_DETECTED = "auto-detected"
+    """Like MERGED; the distribution also adds handlers for programs that it finds in a directory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reach:
-    """How our keys reach the effective configuration, with what that needs.
+class ConfigDelivery:
+    """The way by which our keys reach the effective configuration, and its parameters.
 
-    `rendered` is what the daemon reads where the root config is a template, and
-    `values` are variables that are known whatever was made of it last. A root config
-    that does not begin with `mark` is a person's own, and read as it is.
-    `drop_ins` are further places of the drop-in, of which the one counts that the
-    root config imports. `merges_into` is a generated file into which drop-ins
-    are merged by a distribution that does so itself. `makes` are the handlers that
-    the distribution makes for programs in `looks_in`, the first of them for sure;
-    `default_step` is what a person does there to set the default handler.
-    `watches` tells that the distribution itself starts the daemon anew where a
-    drop-in changes. `imports` tells whether the root config may get an `imports` line.
+    `rendered` is the file that the daemon reads if the root config is a template. `values` are the
+    values of its variables as long as the rendered file does not show others. A root config that does
+    not begin with `mark` was written by an administrator and is read as it is. `drop_ins` are
+    alternative paths of the drop-in; the one that the root config imports is used. `merges_into` is
+    the generated file into which the distribution itself merges drop-ins.
+    `provided_handlers` are the handlers that the distribution creates for programs in `search_dir`;
+    every release of it creates the first one. `default_step` tells the user how to set the default
+    handler there. With `watches`, the distribution itself restarts the daemon when a drop-in changes.
+    With `imports`, we may add an `imports` line to the root config.
     """
 
-    kind: ReachKind = ReachKind.FILES
+    kind: DeliveryKind = DeliveryKind.FILES
     rendered: str = ""
     values: tuple[tuple[str, str], ...] = ()
     mark: str = ""
     drop_ins: tuple[str, ...] = ()
     merges_into: str = ""
-    makes: tuple[str, ...] = ()
-    looks_in: str = ""
+    provided_handlers: tuple[str, ...] = ()
+    search_dir: str = ""
     default_step: str = ""
     watches: bool = False
     imports: bool = True
 
     @property
-    def is_made_anew(self) -> bool:
-        """Tell whether the root config is written by the distribution at each start, and so never by us."""
-        return self.kind in (ReachKind.MERGED, ReachKind.MADE)
+    def is_regenerated(self) -> bool:
+        """Return whether the distribution generates the root config at each start; we never edit it then."""
+        return self.kind in (DeliveryKind.MERGED, DeliveryKind.AUTO_DETECTED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Handler:
-    """An OCI runtime entry that we add: its name and the binary it runs, as the node sees it."""
+    """An OCI runtime entry that we add: its name and the path of its binary on the node."""
 
     name: str
     binary: str
@@ -91,16 +90,15 @@ class Handler:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Desired:
-    """What is wanted of a runtime's configuration.
+    """The desired configuration of a runtime.
 
-    Paths are those of the node, as its daemon sees them. `default` is the name
-    of the handler that shall be the default one, or None to leave the default
-    to others. `drop_in` may be empty: then only the root config is edited.
-    `directory` is where a runtime that reads whole directories finds drop-ins.
-    `hook` is the OCI hook file of ours, present or not, and `hook_binary` what
-    it runs; with `hook_mode` the hook takes the place of the handlers.
-    `override` are keys that win over what the handlers inherit; only
-    containerd's have them.
+    Paths are paths on the node, as its daemon sees them. `default` is the name of the handler to
+    make the default; None leaves the default unchanged. If `drop_in` is empty, only the root config
+    is edited. `directory` is the drop-in directory of a runtime that reads whole directories.
+    `hook` is the path of our OCI hook file, whether it exists or not, and `hook_binary` the program
+    that it runs; with `hook_mode`, the hook replaces the handlers. `override` are keys that take
+    precedence over those that the handlers inherit (containerd only). `systemd_cgroup` is whether the
+    kubelet uses the systemd cgroup driver; None if it was not looked up.
     """
 
     runtime: RuntimeName
@@ -113,12 +111,13 @@ class Desired:
     hook_mode: bool = False
     hook_binary: str = ""
     enable_cri: bool = False
-    reach: Reach = field(default_factory=Reach)
+    delivery: ConfigDelivery = field(default_factory=ConfigDelivery)
     enable_cdi: bool | None = None
     runtime_type: str = "io.containerd.runc.v2"
     legacy: bool = False
     annotations: tuple[str, ...] = ()
     override: Tree = field(default_factory=lambda: EMPTY)
+    systemd_cgroup: bool | None = None
 
     @property
     def names(self) -> frozenset[str]:
@@ -127,21 +126,22 @@ class Desired:
 
     @property
     def generated(self) -> frozenset[str]:
-        """Return the paths that the distribution writes at each start: what they hold is not ours."""
-        root = {self.config} if self.reach.is_made_anew else set()
-        return frozenset({*root, self.reach.rendered, self.reach.merges_into} - {""})
+        """Return the paths of the files that the distribution generates; we own no keys in them."""
+        root = {self.config} if self.delivery.is_regenerated else set()
+        return frozenset({*root, self.delivery.rendered, self.delivery.merges_into} - {""})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
-    """A command to ask the node's own binary.
+class BinaryQuery:
+    """A command to run with the node's own binary of the runtime.
 
-    `files` are staged for that one command; wherever `token(i)` stands in
-    `argv` or in a staged file's data, the asker puts the path at which the
-    i-th staged file can be read. `names` are those that the files have on the
-    node, for people. `directories` are staged as well, each a mapping of names
-    to contents; `directory_token(i)` stands for the i-th one's path. `is_lasting`
-    tells that the answer depends on the binary alone, on no file of the node.
+    `files` are staged for this command: the caller writes them and replaces `token(i)` in `argv` and
+    in the staged data by the path of the i-th file. `names` are the files' paths on the node, for
+    messages. `directories` are staged too, each as a mapping of file names to contents;
+    `directory_token(i)` stands for the path of the i-th directory. With `is_lasting`, the result
+    depends only on the binary and on what is staged, so it may be cached. With `is_stored`, the command is
+    run in any case, and its result is cached for a lasting query that stages the same. It is run `times`
+    times; if the results differ, the result is not stable.
     """
 
     name: str
@@ -150,48 +150,53 @@ class Question:
     names: tuple[str, ...] = ()
     directories: tuple[Mapping[str, bytes], ...] = ()
     is_lasting: bool = False
+    is_stored: bool = False
+    times: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """What the node's binary said: exit status, stdout, and the end of stderr."""
+class BinaryResult:
+    """The result of a `BinaryQuery`: exit status, stdout, and the end of stderr.
+
+    `is_stable` is false if the command was run several times and did not always print the same.
+    """
 
     code: int
     out: str
     err: str
+    is_stable: bool = True
 
     @property
     def ok(self) -> bool:
-        """Tell whether the command succeeded."""
-        return self.code == 0
+        """Return whether the command succeeded, and always with the same result."""
+        return self.code == 0 and self.is_stable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """Something to ask the running daemon: a path to GET over HTTP on its socket."""
+    """A request to the running daemon: the path of an HTTP GET on its socket."""
 
     path: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effective:
-    """An effective configuration in what matters to pods; None where it is not told.
+    """The part of an effective configuration that matters to pods; None for what is not reported.
 
-    `handlers` are all of them, ours and others', and `by_systemd` those whose
-    containers systemd puts into their cgroup. `version` is the runtime's own,
-    where it says so along with the rest.
+    `handlers` are the names of all handlers, whoever added them. `by_systemd` are those that use the
+    systemd cgroup driver. `version` is the version of the runtime, if the same reply contains it.
     """
 
     handlers: frozenset[str] | None = None
     default: str | None = None
     sandbox_image: str | None = None
-    by_systemd: frozenset[str] = frozenset()
+    systemd_cgroup: frozenset[str] = frozenset()
     version: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """Who still runs through our handlers, and what must be asked to know it."""
+    """The names of the containers that use our handlers, and the requests still needed to know all."""
 
     requests: tuple[Request, ...] = ()
     using: tuple[str, ...] = ()
@@ -199,24 +204,25 @@ class Usage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Edit:
-    """One key's change, remembered so that it can be taken back.
+    """A change of one key, recorded so that it can be reverted.
 
-    `essential` names leaves of a table of ours that must stay as long as
-    somebody else's keys stay beside them, since the table is invalid without.
+    `required_keys` names leaves of a table that we created. They must stay while the table contains
+    keys that others added, because it is invalid without them.
     """
 
     key: Key
     old: Any
     new: Any
-    essential: tuple[str, ...] = ()
+    required_keys: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ownership:
-    """What we changed in one file: the edits, oldest value first, and the bytes before and after.
+    """The record of our changes to one file: its original content and the edits that we made.
 
-    `original` is None where the file did not exist before us. `written` are the
-    fingerprints of what we wrote last and perhaps of what we wrote before.
+    `original` is None if the file did not exist before. `written` are the fingerprints of the content
+    that we wrote last and, in some cases, of the content that we wrote before that. The `old` of each
+    edit is the value before our first change.
     """
 
     path: str
@@ -227,36 +233,36 @@ class Ownership:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
-    """What was seen on the node: files by path (None: absent), globs, answers, what we own.
+    """The observed state of the node.
 
-    `binary` is the node's own binary where one is known; without it no
-    question can be answered. `argv` is the running daemon's command line, empty
-    where none is seen.
+    `files` are contents by path (None: the file does not exist), `globs` are matches by pattern, and
+    `answers` are results by the name of their query. `binary` is the path of the runtime's binary;
+    without it no query can run. `argv` is the command line of the running daemon, empty if it is
+    unknown. `owned` are the records of our earlier changes.
     """
 
     files: Mapping[str, bytes | None] = field(default_factory=lambda: MappingProxyType({}))
     globs: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
-    answers: Mapping[str, Answer] = field(default_factory=lambda: MappingProxyType({}))
+    results: Mapping[str, BinaryResult] = field(default_factory=lambda: MappingProxyType({}))
     binary: str | None = None
     argv: tuple[str, ...] = ()
     owned: tuple[Ownership, ...] = ()
 
     def data(self, path: str) -> bytes | None:
-        """Return the bytes of a file that was looked at; None where it is absent."""
+        """Return the content of a file; None if it does not exist or was not read."""
         return self.files.get(path)
 
     def ownership(self, path: str) -> Ownership | None:
-        """Return what we own in a file, or None."""
+        """Return the record of our changes to a file; None if there is none."""
         return next((owned for owned in self.owned if owned.path == path), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Look:
-    """What an adapter wants to have looked at next: files by path, and glob patterns.
+class FileRequest:
+    """The files and glob patterns that an adapter needs to read next.
 
-    A glob is one of containerd's: `*` does not match a slash but does match a
-    leading dot, as in Go's `filepath.Match`. `DIR/**` are all files below a
-    directory, in the order of Go's `filepath.Walk`.
+    A glob follows Go's `filepath.Match`: `*` does not match a slash but does match a leading dot.
+    `DIR/**` means all files below a directory, in the order of Go's `filepath.Walk`.
     """
 
     files: tuple[str, ...] = ()
@@ -268,65 +274,72 @@ Action = Literal["create", "modify", "delete"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileChange:
-    """One file's bytes before and after (None: absent), and the edits that lead from one to the other.
+    """The change of one file: its content before and after (None: no file), and the edits of its keys.
 
-    `stone` are bytes that a daemon which reloads has to read on the way, since
-    it does not notice that a key is gone.
+    `reset_content` is written and loaded first if the daemon is reloaded by a signal, because the
+    daemon keeps the old value of a key that is removed from the file. With `discards`, the runtime does
+    not start with the content before, so that a removal deletes the file instead of restoring it.
     """
 
     path: str
     before: bytes | None
     after: bytes | None
     edits: tuple[Edit, ...] = ()
-    stone: bytes | None = None
+    reset_content: bytes | None = None
+    discards: bool = False
 
     @property
     def action(self) -> Action:
-        """Say what happens to the file."""
+        """Return `create`, `modify` or `delete`."""
         if self.before is None:
             return "create"
         return "delete" if self.after is None else "modify"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """What would change, and what a person should know about it.
+class ConfigPlan:
+    """The planned changes of configuration files, and notes for the user.
 
-    `low_level` are the binaries of the handlers that are not ours, the default
-    one first: what the toolkit runs in the end. `stayed` names what a removal
-    leaves because somebody else edited it. `made` are handlers that the
-    distribution makes by itself once the toolkit is there, and `unmade` says,
-    where it has not yet, what its next start will do; empty where it has.
+    `low_level` are the binaries of the handlers of others, the default handler's first; the toolkit's
+    runtime calls one of them. `stayed` lists what a removal leaves in place because
+    somebody else edited it. `provided` are the handlers that the distribution itself creates once the
+    toolkit is installed. `pending_restart` describes what the next start of the distribution changes;
+    it is empty if there is nothing left to do. `warnings` are the notes that a run logs as well.
     """
 
     changes: tuple[FileChange, ...] = ()
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     low_level: tuple[str, ...] = ()
     stayed: tuple[str, ...] = ()
-    made: frozenset[str] = frozenset()
-    unmade: str = ""
+    provided: frozenset[str] = frozenset()
+    pending_restart: str = ""
 
     @property
     def is_noop(self) -> bool:
-        """Tell whether nothing would change."""
+        """Return whether the plan changes no file."""
         return not self.changes
 
     @property
-    def stones(self) -> tuple[FileChange, ...]:
-        """Return the changes to what a daemon that reloads has to read on the way."""
-        return tuple(replace(c, after=c.stone, stone=None) for c in self.changes if c.stone is not None)
+    def reset_contents(self) -> tuple[FileChange, ...]:
+        """Return the changes to `reset_content`, which a daemon that reloads must load first."""
+        return tuple(
+            replace(c, after=c.reset_content, reset_content=None)
+            for c in self.changes
+            if c.reset_content is not None
+        )
 
 
 def fingerprint(data: bytes | None) -> str:
-    """Return what tells a content from others: its SHA-256 in hex, or a word for an absent file."""
+    """Return the SHA-256 of some content in hex, or `absent` for a missing file."""
     return "absent" if data is None else hashlib.sha256(data).hexdigest()
 
 
 def token(index: int) -> str:
-    """Return the mark that stands for the path of a question's staged file."""
+    """Return the placeholder for the path of the query's staged file number `index`."""
     return f"staged://{index};"
 
 
 def directory_token(index: int) -> str:
-    """Return the mark that stands for the path of a question's staged directory."""
+    """Return the placeholder for the path of the query's staged directory number `index`."""
     return f"staged-directory://{index};"

@@ -1,4 +1,4 @@
-"""Every adapter, named once. One is loaded when it is asked for: a node has one runtime."""
+"""The adapters by runtime name. Each is imported on first use, because a node runs only one runtime."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from runtimes.model import RuntimeName
 
 
 class _Adapters(Mapping[RuntimeName, Adapter]):
-    """The adapters by the names of their runtimes, each loaded on first use."""
+    """A mapping from runtime name to adapter that imports each adapter on first use."""
 
     def __getitem__(self, name: RuntimeName) -> Adapter:
         match name:
             case RuntimeName.CONTAINERD:
                 from runtimes import containerd  # noqa: PLC0415
 
-                return containerd
+                return containerd.ADAPTER
             case RuntimeName.CRIO:
                 from runtimes import crio  # noqa: PLC0415
 
-                return crio
+                return crio.ADAPTER
             case RuntimeName.DOCKER:
                 from runtimes import docker  # noqa: PLC0415
 
-                return docker
+                return docker.ADAPTER
         raise KeyError(name)
 
     def __iter__(self) -> Iterator[RuntimeName]:
@@ -36,8 +36,3 @@ class _Adapters(Mapping[RuntimeName, Adapter]):
 
 
 ADAPTERS: Final[Mapping[RuntimeName, Adapter]] = _Adapters()
-
-
-def adapter(name: RuntimeName) -> Adapter | None:
-    """Return the adapter of a runtime, or None where there is none yet."""
-    return ADAPTERS.get(name)

@@ -1,5 +1,5 @@
-"""`python -m toolkit` is `nvidia-toolkit`."""
+"""The entry point of `python -m toolkit`, which is the same as `nvidia-toolkit`."""
 
-from toolkit.cli import main
+from toolkit.cli.main import main
 
 main()

@@ -1,4 +1,4 @@
-"""What can go wrong, each with its exit code and the way out; docs/exit-codes.md lists the codes."""
+"""The errors that a user may see, each with an exit code and a hint; docs/exit-codes.md lists the codes."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import NamedTuple
 
 
 class Contradiction(NamedTuple):
-    """What on the node speaks against the settings, and the way out."""
+    """A conflict between the settings and the node, and a hint how to resolve it."""
 
     problem: str
-    way_out: str
+    hint: str
 
 
 class ToolkitError(Exception):
-    """The root of all errors that a person may see. `hint` is the way out, a sentence of its own."""
+    """The base class of all errors that a user may see. `hint` says how to fix the error; it may be empty."""
 
     exit_code = 1
 
@@ -26,7 +26,7 @@ class ToolkitError(Exception):
 
 
 class UsageProblem(ToolkitError):
-    """The options contradict each other or the node; every problem found is listed."""
+    """Invalid options, or options that do not fit the node. `problems` lists every one of them."""
 
     exit_code = 2
 
@@ -35,24 +35,28 @@ class UsageProblem(ToolkitError):
         super().__init__("; ".join(problems), hint=hint)
 
 
-class NodeNotUnderstood(ToolkitError):
-    """A file on the node cannot be understood; nothing was touched."""
+class NodeConfigError(ToolkitError):
+    """A file on the node cannot be parsed; nothing was changed."""
 
     exit_code = 3
 
 
-class StepFailed(ToolkitError):
+class StepError(ToolkitError):
     """A step on the node failed."""
 
     exit_code = 4
 
 
-class Conflict(StepFailed):
-    """Somebody changed a file between the plan and its application; nothing was written."""
+class Conflict(StepError):
+    """A conflicting change: a file was modified after the plan was made; the file was not written."""
 
 
-class NotReloaded(StepFailed):
-    """The runtime did not take the change up within the time it was given."""
+class ReloadError(StepError):
+    """The runtime did not load the change in time."""
+
+
+class HandlerAtFault(StepError):
+    """No container starts through a handler of a node whose files did not change."""
 
 
 class Locked(ToolkitError):
@@ -62,7 +66,7 @@ class Locked(ToolkitError):
 
 
 class Interrupted(ToolkitError):
-    """Stopping was wished before anything was done."""
+    """The program received a signal before it changed anything."""
 
     def __init__(self, number: signal.Signals | None) -> None:
         number = number or signal.SIGTERM
@@ -71,12 +75,12 @@ class Interrupted(ToolkitError):
 
 
 class RolledBack(ToolkitError):
-    """A change failed after it was begun, and the node was brought back to where it was before it."""
+    """A change failed and was rolled back; the node is as it was before."""
 
     exit_code = 6
 
 
 class NotRolledBack(ToolkitError):
-    """A change failed, and so did the way back; everything that is needed for it was kept."""
+    """A change failed, and so did its rollback. Everything that a later rollback needs was kept."""
 
     exit_code = 7

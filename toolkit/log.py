@@ -1,32 +1,115 @@
-"""One line per event on stderr: the story. The answer goes to stdout and is not logged.
+"""The log on stderr: one line per event, as text or as a JSON object. Results go to stdout instead.
 
-A line is for people, or one JSON object. The same words are not said over and
-over: within ten minutes they are counted. What a child process has to tell
-passes through here as well, so that it is counted too.
+The agent suppresses repeated messages for ten minutes and counts them. The log of a child process passes
+through this module as well, so that its messages are counted, too.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final, TextIO
+from typing import IO, Any, Final, TextIO
 
-from toolkit import terminal
+# --- the terminal -----------------------------------------------------------------------------------
+
+GREEN: Final = "32"
+RED: Final = "31"
+YELLOW: Final = "33"
+CYAN: Final = "36"
+_ERASE: Final = "\r\x1b[K"
+_BEAT: Final = 0.1
+_LONG: Final = 1.0
+_NARROW: Final = 80
+
+
+def is_plain(stream: IO[str]) -> bool:
+    """Return whether a stream is no terminal, or a dumb one, so that a line cannot be redrawn."""
+    return not stream.isatty() or os.environ.get("TERM") == "dumb"
+
+
+def is_colourful(stream: IO[str]) -> bool:
+    """Return whether to write colours to a stream: to a terminal, unless NO_COLOR is set (no-color.org)."""
+    return not is_plain(stream) and "NO_COLOR" not in os.environ
+
+
+def painted(words: str, colour: str, *, wanted: bool) -> str:
+    """Return words, with `wanted` in a colour."""
+    return f"\x1b[{colour}m{words}\x1b[0m" if wanted else words
+
+
+class ProgressHandler(logging.StreamHandler[TextIO]):
+    """A handler that writes the log to a terminal, and a progress line below it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._words = ""
+        self._since = 0.0
+        self._drawn = float("-inf")
+        self._is_drawn = False
+
+    def under_way(self, words: str) -> str:
+        """Set the text of the progress line, empty for none; return the previous text."""
+        self._erase()
+        before, self._words, self._since = self._words, words, time.monotonic()
+        self._draw()
+        return before
+
+    def tick(self, words: str = "") -> None:
+        """Redraw the progress line with `words` appended, at most every `_BEAT` seconds."""
+        if time.monotonic() - self._drawn >= _BEAT:
+            self._draw(words)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Erase the progress line and write a record."""
+        self._erase()
+        super().emit(record)
+
+    def _draw(self, words: str = "") -> None:
+        if not self._words:
+            return
+        self._drawn, self._is_drawn = time.monotonic(), True
+        took = self._drawn - self._since
+        line = f"  {self._words}{words} ..." + (f" {took:.0f} s" if took >= _LONG else "")
+        self._write(f"{_ERASE}{line[: self._width() - 1]}")
+
+    def _erase(self) -> None:
+        if self._is_drawn:
+            self._write(_ERASE)
+        self._is_drawn = False
+
+    def _write(self, text: str) -> None:
+        try:
+            self.stream.write(text)
+            self.stream.flush()
+        except OSError:
+            self._words = ""  # the terminal is gone
+
+    def _width(self) -> int:
+        try:
+            return os.get_terminal_size(self.stream.fileno()).columns or _NARROW
+        except OSError:
+            return _NARROW
+
+
+# --- the log --------------------------------------------------------------------------------------------
 
 LOGGER: Final = logging.getLogger("nvidia-toolkit")
 _WINDOW: Final = 600.0
 _MOST: Final = 256
 _FACTS: Final = "facts"
+_PHASE: Final = "phase"
 _LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
-_COLOURS: Final = {logging.WARNING: terminal.YELLOW, logging.ERROR: terminal.RED}
+_phase_now = "cli"
+_COLOURS: Final = {logging.WARNING: YELLOW, logging.ERROR: RED}
 
 
 class Text(logging.Formatter):
-    """A line for people: the level's letter, the phase, what happened."""
+    """The text format: the first letter of the level, the phase, the message."""
 
     def __init__(self, *, colour: bool = False) -> None:
         super().__init__()
@@ -35,62 +118,73 @@ class Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
         wanted = self._colour and record.levelno in _COLOURS
-        head = terminal.painted(
-            f"{record.levelname[0]} {_phase(record)}:", _COLOURS.get(record.levelno, ""), wanted=wanted
+        head = painted(
+            f"{record.levelname[0]} {_phase(record)}:",
+            _COLOURS.get(record.levelno, ""),
+            wanted=wanted,
         )
-        return f"{head} {_said(record)}"
+        return f"{head} {_message(record)}"
 
 
 class Json(logging.Formatter):
-    """A line for programs: one object with time, level, phase, message and whatever belongs to it."""
+    """The JSON format: an object with time, level, phase, message and the fields of the record."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line."""
+        """Return a record as one line of JSON."""
         moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         facts: dict[str, Any] = getattr(record, _FACTS, {})
         line = {
             "time": f"{moment}.{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "phase": _phase(record),
-            "message": _said(record),
+            "message": _message(record),
             **facts,
         }
         return json.dumps(line)
 
 
 class Counted(logging.Filter):
-    """Lets the same words through once in ten minutes, and says then how often they were said since."""
+    """A filter that passes a message once in ten minutes, with the number of its suppressed repetitions."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._told: dict[tuple[int, str, str], tuple[float, int]] = {}
+        self._seen: dict[tuple[int, str, str], tuple[float, int]] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Tell whether a record is news."""
+        """Return whether to write a record."""
         key = (record.levelno, _phase(record), record.getMessage())
         now = time.monotonic()
-        since, count = self._told.pop(key, (-_WINDOW, 0))
+        since, count = self._seen.pop(key, (-_WINDOW, 0))
         if now - since < _WINDOW:
-            self._told[key] = (since, count + 1)
+            self._seen[key] = (since, count + 1)
             return False
         if count:
-            record.again = f" (and {count} times more in the last {now - since:.0f} s)"
-        self._told[key] = (now, 0)
-        while len(self._told) > _MOST:
-            del self._told[next(iter(self._told))]
+            record.again = f" (repeated {count} times in the last {now - since:.0f} s)"
+        self._seen[key] = (now, 0)
+        while len(self._seen) > _MOST:
+            del self._seen[next(iter(self._seen))]
         return True
 
 
-def start(stream: TextIO | None = None, *, debug: bool, as_json: bool = False, counted: bool = False) -> None:
-    """Send the story to stderr, or to another stream; once per process.
+def start(
+    stream: TextIO | None = None,
+    *,
+    debug: bool,
+    as_json: bool = False,
+    counted: bool = False,
+    phase: str = "cli",
+) -> None:
+    """Configure the log of this process: to stderr or another stream.
 
-    `counted` keeps a process that stays from saying the same over and over.
+    `debug` includes debug messages, `as_json` selects JSON, `counted` suppresses repeated messages.
+    `phase` is the phase of the records until `set_phase` is called.
     """
-    logging.raiseExceptions = False  # a log that cannot be written is not worth another one
-    told = stream or sys.stderr
-    is_plain = as_json or terminal.is_plain(told)
-    handler = logging.StreamHandler(told) if is_plain else terminal.Story(told)
-    handler.setFormatter(Json() if as_json else Text(colour=terminal.is_colourful(told)))
+    set_phase(phase)
+    logging.raiseExceptions = False  # errors while writing the log are ignored
+    output = stream or sys.stderr
+    plain = as_json or is_plain(output)
+    handler = logging.StreamHandler(output) if plain else ProgressHandler(output)
+    handler.setFormatter(Json() if as_json else Text(colour=is_colourful(output)))
     if counted:
         handler.addFilter(Counted())
     LOGGER.handlers[:] = [handler]
@@ -100,54 +194,60 @@ def start(stream: TextIO | None = None, *, debug: bool, as_json: bool = False, c
 
 @contextmanager
 def under_way(words: str) -> Iterator[None]:
-    """Say to a person at a terminal what is under way, as long as it is."""
-    stories = _stories()
-    before = [story.under_way(words) for story in stories]
+    """Show words on the progress line of a terminal while the block runs."""
+    handlers = _progress_handlers()
+    before = [handler.under_way(words) for handler in handlers]
     try:
         yield
     finally:
-        for story, said in zip(stories, before, strict=True):
-            story.under_way(said)
+        for handler, previous in zip(handlers, before, strict=True):
+            handler.under_way(previous)
 
 
-def beat(words: str = "") -> None:
-    """Show a person at a terminal that what is under way goes on, and with `words` how far it is."""
-    for story in _stories():
-        story.beat(words)
+def tick(words: str = "") -> None:
+    """Redraw the progress line of a terminal, with `words` for the progress."""
+    for handler in _progress_handlers():
+        handler.tick(words)
 
 
-def _stories() -> list[terminal.Story]:
-    return [handler for handler in LOGGER.handlers if isinstance(handler, terminal.Story)]
+def _progress_handlers() -> list[ProgressHandler]:
+    return [handler for handler in LOGGER.handlers if isinstance(handler, ProgressHandler)]
 
 
 def is_json() -> bool:
-    """Tell whether the story is told to programs."""
+    """Return whether the log is written as JSON."""
     return any(isinstance(handler.formatter, Json) for handler in LOGGER.handlers)
 
 
 def relay(line: bytes) -> None:
-    """Tell on what a child process told as a JSON line; what is none is told as it is."""
+    """Log a line of JSON from a child process. A line that is not valid is logged as a warning."""
     try:
-        said = json.loads(line)
-        level = _LEVELS[said.pop("level")]
-        phase, message = str(said.pop("phase")), str(said.pop("message"))
-        said.pop("time", None)
+        fields = json.loads(line)
+        level = _LEVELS[fields.pop("level")]
+        phase, message = str(fields.pop("phase")), str(fields.pop("message"))
+        fields.pop("time", None)
     except (ValueError, KeyError, AttributeError, TypeError):
         LOGGER.warning("%s", line.decode(errors="replace"))
         return
     if LOGGER.isEnabledFor(level):
-        fields = {"name": LOGGER.name, "levelno": level, "levelname": logging.getLevelName(level)}
-        LOGGER.handle(logging.makeLogRecord({**fields, "msg": message, "module": phase, _FACTS: said}))
+        record = {"name": LOGGER.name, "levelno": level, "levelname": logging.getLevelName(level)}
+        LOGGER.handle(logging.makeLogRecord({**record, "msg": message, _PHASE: phase, _FACTS: fields}))
 
 
 def facts(**values: Any) -> dict[str, Any]:
-    """Return the `extra` of a record that a program shall find as fields of its own."""
+    """Return the `extra` argument of a record whose values become fields of the JSON line."""
     return {_FACTS: values}
 
 
+def set_phase(name: str) -> None:
+    """Set the step of the work that the following records belong to: the field `phase` in JSON."""
+    global _phase_now  # noqa: PLW0603
+    _phase_now = name
+
+
 def _phase(record: logging.LogRecord) -> str:
-    return record.module
+    return str(getattr(record, _PHASE, _phase_now))
 
 
-def _said(record: logging.LogRecord) -> str:
+def _message(record: logging.LogRecord) -> str:
     return record.getMessage() + str(getattr(record, "again", ""))

@@ -27,9 +27,16 @@ _WHEELS: Final = _SOURCE / "wheels"
 _PROGRAMS: Final = {"sh": "bash", "cat": "cat", "sleep": "sleep"}
 _OURS: Final = ("runtimes", "toolkit")
 _COMMANDS: Final = ("nvidia-toolkit", "nvidia-ctk-installer")
-_LAUNCHER: Final = "#!{python} -IB\nfrom toolkit.cli import main\n\nmain()\n"
+_LAUNCHER: Final = "#!{python} -IB\nfrom toolkit.cli.main import main\n\nmain()\n"
 # What programs of a toolkit may be linked with, besides what Python needs.
-_LIBC: Final = ("libc.so.6", "libdl.so.2", "libm.so.6", "libpthread.so.0", "librt.so.1", "libresolv.so.2")
+_LIBC: Final = (
+    "libc.so.6",
+    "libdl.so.2",
+    "libm.so.6",
+    "libpthread.so.0",
+    "librt.so.1",
+    "libresolv.so.2",
+)
 _UNUSED: Final = frozenset({
     "__phello__", "__pycache__", "curses", "dbm", "dist-packages", "distutils", "ensurepip", "idlelib",
     "lib2to3", "pydoc_data", "site-packages", "sqlite3", "test", "tests", "tkinter", "turtle.py",
@@ -38,7 +45,18 @@ _UNUSED: Final = frozenset({
 _UNUSED_EXTENSIONS: Final = re.compile(
     r"(_ctypes_test|_curses|_curses_panel|_dbm|_gdbm|_sqlite3|_test\w*|_tkinter|nis|ossaudiodev|readline|xx\w+)\."
 )
-_DIRECTORIES: Final = ("dev", "etc", "host", "proc", "root", "run", "sys", "tmp", "usr/local/bin", "var")
+_DIRECTORIES: Final = (
+    "dev",
+    "etc",
+    "host",
+    "proc",
+    "root",
+    "run",
+    "sys",
+    "tmp",
+    "usr/local/bin",
+    "var",
+)
 _MERGED: Final = ("bin", "lib", "lib64", "sbin")
 
 
@@ -215,7 +233,11 @@ def bill(debian: list[dict[str, str]], wheels: Iterable[tuple[str, ...]]) -> str
     parts += [urls.PackageURL("generic", None, "python", sys.version.split(maxsplit=1)[0])]
     made = [
         model.Component(
-            type=kinds.LIBRARY, name=url.name, version=url.version, purl=url, bom_ref=url.to_string()
+            type=kinds.LIBRARY,
+            name=url.name,
+            version=url.version,
+            purl=url,
+            bom_ref=url.to_string(),
         )
         for url in parts
     ]

@@ -1,10 +1,14 @@
-"""The dialect of containerd: schema versions, the CRI section, imports, and what its dump says.
+"""The adapter for containerd: schema versions, the CRI section, imports, and the output of its binary.
 
-Two facts shape it. containerd 1.x replaces a whole plugin section by that of
-the last file that has it, while 2.0 and later merge deeply; so a drop-in with
-only our keys is right for the one and deadly for the other, and the node's
-binary is *asked* which it is. And `config dump` prints what a binary would run
-with, so it is the judge of every candidate.
+May import: runtimes.adapter and the layers below it (edits, formats, globs, model, errors).
+Start reading at desired.py (the keys to set, what is refused, notes for the user), then validate.py (the
+check of a candidate).
+
+Two facts determine the design. containerd 1.x takes a whole plugin section from the last file that
+has it, while 2.0 and later merge the files deeply. A drop-in with only our keys therefore works with
+the latter but removes all other settings of the section with the former, so the node's binary is
+queried for its behaviour. And `config dump` prints the configuration with which a binary would run,
+so every candidate is validated by it.
 """
 
 from __future__ import annotations
@@ -12,83 +16,45 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from runtimes import tomldoc
-from runtimes.adapter import BANNER, HangUp
-from runtimes.containerd.binary import questions
-from runtimes.containerd.facts import told
+from runtimes.adapter import BANNER, Adapter, SighupEffect
+from runtimes.containerd.binary import binary_facts
+from runtimes.containerd.desired import desired_config
+from runtimes.containerd.effective import effective, effective_without_us, programs, running
 from runtimes.containerd.imports import load
-from runtimes.containerd.judge import removal_verdict, trial, verdict
-from runtimes.containerd.running import effective, programs, running
-from runtimes.containerd.schema import CRI, ESSENTIAL, import_glob, matches
-from runtimes.containerd.wishes import wants
+from runtimes.containerd.schema import CRI, ESSENTIAL, import_glob
+from runtimes.containerd.validate import (
+    candidate_problems,
+    candidate_query,
+    in_sync_problems,
+    queries,
+    removal_problems,
+)
 from runtimes.edits import value
-from runtimes.model import ABSENT, EMPTY, Desired, Look, Observation, Request, RuntimeName, Usage
+from runtimes.formats import toml_editor
+from runtimes.model import ABSENT, EMPTY, Desired, FileRequest, Observation, RuntimeName
 
-__all__ = [
-    "banner",
-    "config_flags",
-    "confirmation",
-    "defined",
-    "directory_flags",
-    "effective",
-    "essential",
-    "executables",
-    "form",
-    "handler_in",
-    "look",
-    "matches",
-    "name",
-    "on_hangup",
-    "programs",
-    "questions",
-    "removal_verdict",
-    "running",
-    "speaks_cri",
-    "speaks_first",
-    "stone",
-    "task_files",
-    "trial",
-    "unconfirmed",
-    "usage",
-    "verdict",
-    "wants",
-]
-
-form: Final = tomldoc
-name: Final = RuntimeName.CONTAINERD
-executables: Final = frozenset({"containerd"})
-essential: Final[tuple[str, ...]] = ESSENTIAL
-config_flags: Final[tuple[str, ...]] = ("--config", "-c")
-directory_flags: Final[tuple[str, ...]] = ()
-on_hangup: Final[HangUp] = HangUp.ENDS
-speaks_first: Final[bool] = True
-speaks_cri: Final[bool] = True
-confirmation: Final[Request | None] = None
-banner: Final = BANNER
+__all__ = ["ADAPTER"]
 
 
-def look(desired: Desired, seen: Observation) -> Look:
-    """Follow the imports from the root config on, as containerd does."""
-    _, missing = load(desired, seen)
-    reach = desired.reach
-    drop_ins = [path for path in (desired.drop_in, *reach.drop_ins) if path]
-    others = [path for path in (reach.rendered, reach.merges_into) if path]
+def required_files(desired: Desired, observation: Observation) -> FileRequest:
+    """Return the files and globs to read next, following the imports of the root config."""
+    _, missing = load(desired, observation)
+    delivery = desired.delivery
+    drop_ins = [path for path in (desired.drop_in, *delivery.drop_ins) if path]
+    others = [path for path in (delivery.rendered, delivery.merges_into) if path]
     globs = [import_glob(path) for path in drop_ins]
-    return Look(
-        files=tuple(p for p in dict.fromkeys((*missing.files, *drop_ins, *others)) if p not in seen.files),
-        globs=tuple(g for g in dict.fromkeys((*missing.globs, *globs)) if g not in seen.globs),
+    return FileRequest(
+        files=tuple(
+            p for p in dict.fromkeys((*missing.files, *drop_ins, *others)) if p not in observation.files
+        ),
+        globs=tuple(g for g in dict.fromkeys((*missing.globs, *globs)) if g not in observation.globs),
     )
 
 
-def unconfirmed(desired: Desired, files: Mapping[str, bytes | None], body: str) -> tuple[str, ...]:
-    """Return nothing: containerd is not asked over HTTP."""
-    return ()
-
-
 def defined(desired: Desired, files: Mapping[str, bytes | None]) -> frozenset[str]:
-    """Return which of our handlers some files define; what a distribution generates does not count."""
+    """Return which of our handlers the given files define; generated files are ignored."""
     trees = [
-        tomldoc.tree(data, path)
+        toml_editor.tree(data, path)
         for path, data in files.items()
         if data is not None and path not in desired.generated
     ]
@@ -101,22 +67,39 @@ def defined(desired: Desired, files: Mapping[str, bytes | None]) -> frozenset[st
     )
 
 
-def stone(path: str, before: bytes | None, after: bytes | None) -> bytes | None:
-    """Return None: a containerd that starts anew reads everything anew."""
-    return None
-
-
-def usage(desired: Desired, answers: Mapping[str, str]) -> Usage:
-    """Return nothing: CRI and the shims' own notes tell."""
-    return Usage()
-
-
-def task_files(desired: Desired, seen: Observation) -> tuple[str, ...]:
-    """Return where the runc shims note which binary their containers run through."""
-    state = (told(seen).effective or EMPTY).get("state", "/run/containerd")
+def task_files(desired: Desired, observation: Observation) -> tuple[str, ...]:
+    """Return a glob of the files in which the runc shims store the path of their runtime binary."""
+    state = (binary_facts(observation).effective or EMPTY).get("state", "/run/containerd")
     return (f"{state}/io.containerd.runtime.v2.task/*/*/runtime",)
 
 
 def handler_in(info: Mapping[str, Any]) -> str:
-    """Return the handler that a pod's verbose status names; empty where it names none."""
+    """Return the handler in a pod's verbose status; empty if it contains none."""
     return str(info.get("runtimeHandler") or "")
+
+
+ADAPTER: Final = Adapter(
+    name=RuntimeName.CONTAINERD,
+    form=toml_editor,
+    executables=frozenset({"containerd"}),
+    banner=BANNER,
+    required_keys=ESSENTIAL,
+    config_flags=("--config", "-c"),
+    server_speaks_first=True,
+    supports_cri=True,
+    on_hangup=SighupEffect.TERMINATES,
+    required_files=required_files,
+    queries=queries,
+    desired_config=desired_config,
+    candidate_query=candidate_query,
+    candidate_problems=candidate_problems,
+    removal_problems=removal_problems,
+    in_sync_problems=in_sync_problems,
+    effective=effective,
+    effective_without_us=effective_without_us,
+    programs=programs,
+    running=running,
+    defined=defined,
+    task_files=task_files,
+    handler_in=handler_in,
+)

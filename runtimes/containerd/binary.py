@@ -1,38 +1,151 @@
-"""What the node's own binary says about itself and about a staged configuration."""
+"""Queries to the node's containerd binary, and the facts that their results show."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Final
 
-from runtimes import tomldoc
-from runtimes.containerd.facts import Facts, told
-from runtimes.containerd.imports import File, load
+from runtimes import edits
+from runtimes.containerd.imports import File, is_ambiguous, load, probe_mark, probe_name
 from runtimes.containerd.schema import CRI, table_or_empty
 from runtimes.containerd.templates import filled, variables
 from runtimes.edits import value
-from runtimes.model import EMPTY, Desired, Observation, Question, token
+from runtimes.formats import toml_editor
+from runtimes.model import EMPTY, BinaryQuery, Desired, Observation, Tree, token
+
+_OTHERS: Final = "effective without the drop-in"
+_FIRST: Final = "effective, first {}"
+_MOST_SEARCHED: Final = 20
+"""The number of files among which one that the binary does not load is searched for."""
+_LOADS: Final = 8
+
+# --- results ----------------------------------------------------------------------------------------
 
 
-def questions(desired: Desired, seen: Observation) -> tuple[Question, ...]:
-    """Ask for the defaults first, then how imports merge and what is in effect today."""
-    if "default" not in seen.answers:
-        return (Question(name="default", argv=("config", "default"), is_lasting=True),)
-    if not seen.answers["default"].ok:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """The known facts about the node's binary; None for those without a successful query.
+
+    `newest` is the newest schema version that it supports and `merges` whether it merges imports
+    deeply. `effective` is the dump of the current files; if the binary does not load them because of
+    our drop-in (`breaks`), it is that of all others. `original` is the dump of the files without our
+    keys; it is known only if we own any. `reads_first_schema` is whether it uses the CRI section of a
+    version 1 file.
+    """
+
+    newest: int | None
+    merges: bool | None
+    effective: Tree | None
+    original: Tree | None = None
+    reads_first_schema: bool | None = None
+    breaks: bool = False
+
+    @property
+    def without_us(self) -> Tree | None:
+        """Return the effective configuration that the node would have without our keys."""
+        return self.effective if self.original is None else self.original
+
+
+def binary_facts(observation: Observation) -> Facts:
+    """Return the facts that the query results so far show about the binary."""
+    default = _answer_tree(observation, "default")
+    probe = _answer_tree(observation, "merge")
+    merges = None
+    if probe is not None:
+        # The root config of the probe sets a CNI directory, and its drop-in only adds a handler. The
+        # directory is in the dump only if the binary merges both.
+        merges = any("/probe/root" in str(item) for _, item in edits.leaves(probe))
+    newest = (default or EMPTY).get("version")
+    first = _answer_tree(observation, "first schema")
+    effective, others = _answer_tree(observation, "effective"), _answer_tree(observation, _OTHERS)
+    return Facts(
+        newest=newest if type(newest) is int and newest > 0 else None,
+        merges=merges,
+        effective=others if effective is None else effective,
+        original=_answer_tree(observation, "original"),
+        reads_first_schema=None if first is None else "/probe" in str(first),
+        breaks=effective is None and others is not None,
+    )
+
+
+def _answer_tree(observation: Observation, question: str) -> Tree | None:
+    """Return the parsed result of a query; None if it was not run or failed."""
+    answer = observation.results.get(question)
+    return parsed(answer.out, question) if answer is not None and answer.ok else None
+
+
+@lru_cache(maxsize=16)
+def parsed(out: str, question: str) -> Tree:
+    """Return the output of a query as plain values; cached, because one plan reads it several times."""
+    return MappingProxyType(toml_editor.tree(out.encode(), f"containerd's answer ({question})"))
+
+
+# --- queries ----------------------------------------------------------------------------------------
+
+
+def queries(desired: Desired, observation: Observation) -> tuple[BinaryQuery, ...]:
+    """Return the next queries: first the defaults, then the merge of imports and the effective config."""
+    if "default" not in observation.results:
+        return (BinaryQuery(name="default", argv=("config", "default"), is_lasting=True),)
+    if not observation.results["default"].ok:
         return ()
-    facts = told(seen)
+    facts = binary_facts(observation)
     wanted = []
-    if "merge" not in seen.answers:
+    if "merge" not in observation.results:
         wanted.append(_merge_probe(facts.newest or 2))
-    files, _ = load(desired, seen)
-    if "effective" not in seen.answers:
-        wanted.append(dump("effective", files, facts, variables(desired, seen)))
-    is_first = bool(files) and files[0].version == 1 and not files[0].is_empty
-    if is_first and (facts.newest or 2) > 2 and "first schema" not in seen.answers:
+    files, _ = load(desired, observation)
+    if "effective" not in observation.results:
+        query = dump("effective", files, facts, variables(desired, observation))
+        # What the files say before our first change is what they say without our keys afterwards.
+        wanted.append(replace(query, is_stored=not observation.owned))
+    elif not observation.results["effective"].ok:
+        wanted += _searching(desired, observation, files, facts)
+    wanted += [
+        _section_probe(files, file)
+        for file in files
+        if is_ambiguous(files, file) and probe_name(file) not in observation.results
+    ]
+    is_first = (bool(files) and files[0].version == 1 and not files[0].is_empty) or any(
+        file.version == 1 and len(file.sections) > 1 for file in files
+    )
+    if is_first and (facts.newest or 2) > 2 and "first schema" not in observation.results:
         wanted.append(_first_schema_probe())
     return tuple(wanted)
 
 
-def _merge_probe(newest: int) -> Question:
+def _searching(
+    desired: Desired, observation: Observation, files: Sequence[File], facts: Facts
+) -> Iterator[BinaryQuery]:
+    """Yield the queries that show which file the binary does not load.
+
+    First the files are loaded without our drop-in, which another installer may have written, and then the
+    first file alone, the first two files, and so on.
+    """
+    values = variables(desired, observation)
+    paths = [file.path for file in files]
+    if desired.drop_in in paths[1:] and _OTHERS not in observation.results:
+        yield dump(_OTHERS, files, facts, values, without=frozenset({desired.drop_in}))
+    elif not facts.breaks and _FIRST.format(1) not in observation.results:
+        for count in range(1, min(len(files), _MOST_SEARCHED)):
+            yield dump(_FIRST.format(count), files, facts, values, without=frozenset(paths[count:]))
+
+
+def culprit(desired: Desired, observation: Observation, files: Sequence[File]) -> str:
+    """Return the path of the file that the binary does not load, the root config's if it is not known."""
+    if binary_facts(observation).breaks:
+        return desired.drop_in
+    for count in range(1, len(files) + 1):
+        answer = observation.results.get(_FIRST.format(count))
+        if answer is None or not answer.ok:
+            return files[count - 1].path if count > 1 else desired.config
+    return desired.config
+
+
+def _merge_probe(newest: int) -> BinaryQuery:
+    """Return the query that shows whether the binary merges an import deeply into the root config."""
     version = min(newest, 4)
     cri = f'plugins."{CRI[version]}"'
     root = f'version = {version}\nimports = ["{token(1)}"]\n[{cri}.cni]\nconf_dir = "/probe/root"\n'
@@ -40,46 +153,86 @@ def _merge_probe(newest: int) -> Question:
         f'version = {version}\n[{cri}.containerd.runtimes.probe]\nruntime_type = "io.containerd.runc.v2"\n'
     )
     argv = ("--config", token(0), "config", "dump")
-    return Question(name="merge", argv=argv, files=(root.encode(), drop_in.encode()), is_lasting=True)
+    return BinaryQuery(name="merge", argv=argv, files=(root.encode(), drop_in.encode()), is_lasting=True)
 
 
-def _first_schema_probe() -> Question:
-    """Ask whether `plugins.cri` of a version 1 file counts: 2.0 to 2.2 ignore it, 2.3 reads it again."""
+def _section_probe(files: Sequence[File], file: File) -> BinaryQuery:
+    """Return the query that shows which CRI section the binary reads from a file beside the other files."""
+    imports = ", ".join(f'"{token(index)}"' for index in range(1, len(files)))
+    data = []
+    for each in files:
+        text = f"version = {each.version}\n" if "version" in each.tree else ""
+        text += f"imports = [{imports}]\n" if each is files[0] else ""
+        for cri in each.sections if each is file else ():
+            text += f'[plugins."{cri}".cni]\nconf_dir = "{probe_mark(cri)}"\n'
+        data.append(text.encode())
+    argv = ("--config", token(0), "config", "dump")
+    return BinaryQuery(name=probe_name(file), argv=argv, files=tuple(data), is_lasting=True)
+
+
+def _times(files: Sequence[File], facts: Facts) -> int:
+    """Return how often to load files: several times if one has no version and sections of a later schema.
+
+    containerd 2.3 and later migrate such a file in the random order of a Go map: of two tables that become
+    the same section, one wins.
+    """
+    if (facts.newest or 2) <= 2:
+        return 1
+    return _LOADS if any(file.version == 1 and set(file.sections) - {CRI[1]} for file in files) else 1
+
+
+def _first_schema_probe() -> BinaryQuery:
+    """Return the query that shows whether the binary reads `plugins.cri` of a version 1 file.
+
+    containerd 2.0 to 2.2 ignore it; 2.3 reads it again.
+    """
     text = '[plugins.cri.cni]\nconf_dir = "/probe"\n'
     argv = ("--config", token(0), "config", "dump")
-    return Question(name="first schema", argv=argv, files=(text.encode(),), is_lasting=True)
+    return BinaryQuery(name="first schema", argv=argv, files=(text.encode(),), is_lasting=True)
 
 
-def dump(question: str, files: Sequence[File], facts: Facts, values: Mapping[str, str] = EMPTY) -> Question:
-    """Stage a configuration with its imports and have the binary load it.
+def dump(
+    question: str,
+    files: Sequence[File],
+    facts: Facts,
+    values: Mapping[str, str] = EMPTY,
+    *,
+    without: frozenset[str] = frozenset(),
+) -> BinaryQuery:
+    """Return the query that has the binary load a configuration and its imports from staged files.
 
-    `values` are what the variables of a template stand for.
+    `values` are the values of a template's variables, `without` the paths of imported files to leave out.
     """
+    files = [file for file in files if file.path not in without]
     staged = {file.path: index for index, file in enumerate(files)}
     argv = ("--config", token(0), "config", "dump")
     if not files:
         text = f"version = {min(facts.newest or 2, 4)}\nimports = []\n"
-        return Question(name=question, argv=argv, files=(text.encode(),))
+        return BinaryQuery(name=question, argv=argv, files=(text.encode(),))
     data = []
     for file in files:
-        document = tomldoc.parse(file.data, file.path)
+        document = toml_editor.parse(file.data, file.path)
         if file.imports or "imports" in file.tree:
-            targets = [p for _, found in file.imports for p in found]
+            targets = [p for _, result in file.imports for p in result if p not in without]
             names = [token(staged[p]) if p in staged else p for p in targets if p != file.path]
-            document = tomldoc.put(document, ("imports",), names)
+            document = toml_editor.put(document, ("imports",), names)
             if file.is_empty:
-                document = tomldoc.put(document, ("version",), min(facts.newest or 2, 4))
+                document = toml_editor.put(document, ("version",), min(facts.newest or 2, 4))
         data.append(filled(document.encode(), values))
-    return Question(name=question, argv=argv, files=tuple(data), names=tuple(staged))
+    return BinaryQuery(
+        name=question, argv=argv, files=tuple(data), names=tuple(staged), times=_times(files, facts)
+    )
 
 
 def cri_id(file: File, facts: Facts) -> str:
-    """Return the id of the CRI section that counts in a file.
+    """Return the id of the CRI section that the binary reads from a file.
 
-    A version 2 file may carry the id of version 3 as well (AKS does): then
-    containerd 2.x keeps only the latter and 1.x only the former.
+    A version 2 file may contain the section of version 3 as well (as on AKS). Then containerd 2.x
+    reads only the section of version 3, and 1.x only that of version 2.
     """
     new = CRI[3]
+    if file.section:
+        return file.section
     if file.version == 1 and facts.reads_first_schema is False:
         return new
     if file.version == 2 and (facts.newest or 2) >= 3 and new in table_or_empty(file.tree, ("plugins",)):
@@ -88,5 +241,5 @@ def cri_id(file: File, facts: Facts) -> str:
 
 
 def has_section(file: File, facts: Facts) -> bool:
-    """Tell whether a file has the CRI section that counts in it."""
+    """Return whether a file has the CRI section that the binary reads from it."""
     return isinstance(value(file.tree, ("plugins", cri_id(file, facts))), Mapping)

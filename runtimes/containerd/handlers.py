@@ -1,4 +1,4 @@
-"""The handlers that are there, what ours inherit from them, and where the default comes from."""
+"""The handlers in the files, the default handler, and the settings that our handlers inherit."""
 
 from __future__ import annotations
 
@@ -6,28 +6,30 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from runtimes.containerd.binary import cri_id
-from runtimes.containerd.facts import Facts
+from runtimes.adapter import is_sandbox
+from runtimes.containerd.binary import Facts, cri_id
 from runtimes.containerd.imports import File
 from runtimes.containerd.schema import BINARY, CRI, RUNC_TYPES, ZERO, section_of, solid, table_at
 from runtimes.edits import overlaid, value
-from runtimes.errors import NotUnderstood
+from runtimes.errors import ConfigError, NoCgroupDriver
 from runtimes.model import ABSENT, EMPTY, Desired, Handler, Observation, Tree
 
 
-class View:
-    """The handlers as the files say, the default one, and what ours inherit."""
+class HandlersView:
+    """The handlers that the files define and the default handler; builds our handlers from them."""
 
     def __init__(
         self,
         files: Sequence[File],
         facts: Facts,
-        seen: Observation,
+        observation: Observation,
         desired: Desired,
         values: Mapping[str, str] = EMPTY,
     ) -> None:
-        """Read the handlers; `values` are what the variables of a template stand for."""
-        self.notes: list[str] = []
+        """Read the handlers of `files`, in load order; `values` are those of a template's variables.
+
+        Raise ConfigError if a handler or a table around it has the wrong type.
+        """
         self.facts = facts
         self._desired = desired
         self._values = values
@@ -47,17 +49,22 @@ class View:
                 default = containerd.get("default_runtime_name", ABSENT)
         for handler, table in self.handlers.items():
             if not isinstance(table, Mapping):
-                raise NotUnderstood(desired.config, f"its handler {handler} is not a table")
+                raise ConfigError(desired.config, f"its handler {handler} is not a table")
             table_at(table, "options", desired.config)
             if not isinstance(table.get("container_annotations", []), list):
-                raise NotUnderstood(
-                    desired.config, f"its handler {handler} has `container_annotations` that are not an array"
+                raise ConfigError(
+                    desired.config,
+                    f"`container_annotations` of its handler {handler} is not an array",
                 )
-        self.default = self._default(default, seen)
+        self.default = self._default(default, observation)
 
-    def _default(self, default: Any, seen: Observation) -> str:
+    def _default(self, default: Any, observation: Observation) -> str:
+        """Return the default handler without our change: the current, a recorded or the built-in one."""
         remembered = [
-            edit.old for owned in seen.owned for edit in owned.edits if edit.key[-1] == "default_runtime_name"
+            edit.old
+            for owned in observation.owned
+            for edit in owned.edits
+            if edit.key[-1] == "default_runtime_name"
         ]
         for candidate in (default, *remembered):
             name = self._filled(candidate) if isinstance(candidate, str) else ""
@@ -66,17 +73,17 @@ class View:
         return "runc"
 
     def _filled(self, text: str) -> str:
-        """Return a text of a template as the daemon reads it."""
+        """Return a string of a template with its variables replaced."""
         for name, item in self._values.items():
             text = text.replace(f"${{{name}}}", item)
         return text
 
     def _is_ours(self, handler: str) -> bool:
-        """Tell whether a handler does not count as a source: ours, and any that another installer made."""
+        """Return whether a handler belongs to this or another NVIDIA installer and cannot be a source."""
         return handler in self._desired.names or handler.startswith("nvidia")
 
     def source(self) -> str | None:
-        """Return the name of the handler that ours are a copy of; None: only the built-in one is left."""
+        """Return the name of the handler from which our handlers are copied; None for the built-in runc."""
         for candidate in dict.fromkeys((self.default, "runc", "crun")):
             table = self.handlers.get(candidate)
             if table is None or self._is_ours(candidate):
@@ -86,33 +93,64 @@ class View:
                 return candidate
         return None
 
+    def is_sandbox(self, handler: str) -> bool:
+        """Return whether a handler isolates pods; one that no file defines does not."""
+        table = self.handlers.get(handler, EMPTY)
+        options = table.get("options") or EMPTY
+        program = next((str(v) for k, v in options.items() if k.lower() == BINARY.lower()), "")
+        return is_sandbox(self._filled(str(table.get("runtime_type", ""))), self._filled(program))
+
     def copy(self, handler: Handler, base: Tree, *, cri: str) -> dict[str, Any]:
-        """Return a handler of ours: the base's options with only the binary changed."""
+        """Return the table of our handler: a copy of `base` with our binary; `cri` is the section's id."""
         table = {k: v for k, v in base.items() if k.lower() not in ("runtime_type", "options")}
         kind = base.get("runtime_type") or self._desired.runtime_type
         options = dict(base.get("options") or {})
-        # The shim of runtime type v1 reads `Runtime`.
+        # The shim of runtime type v1 reads `Runtime` instead of `BinaryName`.
         binaries = [BINARY, "Runtime"] if cri == CRI[1] else [BINARY]
         lowered = {b.lower() for b in binaries}
         options = {k: v for k, v in options.items() if k.lower() not in lowered}
         options = {**dict.fromkeys(binaries, handler.binary), **options}
+        if self.needs_cgroup_driver():
+            options["SystemdCgroup"] = self._cgroup_driver()
         if self._desired.annotations:
             known = list(table.get("container_annotations", ()))
             table["container_annotations"] = known + [a for a in self._desired.annotations if a not in known]
         return overridden({"runtime_type": kind, **table, "options": options}, self._desired.override)
 
-    def base_for(self, handler: Handler, base: Tree, *, path: str, made: bool) -> Tree:
-        """Return what a handler inherits: no zero value where somebody gave the same handler a real one.
+    def needs_cgroup_driver(self) -> bool:
+        """Return whether no handler shows the cgroup driver: the default is a sandbox, and none runs runc."""
+        return self.source() is None and self.is_sandbox(self.default)
 
-        `path` is the file that it is written to, `made` tells that it is all ours there.
+    def _cgroup_driver(self) -> bool:
+        """Return whether handlers use the systemd cgroup driver, as the kubelet does or `override` says.
+
+        Raise NoCgroupDriver if that is not known.
         """
-        theirs = EMPTY if made and path in self.paths else self.handlers.get(handler.name, EMPTY)
-        return {k: v for k, v in base.items() if v not in ZERO or theirs.get(k, v) in ZERO}
+        options = self._desired.override.get("options")
+        for key, item in options.items() if isinstance(options, Mapping) else ():
+            if key.lower() == "systemdcgroup":
+                return bool(item)
+        if self._desired.systemd_cgroup is None:
+            raise NoCgroupDriver(
+                f"no handler of runc shows the cgroup driver (the default is {self.default}), and no kubelet"
+                " was found",
+                hint='set RUNTIME_CONFIG_OVERRIDE={"options":{"SystemdCgroup":true}}, or false',
+            )
+        return self._desired.systemd_cgroup
+
+    def base_for(self, handler: Handler, base: Tree, *, path: str, made: bool) -> Tree:
+        """Return the keys that a handler inherits from `base`.
+
+        A zero value is left out if somebody else set that key of the same handler to another value.
+        `path` is the file that the handler is written to; with `made`, we created its table there.
+        """
+        current = EMPTY if made and path in self.paths else self.handlers.get(handler.name, EMPTY)
+        return {k: v for k, v in base.items() if v not in ZERO or current.get(k, v) in ZERO}
 
     def low_level(self) -> tuple[str, ...]:
-        """Return the binaries that the handlers of others run, the default's first."""
+        """Return the binaries of the handlers of others, the source handler's first."""
         names = dict.fromkeys((self.source() or "runc", *self.handlers))
-        found = []
+        result = []
         for handler in names:
             table = self.handlers.get(handler, EMPTY)
             if self._is_ours(handler):
@@ -122,14 +160,14 @@ class View:
             options = table.get("options")
             named = [v for k, v in (options or EMPTY).items() if k.lower() in ("binaryname", "runtime")]
             binary = self._filled(next((str(v) for v in named if v), "runc"))
-            # A wrapper cannot run what no path can be.
+            # A NUL byte is not valid in a path, so a wrapper could not run such a binary.
             if "\0" not in binary and not PurePosixPath(binary).name.startswith("nvidia-container-runtime"):
-                found.append(binary)
-        return tuple(dict.fromkeys(found))
+                result.append(binary)
+        return tuple(dict.fromkeys(result))
 
 
 def overridden(table: Tree, override: Tree) -> dict[str, Any]:
-    """Return a handler with other keys over its own; containerd reads them whatever their case."""
+    """Return a handler's table with `override` merged over it; keys match regardless of case."""
     result = dict(table)
     for key, item in override.items():
         former = next((k for k in result if k.lower() == key.lower()), key)
@@ -140,8 +178,8 @@ def overridden(table: Tree, override: Tree) -> dict[str, Any]:
 
 
 def built_in_runc(facts: Facts, desired: Desired) -> Tree:
-    """Return the runc that containerd has when no file defines one, without what is zero anyway."""
-    section = section_of(facts.effective) if facts.effective is not None else None
+    """Return the handler runc that containerd has if no file defines one, without zero values."""
+    section = section_of(facts.without_us) if facts.without_us is not None else None
     table = value(section or EMPTY, ("containerd", "runtimes", "runc"))
     if not isinstance(table, Mapping):
         return {"runtime_type": desired.runtime_type}

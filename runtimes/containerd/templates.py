@@ -1,6 +1,6 @@
-"""A root config that is a template: what its `${VARIABLES}` stand for.
+"""Root configs that are templates: the values of their `${VARIABLES}`.
 
-The binary is asked about what it would be started with, never about a template.
+The binary never loads a template. Queries stage the text with all variables replaced.
 """
 
 from __future__ import annotations
@@ -9,38 +9,40 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-from runtimes import edits, tomldoc
+from runtimes import edits
 from runtimes.edits import value
-from runtimes.model import Desired, Observation, ReachKind
+from runtimes.formats import toml_editor
+from runtimes.model import DeliveryKind, Desired, Observation
 
 _VARIABLE: Final = re.compile(r"\$\{(\w+)\}")
 
 
-def variables(desired: Desired, seen: Observation) -> dict[str, str]:
-    """Return what the variables of a template stand for, as what was made of it last tells."""
-    if desired.reach.kind is not ReachKind.TEMPLATE:
+def variables(desired: Desired, observation: Observation) -> dict[str, str]:
+    """Return the values of a template's variables, found by comparing it with the rendered file."""
+    if desired.delivery.kind is not DeliveryKind.TEMPLATE:
         return {}
-    found = dict(desired.reach.values)
-    template, rendered = seen.data(desired.config), seen.data(desired.reach.rendered)
+    result = dict(desired.delivery.values)
+    template, rendered = observation.data(desired.config), observation.data(desired.delivery.rendered)
     if template is None or rendered is None:
-        return found
-    made = tomldoc.tree(rendered, desired.reach.rendered)
-    for key, item in edits.leaves(tomldoc.tree(template, desired.config)):
-        other = value(made, key)
+        return result
+    rendered_tree = toml_editor.tree(rendered, desired.delivery.rendered)
+    for key, item in edits.leaves(toml_editor.tree(template, desired.config)):
+        other = value(rendered_tree, key)
         if isinstance(item, str) and isinstance(other, str):
-            found |= _matched(item, other)
-    return found
+            result |= _matched(item, other)
+    return result
 
 
 def filled(data: bytes, values: Mapping[str, str]) -> bytes:
-    """Return a template with its variables replaced; one of an unknown variable stays."""
+    """Return a template with its variables replaced; variables without a value stay in the text."""
     for name, text in values.items():
         data = data.replace(f"${{{name}}}".encode(), text.encode())
     return data
 
 
 def _matched(template: str, rendered: str) -> dict[str, str]:
+    """Return the values of the variables in one string; empty if the rendered string does not match."""
     names = _VARIABLE.findall(template)
     text = [re.escape(part) for part in _VARIABLE.split(template)[::2]]
-    found = re.fullmatch("(.*)".join(text), rendered, re.DOTALL) if names else None
-    return dict(zip(names, found.groups(), strict=True)) if found else {}
+    result = re.fullmatch("(.*)".join(text), rendered, re.DOTALL) if names else None
+    return dict(zip(names, result.groups(), strict=True)) if result else {}

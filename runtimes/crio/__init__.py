@@ -1,9 +1,13 @@
-"""The dialect of CRI-O: `crio.conf`, the drop-ins that are all read, and the OCI hook of old.
+"""The adapter for CRI-O: `crio.conf`, its drop-in directory, and the OCI hook of hook mode.
 
-CRI-O reads *every* file of its drop-in directory, in byte order, and merges
-handlers by name: a later table replaces the whole handler. A SIGHUP makes
-`/config` show new handlers, but pods are still made with those of the daemon's
-start (1.24 to 1.36, cri-o/cri-o#10202), so only a restart takes them up.
+May import: runtimes.adapter and the layers below it (edits, formats, globs, model, errors).
+Start reading at desired.py (the keys to set, what is refused, notes for the user), then validate.py (the
+check of a candidate).
+
+CRI-O reads every file of its drop-in directory, in byte order of their names, and merges handlers by
+name: a later table replaces the whole handler. After SIGHUP, `/config` shows new handlers, but pods
+are still created with the handlers of the daemon's start (1.24 to 1.36, cri-o/cri-o#10202). New
+handlers therefore need a restart.
 """
 
 from __future__ import annotations
@@ -11,97 +15,70 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from runtimes import tomldoc
-from runtimes.adapter import BANNER, HangUp
-from runtimes.crio.files import ESSENTIAL, drop_ins, handlers
-from runtimes.crio.judge import (
+from runtimes.adapter import BANNER, Adapter, SighupEffect
+from runtimes.crio.config_files import ESSENTIAL, drop_ins, handlers
+from runtimes.crio.desired import desired_config
+from runtimes.crio.validate import (
+    candidate_problems,
+    candidate_query,
     effective,
+    not_applied,
     programs,
-    questions,
-    removal_verdict,
+    queries,
+    removal_problems,
     running,
-    trial,
-    unconfirmed,
-    verdict,
 )
-from runtimes.crio.wishes import wants
 from runtimes.edits import value
-from runtimes.model import Desired, Look, Observation, Request, RuntimeName, Usage
+from runtimes.formats import toml_editor
+from runtimes.model import Desired, FileRequest, Observation, Request, RuntimeName
 
-__all__ = [
-    "banner",
-    "config_flags",
-    "confirmation",
-    "defined",
-    "directory_flags",
-    "effective",
-    "essential",
-    "executables",
-    "form",
-    "handler_in",
-    "look",
-    "name",
-    "on_hangup",
-    "programs",
-    "questions",
-    "removal_verdict",
-    "running",
-    "speaks_cri",
-    "speaks_first",
-    "stone",
-    "task_files",
-    "trial",
-    "unconfirmed",
-    "usage",
-    "verdict",
-    "wants",
-]
-
-form: Final = tomldoc
-name: Final = RuntimeName.CRIO
-executables: Final = frozenset({"crio"})
-essential: Final[tuple[str, ...]] = ESSENTIAL
-config_flags: Final[tuple[str, ...]] = ("--config", "-c")
-directory_flags: Final[tuple[str, ...]] = ("--config-dir", "-d")
-on_hangup: Final[HangUp] = HangUp.FORGETS
-speaks_first: Final[bool] = False
-speaks_cri: Final[bool] = True
-confirmation: Final[Request | None] = Request(path="/config")
-banner: Final = BANNER
+__all__ = ["ADAPTER"]
 
 
-def look(desired: Desired, seen: Observation) -> Look:
-    """Look at crio.conf, at every file of the drop-in directory, and at the hook."""
+def required_files(desired: Desired, observation: Observation) -> FileRequest:
+    """Return the files still to read: crio.conf, every file of the drop-in directory, and the hook."""
     tree = drop_ins(desired)
-    if tree not in seen.globs:
-        return Look(globs=(tree,))
-    wanted = [desired.config, *seen.globs.get(tree, ())]
+    if tree not in observation.globs:
+        return FileRequest(globs=(tree,))
+    wanted = [desired.config, *observation.globs.get(tree, ())]
     wanted += [path for path in (desired.drop_in, desired.hook) if path]
-    return Look(files=tuple(path for path in dict.fromkeys(wanted) if path not in seen.files))
+    return FileRequest(files=tuple(path for path in dict.fromkeys(wanted) if path not in observation.files))
 
 
 def defined(desired: Desired, files: Mapping[str, bytes | None]) -> frozenset[str]:
-    """Return which of our handlers some files define."""
+    """Return which of our handlers the given files define."""
     return desired.names & handlers(desired, Observation(files=files), without="").keys()
 
 
-def stone(path: str, before: bytes | None, after: bytes | None) -> bytes | None:
-    """Return None: a CRI-O that starts anew reads everything anew."""
-    return None
-
-
-def usage(desired: Desired, answers: Mapping[str, str]) -> Usage:
-    """Return nothing: CRI tells."""
-    return Usage()
-
-
-def task_files(desired: Desired, seen: Observation) -> tuple[str, ...]:
-    """Return nothing: CRI tells."""
-    return ()
-
-
 def handler_in(info: Mapping[str, Any]) -> str:
-    """Return the handler that a pod's verbose status names: CRI-O's list of pods leaves it out (1.36.3)."""
+    """Return the handler in a pod's verbose status; CRI-O's list of pods omits it (seen with 1.36.3)."""
     annotations = value(info, ("runtimeSpec", "annotations"))
     named = annotations if isinstance(annotations, Mapping) else {}
     return str(named.get("io.kubernetes.cri-o.RuntimeHandler", ""))
+
+
+ADAPTER: Final = Adapter(
+    name=RuntimeName.CRIO,
+    form=toml_editor,
+    executables=frozenset({"crio"}),
+    banner=BANNER,
+    required_keys=ESSENTIAL,
+    config_flags=("--config", "-c"),
+    directory_flags=("--config-dir", "-d"),
+    server_speaks_first=False,
+    supports_cri=True,
+    on_hangup=SighupEffect.NEEDS_RESTART,
+    confirmation=Request(path="/config"),
+    required_files=required_files,
+    queries=queries,
+    desired_config=desired_config,
+    candidate_query=candidate_query,
+    candidate_problems=candidate_problems,
+    removal_problems=removal_problems,
+    effective=effective,
+    programs=programs,
+    running=running,
+    defined=defined,
+    not_applied=not_applied,
+    handler_in=handler_in,
+)

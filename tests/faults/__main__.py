@@ -8,7 +8,16 @@ import signal
 import sys
 import time
 
-from tests.faults.campaign import COMPLETE, LOST, NOT_CONVERGED, SAMPLED, TORN, WORKERS, Tally, campaign
+from tests.faults.campaign import (
+    COMPLETE,
+    LOST,
+    NOT_CONVERGED,
+    SAMPLED,
+    TORN,
+    WORKERS,
+    Tally,
+    campaign,
+)
 from tests.faults.stories import STORIES
 
 

@@ -99,15 +99,20 @@ class Campaign:
 
     # --- over all points ------------------------------------------------------------------------
 
-    def kills(self, story: Story) -> Tally:
-        """Kill an operation at every call that changes something, and its recovery from some of these."""
+    def kills(self, story: Story, *, every: int = 1) -> Tally:
+        """Kill an operation at calls that change something, and its recovery from some of these.
+
+        `every` is the distance between two such calls: 1 is the whole campaign, and with more the
+        recovery is not killed.
+        """
         tally, began = Tally(story=f"{story.name}, killed"), time.monotonic()
         calls = self.calls(story, tally)
         fresh: list[Fault] = []
-        self._each(tally, _kills(story, calls), self._kill, story, fresh)
+        self._each(tally, _kills(story, calls)[::every], self._kill, story, fresh)
         order = {str(call): index for index, call in enumerate(calls)}
         fresh.sort(key=lambda fault: order[str(fault.call)])
-        for fault in _spread(fresh, 1 if story.is_brief else self.effort.recoveries):
+        recoveries = 1 if story.is_brief else self.effort.recoveries
+        for fault in _spread(fresh, recoveries) if every == 1 else ():
             again = stories.recovery(story, fault)
             self._each(tally, _kills(again, self.calls(again, tally)), self._kill, again, [])
         tally.seconds = time.monotonic() - began
@@ -254,7 +259,11 @@ class Campaign:
         site.tell({})
         problems = list(_ended(site, story.other, 0, story.aside))
         _complain(
-            tally, story, fault, NOT_CONVERGED, [f"by `{story.other[0]}`", *problems] if problems else []
+            tally,
+            story,
+            fault,
+            NOT_CONVERGED,
+            [f"by `{story.other[0]}`", *problems] if problems else [],
         )
 
 

@@ -16,7 +16,7 @@ from tests.faults import trees
 from tests.faults.site import Run
 from tests.faults.stories import Story, judge
 from tests.faults.trees import CONFIG, DROP_IN, READY, TOOLKIT, Tree
-from tests.workshop import Node
+from tests.support.fake_node import Node
 
 ENDS: Final = frozenset({0, 2, 3, 4, 6, 7})
 """The documented exit codes that a fault may lead to; 1 is a bug, and nobody else is there for 5."""

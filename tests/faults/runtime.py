@@ -1,12 +1,14 @@
 """The stand-in for containerd that is there again within a fork: one request per line, one answer each.
 
-It is started under the name `containerd` and forks tests/standin.py whenever that ends, as systemd would
-start it again. A request is {"do": "start", "argv", "files", "had"} or {"do": "stop"}; the answer is the PID,
-or 0. `files` are those whose content at the start is noted in the file `had`.
+It is started under the name `containerd` and forks tests/support/fake_daemon.py whenever that ends,
+as systemd would start it again. A request is {"do": "start", "argv", "files", "had", "mounts"} or
+{"do": "stop"}; the answer is the PID, or 0. `files` are those whose content at the start is noted
+in the file `had`, `mounts` is the file of another mount namespace for it, or empty.
 """
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import json
 import os
@@ -23,6 +25,8 @@ RESTART_PAUSE: Final = 0.03
 
 
 def main(standin: str, *packages: str) -> None:
+    # It is a supervisor, and has the name of one.
+    Path("/proc/self/comm").write_text("runsv", encoding="ascii")
     sys.path += packages
     module = _loaded(standin)
     if packages:
@@ -65,7 +69,12 @@ def _end(pid: int) -> None:
 
 
 def _started(
-    module: ModuleType, do: str, argv: list[str] | None = None, files: list[str] | None = None, had: str = ""
+    module: ModuleType,
+    do: str,
+    argv: list[str] | None = None,
+    files: list[str] | None = None,
+    had: str = "",
+    mounts: str = "",
 ) -> int:
     if do != "start":
         return 0
@@ -73,12 +82,22 @@ def _started(
     if pid:
         return pid
     try:
+        if mounts:
+            _enter(mounts)
         seen = {path: Path(path).read_text("utf-8") if Path(path).exists() else None for path in files or []}
         Path(had).write_text(json.dumps(seen), encoding="utf-8")
         sys.argv = [sys.argv[0], *(argv or [])]
         module.main()
     finally:
         os._exit(1)
+
+
+def _enter(mounts: str) -> None:
+    """Enter a mount namespace (os.setns is of Python 3.12)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with open(mounts, "rb") as namespace:
+        if libc.setns(namespace.fileno(), 0):
+            raise OSError(ctypes.get_errno(), "setns")
 
 
 if __name__ == "__main__":

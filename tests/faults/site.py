@@ -19,12 +19,16 @@ from typing import Any, Final
 
 import hpack
 
-from tests import standin, workshop
 from tests.faults import runtime, trees, warm
 from tests.faults.calls import Call, Fault, listing, parsed
-from tests.workshop import Node
+from tests.support import fake_daemon, fake_node
+from tests.support.fake_node import Node
 
-ENVIRONMENT: Final = {**workshop.ENVIRONMENT, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONHASHSEED": "0"}
+ENVIRONMENT: Final = {
+    **fake_node.ENVIRONMENT,
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "PYTHONHASHSEED": "0",
+}
 LONGEST_RUN: Final = 30
 _MEMORY: Final = Path("/dev/shm")  # noqa: S108 - a directory of our own is made below it
 _SHOWN: Final = 4
@@ -60,7 +64,7 @@ class Partner:
             stdout=subprocess.PIPE,
             env=dict(environment),
             text=True,
-            cwd=workshop.CHECKOUT,
+            cwd=fake_node.CHECKOUT,
         )
 
     def ask(self, **request: Any) -> Any:
@@ -86,15 +90,16 @@ class Site:
         self.told = self.home / "told.json"
         self.log = self.home / "log"
         self.trace = self.home / "trace"
+        self.mounts = ""
         self.real.parent.mkdir(parents=True)
         (self.home / "bin").mkdir()
         place.mkdir(exist_ok=True)
-        workshop.write_program(self.home / "bin/runc", "#!/bin/sh\n")
+        fake_node.write_program(self.home / "bin/runc", "#!/bin/sh\n")
         (self.home / "containerd").symlink_to(sys.executable)
-        self.prefix = workshop.in_mounts(_AT_PLACE, str(self.real.parent), str(place))
+        self.prefix = fake_node.in_mounts(_AT_PLACE, str(self.real.parent), str(place))
         self.program = Partner([*self.prefix, sys.executable, "-m", warm.__name__], ENVIRONMENT)
         packages = str(Path(hpack.__file__).parent.parent)
-        words = ("-I", "-S", str(runtime.__file__), str(standin.__file__), packages)
+        words = ("-I", "-S", str(runtime.__file__), str(fake_daemon.__file__), packages)
         path = {"PATH": f"{self.home / 'bin'}:{ENVIRONMENT['PATH']}"}
         self.runtime = Partner([*self.prefix, str(self.home / "containerd"), *words], {**ENVIRONMENT, **path})
 
@@ -110,6 +115,7 @@ class Site:
         self.put_back(template)
         self.tell(manner)
         self.log.unlink(missing_ok=True)
+        self.log.with_name(fake_daemon.PODS).unlink(missing_ok=True)
         self.start()
 
     def put_back(self, template: Path) -> None:
@@ -122,19 +128,31 @@ class Site:
         subprocess.run(("sh", "-c", script, "sh", str(self.real), str(template)), check=True)
 
     def tell(self, manner: Mapping[str, Any]) -> None:
-        """Say how the runtime has to be from now on (see tests/standin.py)."""
+        """Say how the runtime has to be from now on (see tests/support/fake_daemon.py)."""
         self.told.write_text(json.dumps({"config": str(self.node.config), **manner}), encoding="utf-8")
 
     def start(self) -> None:
         """Start the runtime, or start it anew, and wait until it listens."""
         argv = [f"--socket={self.node.socket}", f"--log={self.log}", f"--cri={self.told}"]
         files = [str(self.node.config), str(self.node.drop_in)]
-        pid = self.runtime.ask(do="start", argv=argv, files=files, had=str(self.had))
-        workshop.wait_for(lambda: f"{pid} listens" in self._noted(), "the stand-in does not listen")
+        pid = self.runtime.ask(do="start", argv=argv, files=files, had=str(self.had), mounts=self.mounts)
+        fake_node.wait_for(lambda: f"{pid} listens" in self._noted(), "the stand-in does not listen")
+
+    @contextmanager
+    def moved(self, mounts: str) -> Iterator[None]:
+        """Restart the runtime in another mount namespace; its next start is in that of the site again."""
+        self.runtime.ask(do="stop")
+        self.log.unlink(missing_ok=True)
+        self.mounts = mounts
+        try:
+            self.start()
+            yield
+        finally:
+            self.mounts = ""
 
     def settle(self) -> None:
         """Wait until a runtime that was told to end is there again."""
-        workshop.wait_for(lambda: self._noted()[-1:] != [] and "listens" in self._noted()[-1], "no runtime")
+        fake_node.wait_for(lambda: self._noted()[-1:] != [] and "listens" in self._noted()[-1], "no runtime")
 
     def pid(self) -> int:
         """Return the PID of the runtime that listens, or listened last."""
@@ -150,6 +168,12 @@ class Site:
 
     def _noted(self) -> list[str]:
         return self.log.read_text(encoding="utf-8").splitlines() if self.log.exists() else []
+
+    def pods(self) -> dict[str, Any]:
+        """Return what the runtime knows of pods: those that are there, and the calls about them."""
+        path = self.log.with_name(fake_daemon.PODS)
+        found: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {"calls": [], "pods": {}}
+        return found
 
     def tree(self) -> dict[str, trees.Item]:
         return trees.read(self.real)
@@ -173,7 +197,7 @@ class Site:
     def listed_for_real(self, argv: Sequence[str]) -> tuple[Run, list[Call]]:
         """Do the same with `python -m toolkit`, as a user starts it."""
         strace, runtime = ("strace", *listing(str(self.trace))), self.pid()
-        done = workshop.cli(
+        done = fake_node.cli(
             *argv, environment=ENVIRONMENT, prefix=[*self.prefix, *strace], timeout=LONGEST_RUN
         )
         calls = parsed(self.trace.read_text(encoding="utf-8").splitlines(), runtime)

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tests import workshop
 from tests.faults.calls import Call
 from tests.faults.site import ENVIRONMENT, LONGEST_RUN, Run, Site
+from tests.support import fake_node
 
 _STOPPED: Final = "--- stopped by SIGSTOP ---"
 
@@ -39,9 +39,23 @@ def stopped(site: Site, argv: Sequence[str], call: Call, *, prefix: Sequence[str
     trace = site.home / "stops"
     trace.unlink(missing_ok=True)
     only = ("-P", call.path) if call.path else ()
-    inject = ("-e", f"trace={call.name}", "-e", f"inject={call.name}:signal=STOP:when={call.number}")
-    words = (*site.prefix, *prefix, "strace", "-o", str(trace), *only, *inject, *workshop.program(*argv))
-    with workshop.started(words, **ENVIRONMENT) as process:
+    inject = (
+        "-e",
+        f"trace={call.name}",
+        "-e",
+        f"inject={call.name}:signal=STOP:when={call.number}",
+    )
+    words = (
+        *site.prefix,
+        *prefix,
+        "strace",
+        "-o",
+        str(trace),
+        *only,
+        *inject,
+        *fake_node.program(*argv),
+    )
+    with fake_node.started(words, **ENVIRONMENT) as process:
         _wait(process, trace)
         yield Stopped(process=process, pid=_child(process.pid))
 
@@ -82,11 +96,12 @@ class Room:
 
 @contextmanager
 def room(site: Site, script: str, *words: str) -> Iterator[Room]:
-    """Make a namespace on a site in which a shell script has mounted something more."""
+    """Make a namespace on a site in which a shell script has mounted something more, also for the runtime."""
     ready = site.home / "ready"
     ready.unlink(missing_ok=True)
     whole = f"set -e\n{script}\n: >{ready}\nexec sleep 1000"
     argv = (*site.prefix, "unshare", "--mount", "--", "sh", "-c", whole, "sh", *words)
-    with workshop.started(argv) as process:
-        workshop.wait_for(ready.exists, "nothing was mounted")
-        yield Room(site=site, pid=process.pid)
+    with fake_node.started(argv) as process:
+        fake_node.wait_for(ready.exists, "nothing was mounted")
+        with site.moved(f"/proc/{process.pid}/ns/mnt"):
+            yield Room(site=site, pid=process.pid)

@@ -11,12 +11,12 @@ from typing import Any, Final
 
 import pytest
 
-from tests import binaries, workshop
 from tests.faults import trees
 from tests.faults.calls import Fault
 from tests.faults.site import Run, Site
 from tests.faults.trees import Tree
-from tests.workshop import Node
+from tests.support import binaries, fake_node
+from tests.support.fake_node import Node
 
 MERGING: Final = b"""# For a containerd that merges: our handlers go into a drop-in, which is imported here.
 version = 3
@@ -116,9 +116,9 @@ class Library:
         """Make a node without us."""
         name = "fresh-merging" if merging else "fresh"
         if name not in self.made:
-            config = MERGING if merging and self.judge is not None else workshop.KUBEADM
-            node = workshop.make_node(self.template(name), config)
-            node.pid_file.touch()
+            config = MERGING if merging and self.judge is not None else fake_node.KUBEADM
+            node = fake_node.make_node(self.template(name), config)
+            node.pid_file.touch(mode=0o600)
             self.made[name] = node.root
         return name
 
@@ -131,8 +131,8 @@ class Library:
             with node.config.open("ab") as stream:
                 stream.write(THEIRS.format(toolkit=self.site.node.toolkit).encode())
             node.toolkit.mkdir(parents=True)
-            for program in workshop.PROGRAMS:
-                workshop.write_program(node.toolkit / program, f"#!/bin/sh\n# theirs: {program}\n")
+            for program in fake_node.PROGRAMS:
+                fake_node.write_program(node.toolkit / program, f"#!/bin/sh\n# theirs: {program}\n")
             self.made[name] = node.root
         return name
 
@@ -152,7 +152,7 @@ class Library:
             _copy(self.template(start), self.template(name))
             node = Node(root=self.template(name))
             shutil.rmtree(node.source)
-            workshop.make_artifacts(node.source, release="2")
+            fake_node.make_artifacts(node.source, release="2")
             self.made[name] = node.root
         return name
 
@@ -243,7 +243,14 @@ def refused(of: Library) -> Story:
     argv = ("-n", *of.options(merging=False, reload_timeout=RELUCTANCE))
     manner = {"sick_if": "nvidia-cdi", "sick": {"handlers": ["runc"]}}
     return of.story(
-        "refused install", start, end, merging=False, argv=argv, code=6, manner=manner, is_brief=True
+        "refused install",
+        start,
+        end,
+        merging=False,
+        argv=argv,
+        code=6,
+        manner=manner,
+        is_brief=True,
     )
 
 

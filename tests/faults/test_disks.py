@@ -9,17 +9,19 @@ from typing import Final
 
 import pytest
 
-from tests import workshop
 from tests.faults import trees
 from tests.faults.conftest import Bench
 from tests.faults.site import ENVIRONMENT, Run
 from tests.faults.stops import Room, room, stopped
-from tests.workshop import needs_root
+from tests.support import fake_node
+from tests.support.fake_node import needs_root
 
 pytestmark = [
     pytest.mark.faults,
     needs_root,
-    pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed"),
+    pytest.mark.skipif(
+        shutil.which("strace") is None, reason="strace is not installed: apt-get install strace"
+    ),
 ]
 
 SMALL_DISK: Final = 'mkdir -p "$1"\nmount -t tmpfs -o size=4m tmpfs "$1"'
@@ -29,7 +31,7 @@ FILLER: Final = "filler"
 
 
 def run(inside: Room, *argv: str) -> Run:
-    done = workshop.cli(*argv, environment=ENVIRONMENT, prefix=inside.prefix)
+    done = fake_node.cli(*argv, environment=ENVIRONMENT, prefix=inside.prefix)
     return Run(code=done.returncode, said=done.stderr)
 
 
@@ -68,7 +70,7 @@ def test_a_full_disk_is_seen_before_anything_is_touched(bench: Bench) -> None:
         fill(inside, where)
         done = run(inside, "-n", *bench.options())
         assert done.code == 4, done
-        assert "KiB of room" in done.said
+        assert "KiB of free space" in done.said
         assert "nothing was changed" in done.said
         assert left_in(inside, where) == []
         assert untouched(bench) == []
@@ -89,7 +91,7 @@ def test_a_full_disk_is_seen_before_anything_is_touched(bench: Bench) -> None:
         ("fchmod", "nvidia-container-cli$"),
         ("rename", "[.]partial ->"),
         ("symlink", "toolkit-next$"),
-        ("rename", "/config.toml$"),
+        ("renameat2", "/config.toml"),
         ("pidfd_send_signal", ""),
     ],
 )
@@ -177,8 +179,8 @@ def test_a_disk_without_programs_is_seen_before_anything_is_touched(bench: Bench
 def test_a_log_on_a_full_disk_is_no_reason_to_fail(bench: Bench) -> None:
     bench.begin()
     with open("/dev/full", "wb") as full:
-        words = (*bench.site.prefix, *workshop.program("-n", *bench.options()))
-        with workshop.started(words, **ENVIRONMENT) as process:
+        words = (*bench.site.prefix, *fake_node.program("-n", *bench.options()))
+        with fake_node.started(words, **ENVIRONMENT) as process:
             process.communicate()
             to_nowhere = process.returncode
         assert to_nowhere == 0
@@ -193,4 +195,4 @@ def test_a_log_on_a_full_disk_is_no_reason_to_fail(bench: Bench) -> None:
         ).returncode
     bench.site.settle()
     assert code == 0
-    assert bench.site.run(["-n", *bench.options()]).said == workshop.NOTHING_TO_DO
+    assert bench.site.run(["-n", *bench.options()]).said == fake_node.NOTHING_TO_DO

@@ -8,11 +8,11 @@ from typing import Final
 
 import pytest
 
-from tests import real
 from tests.faults.campaign import SAMPLED, Campaign, Tally, campaign
 from tests.faults.stories import STORIES
 from tests.faults.trees import CONFIG, Item
-from tests.workshop import needs_root
+from tests.support import real
+from tests.support.fake_node import needs_root
 
 OFTEN: Final = ("install", "upgrade", "revert")
 FEWEST: Final = 40
@@ -22,7 +22,9 @@ pytestmark = [
     pytest.mark.faults,
     pytest.mark.timeout(1200),
     needs_root,
-    pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed"),
+    pytest.mark.skipif(
+        shutil.which("strace") is None, reason="strace is not installed: apt-get install strace"
+    ),
 ]
 
 
@@ -37,6 +39,13 @@ def test_a_run_is_forked_as_users_start_it(whole: Campaign, name: str) -> None:
     ours, theirs = whole.as_users_start_it(STORIES[name](whole.library))
     assert ours == theirs
     assert len(ours) > FEWEST
+
+
+@pytest.mark.smoke
+def test_an_install_killed_at_some_points_tears_and_loses_nothing(whole: Campaign) -> None:
+    tally = whole.kills(STORIES["install"](whole.library), every=12)
+    real.USED.add(f"faults: {tally.line()}")
+    assert tally.problems() == []
 
 
 @pytest.mark.parametrize("name", OFTEN)
@@ -67,5 +76,5 @@ def test_a_proof_that_reaches_nothing_is_none() -> None:
 @pytest.mark.binary
 def test_a_real_containerd_loads_what_is_left(whole: Campaign) -> None:
     if whole.loader.program is None:
-        pytest.skip("there is no containerd to load it")
+        pytest.skip("no containerd is built: make conformance")
     assert "does not load it" in whole.loader.problem({CONFIG: Item(0o644, (0, 0), b"version = 9\n")})

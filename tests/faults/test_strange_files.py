@@ -9,19 +9,21 @@ from typing import Final
 
 import pytest
 
-from tests import workshop
 from tests.faults import trees
 from tests.faults.calls import Call
 from tests.faults.conftest import Bench
 from tests.faults.site import Run
 from tests.faults.stops import stopped
 from tests.faults.trees import CONFIG, Tree
-from tests.workshop import needs_root
+from tests.support import fake_node
+from tests.support.fake_node import needs_root
 
 pytestmark = [
     pytest.mark.faults,
     needs_root,
-    pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed"),
+    pytest.mark.skipif(
+        shutil.which("strace") is None, reason="strace is not installed: apt-get install strace"
+    ),
 ]
 
 THEIRS: Final = b"\n# theirs\n"
@@ -68,10 +70,11 @@ def test_a_link_that_leads_out_of_the_node_is_refused(bench: Bench) -> None:
     before = bench.site.tree()
     done = install(bench, host_root=str(bench.site.node.root / "root"), restart_mode="none")
     assert done.code == 4, done
-    assert "which is not on the node as seen here" in done.said
+    assert "which is not mounted from the node" in done.said
     assert trees.differences(bench.site.tree(), before) == []
 
 
+@pytest.mark.timing
 def test_a_fifo_is_refused_at_once(bench: Bench) -> None:
     bench.begin()
     config = bench.site.real / CONFIG
@@ -100,6 +103,7 @@ def test_a_file_that_grows_while_it_is_read_is_refused(bench: Bench) -> None:
     assert bench.site.starts() == 1
 
 
+@pytest.mark.timing
 @pytest.mark.timeout(300)
 def test_a_file_of_50_mib_is_edited_or_refused_within_a_minute(bench: Bench) -> None:
     bench.begin()
@@ -108,9 +112,9 @@ def test_a_file_of_50_mib_is_edited_or_refused_within_a_minute(bench: Bench) -> 
     with config.open("ab") as stream:
         stream.write(line * (LARGE // len(line)))
     before = bench.site.tree()
-    words = (*bench.site.prefix, *workshop.program("-n", *bench.options()))
+    words = (*bench.site.prefix, *fake_node.program("-n", *bench.options()))
     began = time.monotonic()
-    with workshop.started(words) as process:
+    with fake_node.started(words) as process:
         _, said = process.communicate(timeout=200)
     assert time.monotonic() - began < PATIENCE
     assert process.returncode in (0, 3), said
@@ -142,7 +146,7 @@ def test_a_file_that_somebody_edits_after_the_plan_stays_as_they_wrote_it(
         done = run.go_on()
     bench.site.settle()
     assert done.code == code, done
-    assert "was changed by someone" in done.said
+    assert "the change was planned; " in done.said
     assert bench.site.tree()[CONFIG] == edited
     assert trees.differences(bench.site.tree(), fresh(bench)) == [f"{CONFIG} differs in content"]
     assert bench.site.starts() == 1

@@ -9,17 +9,19 @@ from typing import Final
 
 import pytest
 
-from tests import workshop
 from tests.faults import trees
 from tests.faults.conftest import Bench
 from tests.faults.site import ENVIRONMENT
 from tests.faults.trees import Tree
-from tests.workshop import needs_root
+from tests.support import fake_node
+from tests.support.fake_node import needs_root
 
 pytestmark = [
     pytest.mark.faults,
     needs_root,
-    pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed"),
+    pytest.mark.skipif(
+        shutil.which("strace") is None, reason="strace is not installed: apt-get install strace"
+    ),
 ]
 
 TIMES: Final = 50
@@ -31,8 +33,11 @@ def both(bench: Bench) -> Iterator[tuple[int, int, str]]:
     with ExitStack() as stack:
         running = [
             stack.enter_context(
-                workshop.started(
-                    (*bench.site.prefix, *workshop.program("-n", *bench.options(runtime_class=name))),
+                fake_node.started(
+                    (
+                        *bench.site.prefix,
+                        *fake_node.program("-n", *bench.options(runtime_class=name)),
+                    ),
                     **ENVIRONMENT,
                 )
             )

@@ -69,10 +69,10 @@ def _timeless(record: bytes) -> bytes:
         content = json.loads(record)
     except ValueError:
         return record
-    for each in (content, (content.get("open") or {}).get("earlier", {})):
+    for each in (content, (content.get("open") or {}).get("previous", {})):
         each.pop("sequence", None)
-        each["owed_since"] = each.get("owed_since") is not None
-        each["owed_uptime"] = each.get("owed_uptime") is not None
+        if pending := each.get("pending_reload"):
+            pending |= {"since": 0, "uptime": pending["uptime"] is not None}
     return json.dumps(content, sort_keys=True).encode()
 
 

@@ -74,7 +74,10 @@ def _run(argv: list[str], out: str, err: str, strace: list[str] | None, timeout:
     tracer = None
     if strace is not None:
         tracer = subprocess.Popen(
-            ["strace", *strace, "-p", str(pid)], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            ["strace", *strace, "-p", str(pid)],
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         assert tracer.stderr is not None
         # It may say before how it understands a path.
@@ -125,7 +128,7 @@ def _become(argv: list[str], out: str, err: str, gate: int, beginner: int) -> No
 
 
 def _code(argv: list[str]) -> int:
-    from toolkit import cli  # noqa: PLC0415 - it was imported long ago
+    from toolkit.cli import main as cli  # noqa: PLC0415 - it was imported long ago
 
     try:
         cli.main(argv)

@@ -14,14 +14,22 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from runtimes import edits
-from runtimes.edits import Want
-from runtimes.errors import NotUnderstood
+from runtimes.edits import DesiredKey
+from runtimes.errors import ConfigError
 from runtimes.model import ABSENT, Edit, FileChange, Key, Ownership, fingerprint
-from toolkit import memory
+from toolkit.state import codec, record
 
 Read = Callable[[bytes], dict[str, Any]]
 # Codecs are loaded on first use: that is no effect of what is tested.
-for _codec in ("utf-8-sig", "utf-16", "utf-16-be", "utf-16-le", "utf-32", "utf-32-be", "utf-32-le"):
+for _codec in (
+    "utf-8-sig",
+    "utf-16",
+    "utf-16-be",
+    "utf-16-le",
+    "utf-32",
+    "utf-32-be",
+    "utf-32-le",
+):
     codecs.lookup(_codec)
 importlib.import_module("heapq")  # so does Counter.most_common
 _BOM: Final = "\ufeff"
@@ -92,7 +100,7 @@ def without(tree: Mapping[str, Any], keys: Sequence[Key]) -> dict[str, Any]:
     return solid(result)
 
 
-def fulfilled(tree: Mapping[str, Any], wants: Sequence[Want]) -> dict[str, Any]:
+def fulfilled(tree: Mapping[str, Any], wants: Sequence[DesiredKey]) -> dict[str, Any]:
     """Return what a tree shall be once some wishes came true."""
     result: dict[str, Any] = copy.deepcopy(dict(tree))
     for want in wants:
@@ -123,15 +131,15 @@ def overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, An
 # --- the laws -------------------------------------------------------------------------------------
 
 
-def edit(form: edits.Format, read: Read, data: bytes, wants: Sequence[Want]) -> FileChange | None:
+def edit(form: edits.Format, read: Read, data: bytes, wants: Sequence[DesiredKey]) -> FileChange | None:
     """Apply wishes, and check the change in every way if one is made."""
     path = wants[0].path if wants else "/etc/x"
     change: FileChange | None = None
-    refusal: NotUnderstood | None = None
+    refusal: ConfigError | None = None
     with bounded():
         try:
             change = edits.apply(form, path, data, wants)
-        except NotUnderstood as error:
+        except ConfigError as error:
             refusal = error
     if refusal is not None:
         assert _BUG not in refusal.hint or _has_arrays(read, data, wants), f"cannot be edited: {refusal}"
@@ -150,7 +158,7 @@ def edit(form: edits.Format, read: Read, data: bytes, wants: Sequence[Want]) -> 
     return change
 
 
-def _has_arrays(read: Read, data: bytes, wants: Sequence[Want]) -> bool:
+def _has_arrays(read: Read, data: bytes, wants: Sequence[DesiredKey]) -> bool:
     """Tell whether arrays of tables are below a wanted key: their keys have no names."""
     found = [held(read(data), want.key) for want in wants]
     while found:
@@ -176,7 +184,7 @@ def taken_back(form: edits.Format, read: Read, data: bytes, change: FileChange) 
 
 def remembered(changed: Sequence[Edit]) -> None:
     """Check that edits survive the record: what stood in a file, and what was wanted there."""
-    owned = memory.Owned(
+    owned = record.Owned(
         path="/x",
         local="/x",
         original=None,
@@ -187,10 +195,10 @@ def remembered(changed: Sequence[Edit]) -> None:
         written=(),
         edits=tuple(changed),
     )
-    written = json.dumps(memory.encoded(memory.Record(owned=(owned,))))
-    found = memory.decoded(json.loads(written)).owned[0].edits
+    written = json.dumps(codec.encoded(record.Record(owned=(owned,))))
+    found = codec.decoded(json.loads(written)).owned[0].edits
     for was, now in zip(changed, found, strict=True):
-        assert (was.key, was.essential) == (now.key, now.essential)
+        assert (was.key, was.required_keys) == (now.key, now.required_keys)
         assert alike(was.old, now.old), f"{was.old!r} comes back as {now.old!r}"
         assert alike(was.new, now.new), f"{was.new!r} comes back as {now.new!r}"
 

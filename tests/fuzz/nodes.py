@@ -10,11 +10,16 @@ from typing import Any, Final
 
 import tomlkit
 
-from runtimes import containerd, crio, docker, edits, globs, planner
+from runtimes import edits, globs, planner
 from runtimes.adapter import Adapter
-from runtimes.errors import NotUnderstood, Unfit
+from runtimes.containerd import ADAPTER as containerd
+from runtimes.crio import ADAPTER as crio
+from runtimes.docker import ADAPTER as docker
+from runtimes.errors import ConfigError, UnsupportedSetup
 from runtimes.model import (
-    Answer,
+    BinaryQuery,
+    BinaryResult,
+    ConfigPlan,
     Desired,
     Edit,
     FileChange,
@@ -22,16 +27,14 @@ from runtimes.model import (
     Key,
     Observation,
     Ownership,
-    Plan,
-    Question,
     RuntimeName,
     fingerprint,
 )
 from tests.fuzz import laws
-from toolkit import wrapper
+from toolkit.artifacts import toolkit_config, wrappers
 
 Files = Mapping[str, bytes]
-Ask = Callable[[Question], Answer]
+Ask = Callable[[BinaryQuery], BinaryResult]
 _ROUNDS: Final = 50
 _TOOLKIT: Final = "/usr/local/nvidia/toolkit"
 HANDLERS: Final = (
@@ -64,6 +67,7 @@ CONTAINERD: Final = Dialect(
         drop_in="/etc/containerd/conf.d/99-nvidia.toml",
         handlers=HANDLERS,
         default="nvidia",
+        systemd_cgroup=True,
     ),
     paths=(
         "/etc/containerd/config.toml",
@@ -119,7 +123,11 @@ DOCKER: Final = Dialect(
         default="nvidia",
     ),
     paths=("/etc/docker/daemon.json",),
-    may_change=(("default-runtime",), ("features", "cdi"), *(("runtimes", name) for name in _OURS)),
+    may_change=(
+        ("default-runtime",),
+        ("features", "cdi"),
+        *(("runtimes", name) for name in _OURS),
+    ),
     comment=b"\n ",
 )
 
@@ -136,7 +144,7 @@ class Node:
     annotations: tuple[str, ...] = ()
     hook_mode: bool = False
     argv: tuple[str, ...] = ()
-    answers: Mapping[str, Answer] = field(default_factory=dict)
+    answers: Mapping[str, BinaryResult] = field(default_factory=dict)
     """By the question's name."""
     binary: bool = False
 
@@ -151,20 +159,20 @@ class Node:
             hook_mode=self.hook_mode,
         )
 
-    def ask(self, question: Question) -> Answer:
+    def ask(self, question: BinaryQuery) -> BinaryResult:
         """Answer as was drawn; else as a binary does that merges all staged files deeply."""
         return self.answers.get(question.name) or _merged(question)
 
 
-def _merged(question: Question) -> Answer:
+def _merged(question: BinaryQuery) -> BinaryResult:
     directories = [data for each in question.directories for _, data in sorted(each.items())]
     tree: dict[str, Any] = {} if question.files else {"version": 3}
     try:
         for data in (*question.files, *directories):
             tree = laws.overlaid(tree, laws.read_toml(data))
-        return Answer(code=0, out=tomlkit.dumps(tree), err="")
+        return BinaryResult(code=0, out=tomlkit.dumps(tree), err="")
     except (ValueError, RecursionError) as error:
-        return Answer(code=1, out="", err=str(error))
+        return BinaryResult(code=1, out="", err=str(error))
 
 
 def observe(of: Dialect, node: Node, files: Files, owned: tuple[Ownership, ...] = ()) -> Observation:
@@ -175,19 +183,22 @@ def observe(of: Dialect, node: Node, files: Files, owned: tuple[Ownership, ...] 
     )
     seen = replace(seen, files={each.path: files.get(each.path) for each in owned})
     for _ in range(_ROUNDS):
-        look = of.adapter.look(wish, seen)
+        look = of.adapter.required_files(wish, seen)
         if look.files or look.globs:
             assert not any("\0" in path or not path for path in (*look.files, *look.globs)), look
             seen = replace(
                 seen,
                 files={**seen.files, **{path: files.get(path) for path in look.files}},
-                globs={**seen.globs, **{pattern: _globbed(pattern, files) for pattern in look.globs}},
+                globs={
+                    **seen.globs,
+                    **{pattern: _globbed(pattern, files) for pattern in look.globs},
+                },
             )
             continue
-        questions = of.adapter.questions(wish, seen) if seen.binary else ()
+        questions = of.adapter.queries(wish, seen) if seen.binary else ()
         if not questions:
             return seen
-        seen = replace(seen, answers={**seen.answers, **{q.name: node.ask(q) for q in questions}})
+        seen = replace(seen, results={**seen.results, **{q.name: node.ask(q) for q in questions}})
     raise AssertionError("the adapter never has enough")
 
 
@@ -199,7 +210,7 @@ def _globbed(pattern: str, files: Files) -> tuple[str, ...]:
     return tuple(sorted(path for path in there if globs.matches(pattern, path)))
 
 
-def plan(of: Dialect, node: Node, files: Files, owned: tuple[Ownership, ...] = ()) -> Plan | None:
+def plan(of: Dialect, node: Node, files: Files, owned: tuple[Ownership, ...] = ()) -> ConfigPlan | None:
     """Return the plan as the program makes it, or None where the node is refused."""
     wish = node.wish(of)
     with laws.bounded():
@@ -207,10 +218,10 @@ def plan(of: Dialect, node: Node, files: Files, owned: tuple[Ownership, ...] = (
             seen = observe(of, node, files, owned)
             _told(of, wish, seen)
             found = planner.plan(of.adapter, wish, seen)
-            question = None if found.is_noop else planner.trial(of.adapter, wish, seen, found)
+            question = None if found.is_noop else planner.candidate_query(of.adapter, wish, seen, found)
             if question is not None and seen.binary:
-                planner.judge(of.adapter, wish, seen, node.ask(question))
-        except (NotUnderstood, Unfit):
+                planner.check(of.adapter, wish, seen, node.ask(question))
+        except (ConfigError, UnsupportedSetup):
             return None
     return found
 
@@ -223,12 +234,12 @@ def _told(of: Dialect, wish: Desired, seen: Observation) -> None:
     of.adapter.programs(wish, seen)
 
 
-def removal(of: Dialect, node: Node, files: Files, owned: tuple[Ownership, ...]) -> Plan | None:
+def removal(of: Dialect, node: Node, files: Files, owned: tuple[Ownership, ...]) -> ConfigPlan | None:
     """Return the plan that takes everything back, or None where the node is refused."""
     with laws.bounded():
         try:
             return planner.removal(of.adapter, observe(of, node, files, owned))
-        except NotUnderstood:
+        except ConfigError:
             return None
 
 
@@ -271,14 +282,14 @@ def _polite(of: Dialect, node: Node, change: FileChange) -> None:
         assert now["default-runtime"] == node.default
 
 
-def runnable(found: Plan) -> None:
+def runnable(found: ConfigPlan) -> None:
     """Check that wrappers and the toolkit's configuration can name the binaries that run in the end."""
     for binary in found.low_level:
-        wrapper.render("nvidia-container-runtime", _TOOLKIT, low_level=binary)
+        wrappers.render("nvidia-container-runtime", _TOOLKIT, low_level=binary)
         assert binary.replace("\0", ""), "there is no binary"
         assert "\0" not in binary, f"{binary!r} is no binary"
     asked: dict[Key, object] = {("nvidia-container-runtime", "runtimes"): list(found.low_level)}
-    wrapper.configuration(None, "/x/config.toml", asked)
+    toolkit_config.configuration(None, "/x/config.toml", asked)
 
 
 def _humble(of: Dialect, node: Node, files: Files, owned: tuple[Ownership, ...]) -> None:
@@ -297,7 +308,7 @@ def _humble(of: Dialect, node: Node, files: Files, owned: tuple[Ownership, ...])
             assert laws.alike(laws.solid(now), laws.solid(was)), f"{each.path}: {back.stayed}"
 
 
-def after(files: Files, found: Plan) -> dict[str, bytes]:
+def after(files: Files, found: ConfigPlan) -> dict[str, bytes]:
     """Return the files as a plan leaves them."""
     for change in found.changes:
         assert files.get(change.path) == change.before, f"{change.path}: the plan is about other bytes"
@@ -322,7 +333,7 @@ def taken_back(of: Dialect, files: Sequence[bytes], remembered: Sequence[Edit]) 
         with laws.bounded():
             try:
                 left, _ = edits.without(of.adapter.form, owned, data)
-            except NotUnderstood:
+            except ConfigError:
                 continue
         if left is not None:
             of.read(left)

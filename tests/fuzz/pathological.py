@@ -13,12 +13,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from runtimes import edits, globs, jsondoc, tomldoc
-from runtimes.edits import Want
-from runtimes.errors import NotUnderstood
+from runtimes import edits, globs
+from runtimes.edits import DesiredKey
+from runtimes.errors import ConfigError
+from runtimes.formats import json_editor, toml_editor
 from runtimes.model import ABSENT, Ownership
 from tests.fuzz.strategies import PATH
-from toolkit import protowire
+from toolkit.runtime.client import protobuf
 
 Make = Callable[[int], bytes]
 Work = Callable[[bytes], object]
@@ -132,9 +133,9 @@ JSON: Final[Mapping[str, Make]] = {
 }
 WIRE: Final[Mapping[str, Make]] = {
     "small numbers": lambda n: b"\x08\x01" * n,
-    "many fields": lambda n: b"".join(protowire.encode([(i + 1, i)]) for i in range(n)),
+    "many fields": lambda n: b"".join(protobuf.encode([(i + 1, i)]) for i in range(n)),
     "empty messages": lambda n: b"\x0a\x00" * n,
-    "a long message": lambda n: protowire.encode([(1, b"x" * n)]),
+    "a long message": lambda n: protobuf.encode([(1, b"x" * n)]),
     "long numbers": lambda n: b"\x08" + b"\xff" * n,
 }
 PATTERNS: Final[Mapping[str, Make]] = {
@@ -148,34 +149,34 @@ PATTERNS: Final[Mapping[str, Make]] = {
 }
 
 _TOML_WANTS: Final = (
-    Want(path=PATH, key=("version",), new=2),
-    Want(path=PATH, key=_KEY, new={"runtime_type": "t", "options": {"BinaryName": "/x"}}, exact=True),
-    Want(path=PATH, key=("imports",), new=["/a/*.toml"]),
-    Want(path=PATH, key=("plugins", "cri", "gone"), new=ABSENT),
+    DesiredKey(path=PATH, key=("version",), new=2),
+    DesiredKey(path=PATH, key=_KEY, new={"runtime_type": "t", "options": {"BinaryName": "/x"}}, exact=True),
+    DesiredKey(path=PATH, key=("imports",), new=["/a/*.toml"]),
+    DesiredKey(path=PATH, key=("plugins", "cri", "gone"), new=ABSENT),
 )
 _JSON_WANTS: Final = (
-    Want(path=PATH, key=("runtimes", "nvidia"), new={"path": "/x", "args": []}, exact=True),
-    Want(path=PATH, key=("default-runtime",), new="nvidia"),
-    Want(path=PATH, key=("features",), new=ABSENT),
+    DesiredKey(path=PATH, key=("runtimes", "nvidia"), new={"path": "/x", "args": []}, exact=True),
+    DesiredKey(path=PATH, key=("default-runtime",), new="nvidia"),
+    DesiredKey(path=PATH, key=("features",), new=ABSENT),
 )
 
 
-def _edited(form: edits.Format, wants: tuple[Want, ...], data: bytes) -> None:
+def _edited(form: edits.Format, wants: tuple[DesiredKey, ...], data: bytes) -> None:
     """Edit a file and, as if somebody had edited it since, take that back."""
     try:
         change = edits.apply(form, PATH, data, wants)
         if change is not None and change.after is not None:
             owned = Ownership(path=PATH, original=data, written=(), edits=change.edits)
             edits.without(form, owned, change.after)
-    except NotUnderstood:
+    except ConfigError:
         return
 
 
 def _decoded(data: bytes) -> None:
     try:
-        message = protowire.decode(data)
+        message = protobuf.decode(data)
         message.messages(1)
-    except protowire.Malformed:
+    except protobuf.Malformed:
         return
 
 
@@ -185,8 +186,8 @@ def _matched(pattern: bytes) -> None:
 
 
 KINDS: Final[Mapping[str, tuple[Mapping[str, Make], Work]]] = {
-    "TOML": (TOML, lambda data: _edited(tomldoc, _TOML_WANTS, data)),
-    "JSON": (JSON, lambda data: _edited(jsondoc, _JSON_WANTS, data)),
+    "TOML": (TOML, lambda data: _edited(toml_editor, _TOML_WANTS, data)),
+    "JSON": (JSON, lambda data: _edited(json_editor, _JSON_WANTS, data)),
     "wire": (WIRE, _decoded),
     "patterns": (PATTERNS, _matched),
 }

@@ -12,7 +12,7 @@ from typing import Any, Final
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
-from runtimes.edits import Want
+from runtimes.edits import DesiredKey
 from runtimes.model import ABSENT, Key
 from tests.fuzz import laws, seeds
 
@@ -76,7 +76,10 @@ _Step = tuple[str, int, int, bytes]
 def _steps(tokens: Sequence[bytes], most: int) -> st.SearchStrategy[list[_Step]]:
     token = st.sampled_from(tuple(tokens) + _NOISE) | st.binary(max_size=3)
     step = st.tuples(
-        st.sampled_from(_OPERATIONS), st.integers(0, 65535), st.integers(0, 40) | st.integers(0, 4000), token
+        st.sampled_from(_OPERATIONS),
+        st.integers(0, 65535),
+        st.integers(0, 40) | st.integers(0, 4000),
+        token,
     )
     return st.lists(step, max_size=most)
 
@@ -145,7 +148,18 @@ _ENDS: Final = st.sampled_from(
     ["\n", "\n", "\n", "\n", "\r\n", "  # why\n", " # \u2028 x\n", "\t\n", "\n\n", ""]
 )
 _GAPS: Final = st.sampled_from(
-    ["", "", "", "\n", "# a comment\n", "  # k = 1\n", "\r\n", "\t\n", "# [x]\n\n", "# a\u2028# b\n"]
+    [
+        "",
+        "",
+        "",
+        "\n",
+        "# a comment\n",
+        "  # k = 1\n",
+        "\r\n",
+        "\t\n",
+        "# [x]\n\n",
+        "# a\u2028# b\n",
+    ]
 )
 
 
@@ -343,7 +357,7 @@ def _trees(leaves: st.SearchStrategy[Any], names: Sequence[str]) -> st.SearchStr
     return st.dictionaries(name, leaves | table, min_size=1, max_size=3)
 
 
-Work = tuple[bytes, list[Want]]
+Work = tuple[bytes, list[DesiredKey]]
 _TOML_LEAVES: Final = _leaves()
 _JSON_LEAVES: Final = _leaves(None, "\ud800")
 
@@ -371,16 +385,16 @@ def _tree(read: Callable[[bytes], dict[str, Any]], data: bytes) -> dict[str, Any
 
 def _wishes(
     draw: st.DrawFn, tree: dict[str, Any], names: Sequence[str], leaves: st.SearchStrategy[Any]
-) -> list[Want]:
+) -> list[DesiredKey]:
     """Return wishes about keys of a tree and about others, none of them above another."""
     there = list(islice(_all_keys(tree), 300))
-    wanted: list[Want] = []
+    wanted: list[DesiredKey] = []
     for _ in range(draw(st.integers(1, 4))):
         key = draw(_key(there, names))
         if any(key[: len(w.key)] == w.key or w.key[: len(key)] == key for w in wanted):
             continue
         new = draw(st.one_of(leaves, _trees(leaves, names), st.just(ABSENT)))
-        wanted.append(Want(path=PATH, key=key, new=new, exact=draw(st.booleans())))
+        wanted.append(DesiredKey(path=PATH, key=key, new=new, exact=draw(st.booleans())))
     return wanted
 
 

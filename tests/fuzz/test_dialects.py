@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtimes.model import Answer
+from runtimes.model import BinaryResult
 from tests.fuzz import nodes, seeds
 from tests.fuzz.nodes import Node
 from tests.fuzz.strategies import CONTAINERD, CRIO, DOCKER, HOOKS, Files, budget
@@ -18,19 +18,22 @@ _DEFAULTS = st.sampled_from(["nvidia", "nvidia", None])
 _DEEP = 'version = 2\n[plugins."io.containerd.grpc.v1.cri".cni]\nconf_dir = "/probe/root"\n'
 
 
-def _said(texts: Files) -> st.SearchStrategy[Answer]:
-    good = texts.map(lambda data: Answer(code=0, out=data.decode(errors="replace"), err=""))
+def _said(texts: Files) -> st.SearchStrategy[BinaryResult]:
+    good = texts.map(lambda data: BinaryResult(code=0, out=data.decode(errors="replace"), err=""))
     bad = st.builds(
-        Answer, code=st.just(1), out=st.just(""), err=st.sampled_from(["", "\n\n", "no\nyes\n \n"])
+        BinaryResult,
+        code=st.just(1),
+        out=st.just(""),
+        err=st.sampled_from(["", "\n\n", "no\nyes\n \n"]),
     )
     return st.one_of(good, good, good, good, bad)
 
 
-def _answers(questions: tuple[str, ...], texts: Files) -> st.SearchStrategy[Mapping[str, Answer]]:
+def _answers(questions: tuple[str, ...], texts: Files) -> st.SearchStrategy[Mapping[str, BinaryResult]]:
     """Return answers to some of the questions; the rest is answered as a binary does."""
     some = st.dictionaries(st.sampled_from(questions), _said(texts), max_size=len(questions))
     one = st.dictionaries(st.sampled_from(questions), _said(texts), max_size=1)
-    none: dict[str, Answer] = {}
+    none: dict[str, BinaryResult] = {}
     return st.one_of(st.just(none), one, one, some)
 
 
@@ -44,7 +47,7 @@ def _nodes(**more: st.SearchStrategy[Any]) -> st.SearchStrategy[Node]:
 
 
 _MERGES = st.sampled_from([_DEEP, "version = 2\n"]).map(
-    lambda out: {"merge": Answer(code=0, out=out, err="")}
+    lambda out: {"merge": BinaryResult(code=0, out=out, err="")}
 )
 _CONTAINERD = _nodes(
     files=_files(nodes.CONTAINERD.paths, CONTAINERD),
@@ -79,7 +82,7 @@ _DOCKER = _nodes(
     argv=st.lists(st.sampled_from(["dockerd", "-D", "--config-file", "--add-runtime=a=b"]), max_size=3).map(
         tuple
     ),
-    answers=st.sampled_from([{}, {"candidate": Answer(code=0, out="", err="")}]),
+    answers=st.sampled_from([{}, {"candidate": BinaryResult(code=0, out="", err="")}]),
 )
 
 

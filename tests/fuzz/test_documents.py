@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from hypothesis import given
 
-from runtimes import edits, jsondoc, tomldoc
-from runtimes.edits import Want
-from runtimes.errors import NotUnderstood
+from runtimes import edits
+from runtimes.edits import DesiredKey
+from runtimes.errors import ConfigError
+from runtimes.formats import json_editor, toml_editor
 from runtimes.model import Absent
 from tests.fuzz import laws
 from tests.fuzz.strategies import JSON, PATH, TOML, Work, budget, edited_json, edited_toml
@@ -19,11 +20,11 @@ from tests.fuzz.strategies import JSON, PATH, TOML, Work, budget, edited_json, e
 def test_toml_is_read_or_refused(data: bytes) -> None:
     with laws.bounded():
         try:
-            document = tomldoc.parse(data, PATH)
-        except NotUnderstood:
+            document = toml_editor.parse(data, PATH)
+        except ConfigError:
             return
     assert document.encode() == data
-    assert laws.alike(tomldoc.tree(data, PATH), laws.read_toml(data))
+    assert laws.alike(toml_editor.tree(data, PATH), laws.read_toml(data))
 
 
 @budget(200)
@@ -31,11 +32,11 @@ def test_toml_is_read_or_refused(data: bytes) -> None:
 def test_json_is_read_or_refused(data: bytes) -> None:
     with laws.bounded():
         try:
-            document = jsondoc.parse(data, PATH)
-        except NotUnderstood:
+            document = json_editor.parse(data, PATH)
+        except ConfigError:
             return
     assert document.encode() == data
-    assert laws.alike(jsondoc.tree(data, PATH).keys(), laws.read_json(data).keys())
+    assert laws.alike(json_editor.tree(data, PATH).keys(), laws.read_json(data).keys())
 
 
 @budget(300)
@@ -43,7 +44,7 @@ def test_json_is_read_or_refused(data: bytes) -> None:
 def test_toml_is_edited_in_the_wanted_keys_alone(work: Work) -> None:
     data, wants = work
     if _is_settable(laws.read_toml, data, wants):
-        laws.edit(tomldoc, laws.read_toml, data, wants)
+        laws.edit(toml_editor, laws.read_toml, data, wants)
 
 
 @budget(300)
@@ -51,29 +52,29 @@ def test_toml_is_edited_in_the_wanted_keys_alone(work: Work) -> None:
 def test_json_is_edited_in_the_wanted_keys_alone(work: Work) -> None:
     data, wants = work
     if _is_settable(laws.read_json, data, wants):
-        laws.edit(jsondoc, laws.read_json, data, wants)
+        laws.edit(json_editor, laws.read_json, data, wants)
 
 
 @budget(150)
 @given(edited_toml())
 def test_a_wish_through_a_value_is_refused_in_toml(work: Work) -> None:
-    _anything_goes(tomldoc, *work)
+    _anything_goes(toml_editor, *work)
 
 
 @budget(150)
 @given(edited_json())
 def test_a_wish_through_a_value_is_refused_in_json(work: Work) -> None:
-    _anything_goes(jsondoc, *work)
+    _anything_goes(json_editor, *work)
 
 
-def _anything_goes(form: edits.Format, data: bytes, wants: Sequence[Want]) -> None:
+def _anything_goes(form: edits.Format, data: bytes, wants: Sequence[DesiredKey]) -> None:
     try:
         edits.apply(form, PATH, data, wants)
-    except NotUnderstood:
+    except ConfigError:
         return
 
 
-def _is_settable(read: laws.Read, data: bytes, wants: Sequence[Want]) -> bool:
+def _is_settable(read: laws.Read, data: bytes, wants: Sequence[DesiredKey]) -> bool:
     """Tell whether no wish needs a table where a value is; a file that nobody can read is as good."""
     try:
         tree = read(data)

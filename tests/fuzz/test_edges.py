@@ -16,8 +16,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from runtimes import crio, docker
-from runtimes.errors import NotUnderstood
+from runtimes.crio import ADAPTER as crio
+from runtimes.docker import ADAPTER as docker
+from runtimes.errors import ConfigError
 from runtimes.model import ABSENT, Edit, Key
 from tests.fuzz import laws, nodes
 from tests.fuzz.strategies import (
@@ -29,10 +30,14 @@ from tests.fuzz.strategies import (
     budget,
     mutated,
 )
-from toolkit import budget as restarts
-from toolkit import cri, journal, memory, plugins, protowire, readiness, rpc, settings, wrapper
-from toolkit.errors import NodeNotUnderstood, StepFailed, UsageProblem
-from toolkit.options import SETTINGS, Kind
+from toolkit.artifacts import toolkit_config
+from toolkit.errors import NodeConfigError, StepError, UsageProblem
+from toolkit.runtime.client import cri, grpc, protobuf
+from toolkit.settings import resolve
+from toolkit.settings.layout import InstallDir
+from toolkit.settings.options import SETTINGS, Kind
+from toolkit.state import journal, readiness_record, record
+from toolkit.state import restart_budget as restarts
 
 # --- options and variables --------------------------------------------------------------------------
 
@@ -47,7 +52,9 @@ _WORDS: Final = st.one_of(
 )  # fmt: skip
 _OPTIONS: Final = st.dictionaries(st.sampled_from([row.name for row in SETTINGS]), _WORDS, max_size=8)
 _VARIABLES: Final = st.dictionaries(
-    st.sampled_from(sorted({name for row in SETTINGS for name in row.variables})), _WORDS, max_size=8
+    st.sampled_from(sorted({name for row in SETTINGS for name in row.variables})),
+    _WORDS,
+    max_size=8,
 )
 
 
@@ -58,7 +65,7 @@ def test_any_options_and_variables_are_settings_or_a_usage_problem(
 ) -> None:
     with laws.bounded():
         try:
-            found = settings.resolve(options, variables)
+            found = resolve.resolve(options, variables)
         except UsageProblem:
             return
     for row in SETTINGS:
@@ -66,27 +73,27 @@ def test_any_options_and_variables_are_settings_or_a_usage_problem(
             case Kind.FLAG:
                 assert isinstance(found.values[row.name], bool)
             case Kind.LIST:
-                assert "" not in found.items(row.name)
+                assert "" not in found.values[row.name]
             case Kind.SECONDS:
-                assert 0 < found.seconds(row.name) < 100_000
+                assert 0 < found.values[row.name] < 100_000
             case Kind.COUNT:
-                assert found.count(row.name) >= 0
+                assert found.values[row.name] >= 0
             case Kind.VALUE:
-                assert isinstance(found.text(row.name), str)
-                assert not row.choices or found.text(row.name) in row.choices
+                assert isinstance(found.values[row.name], str)
+                assert not row.choices or found.values[row.name] in row.choices
 
 
 # --- the record -------------------------------------------------------------------------------------
 
-_RECORD: Final = memory.Record(
+_RECORD: Final = record.Record(
     sequence=3,
     runtime="containerd",
-    owed_since=12.5,
+    pending_reload=record.PendingReload(since=12.5),
     directories=("/etc/containerd/conf.d",),
-    artifacts="ab" * 32,
+    toolkit_digest="ab" * 32,
     unit="containerd.service",
     owned=(
-        memory.Owned(
+        record.Owned(
             path="/etc/containerd/config.toml",
             local="/host/etc/containerd/config.toml",
             original=None,
@@ -97,37 +104,37 @@ _RECORD: Final = memory.Record(
             attributes=(("system.posix_acl_access", "AgAAAA=="), ("user.x", "")),
             written=("cd" * 32, "absent"),
             edits=(
-                Edit(key=("version",), old=ABSENT, new=2, essential=("version",)),
+                Edit(key=("version",), old=ABSENT, new=2, required_keys=("version",)),
                 Edit(key=("plugins", "cri", "nvidia"), old={"a": [1, None]}, new={"o": {"x": 1.5}}),
                 Edit(key=("imports",), old=["/a"], new=["/a", "/b"]),
             ),
         ),
     ),
 )
-_OPEN: Final = memory.Open(
-    job=memory.Job.INSTALL,
-    earlier=_RECORD,
-    baseline=memory.Baseline(),
+_OPEN: Final = record.Transaction(
+    operation=record.Operation.INSTALL,
+    previous=_RECORD,
+    baseline=record.Baseline(),
     files=_RECORD.owned,
-    told=True,
-    why="it failed",
+    notified=True,
+    failure="it failed",
 )
 
 
-def _written(record: memory.Record) -> bytes:
+def _written(record: record.Record) -> bytes:
     with tempfile.TemporaryDirectory() as directory:
         journal.save(Path(directory), record)
-        return (journal.directory(Path(directory)) / "state.json").read_bytes()
+        return (InstallDir(Path(directory)).state / "state.json").read_bytes()
 
 
 _RECORDS: Final = (
     _written(_RECORD),
-    _written(memory.Record(runtime="docker", owned=_RECORD.owned, open=_OPEN)),
-    _written(memory.Record()),
+    _written(record.Record(runtime="docker", owned=_RECORD.owned, open=_OPEN)),
+    _written(record.Record()),
 )
 _IN_RECORDS: Final = (
     b"null", b"[]", b"{}", b"1e999", b"-1", b"true", b'""', b'"key": []', b'"readable_by": 1e999',
-    b"Infinity", b"NaN", b'"readable_by": "1"', b'"new": null', b'"old": {}', b'"essential": [""]',
+    b"Infinity", b"NaN", b'"readable_by": "1"', b'"new": null', b'"old": {}', b'"required_keys": [""]',
     b'"edits": {}', b'"open": 1', b"1.5", b'"mode": 99999999999999999999', b'"owned": [[]]',
     b'"handlers": [1]', b'"job": "x"', b"[" * 3000, b'"\\ud800"',
 )  # fmt: skip
@@ -149,7 +156,7 @@ def _with(**changed: Any) -> dict[str, Any]:
 
 _DAMAGED: Final = {
     "endless readability": {**json.loads(_RECORDS[0]), "readable_by": float("inf")},
-    "an edit without a key": _with(edits=[{"key": [], "essential": [], "old": 1, "new": 2}]),
+    "an edit without a key": _with(edits=[{"key": [], "required_keys": [], "old": 1, "new": 2}]),
     "an original that no file is": _with(original="a\0b"),
     "an original elsewhere": _with(original="../../x"),
     "a path that is none": _with(local="a\0b"),
@@ -159,16 +166,19 @@ _DAMAGED: Final = {
     "attributes that are none": _with(attributes=["user.x"]),
     "a mode that is none": _with(mode=10**30),
     "an owner that is none": _with(uid=-5),
-    "a time that is none": {**json.loads(_RECORDS[0]), "owed_since": float("nan")},
+    "a time that is none": {
+        **json.loads(_RECORDS[0]),
+        "pending_reload": {"since": float("nan"), "process": None},
+    },
 }
 
 
 @pytest.mark.parametrize("content", _DAMAGED.values(), ids=_DAMAGED)
 def test_a_record_with_values_that_cannot_be_is_damaged(content: dict[str, Any]) -> None:
     place = _place()
-    journal.directory(place).mkdir(mode=0o700, exist_ok=True)
-    (journal.directory(place) / "state.json").write_text(json.dumps(content), encoding="utf-8")
-    with pytest.raises(NodeNotUnderstood):
+    InstallDir(place).state.mkdir(mode=0o700, exist_ok=True)
+    (InstallDir(place).state / "state.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(NodeConfigError):
         journal.load(place)
 
 
@@ -184,13 +194,13 @@ def _place() -> Path:
 @given(_STATES)
 def test_any_record_is_understood_or_refused(state: bytes) -> None:
     place = _place()
-    journal.directory(place).mkdir(mode=0o700, exist_ok=True)
-    (journal.directory(place) / "state.json").write_bytes(state)
+    InstallDir(place).state.mkdir(mode=0o700, exist_ok=True)
+    (InstallDir(place).state / "state.json").write_bytes(state)
     try:
         record = journal.load(place)
-    except NodeNotUnderstood:
+    except NodeConfigError:
         return
-    with contextlib.suppress(StepFailed):
+    with contextlib.suppress(StepError):
         journal.ownerships(place, record.owned)
     for owned in record.owned:
         nodes.taken_back(nodes.CONTAINERD, _OTHERS, owned.edits)
@@ -208,7 +218,10 @@ _RESTARTS: Final = (b'{"format": 1, "boot": "x", "restarts": [1.5, 2]}\n',)
 def test_any_count_of_restarts_is_read(state: bytes) -> None:
     path = _place() / "restarts.json"
     path.write_bytes(state)
-    with mock.patch("toolkit.kernel.boot_id", return_value="x"), mock.patch.object(restarts, "LOGGER"):
+    with (
+        mock.patch("toolkit.node.procfs.boot_id", return_value="x"),
+        mock.patch.object(restarts, "LOGGER"),
+    ):
         restarts.Budget(path=path, most=1, window=600).refusal()
 
 
@@ -217,7 +230,7 @@ def test_any_count_of_restarts_is_read(state: bytes) -> None:
 def test_any_readiness_record_is_read(state: bytes) -> None:
     path = _place() / "ready.json"
     path.write_bytes(state)
-    assert isinstance(readiness.mismatch(path, {"format": 1}), str)
+    assert isinstance(readiness_record.mismatch(path, {"format": 1}), str)
 
 
 @budget(100)
@@ -229,33 +242,43 @@ def test_any_configuration_of_the_toolkit_is_completed_or_refused(present: bytes
     }
     with laws.bounded():
         try:
-            after = wrapper.configuration(present, "/x/config.toml", asked)
-        except NodeNotUnderstood:
+            after = toolkit_config.configuration(present, "/x/config.toml", asked)
+        except NodeConfigError:
             return
-        assert wrapper.configuration(after, "/x/config.toml", asked) == after
+        assert toolkit_config.configuration(after, "/x/config.toml", asked) == after
     found = laws.read_toml(after)
     assert found["nvidia-container-runtime"]["runtimes"] == ["/usr/bin/runc"]
 
 
 # --- what a daemon says -----------------------------------------------------------------------------
 
-_CONDITION: Final = protowire.encode([(1, "RuntimeReady"), (2, 1), (3, "why"), (4, "long")])
-_POD: Final = protowire.encode(
-    [(1, "id"), (2, protowire.encode([(1, "name"), (3, "space")])), (3, 0), (7, "nvidia")]
+_CONDITION: Final = protobuf.encode([(1, "RuntimeReady"), (2, 1), (3, "why"), (4, "long")])
+_POD: Final = protobuf.encode(
+    [(1, "id"), (2, protobuf.encode([(1, "name"), (3, "space")])), (3, 0), (7, "nvidia")]
 )
 _ANSWERS: Final = (
-    protowire.encode([(2, "containerd"), (3, "2.1.4")]),
-    protowire.encode(
+    protobuf.encode([(2, "containerd"), (3, "2.1.4")]),
+    protobuf.encode(
         [
-            (1, protowire.encode([(1, _CONDITION), (1, _CONDITION)])),
-            (2, protowire.encode([(1, "config"), (2, '{"containerd": {"runtimes": {"nvidia": {}}}}')])),
-            (3, protowire.encode([(1, "nvidia")])),
+            (1, protobuf.encode([(1, _CONDITION), (1, _CONDITION)])),
+            (
+                2,
+                protobuf.encode([(1, "config"), (2, '{"containerd": {"runtimes": {"nvidia": {}}}}')]),
+            ),
+            (3, protobuf.encode([(1, "nvidia")])),
         ]
     ),
-    protowire.encode([(1, _POD), (1, _POD)]),
-    protowire.encode([(2, protowire.encode([(1, "info"), (2, '{"runtimeHandler": "nvidia"}')]))]),
+    protobuf.encode([(1, _POD), (1, _POD)]),
+    protobuf.encode([(2, protobuf.encode([(1, "info"), (2, '{"runtimeHandler": "nvidia"}')]))]),
 )
-_IN_WIRES: Final = (b"\x80" * 11, b"\x0a\x00", b"\x08", b"\xff" * 9 + b"\x01", b"\x0b", b"[" * 9000)
+_IN_WIRES: Final = (
+    b"\x80" * 11,
+    b"\x0a\x00",
+    b"\x08",
+    b"\xff" * 9 + b"\x01",
+    b"\x0b",
+    b"[" * 9000,
+)
 _WIRES: Final = mutated(_ANSWERS, _IN_WIRES) | st.binary(max_size=80)
 _SOCKET: Final = Path("/run/x.sock")
 _SECONDS: Final = 1.0
@@ -265,15 +288,15 @@ _SECONDS: Final = 1.0
 @given(_WIRES, st.integers(0, 8))
 def test_any_message_is_read_or_malformed(data: bytes, field: int) -> None:
     try:
-        message = protowire.decode(data)
-    except protowire.Malformed:
+        message = protobuf.decode(data)
+    except protobuf.Malformed:
         return
     readers: tuple[Callable[[int], object], ...] = (
         message.number, message.flag, message.pieces, message.text, message.message, message.messages,
         message.texts_by_name,
     )  # fmt: skip
     for read in readers:
-        with contextlib.suppress(protowire.Malformed):
+        with contextlib.suppress(protobuf.Malformed):
             read(field)
     assert all(0 < number < 1 << 29 for number in message.fields)
 
@@ -288,11 +311,11 @@ def test_any_answer_over_cri_is_read_or_a_failed_call(data: bytes) -> None:
         lambda: cri.containers(_SOCKET, timeout=_SECONDS),
         lambda: cri.sandbox_info(_SOCKET, "x", timeout=_SECONDS),
     )
-    with mock.patch.object(rpc, "unary", return_value=data), laws.bounded():
+    with mock.patch.object(grpc, "unary", return_value=data), laws.bounded():
         for read in readers:
             with contextlib.suppress(cri.CriFailed):
                 read()
-        assert isinstance(plugins.cri_failure(_SOCKET, timeout=_SECONDS), str)
+        assert isinstance(cri.cri_failure(_SOCKET, timeout=_SECONDS), str)
 
 
 _SAID: Final = ANY_JSON | CRIO.map(lambda data: data.decode(errors="replace"))
@@ -311,8 +334,8 @@ def test_any_word_of_a_daemon_is_understood_or_a_value_error(said: str) -> None:
             with contextlib.suppress(ValueError):
                 of.adapter.running(config, said)
             assert isinstance(of.adapter.handler_in(config or {}), str)
-    assert all(isinstance(problem, str) for problem in crio.unconfirmed(nodes.CRIO.wish, {}, said))
-    problems = docker.unconfirmed(nodes.DOCKER.wish, {nodes.DOCKER.wish.config: b"{}"}, said)
+    assert all(isinstance(problem, str) for problem in crio.not_applied(nodes.CRIO.wish, {}, said))
+    problems = docker.not_applied(nodes.DOCKER.wish, {nodes.DOCKER.wish.config: b"{}"}, said)
     assert all(isinstance(problem, str) for problem in problems)
 
 
@@ -320,7 +343,7 @@ def test_any_word_of_a_daemon_is_understood_or_a_value_error(said: str) -> None:
 def test_what_a_file_of_docker_says_is_told_or_refused(file: bytes) -> None:
     wish = nodes.DOCKER.wish
     seen = nodes.observe(nodes.DOCKER, nodes.Node(files={wish.config: file}), {wish.config: file})
-    with contextlib.suppress(NotUnderstood):
+    with contextlib.suppress(ConfigError):
         assert isinstance(docker.effective(wish, seen).default, str)
         docker.defined(wish, seen.files)
 

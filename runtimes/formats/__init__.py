@@ -1,0 +1,5 @@
+"""Editors for TOML and JSON files that keep every byte that is not edited.
+
+May import: runtimes.model, runtimes.errors; tomlkit only where something is written.
+Start reading at toml_editor.py, then json_editor.py.
+"""

@@ -1,0 +1,275 @@
+"""Scanner that finds the position of every statement in a TOML text.
+
+It reads only text that `tomllib` has accepted, so it does not check the syntax again.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from runtimes.errors import ConfigError
+from runtimes.model import Key
+
+_HINT: Final = "repair the file; start the runtime by hand to see its own error message"
+_BOM: Final = "\ufeff"
+# Quantifiers are possessive wherever a match could backtrack: a hostile file must cost neither
+# exponential time nor memory for backtracking. CPython before 3.11.5 (Debian 12 has 3.11.2) misses
+# matches of possessive groups that contain alternatives, assertions, or repetitions other than at
+# their end (python/cpython issues 100061 and 106052); tests/project/test_patterns.py forbids those.
+# Therefore a string is plain characters, then any number of escapes with plain characters after each.
+_QUOTED: Final = r'"[^"\\\n]*+(?:\\.[^"\\\n]*+)*+"' + r"|'[^'\n]*+'"
+_BLANK: Final = re.compile(r"[ \t\r]*+(?:#[^\n]*+)?(?:\n|$)")
+_KEY_PART: Final = re.compile(rf"[ \t]*({_QUOTED}|[A-Za-z0-9_-]+)[ \t]*")
+_SIMPLE_VALUE: Final = re.compile(
+    r"[ \t]*+(?:\"[^\"\\\n]*+(?:\\.[^\"\\\n]*+)*+\"(?!\")|'[^'\n]*+'(?!')|[^\"'\[{#\n]*+)"
+    r"[ \t\r]*+(?:#[^\n]*+)?(?:\n|$)"
+)
+_VALUE_TOKEN: Final = re.compile(
+    r'"""[^"\\]*+(?:(?:\\.|"(?!""))[^"\\]*+)*"{3,5}'
+    r"|'''[^']*+(?:'(?!'')[^']*+)*'{3,5}"
+    rf"|{_QUOTED}|#[^\n]*|[\[\]{{}}]|\n|[^\"'#\[\]{{}}\n]+",
+    re.DOTALL,
+)
+LARGEST: Final = 1 << 20
+"""The size limit in bytes.
+
+The largest known file has 16 thousand bytes. Parsing a million bytes of tables takes 200 MB of memory.
+"""
+_DEEPEST: Final = 100
+_TOO_DEEP: Final = "it is nested too deeply to be a configuration"
+_LONG_KEY: Final = re.compile(
+    rf"(?:^|[\[{{,])[ \t]*+(?:(?:{_QUOTED}|[A-Za-z0-9_-]++)[ \t]*+\.[ \t]*+){{{_DEEPEST}}}",
+    re.MULTILINE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """A header, or a key with its value; `start` and `end` are the offsets of its whole lines.
+
+    `path` is the full key, including that of the table. `raw` are its parts as spelled in the text.
+    `array` is set for a `[[...]]` header and everything below it, which no key can address.
+    """
+
+    start: int
+    end: int
+    path: Key
+    raw: Key
+    table: Key
+    header: bool
+    array: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A TOML text with its statements, its newline and its byte order mark."""
+
+    path: str
+    text: str
+    statements: tuple[Statement, ...]
+    newline: str
+    bom: str
+
+    def encode(self) -> bytes:
+        """Return the bytes of the document. Raise ConfigError if UTF-8 cannot encode its text."""
+        try:
+            return (self.bom + self.text).encode()
+        except UnicodeEncodeError as error:
+            raise ConfigError(
+                self.path, "a new value contains an unpaired surrogate, which UTF-8 cannot encode"
+            ) from error
+
+
+def parse(data: bytes, path: str) -> Document:
+    """Return a file's bytes as a document.
+
+    Raise ConfigError with line and column if they are not valid TOML.
+    """
+    return read(data, path)[0]
+
+
+def read(data: bytes, path: str) -> tuple[Document, dict[str, Any]]:
+    """Return the results of `parse` and `tree` from one pass over the bytes.
+
+    Raise ConfigError with line and column if they are not valid TOML.
+    """
+    content = tree(data, path)
+    text = data.decode()
+    bom = _BOM if text.startswith(_BOM) else ""
+    text = text.removeprefix(_BOM)
+    newline = "\r\n" if text.count("\r\n") * 2 > text.count("\n") else "\n"
+    return Document(path, text, tuple(statements(text)), newline, bom), content
+
+
+def tree(data: bytes, path: str) -> dict[str, Any]:
+    """Return a file's content as plain values, parsed by `tomllib`.
+
+    Raise ConfigError with line and column if it is not valid TOML.
+    """
+    if len(data) > LARGEST:
+        raise ConfigError(path, f"it has {len(data)} bytes, too many for a configuration file")
+    try:
+        text = data.decode().removeprefix(_BOM)
+        # Checked first, because tomllib needs quadratic time and memory for a key with many parts.
+        result = None if _LONG_KEY.search(text) else tomllib.loads(text)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        column = error.start - (data.rfind(b"\n", 0, error.start) + 1) + 1
+        why = f"it is not UTF-8 text (byte 0x{data[error.start]:02x})"
+        raise ConfigError(path, why, line=line, column=column, hint=_HINT) from error
+    except RecursionError as error:
+        raise ConfigError(path, _TOO_DEEP, hint=_HINT) from error
+    except tomllib.TOMLDecodeError as error:
+        raise _not_toml(data.decode().removeprefix(_BOM), path, str(error)) from error
+    except ValueError as error:  # Python refuses to convert more than 4300 digits.
+        raise ConfigError(path, "a number in it has too many digits", hint=_HINT) from error
+    if result is None or _is_deep(result):
+        raise ConfigError(path, _TOO_DEEP, hint=_HINT)
+    return result
+
+
+def _is_deep(tree: dict[str, Any]) -> bool:
+    """Return whether a tree is nested too deeply for the recursive functions that walk it."""
+    level: list[Any] = [tree]
+    for _ in range(_DEEPEST):
+        level = [
+            below
+            for item in level
+            for below in (item.values() if isinstance(item, dict) else item)
+            if isinstance(below, (dict, list))
+        ]
+    return bool(level)
+
+
+def indent_of(document: Document, statement: Statement) -> str:
+    """Return the white space before a statement."""
+    return document.text[statement.start : _skip(document.text, statement.start)]
+
+
+def _not_toml(text: str, path: str, message: str) -> ConfigError:
+    """Return the error for a message of `tomllib`, with the line and column that it contains."""
+    result = re.search(r" \(at line (\d+), column (\d+)\)$", message)
+    if result:
+        line, column = int(result[1]), int(result[2])
+    else:  # The message ends in "(at end of document)".
+        line = text.count("\n") + 1
+        column = len(text) - (text.rfind("\n") + 1) + 1
+    why = re.sub(r" \(at [^)]*\)$", "", message)
+    return ConfigError(
+        path,
+        f"it is not valid TOML: {why[:1].lower() + why[1:]}",
+        line=line,
+        column=column,
+        hint=_HINT,
+    )
+
+
+def respliced(document: Document, start: int, end: int, new: str) -> Document:
+    """Return a document with a span of its text replaced, scanning only the statements around it.
+
+    After the span, statements from the next header on do not depend on the text before them. Arrays
+    of tables are the exception: if there may be one, the whole text is scanned.
+    """
+    old = document.statements
+    text = document.text[:start] + new + document.text[end:]
+    unchanged = bisect_right(old, start, key=lambda s: s.end)
+    if unchanged and document.text[old[unchanged - 1].end - 1] != "\n":
+        unchanged -= 1  # The last line has no newline, so the new text continues it.
+    rest = next((i for i in range(unchanged, len(old)) if old[i].header and old[i].start >= end), len(old))
+    before = old[unchanged - 1] if unchanged else None
+    touched = document.text[before.end if before else 0 : old[rest].start if rest < len(old) else None]
+    if "[[" in touched or "[[" in new or any(s.array for s in old):
+        return replace(document, text=text, statements=tuple(statements(text)))
+    offset = len(new) - (end - start)
+    until = old[rest].start + offset if rest < len(old) else len(text)
+    rescanned = list(statements(text, before, until))
+    if rescanned and rescanned[-1].end > until:  # The new text extends into the statement after it.
+        return replace(document, text=text, statements=tuple(statements(text)))
+    shifted = (
+        Statement(s.start + offset, s.end + offset, s.path, s.raw, s.table, s.header, s.array)
+        for s in (old[rest:] if offset else ())
+    )
+    following = shifted if offset else old[rest:]
+    return replace(document, text=text, statements=(*old[:unchanged], *rescanned, *following))
+
+
+def statements(text: str, after: Statement | None = None, until: int | None = None) -> Iterator[Statement]:
+    """Yield the statements of a text, in order.
+
+    Scanning starts after the statement `after`, which must not follow an array of tables, and stops
+    at the offset `until`.
+    """
+    table: Key = after.table if after else ()
+    raw_table: Key = after.raw[: len(table)] if after else ()
+    arrays: set[Key] = set()
+    array = False
+    position = after.end if after else 0
+    until = len(text) if until is None else until
+    while position < until:
+        blank = _BLANK.match(text, position)
+        if blank and blank.end() > position:
+            position = blank.end()
+            continue
+        start = position
+        position = _skip(text, position)
+        if text[position] == "[":
+            array_header = text.startswith("[[", position)
+            parts, raw, _ = _key(text, position + (2 if array_header else 1))
+            end = text.find("\n", position) + 1 or len(text)
+            if array_header:
+                arrays.add(parts)
+            array = any(parts[:depth] in arrays for depth in range(1, len(parts) + 1))
+            table, raw_table = parts, raw
+            yield Statement(start, end, table, raw_table, table, header=True, array=array)
+        else:
+            parts, raw, position = _key(text, position)
+            end = _value_end(text, position + 1)
+            yield Statement(start, end, table + parts, raw_table + raw, table, header=False, array=array)
+        position = end
+
+
+def _skip(text: str, position: int) -> int:
+    """Return the position of the next character that is neither a space nor a tab."""
+    while text[position] in " \t":
+        position += 1
+    return position
+
+
+def _key(text: str, position: int) -> tuple[Key, Key, int]:
+    """Return the parts of the key at a position, their spelling, and the position after the key."""
+    parts: list[str] = []
+    raw: list[str] = []
+    while result := _KEY_PART.match(text, position):
+        spelled = result[1]
+        raw.append(spelled)
+        if spelled[0] == '"' and "\\" in spelled:
+            parts.append(next(iter(tomllib.loads(f"{spelled}=0"))))
+        else:
+            parts.append(spelled[1:-1] if spelled[0] in "\"'" else spelled)
+        position = result.end()
+        if text[position : position + 1] != ".":
+            break
+        position += 1
+    return tuple(parts), tuple(raw), position
+
+
+def _value_end(text: str, position: int) -> int:
+    """Return the end of the line on which the value at a position ends."""
+    simple = _SIMPLE_VALUE.match(text, position)
+    if simple:
+        return simple.end()
+    depth = 0
+    for result in _VALUE_TOKEN.finditer(text, position):
+        match result[0]:
+            case "[" | "{":
+                depth += 1
+            case "]" | "}":
+                depth -= 1
+            case "\n" if depth == 0:
+                return result.end()
+    return len(text)

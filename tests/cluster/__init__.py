@@ -1,0 +1,1 @@
+"""The chart, the image, and a real Kubernetes on a booted node."""

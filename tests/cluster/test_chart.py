@@ -1,0 +1,404 @@
+"""The chart by the real helm: the documented command line, the mounts, every wrong value, the manifests."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+import pytest
+import yaml
+
+from runtimes.distributions import DISTRIBUTIONS
+from tests.support import cluster, helm
+from tests.support.containers import DEFAULT_MOUNTS
+from toolkit import __version__
+from toolkit.settings.options import SETTINGS
+from toolkit.settings.resolve import resolve
+from tools import deploy
+
+pytestmark = [pytest.mark.binary, pytest.mark.timeout(120)]
+
+HOST: Final = {"/host": ("/", False)}
+
+
+def env(**variables: str) -> list[str]:
+    """Return the options that set toolkit.env."""
+    words = []
+    for index, (name, value) in enumerate(variables.items()):
+        words += ["--set", f"toolkit.env[{index}].name={name}"]
+        words += ["--set-string", f"toolkit.env[{index}].value={value}"]
+    return words
+
+
+def test_helm_has_no_complaint() -> None:
+    done = helm.run("lint", str(helm.CHART), "--strict")
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_chart_has_the_program_s_version() -> None:
+    chart = yaml.safe_load((helm.CHART / "Chart.yaml").read_text(encoding="utf-8"))
+    assert (chart["version"], chart["appVersion"]) == (__version__, __version__)
+
+
+def test_the_documented_command_line_renders() -> None:
+    found = helm.rendered(*helm.DOCUMENTED)
+    told = helm.environment(found)
+    assert told["RUNTIME"] == "containerd"
+    assert {name: told[name] for name in told if name.startswith("CONTAINERD_")} == {
+        "CONTAINERD_CONFIG": "/etc/containerd/config.toml",
+        "CONTAINERD_SOCKET": "/run/containerd/containerd.sock",
+        "CONTAINERD_RUNTIME_CLASS": "nvidia",
+        "CONTAINERD_SET_AS_DEFAULT": "true",
+    }
+    settings = resolve({}, told)
+    assert settings.config == "/etc/containerd/config.toml"
+    assert settings.set_as_default
+    assert set(helm.mounts(found)) == {"/host", *DEFAULT_MOUNTS}
+    classes = {each["metadata"]["name"]: each["handler"] for each in found if each["kind"] == "RuntimeClass"}
+    ours = {name: name for name in ("nvidia", "nvidia-cdi", "nvidia-legacy")}
+    assert classes == ours | {"nvidia-toolkit-pod": "runc"}
+
+
+@pytest.mark.parametrize(
+    ("options", "handler"),
+    [
+        ([], "runc"),
+        (["--set", "daemonsets.runtimeHandler=crun"], "crun"),
+        (["--set", "daemonsets.runtimeHandler=none"], None),
+        (["--set", "operator.defaultRuntime=crio"], None),
+        (
+            ["--set", "operator.defaultRuntime=crio", "--set", "daemonsets.runtimeHandler=crun"],
+            "crun",
+        ),
+    ],
+)
+def test_the_pods_themselves_do_not_run_through_our_handlers(options: list[str], handler: str | None) -> None:
+    found = helm.rendered("--set", "runtimeClasses.create=false", *options)
+    pod = helm.one(found, "DaemonSet")["spec"]["template"]["spec"]
+    classes = {each["metadata"]["name"]: each["handler"] for each in found if each["kind"] == "RuntimeClass"}
+    assert classes == ({} if handler is None else {"nvidia-toolkit-pod": handler})
+    assert pod.get("runtimeClassName") == (None if handler is None else "nvidia-toolkit-pod")
+
+
+def test_a_truth_may_be_given_without_set_string() -> None:
+    words = [word for word in helm.DOCUMENTED if word != "--set-string"]
+    words.insert(-1, "--set")
+    told = helm.environment(helm.rendered(*words))
+    assert told["CONTAINERD_SET_AS_DEFAULT"] == "true"
+
+
+NVIDIA: Final = {"/run/nvidia": True, "/usr/local/nvidia": True}
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ([], {"/etc/containerd": True, "/run/containerd": False}),
+        (["--set", "operator.defaultRuntime=crio"], {"/etc/crio": True, "/run/crio": False}),
+        # The node's /run/docker.sock lies in /run itself; /var/run leads there.
+        (["--set", "operator.defaultRuntime=docker"], {"/etc/docker": True, "/run": False}),
+        (
+            env(CONTAINERD_CONFIG="/opt/c/etc/c.toml", CONTAINERD_SOCKET="/var/run/c/c.sock"),
+            {"/opt/c/etc": True, "/etc/containerd/conf.d": True, "/run/c": False},
+        ),
+        (
+            env(CONTAINERD_CONFIG="/opt/c/c.toml", RUNTIME_DROP_IN_CONFIG="/opt/c/conf.d/x.toml"),
+            {"/opt/c": True, "/run/containerd": False},
+        ),
+        (
+            env(
+                CONTAINERD_CONFIG="/opt/c/c.toml",
+                RUNTIME_DROP_IN_CONFIG="/opt/c/conf.d/x.toml",
+                RUNTIME_SOCKET="/opt/c/s",
+            ),
+            {"/opt/c": True},
+        ),
+        (
+            env(TOOLKIT_INSTALL_DIR="/opt/nvidia"),
+            {"/etc/containerd": True, "/run/containerd": False, "/opt/nvidia": True},
+        ),
+        (
+            ["--set", "operator.defaultRuntime=crio", *env(CRIO_CONFIG_MODE="hook")],
+            {"/etc/crio": True, "/run/crio": False, "/usr/share/containers/oci/hooks.d": True},
+        ),
+        (
+            ["--set", "operator.distribution=k3s"],
+            {"/var/lib/rancher/k3s/agent/etc/containerd": True, "/run/k3s/containerd": False},
+        ),
+        (["--set", "operator.distribution=k0s"], {"/etc/k0s": True, "/run/k0s": False}),
+        (
+            [
+                "--set",
+                "toolkit.extraMounts[0].path=/opt/a",
+                "--set",
+                "toolkit.extraMounts[0].readOnly=true",
+            ],
+            {"/etc/containerd": True, "/run/containerd": False, "/opt/a": False},
+        ),
+    ],
+)
+def test_the_mounts_follow_from_the_settings(options: list[str], wanted: dict[str, bool]) -> None:
+    found = helm.mounts(helm.rendered(*options))
+    nvidia = {
+        path: restart_method
+        for path, restart_method in NVIDIA.items()
+        if "/opt/nvidia" not in wanted or "local" not in path
+    }
+    assert found == HOST | {
+        path: (path, restart_method) for path, restart_method in (nvidia | wanted).items()
+    }
+
+
+@pytest.mark.parametrize("row", DISTRIBUTIONS, ids=[row.name for row in DISTRIBUTIONS])
+def test_every_distribution_gets_what_it_needs(row: Any) -> None:
+    plain = row.name == row.runtime
+    options = ["--set", f"operator.defaultRuntime={row.runtime}"]
+    options += [] if plain else ["--set", f"operator.distribution={row.name}"]
+    found = helm.rendered(*options)
+    seen = helm.mounts(found)
+    written = [row.config, *([row.drop_in] if row.drop_in else [])]
+    for path, must_write in [(path, True) for path in written] + [(path, False) for path in row.sockets]:
+        real = PurePosixPath(path.replace("/var/run/", "/run/"))
+        ways = [seen[str(above)][1] for above in real.parents if str(above) in seen]
+        assert any(ways) or (ways and not must_write), path
+    assert not any(restart_method for path, (_, restart_method) in seen.items() if path.count("/") == 1)
+    told = helm.environment(found)
+    assert told.get("RUNTIME_SOCKET") == (None if plain else row.sockets[0])
+    resolve({}, told)
+
+
+def test_the_schema_lets_every_distribution_through() -> None:
+    schema = json.loads(deploy.SCHEMA.read_text(encoding="utf-8"))
+    named = schema["properties"]["operator"]["properties"]["distribution"]["enum"]
+    assert named == ["", *(row.name for row in DISTRIBUTIONS if row.name != row.runtime)]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            ["--set", "operator.defaultRuntme=docker"],
+            "at '/operator': additional properties 'defaultRuntme'",
+        ),
+        (
+            ["--set", "operator.defaultRuntime=podman"],
+            "at '/operator/defaultRuntime': value must be one of",
+        ),
+        (
+            ["--set", "operator.distribution=k4s"],
+            "at '/operator/distribution': value must be one of",
+        ),
+        (
+            ["--set", "operator.runtimeClass=NVIDIA"],
+            "at '/operator/runtimeClass': 'NVIDIA' does not match",
+        ),
+        (["--set", "tolkit.installDir=/x"], "at '': additional properties 'tolkit' not allowed"),
+        (["--set", "toolkit.installDir=usr"], "at '/toolkit/installDir': 'usr' does not match"),
+        (["--set", "toolkit.digest=sha256:1"], "at '/toolkit/digest':"),
+        (["--set", "toolkit.imagePullPolicy=never"], "at '/toolkit/imagePullPolicy':"),
+        (["--set", "toolkit.privileged=no"], "at '/toolkit/privileged': got string, want boolean"),
+        (["--set", "toolkit.gracePeriodSeconds=30s"], "at '/toolkit/gracePeriodSeconds':"),
+        (
+            ["--set", "toolkit.env.CONTAINERD_CONFIG=/x"],
+            "at '/toolkit/env': got object, want array",
+        ),
+        (env(CONTAINERD_CONFG="/x/y"), "at '/toolkit/env/0/name': value must be one of"),
+        (
+            env(CONTAINERD_CONFIG="/a/b", CONTAINERD_SOCKET="run/c"),
+            "at '/toolkit/env/1/value': 'run/c' does not",
+        ),
+        (
+            env(CONTAINERD_SET_AS_DEFAULT="maybe"),
+            "at '/toolkit/env/0/value': value must be one of true, false",
+        ),
+        (
+            env(TOOLKIT_ON_EXIT="later"),
+            "at '/toolkit/env/0/value': value must be one of 'keep', 'revert', 'auto'",
+        ),
+        (env(TOOLKIT_GRACE_PERIOD="soon"), "at '/toolkit/env/0/value': 'soon' does not match"),
+        (
+            ["--set", "toolkit.env[0].name=RUNTIME_SOCKET"],
+            "at '/toolkit/env/0': missing property 'value'",
+        ),
+        (
+            ["--set", "daemonsets.rollingUpdate.maxUnavailable=0%"],
+            "at '/daemonsets/rollingUpdate/maxUnavailable':",
+        ),
+        (["--set", "daemonsets.updateStrategy=Recreate"], "at '/daemonsets/updateStrategy':"),
+        (
+            ["--set", "daemonsets.tolerations[0].efect=NoSchedule"],
+            "at '/daemonsets/tolerations/0':",
+        ),
+        (["--set", "metrics.port=99999"], "at '/metrics/port': maximum"),
+        (["--set", "podMonitor.interval=often"], "at '/podMonitor/interval':"),
+        (["--set", "priorityClass.value=2000000000"], "at '/priorityClass/value': maximum"),
+        # What no schema can say.
+        (
+            env(CONTAINERD_CONFIG="/etc/config.toml"),
+            "something lies directly in /etc, and that is never mounted",
+        ),
+        (
+            env(CONTAINERD_CONFIG="/etc/x/../c.toml"),
+            "something lies directly in /etc, and that is never mounted",
+        ),
+        (
+            env(TOOLKIT_INSTALL_DIR="/"),
+            "something lies directly in /, and that is never mounted writable",
+        ),
+        (
+            env(CONTAINERD_SOCKET="/containerd.sock"),
+            "a socket lies directly in /: give it a directory",
+        ),
+        (["--set", "toolkit.extraMounts[0].path=/var/lib"], "something lies directly in /var/lib"),
+        (
+            ["--set", "operator.defaultRuntime=crio", "--set", "operator.distribution=k3s"],
+            "k3s runs containerd",
+        ),
+        (
+            ["--set", "podMonitor.create=true"],
+            "there is nothing to monitor without metrics.enabled=true",
+        ),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_path(options: list[str], words: str) -> None:
+    assert words in helm.refusal(*options)
+
+
+def test_every_variable_of_the_table_is_let_through() -> None:
+    texts = {"flag": "true", "seconds": "5", "count": "5"}
+    given = {}
+    for row in SETTINGS:
+        for name in row.variables:
+            fallback = row.choices[0] if row.choices else "/opt/a/b/toolkit.pid"
+            given[name] = texts.get(str(row.kind), fallback)
+    told = helm.environment(helm.rendered(*env(**given)))
+    missing = {name for name in given if name not in told} - {"ROOT"}
+    assert missing == set()
+
+
+def test_a_stop_may_take_as_long_as_the_program_believes() -> None:
+    for options, seconds in (
+        ([], 30),
+        (["--set", "toolkit.gracePeriodSeconds=45"], 45),
+        (env(TOOLKIT_GRACE_PERIOD="50.5s"), 51),
+    ):
+        found = helm.rendered(*options)
+        pod = helm.one(found, "DaemonSet")["spec"]["template"]["spec"]
+        assert pod["terminationGracePeriodSeconds"] == seconds
+        assert resolve({}, helm.environment(found)).grace_period == seconds
+
+
+def test_the_role_allows_one_read_and_stays_until_the_pods_have_asked() -> None:
+    found = helm.rendered()
+    role = helm.one(found, "Role")
+    assert role["rules"] == [
+        {
+            "apiGroups": ["apps"],
+            "resources": ["daemonsets"],
+            "resourceNames": [helm.one(found, "DaemonSet")["metadata"]["name"]],
+            "verbs": ["get"],
+        }
+    ]
+    for kind in ("Role", "RoleBinding", "ServiceAccount"):
+        assert helm.one(found, kind)["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+    assert helm.environment(found)["TOOLKIT_DAEMONSET"] == helm.one(found, "DaemonSet")["metadata"]["name"]
+
+
+@pytest.mark.parametrize("privileged", ["true", "false"])
+def test_the_container_has_no_more_rights_than_it_says(privileged: str) -> None:
+    found = helm.rendered("--set", f"toolkit.privileged={privileged}", "--kube-version=1.30.0")
+    context = helm.container(found)["securityContext"]
+    assert context["readOnlyRootFilesystem"] is True
+    assert helm.one(found, "DaemonSet")["spec"]["template"]["spec"]["hostPID"] is True
+    assert context.get("privileged", False) is (privileged == "true")
+    if privileged == "false":
+        assert context["capabilities"]["drop"] == ["ALL"]
+        assert context["allowPrivilegeEscalation"] is False
+        assert context["capabilities"]["add"] == [
+            "CHOWN",
+            "DAC_OVERRIDE",
+            "SYS_CHROOT",
+            "SYS_PTRACE",
+        ]
+    # A field that a cluster does not know is a warning at best.
+    older = helm.rendered("--set", f"toolkit.privileged={privileged}", "--kube-version=1.29.0")
+    assert "appArmorProfile" not in helm.container(older)["securityContext"]
+
+
+def test_what_is_optional_is_there_when_it_is_asked_for() -> None:
+    found = helm.rendered(
+        "--set",
+        "metrics.enabled=true",
+        "--set",
+        "podMonitor.create=true",
+        "--set",
+        "networkPolicy.create=true",
+        "--set",
+        "priorityClass.create=true",
+        "--set",
+        "daemonsets.updateStrategy=OnDelete",
+        "--set",
+        "daemonsets.rollingUpdate=null",
+    )
+    kinds = {each["kind"] for each in found}
+    assert {"PodMonitor", "NetworkPolicy", "PriorityClass"} <= kinds
+    container = helm.container(found)
+    port = container["ports"][0]
+    assert {container[f"{kind}Probe"]["httpGet"]["path"] for kind in ("startup", "liveness")} == {"/healthz"}
+    assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": port["name"]}
+    assert helm.environment(found)["TOOLKIT_METRICS_ADDRESS"] == f"0.0.0.0:{port['containerPort']}"
+    pod = helm.one(found, "DaemonSet")["spec"]["template"]["spec"]
+    assert pod["priorityClassName"] == helm.one(found, "PriorityClass")["metadata"]["name"]
+    assert not {"PodMonitor", "NetworkPolicy", "PriorityClass"} & {each["kind"] for each in helm.rendered()}
+
+
+# By the files that are there: rendering them takes helm, and collecting tests must not need it.
+@pytest.mark.parametrize(
+    "path",
+    [deploy.SCHEMA, deploy.ROWS, *sorted(deploy.MANIFESTS.iterdir())],
+    ids=lambda path: path.name,
+)
+def test_generated_files_are_up_to_date(path: Path) -> None:
+    wanted = deploy.generated()
+    assert path in wanted, "nothing generates this file; run `make generate`"
+    assert path.read_text(encoding="utf-8") == wanted[path], "run `make generate`"
+
+
+def test_no_manifest_is_missing_or_left_over() -> None:
+    assert {path.name for path in deploy.MANIFESTS.iterdir()} == {path.name for path in deploy.manifests()}
+
+
+def test_kustomize_makes_the_chart_s_objects_of_the_manifests() -> None:
+    done = subprocess.run(
+        (str(cluster.programs() / "kubectl"), "kustomize", str(deploy.MANIFESTS)),
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    made = {(each["kind"], each["metadata"]["name"]): each for each in helm.objects(done.stdout)}
+    assert made.pop(("Namespace", helm.NAMESPACE))
+    chart = {
+        (each["kind"], each["metadata"]["name"]): each for each in helm.rendered("--kube-version=1.30.0")
+    }
+    assert made.keys() == chart.keys()
+    for name, found in made.items():
+        assert _bare(found) == _bare(chart[name]), name
+        assert not re.search(r"[Hh]elm", str(found))
+
+
+def _bare(value: Any) -> Any:
+    """Return an object without what only helm needs."""
+    if isinstance(value, list):
+        return [_bare(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    kept = {
+        key: _bare(each)
+        for key, each in value.items()
+        if not key.startswith("helm.sh/") and key != "app.kubernetes.io/managed-by"
+    }
+    return {key: each for key, each in kept.items() if (key, each) != ("annotations", {})}

@@ -1,0 +1,337 @@
+"""The chart in a real Kubernetes: API server, controllers, scheduler, and kubelet on a booted node."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from tests.support import cluster, containers, documents, helm, images, nodes, real
+from tests.support.cluster import Cluster
+from tests.support.nodes import Node
+from toolkit.runtime.client import cri
+from tools import deploy
+
+pytestmark = [pytest.mark.node, pytest.mark.timeout(600)]
+
+CONFIG: Final = "/etc/containerd/config.toml"
+IN: Final = f"--namespace={helm.NAMESPACE}"
+FAST: Final = ("--set", "daemonsets.minReadySeconds=0", "--set", "metrics.enabled=true")
+DOCUMENTED: Final = (
+    "helm install",
+    "exec POD",
+    "logs POD",
+    "helm uninstall",
+    "delete rolebinding",
+    "apply --kustomize",
+    "delete daemonset",
+    "delete --kustomize",
+)
+"""What the documents' lines for a cluster are known by; each is run below."""
+A_POD: Final[Mapping[str, Any]] = {
+    "apiVersion": "v1",
+    "kind": "Pod",
+    "metadata": {"name": "user", "namespace": "default"},
+    "spec": {
+        "runtimeClassName": "nvidia",
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": False,
+        "containers": [
+            {
+                "name": "user",
+                "image": containers.IMAGE,
+                "imagePullPolicy": "Never",
+                "command": ["echo", "a pod"],
+            }
+        ],
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if reason := images.why_not() or nodes.why_not():
+        pytest.skip(reason)
+    store = images.Store(tmp_path_factory.mktemp("images"))
+    store.take_base()
+    store.build()
+    return store.archive()
+
+
+@pytest.fixture(scope="module")
+def kubernetes(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    cluster.programs()
+    with nodes.boot(cluster.SUITE) as node:
+        if reason := containers.why_no_containers(node):
+            pytest.skip(reason)
+        containers.prepare_images(node)
+        images.load(node, archive)
+        with cluster.running(node, tmp_path_factory.mktemp("cluster")) as made:
+            made.join()
+            made.kubectl("label", "node", "node", "nvidia.com/gpu.present=true")
+            yield made
+
+
+def state(node: Node) -> dict[str, tuple[bytes, int]]:
+    """Return bytes and mode of all that an installation may leave behind."""
+    tops = [nodes.path(node, top) for top in ("/etc/containerd", "/usr/local")]
+    found = [path for top in tops for path in top.rglob("*") if not path.is_symlink()]
+    return {
+        str(path): (b"" if path.is_dir() else path.read_bytes(), path.lstat().st_mode)
+        for path in found
+        # kubelet makes the mounted directory, and it stays, empty.
+        if path != nodes.path(node, "/usr/local/nvidia")
+    }
+
+
+def install(kubernetes: Cluster, *options: str) -> None:
+    """Install by the documented command line, until the one pod is ready."""
+    forget_restarts(kubernetes.node)
+    kubernetes.helm(
+        "upgrade",
+        "--install",
+        helm.RELEASE,
+        str(helm.CHART),
+        IN,
+        "--create-namespace",
+        *helm.DOCUMENTED,
+        *FAST,
+        *options,
+    )
+    roll_out(kubernetes)
+
+
+def forget_restarts(node: Node) -> None:
+    """Give all of the restart budget: there are more restarts than a real node sees in a day."""
+    nodes.run(node, ("rm", "-f", "/run/nvidia/toolkit/restarts.json"))
+    nodes.run(node, ("systemctl", "reset-failed", "containerd"), check=False)
+
+
+def roll_out(kubernetes: Cluster) -> None:
+    """Wait until the one pod is ready."""
+    kubernetes.kubectl("rollout", "status", IN, "daemonset/nvidia-toolkit", "--timeout=90s")
+
+
+def uninstall(kubernetes: Cluster) -> str:
+    """Uninstall, until the pod is gone; return its last words."""
+    return last_words(kubernetes, lambda: kubernetes.helm("uninstall", helm.RELEASE, IN))
+
+
+def last_words(kubernetes: Cluster, take_away: Callable[[], object]) -> str:
+    """Take the DaemonSet away, until the pod is gone; return what that said last."""
+    with kubernetes.following(IN, "daemonset/nvidia-toolkit") as told:
+        kubernetes.until(lambda: told.stat().st_size > 0, "the pod says nothing")
+        take_away()
+        kubernetes.until(lambda: not kubernetes.get("pods", IN)["items"], "the pod is not gone")
+    return told.read_text(encoding="utf-8")
+
+
+def sweep(node: Node) -> None:
+    """Remove what is left of pods that ended, as kubelet does within a minute."""
+    socket = nodes.SOCKETS["containerd"]
+    for sandbox in cri.sandboxes(nodes.path(node, socket), timeout=5):
+        if not sandbox.ready:
+            containers.remove_sandbox(node, socket, sandbox.id)
+
+
+def objects(kubernetes: Cluster) -> set[str]:
+    found = kubernetes.get(
+        "role,rolebinding,serviceaccount,daemonset",
+        IN,
+        f"--selector=app.kubernetes.io/instance={helm.RELEASE}",
+    )
+    return {each["kind"] for each in found["items"]}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("--set", "toolkit.privileged=false"),
+        ("--set", "operator.defaultRuntime=docker"),
+        ("--set", "operator.distribution=canonical-k8s"),
+        (
+            "--set",
+            "metrics.enabled=true",
+            "--set",
+            "networkPolicy.create=true",
+            "--set",
+            "priorityClass.create=true",
+            "--set",
+            "toolkit.extraMounts[0].path=/opt/a",
+            "--set",
+            "daemonsets.updateStrategy=OnDelete",
+            "--set",
+            "toolkit.imagePullSecrets[0]=key",
+            "--set",
+            "daemonsets.nodeSelector.a=b",
+        ),
+    ],
+    ids=["defaults", "capabilities", "docker", "distribution", "everything"],
+)
+def test_the_api_server_takes_what_the_chart_makes(kubernetes: Cluster, options: tuple[str, ...]) -> None:
+    kubernetes.kubectl("create", "namespace", helm.NAMESPACE, check=False)
+    text = helm.template(*options, f"--kube-version={cluster.VERSION}")
+    done = kubernetes.kubectl("apply", "--dry-run=server", "--validate=strict", "--filename=-", text=text)
+    assert done.stdout.count("(server dry run)") == len(helm.objects(text))
+    assert not done.stderr.strip(), done.stderr
+
+
+def test_the_api_server_takes_the_plain_manifests(kubernetes: Cluster) -> None:
+    kubernetes.kubectl("create", "namespace", helm.NAMESPACE, check=False)
+    done = kubernetes.kubectl(
+        "apply", "--dry-run=server", "--validate=strict", f"--kustomize={deploy.MANIFESTS}"
+    )
+    assert "daemonset.apps/nvidia-toolkit" in done.stdout
+
+
+def test_the_documented_command_line_sets_a_node_up_and_uninstalling_gives_it_back(
+    kubernetes: Cluster,
+) -> None:
+    node = kubernetes.node
+    before = state(node)
+    refused = kubernetes.kubectl("apply", "--filename=-", text=json.dumps(A_POD), check=False)
+    assert 'RuntimeClass "nvidia" not found' in refused.stderr
+    install(kubernetes)
+    assert state(node) != before
+    kubernetes.kubectl("apply", "--filename=-", text=json.dumps(A_POD))
+    kubernetes.until(
+        lambda: kubernetes.get("pod", "user")["status"]["phase"] == "Succeeded",
+        "the pod of a user",
+    )
+    assert kubernetes.kubectl("logs", "user").stdout == "a pod\n"
+    assert kubernetes.get("pod", "user")["spec"]["runtimeClassName"] == "nvidia"
+    kubernetes.kubectl("delete", "pod", "user", "--wait=true")
+    sweep(node)
+    # An upgrade replaces the pod, and the runtime does not notice.
+    pid, set_up = nodes.main_pid(node, "containerd"), state(node)
+    old = kubernetes.get("pods", IN)["items"][0]["metadata"]["name"]
+    install(kubernetes, "--set", "daemonsets.annotations.another=one")
+    assert kubernetes.get("pods", IN)["items"][0]["metadata"]["name"] != old
+    assert (nodes.main_pid(node, "containerd"), state(node)) == (pid, set_up)
+    told = uninstall(kubernetes)
+    assert "the node was reverted" in told, told
+    assert state(node) == before
+    assert objects(kubernetes) == {"Role", "RoleBinding", "ServiceAccount"}
+    real.USED.add(
+        f"the chart's whole life on Kubernetes {cluster.VERSION}, with kubelet on a booted {node.suite} node"
+    )
+
+
+def test_what_was_kept_is_taken_over_by_the_next_installation_and_can_be_deleted(
+    kubernetes: Cluster,
+) -> None:
+    before = state(kubernetes.node)
+    install(kubernetes)
+    uninstall(kubernetes)
+    assert state(kubernetes.node) == before
+    selector = f"--selector=app.kubernetes.io/instance={helm.RELEASE}"
+    kubernetes.kubectl("delete", IN, "rolebinding,role,serviceaccount", selector)
+    assert objects(kubernetes) == set()
+
+
+def test_with_the_role_gone_there_is_no_answer_and_the_node_stays(kubernetes: Cluster) -> None:
+    """Why the role is kept: this is what a plain role of the chart would come to."""
+    node = kubernetes.node
+    before = state(node)
+    install(kubernetes)
+    set_up = state(node)
+    kubernetes.kubectl("delete", IN, "rolebinding", "nvidia-toolkit")
+    uninstall(kubernetes)
+    assert state(node) == set_up != before
+    # The way out: install again, which brings the role back, and uninstall.
+    install(kubernetes)
+    uninstall(kubernetes)
+    assert state(node) == before
+
+
+# --- what the documents say ---------------------------------------------------------------------
+
+
+def documented() -> dict[str, str]:
+    """Return the documents' lines for a cluster by what they are known by; refuse one that is not run."""
+    lines: dict[str, str] = {}
+    for block in documents.of_kind("sh cluster"):
+        for line in block.commands:
+            names = [name for name in DOCUMENTED if name in line]
+            assert len(names) == 1, f"{block.place}: no test runs this: {line}"
+            assert names[0] not in lines, f"{block.place}: only one of these is run: {line}"
+            lines[names[0]] = line
+    assert set(lines) == set(DOCUMENTED)
+    return lines
+
+
+def tag() -> str:
+    """Return the name that the documented build gives the image."""
+    [found] = [name for b in documents.of_kind("sh image") for name in re.findall(r"--tag[ =](\S+)", b.text)]
+    return str(found)
+
+
+def test_every_documented_command_for_a_cluster_is_one_that_is_run() -> None:
+    documented()
+
+
+def test_the_documented_commands_for_a_cluster(kubernetes: Cluster) -> None:
+    """Each line as it is printed, but for POD. The image that it would pull is on the node, by that name."""
+    node, lines = kubernetes.node, documented()
+    before = state(node)
+    images.give(node, tag())
+    forget_restarts(node)
+    kubernetes.shell(lines.pop("helm install"))
+    roll_out(kubernetes)
+    assert state(node) != before
+    [pod] = kubernetes.get("pods", IN)["items"]
+    assert pod["spec"]["containers"][0]["image"] == tag()
+    look_into(kubernetes, pod, lines.pop("exec POD"), lines.pop("logs POD"))
+    told = last_words(kubernetes, lambda: kubernetes.shell(lines.pop("helm uninstall")))
+    assert "the node was reverted" in told, told
+    assert state(node) == before
+    assert objects(kubernetes) == {"Role", "RoleBinding", "ServiceAccount"}
+    kubernetes.shell(lines.pop("delete rolebinding"))
+    assert objects(kubernetes) == set()
+    images.give(
+        node,
+        helm.container(helm.objects((deploy.MANIFESTS / "daemonset.yaml").read_text("utf-8")))["image"],
+    )
+    forget_restarts(node)
+    kubernetes.shell(lines.pop("apply --kustomize"))
+    roll_out(kubernetes)
+    assert state(node) != before
+    told = last_words(kubernetes, lambda: kubernetes.shell(lines.pop("delete daemonset")))
+    assert "the node was reverted" in told, told
+    assert state(node) == before
+    kubernetes.shell(lines.pop("delete --kustomize"))
+    assert "NotFound" in kubernetes.kubectl("get", "namespace", helm.NAMESPACE, check=False).stderr
+    assert lines == {}
+    real.USED.add(f"helm {helm.VERSION} and kubectl {cluster.VERSION}, by the documents' lines for a cluster")
+
+
+def look_into(kubernetes: Cluster, pod: Mapping[str, Any], diagnose: str, previous: str) -> None:
+    """Ask a pod by the documented lines, the second also where there was an earlier container to tell of."""
+    name = pod["metadata"]["name"]
+    said = kubernetes.shell(diagnose.replace("POD", name)).stdout
+    found = said.partition("\n\n")[0].splitlines()
+    # The machine may have no driver.
+    assert found[0] == "findings", said
+    assert [line for line in found if re.match(r"  \d+\. ", line) and "driver is not" not in line] == []
+    assert "\n  runtime: containerd\n" in said
+    previous = previous.replace("POD", name)
+    refused = kubernetes.shell(previous, check=False)
+    assert f'previous terminated container "nvidia-toolkit" in pod "{name}" not found' in refused.stderr
+    container = pod["status"]["containerStatuses"][0]["containerID"].removeprefix("containerd://")
+    nodes.run(
+        kubernetes.node,
+        ("ctr", "--namespace=k8s.io", "tasks", "kill", "--signal=SIGKILL", container),
+    )
+
+    def is_back() -> bool:
+        [status] = kubernetes.get("pod", name, IN)["status"]["containerStatuses"]
+        return bool(status["restartCount"] == 1 and status["ready"])
+
+    kubernetes.until(is_back, "the container is not started again")
+    said = kubernetes.shell(previous).stdout
+    assert "set up; watching" in said, said

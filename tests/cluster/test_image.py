@@ -1,0 +1,369 @@
+"""The image, built for real and run on booted nodes through the chart's own mounts."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.support import artifacts, containers, documents, gpu_operator, helm, images, nodes, real
+from tests.support.documents import Block
+from tests.support.nodes import Node
+from toolkit import __version__
+
+pytestmark = [pytest.mark.node, pytest.mark.timeout(600)]
+
+ROOT: Final = images.ROOT
+LARGEST: Final = 60_000_000
+"""How many bytes the image may have above the C library and the toolkit's files."""
+SLOWEST: Final = 0.060
+"""In how many seconds Python has to be up in it."""
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[images.Store]:
+    if reason := images.why_not():
+        pytest.skip(reason)
+    made = images.Store(tmp_path_factory.mktemp("images"))
+    made.take_base()
+    yield made
+    made("rm", "--all")
+
+
+@pytest.fixture(scope="module")
+def built(store: images.Store) -> tuple[str, str]:
+    return store.build()
+
+
+@pytest.fixture(scope="module")
+def root(store: images.Store, built: tuple[str, str]) -> Path:
+    return store.mounted()
+
+
+@pytest.fixture(scope="module")
+def archive(store: images.Store, built: tuple[str, str]) -> Path:
+    return store.archive()
+
+
+def versions(path: Path) -> dict[str, str]:
+    """Return names and versions of a list of requirements."""
+    lines = re.findall(r"^([\w.-]+)==([^\s\\]+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {name.lower().replace("_", "-"): version for name, version in lines}
+
+
+def inside(root: Path, *argv: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ("chroot", str(root), *argv),
+        env={"PATH": nodes.PATH}, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+
+
+def test_the_locked_wheels_are_those_that_the_tests_run_with() -> None:
+    tested = versions(ROOT / "constraints.txt")
+    shipped = versions(ROOT / "requirements.txt")
+    assert shipped
+    assert {name: tested.get(name) for name in shipped} == shipped
+    listed = re.findall(
+        r'^    "([\w-]+)[><=]', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    needed = listed[: listed.index("tomlkit") + 1]
+    assert set(needed) <= set(shipped)
+
+
+def test_the_wheels_for_arm64_are_locked_as_well(tmp_path: Path) -> None:
+    images.fetch(
+        ROOT / "requirements.txt",
+        tmp_path,
+        "--platform=manylinux2014_aarch64",
+        "--python-version=3.13",
+    )
+    assert len(list(tmp_path.glob("*.whl"))) == len(versions(ROOT / "requirements.txt"))
+    assert list(tmp_path.glob("psutil-*aarch64*.whl"))
+
+
+def test_the_same_source_makes_the_same_image(store: images.Store, built: tuple[str, str]) -> None:
+    assert store.build()[0] == built[0]
+
+
+def test_it_is_small(root: Path, built: tuple[str, str]) -> None:
+    above, libc = (megabytes * 1e6 for megabytes in images.sizes(built[1]))
+    toolkit = root / "artifacts"
+    files = [path for path in root.rglob("*") if path.is_file() and not path.is_symlink()]
+    ours = sum(path.lstat().st_size for path in files if not path.is_relative_to(toolkit))
+    real.USED.add(
+        f"image: {(ours - libc) / 1e6:.1f} MB above the C library ({libc / 1e6:.1f} MB) and the toolkit"
+    )
+    assert ours - libc <= LARGEST
+    assert abs(ours - libc - above) < 1e6
+
+
+def test_python_starts_fast(root: Path) -> None:
+    commands = {
+        "Python": ("python3", "-I", "-c", ""),
+        "nvidia-toolkit --version": ("nvidia-toolkit", "--version"),
+    }
+    # The fastest of ten: what else the machine does is not the image's.
+    taken = {name: min(_timed(root, *argv) for _ in range(10)) for name, argv in commands.items()}
+    real.USED.add("image: " + ", ".join(f"{name} in {took * 1000:.0f} ms" for name, took in taken.items()))
+    assert taken["Python"] <= SLOWEST
+
+
+def _timed(root: Path, *argv: str) -> float:
+    began = time.monotonic()
+    done = inside(root, *argv)
+    assert done.returncode == 0, done.stderr
+    return time.monotonic() - began
+
+
+def test_both_names_and_what_the_operator_needs_are_on_the_path(root: Path) -> None:
+    for name in ("nvidia-toolkit", "nvidia-ctk-installer"):
+        assert (
+            inside(root, "sh", "-c", f"exec {name} --version").stdout
+            == f"nvidia-toolkit, version {__version__}\n"
+        )
+    done = inside(root, "sh", "-c", "sleep 0; echo there > /dev/null; cat /etc/passwd")
+    assert done.stdout.startswith("root:")
+    # bash becomes what it starts; another shell would stay the parent and get the pod's SIGTERM.
+    assert os.readlink(root / "usr/bin/sh") == "/usr/bin/bash"
+
+
+def test_nothing_else_is_in_it(root: Path) -> None:
+    programs = {
+        path.name for where in ("usr/bin", "usr/local/bin", "usr/sbin") for path in (root / where).glob("*")
+    }
+    ours = {"nvidia-toolkit", "nvidia-ctk-installer", "entrypoint.sh"}
+    known = {"cat", "sh", "sleep", "dash", "bash", "python3", *ours}
+    assert {name for name in programs - known if not re.fullmatch(r"python3\.\d+", name)} == set()
+    assert ours <= programs
+    names = {path.name for path in root.rglob("*")}
+    assert not names & {
+        "pip",
+        "setuptools",
+        "ensurepip",
+        "tests",
+        "test",
+        "conftest.py",
+        "gcc",
+        "idlelib",
+    }
+
+
+def test_every_room_finds_what_it_imports(root: Path) -> None:
+    rooms = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for package in ("runtimes", "toolkit")
+        for path in (ROOT / package).rglob("*.py")
+        if path.name != "__main__.py"
+    ]
+    done = inside(
+        root,
+        "python3",
+        "-IB",
+        "-c",
+        f"import importlib\nfor n in {rooms!r}: importlib.import_module(n)",
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_everything_is_compiled_and_needs_no_look_at_its_source(root: Path) -> None:
+    (packages,) = root.glob("usr/local/lib/python3*/*-packages")
+    for source in [*packages.rglob("*.py")]:
+        (compiled,) = (source.parent / "__pycache__").glob(f"{source.stem}.cpython-*.pyc")
+        # The flags of PEP 552: by its hash, and not to be compared with its source.
+        assert compiled.read_bytes()[4:8] == b"\x01\x00\x00\x00"
+
+
+def test_the_bill_of_materials_names_what_is_there(root: Path) -> None:
+    bill = json.loads((root / "usr/share/nvidia-toolkit/sbom.cdx.json").read_text(encoding="utf-8"))
+    assert bill["bomFormat"] == "CycloneDX"
+    assert bill["metadata"]["component"]["version"] == __version__
+    named = {part["purl"].split("?")[0] for part in bill["components"]}
+    for name, version in versions(ROOT / "requirements.txt").items():
+        assert f"pkg:pypi/{name}@{version}" in named
+    assert any(url.startswith("pkg:deb/debian/libc6@") for url in named)
+    assert any(url.startswith("pkg:generic/python@3.") for url in named)
+    assert {path.name for path in (root / "var/lib/dpkg/status.d").iterdir()} >= {
+        "libc6",
+        "libssl3t64",
+        "bash",
+    }
+
+
+def test_its_labels_say_what_it_is(store: images.Store, built: tuple[str, str]) -> None:
+    told = json.loads(store("inspect", "--type=image", images.IMAGE))["OCIv1"]
+    labels = told["config"]["Labels"]
+    assert labels["org.opencontainers.image.title"] == "nvidia-toolkit"
+    assert labels["org.opencontainers.image.version"] == __version__
+    assert labels["org.opencontainers.image.licenses"] == "Apache-2.0"
+    assert told["created"].startswith("2023-11-14T22:13:20")
+
+
+@pytest.mark.parametrize("block", documents.of_kind("sh image"), ids=lambda block: block.place)
+def test_the_documented_line_builds_it(store: images.Store, tmp_path: Path, block: Block) -> None:
+    """Both bases are in the store, by the names of the line and the Dockerfile: none is fetched."""
+    dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    artifacts.make(tmp_path / "artifacts/deb")
+    for line in block.commands:
+        bases = dict(re.findall(r"^ARG (\w+_IMAGE)=(\S+)$", dockerfile, re.MULTILINE))
+        bases |= dict(re.findall(r"--build-arg[ =](\w+)=(\S+)", line))
+        [tag] = re.findall(r"--tag[ =](\S+)", line)
+        store.put(bases["PYTHON_IMAGE"], images.base())
+        store.put(bases["ARTIFACTS_IMAGE"], tmp_path)
+        store.as_written(line)
+        config = json.loads(store("inspect", "--type=image", tag))["OCIv1"]["config"]
+        assert config["Entrypoint"] == ["/usr/local/bin/entrypoint.sh"]
+        assert config["Labels"]["nvidia-toolkit.artifacts"] == bases["ARTIFACTS_IMAGE"]
+        real.USED.add(f"buildah, by the words of {block.place}")
+
+
+def files_of(node: Node, *tops: str) -> Mapping[str, tuple[bytes, int]]:
+    """Return bytes and mode of everything below directories of a node."""
+    found = [path for top in tops for path in nodes.path(node, top).rglob("*")]
+    return {
+        str(path): (b"" if path.is_dir() else path.read_bytes(), path.lstat().st_mode)
+        for path in found
+        if not path.is_symlink()
+    }
+
+
+@pytest.mark.parametrize(
+    ("suite", "privileged"),
+    [("trixie", "true"), ("bookworm", "false"), ("trixie", "false"), ("forky", "false")],
+)
+def test_it_does_the_job_through_the_chart_s_mounts(archive: Path, suite: str, privileged: str) -> None:
+    if reason := nodes.why_not():
+        pytest.skip(reason)
+    found = helm.rendered(*helm.DOCUMENTED, "--set", f"toolkit.privileged={privileged}")
+    with nodes.boot(suite) as node:
+        if reason := containers.why_no_containers(node):
+            pytest.skip(reason)
+        containers.prepare_images(node)
+        images.load(node, archive)
+        nodes.path(node, "/etc/containerd").mkdir(exist_ok=True)
+        before = files_of(node, "/etc/containerd", "/usr/local")
+        container = images.Container(node, found, TOOLKIT_ON_EXIT="revert", TOOLKIT_VERIFY="run")
+        try:
+            container.waits_for("set up; watching")
+            assert container.probe() == 0
+            pod = containers.run_pod(node, handler="nvidia", argv=["echo", "a pod"])
+            assert (pod.exit_code, pod.output) == (0, "a pod\n")
+            # What it says of that may be lost on the way: ctr does not wait for it.
+            for place in ("/etc/anything", "/host/etc/anything"):
+                assert container.execute("sh", "-c", f"echo no > {place}").returncode != 0, place
+            assert not nodes.path(node, "/etc/anything").exists()
+        finally:
+            code = container.end()
+        assert code == 0, container.told()
+        assert "the node was reverted" in container.told()
+        after = files_of(node, "/etc/containerd", "/usr/local")
+        made_by_kubelet = {str(nodes.path(node, "/usr/local/nvidia"))}
+        assert {name: seen for name, seen in after.items() if name not in made_by_kubelet} == before
+    kind = "privileged" if privileged == "true" else "with four capabilities"
+    real.USED.add(f"image run by the chart's own words, {kind}, on a booted {suite} node")
+
+
+@pytest.mark.parametrize("suite", ["bookworm", "trixie"])
+def test_it_sets_docker_up_with_four_capabilities(archive: Path, suite: str) -> None:
+    if reason := nodes.why_not():
+        pytest.skip(reason)
+    words = ("operator.defaultRuntime=docker", "toolkit.privileged=false")
+    found = helm.rendered(*(word for pair in words for word in ("--set", pair)))
+    with nodes.boot(suite, units=("containerd", "docker")) as node:
+        images.load(node, archive)
+        before = files_of(node, "/etc/docker", "/etc/containerd", "/usr/local")
+        container = images.Container(node, found, TOOLKIT_ON_EXIT="revert", TOOLKIT_VERIFY="run")
+        try:
+            container.waits_for("set up; watching")
+            assert container.probe() == 0
+            said = nodes.run(node, ["docker", "info", "--format={{json .Runtimes}}"]).stdout
+            assert {"nvidia", "nvidia-cdi", "nvidia-legacy"} <= json.loads(said).keys()
+            assert "a container was started through each handler in " in container.told()
+        finally:
+            code = container.end()
+        assert code == 0, container.told()
+        after = files_of(node, "/etc/docker", "/etc/containerd", "/usr/local")
+        made_by_kubelet = {str(nodes.path(node, each)) for each in ("/etc/docker", "/usr/local/nvidia")}
+        assert {name: seen for name, seen in after.items() if name not in made_by_kubelet} == before
+    real.USED.add(f"image run by the chart's own words for Docker, with four capabilities, on {suite}")
+
+
+def test_the_capabilities_are_those_that_it_cannot_do_without(archive: Path) -> None:
+    """A config of another group that its owner may not read makes it need all; none may be missing."""
+    if reason := nodes.why_not():
+        pytest.skip(reason)
+    found = helm.rendered(*helm.DOCUMENTED, "--set", "toolkit.privileged=false")
+    given = helm.container(found)["securityContext"]["capabilities"]["add"]
+    daemonset = helm.one(found, "DaemonSet")
+    with nodes.boot("trixie") as node:
+        images.load(node, archive)
+        config = nodes.path(node, "/etc/containerd/config.toml")
+        os.chown(config, 0, 1000)
+        config.chmod(0o040)
+        before = files_of(node, "/etc/containerd")
+        for without in (None, *given):
+            kept = [name for name in given if name != without]
+            context = daemonset["spec"]["template"]["spec"]["containers"][0]["securityContext"]
+            context["capabilities"]["add"] = kept
+            container = images.Container(node, found, TOOLKIT_ON_EXIT="revert")
+            try:
+                if without is None:
+                    container.waits_for("set up; watching")
+                else:
+                    container.ends_itself()
+                    assert "set up; watching" not in container.told(), without
+            finally:
+                container.end()
+            assert files_of(node, "/etc/containerd") == before, without
+
+
+def test_it_runs_as_the_gpu_operator_s_container(archive: Path) -> None:
+    """Its entry point is the operator's, in place of ours, and so are its mounts and its variables."""
+    if reason := nodes.why_not():
+        pytest.skip(reason)
+    env = {"TOOLKIT_ON_EXIT": "revert", "TOOLKIT_VERIFY": "run"}
+    rendered = gpu_operator.render("containerd", cdi=False, env=env)
+    script = "/var/lib/kubelet/entrypoint.sh"
+    with nodes.boot("trixie") as node:
+        if reason := containers.why_no_containers(node):
+            pytest.skip(reason)
+        containers.prepare_images(node)
+        images.load(node, archive)
+        nodes.path(node, script).parent.mkdir(parents=True)
+        nodes.path(node, script).write_text(gpu_operator.ENTRYPOINT, encoding="utf-8")
+        nodes.path(node, script).chmod(0o700)
+        before = files_of(node, "/etc/containerd", "/usr/local")
+        container = images.Container(node, rendered.objects(script))
+        made_by_kubelet = {str(nodes.path(node, each)) for each in rendered.mounts.values()}
+
+        def left() -> Mapping[str, tuple[bytes, int]]:
+            found = files_of(node, "/etc/containerd", "/usr/local")
+            return {
+                name: seen for name, seen in found.items() if name in before or name not in made_by_kubelet
+            }
+
+        try:
+            nodes.wait_for(node, lambda: "waiting for the driver" in container.told())
+            assert left() == before
+            ready = nodes.path(node, f"{gpu_operator.VALIDATIONS}/driver-ready")
+            ready.write_text(gpu_operator.DRIVER_READY, encoding="utf-8")
+            container.waits_for("set up; watching")
+            assert "a container was started through each handler in " in container.told()
+            assert container.probe() == 0
+            pod = containers.run_pod(node, handler="nvidia", argv=["echo", "a pod"])
+            assert (pod.exit_code, pod.output) == (0, "a pod\n")
+            assert left() != before
+        finally:
+            code = container.end()
+        assert code == 0, container.told()
+        assert "the node was reverted" in container.told()
+        assert left() == before
+    real.USED.add(
+        "image run by the GPU Operator's entry point, mounts and variables, on a booted trixie node"
+    )

@@ -1,0 +1,1 @@
+"""What real executables make of our configuration; no node is booted."""

@@ -1,0 +1,200 @@
+"""A runtime that nothing starts again is not ended, or is started as it was; the processes are real."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+
+from runtimes.containerd import ADAPTER as containerd
+from tests.support import fake_node, fake_runtime
+from tests.support.fake_node import Daemon, Node
+from toolkit.deadline import Deadline
+from toolkit.errors import NotRolledBack, StepError
+from toolkit.node import processes, procfs
+from toolkit.node.host import Host
+from toolkit.reconcile import transaction
+from toolkit.runtime import locate, restart
+from toolkit.runtime.supervision import launch
+from toolkit.settings.options import RestartMode
+
+NOTHING = "nothing is known to start it again: "
+HERE = Host(root=Path("/"))
+CHOICES = (
+    "(use --restart-mode none and restart it yourself, or --restart-mode signal if something does start it)"
+)
+
+
+def unsupervised(node: Node) -> AbstractContextManager[Daemon]:
+    """Run a containerd that ends at SIGHUP and that nothing starts again, until the block ends."""
+    return fake_runtime.runtime(node, revives=False)
+
+
+def newest(daemon: Daemon) -> int:
+    return [pid for pid, word in daemon.lines() if word == "starts"][-1]
+
+
+# --- auto -----------------------------------------------------------------------------------------
+
+
+def test_auto_does_not_end_what_nothing_starts_again(node: Node) -> None:
+    with unsupervised(node) as daemon:
+        before = fake_node.content(node.root)
+        options = node.options(restart_mode="auto")
+        plan = fake_node.done("plan", *options)
+        assert f"# SIGHUP would end containerd (PID {daemon.pid}), and {NOTHING}" in plan.stdout
+        assert "but the runtime cannot be restarted" in plan.stdout
+        result = fake_node.cli("run", "--no-daemon", *options)
+        assert result.returncode == 4
+        assert f"error: SIGHUP would end containerd (PID {daemon.pid}), and {NOTHING}" in result.stderr
+        assert f"{CHOICES}: nothing was changed" in result.stderr
+        assert (daemon.signals(), daemon.starts()) == ([], 1)
+        node.pid_file.unlink()
+        assert fake_node.content(node.root) == before
+
+
+def test_the_files_are_changed_and_the_restart_left_to_the_user(node: Node) -> None:
+    with unsupervised(node) as daemon:
+        result = fake_node.done("run", "--no-daemon", *node.options(restart_mode="none"))
+        assert "restart it to load the change" in result.stderr
+        assert (daemon.signals(), daemon.starts()) == ([], 1)
+
+
+def test_auto_ends_what_a_supervisor_starts_again(node: Node) -> None:
+    with fake_runtime.runtime(node) as daemon:
+        options = node.options(restart_mode="auto")
+        plan = json.loads(fake_node.done("plan", "--output=json", *options).stdout)
+        assert plan["reload"]["how"] == (
+            f"SIGHUP to PID {daemon.pid}, which ends it: runsv (PID {os.getpid()}) starts it again"
+        )
+        result = fake_node.done("run", "--no-daemon", *options)
+        assert NOTHING not in result.stderr
+        assert (daemon.signals(), daemon.starts()) == (["SIGHUP"], 2)
+
+
+def test_a_start_with_nothing_to_do_does_not_ask_who_starts_it_again(node: Node) -> None:
+    with unsupervised(node) as daemon:
+        fake_node.done("run", "--no-daemon", *node.options(restart_mode="signal", reload_timeout="4"))
+        result = fake_node.done("run", "--no-daemon", *node.options(restart_mode="auto"))
+        assert result.stderr == fake_node.NOTHING_TO_DO
+        assert daemon.signals() == ["SIGHUP"]
+
+
+# --- signal ---------------------------------------------------------------------------------------
+
+
+def test_what_stays_dead_after_a_signal_is_started_as_it_was(node: Node) -> None:
+    with unsupervised(node) as daemon:
+        first = daemon.pid
+        was = launch.of(HERE, inspected(first))
+        result = fake_node.done(
+            "run", "--no-daemon", *node.options(restart_mode="signal", reload_timeout="4")
+        )
+        assert f"SIGHUP would end containerd (PID {first}), and {NOTHING}" in result.stderr
+        assert "nothing started containerd again within 2 s; starting it as it was" in result.stderr
+        second = newest(daemon)
+        assert (daemon.signals(), daemon.starts()) == (["SIGHUP"], 2)
+        now = launch.of(HERE, inspected(second))
+        assert now is not None
+        assert now == was
+        # It belongs to init (or the nearest subreaper), not to the program, which has ended.
+        assert procfs.parent(second) not in {0, first, os.getpid()}
+        assert os.getsid(second) != os.getsid(0)
+        assert fake_node.done("status", *node.options()).stdout == "in sync\nready\n"
+
+
+def test_what_a_supervisor_starts_again_late_is_not_started_twice(node: Node) -> None:
+    with fake_runtime.runtime(node, delay=1) as daemon, fake_node.named("python"):
+        options = node.options(restart_mode="signal", reload_timeout="20")
+        result = fake_node.done("run", "--no-daemon", *options)
+        assert NOTHING in result.stderr
+        assert "starting it as it was" not in result.stderr
+        assert daemon.starts() == 2
+
+
+def test_a_bad_change_to_what_nothing_starts_again_is_rolled_back(node: Node) -> None:
+    fake_runtime.say(node, sick_if="runtimes.nvidia", sick={"die": True})
+    with unsupervised(node) as daemon:
+        config = node.config.read_bytes()
+        options = node.options(restart_mode="signal", reload_timeout="4")
+        result = fake_node.cli("run", "--no-daemon", *options)
+        assert result.returncode == 6, result.stderr
+        assert node.config.read_bytes() == config
+        assert not node.drop_in.exists()
+        assert processes.is_there(newest(daemon))
+        assert daemon.starts() == 3
+        assert fake_node.cli("status", *options).stdout.startswith("not in sync\n")
+
+
+def test_how_to_start_it_is_said_where_it_cannot_be_started(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise StepError("it ran in namespaces that cannot be entered")
+
+    monkeypatch.setattr(launch, "start", refuse)
+    with unsupervised(node) as daemon:
+        how = launch.of(HERE, inspected(daemon.pid))
+        assert how is not None
+        assert how.words().startswith(f"cd {node.socket.parent} && {daemon.argv[0]} -I -S ")
+        with pytest.raises(NotRolledBack) as caught:
+            transaction.converge(node.settings(restart_mode="signal", reload_timeout="2"), containerd)
+        assert caught.value.exit_code == 7
+        assert (
+            f"containerd ended and nothing started it again: start it yourself, with `{how.words()}`"
+            " (it ran in namespaces that cannot be entered)"
+        ) in caught.value.message
+
+
+def test_a_rollback_does_not_end_it_either(node: Node) -> None:
+    """A run that was killed had `--restart-mode signal`; the next one, which has not, may not send it."""
+    with unsupervised(node):
+        target = locate.supervised(locate.target(node.settings(), containerd), containerd)
+        chosen = restart.restart_method(target, containerd, RestartMode.AUTO, target.supervisor)
+        with pytest.raises(StepError, match=NOTHING):
+            restart.perform(target, containerd, chosen, Deadline(1))
+
+
+# --- how it was started ---------------------------------------------------------------------------
+
+
+def test_a_process_that_is_gone_says_nothing() -> None:
+    gone = processes.RuntimeProcess(
+        pid=4_000_000, start_ticks=1, executable="/bin/containerd", argv=(), unit=None
+    )
+    assert launch.of(HERE, gone) is None
+
+
+def test_output_goes_to_the_file_that_it_went_to(tmp_path: Path) -> None:
+    log, script = tmp_path / "log", tmp_path / "daemon"
+    fake_node.write_program(
+        script, '#!/bin/sh\necho "$$ $1 $GREETING $PWD"\nexec 3<&-\nwhile :; do sleep 1; done\n'
+    )
+    with log.open("w") as stream:
+        first = subprocess.Popen(
+            [script, "one"], cwd=tmp_path, env={"GREETING": "hello", "PATH": os.defpath}, stdout=stream
+        )
+    try:
+        fake_node.wait_for(lambda: log.read_text().endswith("\n"), "it does not run")
+        found = launch.of(HERE, inspected(first.pid))
+    finally:
+        first.kill()
+        first.wait()
+    assert found is not None
+    launch.start(HERE, found)
+    fake_node.wait_for(lambda: log.read_text().count("\n") == 2, "it was not started again")
+    (pid, *one), (again, *other) = (line.split() for line in log.read_text().splitlines())
+    os.kill(int(again), signal.SIGKILL)
+    assert pid != again
+    assert one == other == ["one", "hello", str(tmp_path)]
+
+
+def inspected(pid: int) -> processes.RuntimeProcess:
+    found = processes.inspect(pid)
+    assert found is not None
+    return found

@@ -1,0 +1,1 @@
+"""The program on booted nodes with real runtimes under systemd."""

@@ -1,0 +1,1 @@
+"""The project itself: lint, types, import layers, generated files, documents."""

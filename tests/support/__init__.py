@@ -1,0 +1,1 @@
+"""What the tests share: fake and real runtimes, booted nodes, clusters, containers."""

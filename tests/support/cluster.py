@@ -1,0 +1,434 @@
+"""A real Kubernetes on a booted node: etcd, API server, controllers and scheduler beside it, kubelet in it.
+
+All of it is built from one go.mod, since Kubernetes' replace lines count only where it is the main
+module. The control plane runs on the test machine in the node's network, so that two of them do not meet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import yaml
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from tests.support import helm, nodes, real
+from tests.support.kubernetes import Authority, private_bytes
+from tests.support.nodes import Node, NodeError
+
+VERSION: Final = "1.36.3"
+CNI_VERSION: Final = "v1.9.1"
+SUITE: Final = "forky"
+"""The node's suite: kubelet of 1.36 speaks to containerd 2 alone."""
+
+_PROGRAMS: Final = (
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kube-scheduler",
+    "kubelet",
+    "kubectl",
+)
+_ETCD: Final = "go.etcd.io/etcd/server/v3"
+_CNI: Final = ("main/ptp", "main/loopback", "ipam/host-local")
+_BUILD_TIME: Final = 2400
+_SERVICE: Final = "10.96.0.1"
+_TOKEN: Final = "the-administrator"  # noqa: S105 - of a cluster that lives for a minute
+_NETWORK: Final = {
+    "cniVersion": "1.0.0",
+    "name": "pods",
+    "plugins": [
+        {
+            "type": "ptp",
+            "ipam": {
+                "type": "host-local",
+                "subnet": "10.244.0.0/24",
+                "routes": [{"dst": "0.0.0.0/0"}],
+            },
+        }
+    ],
+}
+_KUBELET: Final = {
+    "apiVersion": "kubelet.config.k8s.io/v1beta1",
+    "kind": "KubeletConfiguration",
+    "authentication": {"anonymous": {"enabled": True}, "webhook": {"enabled": False}},
+    "authorization": {"mode": "AlwaysAllow"},
+    "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
+    # A node of the tests has no controllers of its own to share out.
+    "cgroupDriver": "cgroupfs",
+    "cgroupsPerQOS": False,
+    "enforceNodeAllocatable": [],
+    "failCgroupV1": False,
+    "failSwapOn": False,
+    "localStorageCapacityIsolation": False,
+    "evictionHard": {"memory.available": "1Mi", "nodefs.available": "1%"},
+    "resolvConf": "",
+    "protectKernelDefaults": False,
+}
+_TUNED: Final = {
+    "vm/overcommit_memory": 1, "kernel/panic": 10, "kernel/panic_on_oops": 1,
+    "kernel/keys/root_maxkeys": 1000000, "kernel/keys/root_maxbytes": 25000000,
+}  # fmt: skip
+
+
+@cache
+def programs() -> Path:
+    """Return a directory with Kubernetes' programs and etcd, built on first use; skip where it cannot be."""
+    home = nodes.cache() / "go" / f"kubernetes-v{VERSION}"
+    home.mkdir(parents=True, exist_ok=True)
+    with home.with_suffix(".lock").open("w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        missing = [name for name in (*_PROGRAMS, "etcd", "cni") if not (home / name).exists()]
+        if missing:
+            with tempfile.TemporaryDirectory(dir=home) as scratch:
+                _build(Path(scratch), missing)
+                for name in missing:
+                    (Path(scratch) / name).rename(home / name)
+    return home
+
+
+def _build(scratch: Path, missing: Sequence[str]) -> None:
+    if shutil.which("go") is None:
+        pytest.skip(f"Kubernetes {VERSION} is not built: it needs Go 1.26 or newer on PATH")
+    told = json.loads(_go(scratch, "mod", "download", "-json", f"k8s.io/kubernetes@v{VERSION}"))
+    parts = re.findall(
+        r"^\t(k8s\.io/\S+) v0\.0\.0$",
+        Path(told["GoMod"]).read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
+    wanted = [f"k8s.io/kubernetes v{VERSION}", *(f"{part} v0{VERSION[1:]}" for part in parts)]
+    lines = "".join(f"\t{line}\n" for line in wanted)
+    (scratch / "go.mod").write_text(f"module cluster\n\ngo 1.26.0\n\nrequire (\n{lines})\n", encoding="utf-8")
+    version = "k8s.io/component-base/version"
+    major, minor, _ = VERSION.split(".")
+    told = {"gitVersion": f"v{VERSION}", "gitMajor": major, "gitMinor": minor}
+    linked = "-s -w " + " ".join(f"-X {version}.{name}={value}" for name, value in told.items())
+    for name in missing:
+        if name == "cni":
+            for plugin in _CNI:
+                module = f"github.com/containernetworking/plugins/plugins/{plugin}@{CNI_VERSION}"
+                _go(
+                    scratch,
+                    "install",
+                    "-trimpath",
+                    "-ldflags=-s -w",
+                    module,
+                    GOBIN=str(scratch / "cni"),
+                )
+            continue
+        package = _ETCD if name == "etcd" else f"k8s.io/kubernetes/cmd/{name}"
+        _go(
+            scratch,
+            "build",
+            "-mod=mod",
+            "-trimpath",
+            f"-ldflags={linked}",
+            "-o",
+            str(scratch / name),
+            package,
+        )
+
+
+def _go(scratch: Path, *words: str, **environment: str) -> str:
+    done = subprocess.run(
+        ("go", *words),
+        cwd=scratch,
+        env={**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-buildvcs=false", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=_BUILD_TIME,
+    )
+    if done.returncode != 0:
+        pytest.skip(f"Kubernetes {VERSION} cannot be built here: {done.stderr[-800:]}")
+    return done.stdout
+
+
+class Cluster:
+    """A control plane in the network of a node, and helm and kubectl to speak to it."""
+
+    def __init__(self, node: Node, home: Path) -> None:
+        self.node = node
+        self.home = home
+        self.authority = _authority(home / "pki")
+        self.kubeconfig = self._kubeconfig()
+        self.enter = ("nsenter", f"--target={node.pid}", "--net", "--")
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def kubectl(self, *words: str, check: bool = True, text: str = "") -> subprocess.CompletedProcess[str]:
+        """Run kubectl; refuse its failure, unless told otherwise."""
+        done = subprocess.run(
+            (*self.enter, str(programs() / "kubectl"), f"--kubeconfig={self.kubeconfig}", *words),
+            input=text,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=110,
+            env={"PATH": nodes.PATH, "HOME": str(self.home)},
+        )
+        if check and done.returncode != 0:
+            raise NodeError(f"kubectl {' '.join(words)}: {done.stderr}{done.stdout}")
+        return done
+
+    def shell(self, line: str, *, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run a line as somebody in the checkout who has helm, kubectl and KUBECONFIG; refuse its failure."""
+        done = subprocess.run(
+            (*self.enter, "bash", "-eu", "-o", "pipefail", "-c", line),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=110,
+            cwd=helm.ROOT,
+            env={
+                "PATH": f"{helm.find().parent}:{programs()}:{nodes.PATH}",
+                "HOME": str(self.home),
+                "KUBECONFIG": str(self.kubeconfig),
+            },
+        )
+        if check and done.returncode != 0:
+            raise NodeError(f"{line}: {done.stderr}{done.stdout}")
+        return done
+
+    @contextlib.contextmanager
+    def following(self, *words: str) -> Iterator[Path]:
+        """Write what pods say to a file, which is handed back, until they are gone or no longer wanted."""
+        path = self.home / "pods.txt"
+        with path.open("wb") as log:
+            process = subprocess.Popen(
+                (
+                    *self.enter,
+                    str(programs() / "kubectl"),
+                    f"--kubeconfig={self.kubeconfig}",
+                    "logs",
+                    "--follow",
+                    *words,
+                ),
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                env={"PATH": nodes.PATH, "HOME": str(self.home)},
+            )
+        try:
+            yield path
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(5)
+        finally:
+            process.kill()
+            process.wait(20)
+
+    def get(self, *words: str) -> Any:
+        """Return what the API says of something."""
+        return json.loads(self.kubectl("get", "--output=json", *words).stdout)
+
+    def helm(self, *words: str) -> str:
+        """Run helm; refuse its failure."""
+        done = helm.run(*words, kubeconfig=self.kubeconfig, prefix=self.enter)
+        if done.returncode != 0:
+            raise NodeError(f"helm {' '.join(words)}: {done.stderr}{self.logs()}")
+        return done.stdout
+
+    def until(self, holds: Callable[[], bool], what: str, timeout: float = 60) -> None:
+        """Wait until something holds."""
+        deadline = time.monotonic() + timeout
+        while not holds():
+            if time.monotonic() > deadline:
+                raise NodeError(f"waited in vain for {timeout:g} s: {what}: {self.logs()}")
+            time.sleep(0.2)
+
+    def logs(self) -> str:
+        """Return the last words of every program."""
+        files = sorted(self.home.glob("*.log"))
+        return "".join(
+            f"\n--- {path.name}\n{path.read_text(encoding='utf-8', errors='replace')[-1500:]}"
+            for path in files
+        )
+
+    def start(self) -> None:
+        """Start the control plane, and wait until it answers."""
+        real.USED.add(f"Kubernetes v{VERSION}: API server, controllers, scheduler and kubelet")
+        nodes.run(self.node, ("sh", "-c", "mount -o remount,rw /proc/sys/net 2>/dev/null; true"))
+        for words in (
+            ("link", "set", "lo", "up"),
+            ("address", "add", f"{_SERVICE}/32", "dev", "lo"),
+        ):
+            subprocess.run((*self.enter, "ip", *words), check=False, capture_output=True)
+        self._run(
+            "etcd",
+            f"--data-dir={self.home}/etcd",
+            "--listen-client-urls=http://127.0.0.1:2379",
+            "--advertise-client-urls=http://127.0.0.1:2379",
+            "--listen-peer-urls=http://127.0.0.1:2380",
+            "--unsafe-no-fsync",
+        )
+        pki = self.home / "pki"
+        (self.home / "tokens.csv").write_text(f'{_TOKEN},admin,admin,"system:masters"\n', encoding="utf-8")
+        self._run(
+            "kube-apiserver",
+            "--etcd-servers=http://127.0.0.1:2379",
+            "--secure-port=443",
+            "--bind-address=0.0.0.0",
+            f"--advertise-address={_SERVICE}",
+            "--service-cluster-ip-range=10.96.0.0/24",
+            f"--tls-cert-file={pki}/api.both.pem",
+            f"--tls-private-key-file={pki}/api.both.pem",
+            f"--token-auth-file={self.home}/tokens.csv",
+            "--authorization-mode=RBAC",
+            "--allow-privileged=true",
+            "--service-account-issuer=https://kubernetes.default.svc",
+            f"--service-account-key-file={pki}/accounts.key",
+            f"--service-account-signing-key-file={pki}/accounts.key",
+            "--endpoint-reconciler-type=none",
+            "--kubelet-preferred-address-types=InternalIP",
+        )
+        self.until(
+            lambda: self.kubectl("get", "--raw=/readyz", check=False).stdout == "ok",
+            "the API server",
+        )
+        self._run(
+            "kube-controller-manager",
+            f"--kubeconfig={self.kubeconfig}",
+            f"--root-ca-file={self.authority.path}",
+            f"--service-account-private-key-file={pki}/accounts.key",
+            "--use-service-account-credentials=false",
+            "--leader-elect=false",
+            "--bind-address=127.0.0.1",
+        )
+        self._run(
+            "kube-scheduler",
+            f"--kubeconfig={self.kubeconfig}",
+            "--leader-elect=false",
+            "--bind-address=127.0.0.1",
+        )
+
+    def join(self) -> None:
+        """Make the booted node one of the cluster."""
+        node = self.node
+        for plugin in (programs() / "cni").iterdir():
+            _put(node, f"/usr/lib/cni/{plugin.name}", plugin.read_bytes())
+        _put(node, "/etc/cni/net.d/10-pods.conflist", json.dumps(_NETWORK).encode())
+        _put(node, "/usr/local/bin/kubelet", (programs() / "kubelet").read_bytes())
+        _put(node, "/etc/kubernetes/kubelet.conf", self.kubeconfig.read_bytes())
+        _put(node, "/etc/kubernetes/kubelet.yaml", json.dumps(_KUBELET).encode())
+        _put(
+            node,
+            "/etc/systemd/system/kubelet.service",
+            b"[Service]\nExecStart=/usr/local/bin/kubelet --kubeconfig=/etc/kubernetes/kubelet.conf"
+            b" --config=/etc/kubernetes/kubelet.yaml --hostname-override=node --node-ip=10.96.0.1"
+            b"\nRestart=always\nRestartSec=1\n",
+        )
+        # It wants to read the kernel's log, which is not the node's.
+        nodes.run(node, ("ln", "-s", "null", "/dev/kmsg"))
+        # It wants these of the kernel, which is the test machine's: the node is shown that they are so.
+        for name, value in _TUNED.items():
+            _put(node, f"/run/tuned/{name}", f"{value}\n".encode())
+            nodes.run(node, ("mount", "--bind", f"/run/tuned/{name}", f"/proc/sys/{name}"))
+        nodes.run(node, ("systemctl", "daemon-reload"))
+        nodes.run(node, ("systemctl", "start", "kubelet"))
+        try:
+            self.until(self._is_ready, "the node")
+        except NodeError as error:
+            said = nodes.run(
+                node, ("journalctl", "--unit=kubelet", "--no-pager", "--lines=40"), check=False
+            ).stdout
+            raise NodeError(f"{error}\n{said}") from error
+
+    def _is_ready(self) -> bool:
+        told = self.kubectl("get", "node", "node", "--output=json", check=False)
+        conditions = json.loads(told.stdout)["status"]["conditions"] if told.returncode == 0 else []
+        return any((each["type"], each["status"]) == ("Ready", "True") for each in conditions)
+
+    def stop(self) -> None:
+        """End the control plane."""
+        for process in reversed(self.processes):
+            process.kill()
+        for process in self.processes:
+            process.wait(20)
+
+    def _run(self, name: str, *words: str) -> None:
+        with (self.home / f"{name}.log").open("wb") as log:
+            self.processes.append(
+                subprocess.Popen(
+                    # With its parent goes the child, however the test ends.
+                    (
+                        "setpriv",
+                        "--pdeathsig",
+                        "KILL",
+                        "--",
+                        *self.enter,
+                        str(programs() / name),
+                        *words,
+                    ),
+                    cwd=self.home,
+                    env={"PATH": nodes.PATH, "HOME": str(self.home)},
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                )
+            )
+
+    def _kubeconfig(self) -> Path:
+        content = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "test",
+            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "admin"}}],
+            "clusters": [
+                {
+                    "name": "test",
+                    "cluster": {
+                        "server": f"https://{_SERVICE}:443",
+                        "certificate-authority-data": _base64(self.authority.path),
+                    },
+                }
+            ],
+            "users": [{"name": "admin", "user": {"token": _TOKEN}}],
+        }
+        path = self.home / "admin.conf"
+        path.write_text(yaml.safe_dump(content), encoding="utf-8")
+        path.chmod(0o600)
+        return path
+
+
+@contextlib.contextmanager
+def running(node: Node, home: Path) -> Iterator[Cluster]:
+    """Run a control plane for a node."""
+    made = Cluster(node, home)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
+
+
+def _authority(home: Path) -> Authority:
+    home.mkdir()
+    made = Authority.first(home, "root")
+    made.server("api", f"IP:{_SERVICE}", "IP:127.0.0.1", "DNS:kubernetes.default.svc")
+    accounts = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    (home / "accounts.key").write_bytes(private_bytes(accounts))
+    return made
+
+
+def _base64(path: Path) -> str:
+    return subprocess.run(
+        ("base64", "--wrap=0", str(path)), check=True, capture_output=True, text=True
+    ).stdout
+
+
+def _put(node: Node, target: str, data: bytes) -> None:
+    path = nodes.path(node, target)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    path.chmod(0o755)

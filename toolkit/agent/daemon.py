@@ -1,0 +1,403 @@
+"""The main loop of the agent: it watches the node, and starts a child process for every sync.
+
+The agent replaces the process that configured the node by execve(2), and keeps its PID and its lock. It
+imports as little as possible to use little memory: all work is done by short-lived children.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from toolkit import log
+from toolkit.agent import child, counters, signals
+from toolkit.agent.child import Worker
+from toolkit.agent.inotify import Watches
+from toolkit.agent.probes import Pages
+from toolkit.agent.report import SyncReport, from_json
+from toolkit.agent.schedule import Pace
+from toolkit.agent.signals import STOPS, SignalQueue
+from toolkit.log import LOGGER
+from toolkit.node import procfs
+
+if TYPE_CHECKING:
+    from toolkit.deadline import Cancellation
+
+_ROLLBACK_TIME: Final = 18.0
+"""Seconds that a child needs after SIGTERM: to finish a step (8 s), to roll back (8 s), and a margin."""
+_EXIT_TIME: Final = 1.0
+"""Seconds before the end of the grace period at which the agent exits in any case."""
+_ACCOUNT: Final = "/var/run/secrets/kubernetes.io/serviceaccount/token"
+_LONGEST: Final = 3600.0
+_DRIVER_INTERVAL: Final = 10.0
+"""Seconds between two checks for the driver, if readiness depends on it: a module causes no event."""
+_NEVER: Final = float("inf")
+
+
+def stay(
+    lock: int,
+    report: SyncReport,
+    arguments: Sequence[str],
+    manner: Mapping[str, Any],
+    stop: Cancellation,
+) -> NoReturn:
+    """Replace this process by the agent. Signals that arrive meanwhile are passed on to it.
+
+    `lock` is the descriptor of the lock file, `report` that of the first sync, `arguments` those of the
+    command line, which every sync gets, and `manner` the keyword arguments of `log.start`. `stop` holds
+    the signals that were received until now. Raises OSError if the agent cannot be executed.
+    """
+    signals.block_signals()
+    state = {"lock": lock, "report": report, "arguments": list(arguments), "manner": dict(manner)}
+    received = [*stop.kept, *([] if stop.signal is None else [stop.signal])]
+    state_fd = child.shared_json_fd({**state, "came": received})
+    for fd in (lock, state_fd):
+        fcntl.fcntl(fd, fcntl.F_SETFD, 0)  # clear FD_CLOEXEC: the agent inherits the descriptor
+    sys.stdout.flush()
+    sys.stderr.flush()
+    argv = [*child.interpreter("toolkit.agent.daemon"), str(state_fd)]
+    os.execv(argv[0], argv)  # noqa: S606  # the interpreter of this process
+
+
+class Daemon:
+    """The agent: the last report, the file descriptors it polls, and the running child, if any."""
+
+    def __init__(self, lock: int, report: SyncReport, arguments: Sequence[str]) -> None:
+        self.lock = lock
+        self.arguments = arguments
+        self.report = report
+        self.pace = Pace(_NEVER)
+        self.stopped_by: signal.Signals | None = None
+        self._since = 0.0
+        self._is_hurried = False
+        self._is_cut = False
+        self._sync_requested = False
+        self._worker: Worker | None = None
+        self._ended: int | None = None
+        self._watches = Watches()
+        self._has_driver: bool | None = None
+        self._watched = 0
+        self._unwatched: list[str] = []
+        self._runtime = -1
+        self._failed_starts = 0
+        self._pages = Pages(lambda: self.report, self._busy, lambda: self._failed_starts)
+        self._signals = SignalQueue()
+
+    def run(self, came: Iterable[int] = ()) -> int:
+        """Run until a signal stops the agent; return the exit code.
+
+        `came` are the signals that were received before the agent started.
+        """
+        for number in came:
+            self._signals.put(number)
+        self._signals.listen()
+        self._apply(self.report)
+        self._pause()
+        if not self._has_driver and self.report["orders"]["needs_driver"]:
+            LOGGER.warning("not ready: %s", self.report["orders"]["needs_driver"])
+        if self.report["orders"]["daemonset"] and self._asks:
+            self._start("greet")
+        LOGGER.info("set up; watching %d directories until SIGTERM", self._watched)
+        while self.stopped_by is None or self._worker is not None:
+            if self._step():
+                break
+            if self._worker is None and self.stopped_by is None and self.pace.due <= time.monotonic():
+                self._start("converge" if self._sync_requested or self._on_drift == "repair" else "check")
+                self._sync_requested = False
+        return self._leave()
+
+    def _step(self) -> bool:
+        """Wait for the next event and handle it; return whether the time to stop has run out."""
+        self._wait()
+        for number in self._signals.taken():
+            self._handle(number)
+        self._reap()
+        if self._worker is not None and self._ended is not None:
+            self._collect(self._worker, self._ended)
+        return self._is_late()
+
+    # --- waiting ---
+
+    def _wait(self) -> None:
+        """Wait for the next event or deadline."""
+        poll = select.poll()
+        for fd in (self._signals.fd, self._watches.fd, self._runtime, self._pages.fd):
+            if fd >= 0:
+                poll.register(fd, select.POLLIN)
+        if self._worker is not None:
+            poll.register(self._worker.fd, select.POLLIN)
+        ready = poll.poll(self._milliseconds())
+        self._check_driver()  # first, since a client may have asked whether the node is ready
+        for fd, _ in ready:
+            self._dispatch(fd)
+
+    def _milliseconds(self) -> float:
+        """Return the milliseconds until the next deadline."""
+        ends = [time.monotonic() + _LONGEST]
+        if self._worker is None and self.stopped_by is None:
+            ends.append(self.pace.due)
+            if self.report["orders"]["needs_driver"]:
+                ends.append(time.monotonic() + _DRIVER_INTERVAL)
+        if self.stopped_by is not None:
+            ends.append(self._end - _EXIT_TIME)
+            if self._worker is not None and not self._is_hurried:
+                ends.append(self._end - _ROLLBACK_TIME)
+        return max(min(ends) - time.monotonic(), 0.0) * 1000 + 1
+
+    def _dispatch(self, fd: int) -> None:
+        if fd == self._signals.fd:
+            self._signals.empty()
+        elif fd == self._watches.fd:
+            if self._watches.changed():
+                self.pace.changed()
+        elif fd == self._runtime:
+            self._lost_runtime()
+        elif self._worker is not None and fd == self._worker.fd:
+            self._worker.relay()
+        else:
+            self._pages.serve()
+
+    def _lost_runtime(self) -> None:
+        self.report |= {"ready": False, "unready": "the runtime's process ended"}
+        LOGGER.info("the runtime's process ended")
+        self._follow(None)
+        self.pace.changed()
+
+    def _reap(self) -> None:
+        """Wait for every child that has exited. As PID 1 of a container the agent also inherits orphans."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if not pid:
+                return
+            if self._worker is not None and pid == self._worker.pid:
+                self._ended = os.waitstatus_to_exitcode(status)
+
+    # --- the child ---
+
+    def _start(self, kind: str) -> bool:
+        """Start a child for a sync of a kind; return whether it was started."""
+        self.pace.began()
+        try:
+            previous = from_json({name: self.report.get(name) for name in ("counts", "is_known", "found")})
+            self._worker = Worker(kind, self.arguments, self.lock, previous)
+        except OSError as error:
+            self._failed_starts += 1
+            problem = f"a sync cannot be started: {error}"
+            LOGGER.error("%s", problem)
+            self.report |= counters.not_started(problem)
+            self._remove_readiness()
+            self.pace.ended(code=1, is_changed=False)
+        else:
+            self._failed_starts = 0
+        return self._worker is not None
+
+    def _collect(self, worker: Worker, code: int) -> None:
+        """Read the report of a child that has exited with a code, and apply it."""
+        self._worker, self._ended = None, None
+        worker.relay()
+        report = worker.report()
+        if not report:
+            report = counters.cut_short(code, time.monotonic() - worker.began)
+            self._remove_readiness()
+        worker.close()
+        self._log_outcome(report)
+        self._apply({**self.report, **report})
+        self._pause(is_changed=report["outcome"] == "changed")
+
+    def _remove_readiness(self) -> None:
+        """Remove the readiness record, which no child was able to update."""
+        with contextlib.suppress(OSError):
+            os.unlink(self.report["orders"]["readiness"])
+
+    def _pause(self, *, is_changed: bool = False) -> None:
+        """Schedule the next sync. A node that is in sync but not ready is retried soon, like a failure."""
+        is_done = self.report["ready"] or self._on_drift == "ignore"
+        self.pace.ended(code=self.report["code"] or int(not is_done), is_changed=is_changed)
+
+    def _log_outcome(self, report: SyncReport) -> None:
+        """Log a sync that failed, and the first one that succeeds again."""
+        if report["outcome"] == "failed":
+            hint = f" ({report['hint']})" if report["hint"] else ""
+            LOGGER.error("%s%s", report["message"], hint, extra=log.facts(check=report["check"]))
+        elif report["outcome"] == "in sync" and self.report["outcome"] in ("failed", "drift"):
+            LOGGER.info("the node is in sync again")
+
+    def _apply(self, report: SyncReport) -> None:
+        """Apply a report: its interval, its watch list, the runtime's PID and the address of the metrics."""
+        self.report = report
+        checks = self._on_drift != "ignore"
+        interval = report["orders"]["interval"] if checks else _NEVER
+        self.pace.look_every(interval)
+        self._watch(report["watch"] if checks else {}, interval)
+        if report["outcome"] != "failed":
+            self._follow(report["pid"] if checks else None)
+        self._pages.listen(report["orders"]["metrics"])
+        self._check_driver()
+
+    def _check_driver(self) -> None:
+        """Log when the driver is loaded or unloaded; without it the node may not be ready any more.
+
+        Files in /sys cause no event, so this is called whenever the agent wakes up.
+        """
+        if "signs" not in self.report:
+            return
+        orders, is_loaded = self.report["orders"], procfs.any_exists(self.report["signs"])
+        if orders["needs_driver"] and not is_loaded and self.report["ready"]:
+            self.report |= {"ready": False, "unready": orders["needs_driver"]}
+        had_driver, self._has_driver = self._has_driver, is_loaded
+        if had_driver is None or had_driver is is_loaded:
+            return
+        if is_loaded:
+            LOGGER.info("the NVIDIA driver is loaded")
+        else:
+            effect = "that request GPUs are refused" if orders["refuses"] else "that start now get no GPU"
+            LOGGER.warning("the NVIDIA driver is not loaded any more: containers %s", effect)
+        if self._on_drift != "ignore" or orders["needs_driver"]:
+            self.pace.changed()  # the metrics, the readiness record and the CDI specification depend on it
+
+    def _watch(self, watch: Mapping[str, list[str] | None], interval: float) -> None:
+        """Watch directories; log which ones cannot be watched whenever that changes."""
+        self._watches.follow(
+            (path, None if names is None else frozenset(names)) for path, names in watch.items()
+        )
+        self._watched = len(watch) - len(self._watches.lost)
+        unwatched = self._watches.problems()
+        for problem in unwatched:
+            if problem not in self._unwatched:
+                LOGGER.warning("%s; changes there are noticed only every %.0f s", problem, interval)
+        if self._unwatched and not unwatched:
+            LOGGER.info("all %d directories are watched again", self._watched)
+        self._unwatched = unwatched
+
+    def _follow(self, pid: int | None) -> None:
+        """Poll for the exit of the process with this PID, and stop polling for the previous one."""
+        if self._runtime >= 0:
+            os.close(self._runtime)
+        self._runtime = -1
+        try:
+            self._runtime = -1 if pid is None else os.pidfd_open(pid)
+        except ProcessLookupError:
+            self.pace.changed()
+        except OSError:
+            pass  # Linux before 5.3 has no pidfd_open(2): the periodic check notices the exit later
+
+    # --- signals ---
+
+    def _handle(self, number: signal.Signals) -> None:
+        """Handle a signal, outside of the signal handler."""
+        if number in STOPS:
+            self._stop(number)
+        elif number is signal.SIGHUP:
+            LOGGER.info("SIGHUP: reloading the settings and syncing now")
+            self._sync_requested = True
+            self.pace.wanted()
+        elif number is signal.SIGUSR1:
+            LOGGER.info("state: %s", json.dumps(self._state()))
+
+    def _stop(self, number: signal.Signals) -> None:
+        if self.stopped_by is not None:
+            LOGGER.info("%s again: waiting for the running sync to finish", number.name)
+            return
+        self.stopped_by, self._since = number, time.monotonic()
+        if self._worker is not None:
+            LOGGER.info("%s: stopping when the running sync has finished", number.name)
+            # A `greet` changes nothing on the node, so interrupting it is no failure.
+            self._is_cut = self._worker.kind != "greet"
+            self._worker.signal(signal.SIGTERM)
+
+    def _state(self) -> dict[str, Any]:
+        report = {name: value for name, value in self.report.items() if name not in ("watch", "metrics")}
+        due = None if self.pace.due == _NEVER else round(self.pace.due - time.monotonic(), 1)
+        return {
+            **report,
+            "now": round(time.time(), 3),
+            "watched": self._watched,
+            "unwatched": list(self._watches.lost),
+            "next_look_in": due,
+        }
+
+    def _busy(self) -> float:
+        return 0.0 if self._worker is None else time.monotonic() - self._worker.began
+
+    # --- stopping ---
+
+    @property
+    def _on_drift(self) -> str:
+        return str(self.report["orders"]["on_drift"])
+
+    @property
+    def _asks(self) -> bool:
+        """Return whether to ask the API server if the DaemonSet is deleted: --on-exit=auto, in a pod."""
+        return self.report["orders"]["on_exit"] == "auto" and os.path.exists(_ACCOUNT)
+
+    @property
+    def _end(self) -> float:
+        """Return the monotonic time at which the grace period ends and the pod is killed."""
+        return self._since + float(self.report["orders"]["grace"])
+
+    def _is_late(self) -> bool:
+        """Make a running child stop in time while the agent stops; return whether it did not."""
+        if self.stopped_by is None or self._worker is None:
+            return False
+        left = self._end - time.monotonic()
+        if left <= _ROLLBACK_TIME and not self._is_hurried:
+            self._is_hurried = True
+            self._worker.signal(signal.SIGTERM)
+        return left <= _EXIT_TIME
+
+    def _leave(self) -> int:
+        """Revert the node if --on-exit asks for it; return the exit code of the agent."""
+        number = self.stopped_by or signal.SIGTERM
+        if self._worker is not None:
+            LOGGER.warning("%s: the running sync did not finish in time", number.name)
+            return 128 + number
+        # A sync that was interrupted before it changed anything is no failure.
+        is_cut = self._is_cut and self.report["code"] not in {0, 128 + signal.SIGTERM}
+        if self.report["orders"]["on_exit"] == "revert" or self._asks:
+            code, is_reverted = self._revert()
+            if code or is_reverted:
+                LOGGER.info("%s: stopping, the node was %sreverted", number.name, "not " if code else "")
+                return code
+        LOGGER.info("%s: stopping, the node stays as it is", number.name)
+        return 128 + number if is_cut else 0
+
+    def _revert(self) -> tuple[int, bool]:
+        """Start a child that reverts the node, with --on-exit=auto only if the DaemonSet is deleted.
+
+        Return the exit code of the child, and whether the node was reverted.
+        """
+        self._is_hurried = False
+        if not self._start("leave"):
+            return 1, False
+        while self._worker is not None:
+            if self._step():
+                LOGGER.error("the node was not reverted in time; the next run or revert continues")
+                return 128 + (self.stopped_by or signal.SIGTERM), False
+        return int(self.report["code"]), self.report["outcome"] == "changed"
+
+
+def main() -> int:
+    """Run the agent with the state that `stay` passed on; return the exit code."""
+    state_fd = int(sys.argv[1])
+    state = child.read(state_fd)
+    os.close(state_fd)
+    log.start(**state["manner"], counted=True, phase="daemon")
+    fcntl.fcntl(state["lock"], fcntl.F_SETFD, fcntl.FD_CLOEXEC)
+    code = Daemon(state["lock"], state["report"], state["arguments"]).run(state["came"])
+    os.ftruncate(state["lock"], 0)  # remove the PID of this process, which exits now
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

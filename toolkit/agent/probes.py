@@ -1,0 +1,79 @@
+"""The pages `/healthz`, `/readyz` and `/metrics` of the agent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from toolkit.agent.report import SyncReport
+from toolkit.log import LOGGER
+
+if TYPE_CHECKING:
+    from toolkit.agent.http_server import Exporter
+
+
+_MOST_FAILED_STARTS: Final = 3
+"""Syncs in a row that could not be started, after which only a new process is likely to help."""
+
+
+class Pages:
+    """The pages, generated from the last report and the state of the agent.
+
+    `report` returns the last report, `busy` the seconds that a sync has been running; 0 if none is.
+    `failed_starts` returns how many syncs in a row could not be started.
+    """
+
+    def __init__(
+        self,
+        report: Callable[[], SyncReport],
+        busy: Callable[[], float],
+        failed_starts: Callable[[], int],
+    ) -> None:
+        self._report = report
+        self._busy = busy
+        self._failed_starts = failed_starts
+        self._exporter: Exporter | None = None
+
+    @property
+    def fd(self) -> int:
+        """Return the descriptor of the listening socket; negative if there is none."""
+        return -1 if self._exporter is None else self._exporter.fd
+
+    def serve(self) -> None:
+        """Accept and answer a waiting client, if there is one."""
+        if self._exporter is not None:
+            self._exporter.serve()
+
+    def listen(self, address: str) -> None:
+        """Listen on an address instead of the current one; on none if it is empty.
+
+        An error is logged: the agent continues without the pages.
+        """
+        if self._exporter is not None and self._exporter.address != address:
+            self._exporter.server_close()
+            self._exporter = None
+        if not address or self._exporter is not None:
+            return
+        from toolkit.agent.http_server import Exporter  # noqa: PLC0415  # not loaded without --metrics-address
+
+        answers = {"/healthz": self._health, "/readyz": self._ready, "/metrics": self._metrics}
+        try:
+            self._exporter = Exporter(address, answers)
+        except OSError as error:
+            LOGGER.error("metrics cannot be served on %s: %s", address, error.strerror)
+
+    def _health(self) -> tuple[int, str]:
+        seconds = self._busy()
+        if seconds > self._report()["orders"]["bound"]:
+            return 503, f"a sync has been running for {seconds:.0f} s\n"
+        if self._failed_starts() >= _MOST_FAILED_STARTS:
+            return 503, f"{self._report()['message']} ({self._failed_starts()} times)\n"
+        return 200, "ok\n"
+
+    def _ready(self) -> tuple[int, str]:
+        report = self._report()
+        return (200, "ready\n") if report["ready"] else (503, f"not ready: {report['unready']}\n")
+
+    def _metrics(self) -> tuple[int, str]:
+        text = self._report().get("metrics", "")
+        return (200, text) if text else (503, "no sync has finished yet\n")

@@ -1,0 +1,259 @@
+"""A sync of the agent: compare the node with the settings, apply the difference, return a report.
+
+The first sync runs in the process that the user started, all later ones in children of the agent. The
+report contains everything that the agent needs: what to watch, its settings, and what to show.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+from runtimes.model import FileChange, fingerprint
+from toolkit import __version__
+from toolkit.agent import counters, watch_list
+from toolkit.agent.report import Orders, SyncReport
+from toolkit.cdi import driver
+from toolkit.errors import StepError, ToolkitError
+from toolkit.log import LOGGER, facts
+from toolkit.reconcile import cdi, readiness, transaction, verify
+from toolkit.reconcile.context import Context
+from toolkit.reconcile.planning import Plan, make_plan
+from toolkit.runtime import health
+from toolkit.runtime.client import cri
+from toolkit.settings.options import OnExit
+from toolkit.settings.resolve import Settings
+from toolkit.state import readiness_probe
+
+CONVERGE: Final = "converge"
+GREET: Final = "greet"
+LEAVE: Final = "leave"
+_LONGEST_DIFF: Final = 4096
+_API_SECONDS: Final = 5.0
+_SOON: Final = 2.0
+
+
+def first(context: Context) -> SyncReport:
+    """Configure the node and return the report.
+
+    Raises ToolkitError if that fails: the agent is not started then.
+    """
+    return _reported(context, CONVERGE, counters.fresh(), _set_up)
+
+
+def later(context: Context, kind: str, previous: SyncReport) -> SyncReport:
+    """Run a sync of a kind and return its report, also if it failed.
+
+    `previous` holds the counters of the earlier syncs, and whether the API server knows the DaemonSet.
+    """
+    counts = previous.get("counts") or counters.fresh()
+    act = _repair if kind == CONVERGE else _check
+    began = time.monotonic()
+    try:
+        if kind == GREET:
+            return _greeted(context)
+        if kind == LEAVE:
+            return _left(context, is_known=bool(previous.get("is_known")))
+        return _reported(context, kind, counts, act)
+    except ToolkitError as error:
+        failed: SyncReport = {
+            **_blank(context, kind),
+            "outcome": counters.FAILED,
+            "code": error.exit_code,
+            "message": error.message,
+            "hint": error.hint,
+            "check": context.stats.phase,
+            "unready": error.message,
+            "seconds": round(time.monotonic() - began, 3),
+            "is_drift": True,
+        }
+        return _finished(context, failed, counts)
+
+
+def orders(settings: Settings) -> Orders:
+    """Return the settings of the agent itself; `bound` is the longest time that a sync should take."""
+    return {
+        "interval": settings.check_interval,
+        "on_drift": settings.on_drift,
+        "on_exit": settings.on_exit,
+        "grace": settings.grace_period,
+        "daemonset": settings.daemonset,
+        "metrics": settings.metrics_address,
+        "bound": 2 * settings.reload_timeout + 120,
+        "refuses": settings.require_driver,
+        "needs_driver": readiness_probe.NO_DRIVER if settings.readiness_requires_driver else "",
+        "readiness": str(settings.readiness),
+    }
+
+
+# --- the kinds of syncs -------------------------------------------------------------------------
+
+
+def _set_up(context: Context) -> tuple[Plan, str, str]:
+    """Configure the node. If only the CDI specification fails, the agent starts and tries again."""
+    try:
+        plan = transaction.converge(context.settings, context.adapter, context.stop, tally=context.stats)
+    except cdi.NotSpecified as error:
+        LOGGER.error("%s", error.message)
+        return make_plan(context), counters.DRIFT, error.message
+    if waits_for := plan.specification.waits_for:
+        LOGGER.warning("no CDI specification yet: %s", waits_for)
+    return _settled(context, plan)
+
+
+def _repair(context: Context) -> tuple[Plan, str, str]:
+    plan = transaction.converge(
+        context.settings, context.adapter, context.stop, tally=context.stats, announce=_announce
+    )
+    return _settled(context, plan)
+
+
+def _settled(context: Context, plan: Plan) -> tuple[Plan, str, str]:
+    """Return the plan, the outcome and why the node is not ready; observe the node again after a change."""
+    if plan.is_noop:
+        return plan, counters.IN_SYNC, readiness.unready(context, plan)
+    if context.stop.is_requested:
+        return plan, counters.CHANGED, "the agent is stopping"
+    current = make_plan(context)
+    return current, counters.CHANGED, readiness.unready(context, current)
+
+
+def _check(context: Context) -> tuple[Plan, str, str]:
+    plan, unready = readiness.check(context)
+    if plan.is_noop:
+        return plan, counters.IN_SYNC, unready
+    _announce(plan)
+    return plan, counters.DRIFT, unready
+
+
+def _announce(plan: Plan) -> None:
+    """Log what differs, with the diff of every file, truncated to a sensible length."""
+    from toolkit.reconcile import describe  # noqa: PLC0415  # not needed while the node is in sync
+
+    host = plan.target.host
+    diffs = "".join(describe.diff(host, _masked(change)) for change in plan.config_plan.changes)
+    shown = diffs if len(diffs) <= _LONGEST_DIFF else f"{diffs[:_LONGEST_DIFF]}\n(truncated)"
+    shown = f"\n{shown.rstrip()}" if shown else ""
+    paths = [str(host.local(change.path)) for change in plan.config_plan.changes]
+    LOGGER.warning(
+        "the node is not in sync: %s%s",
+        "; ".join(describe.differences(plan)),
+        shown,
+        extra=facts(paths=paths),
+    )
+
+
+def _masked(change: FileChange) -> FileChange:
+    """Return a change with secrets masked: the file may contain a registry's password."""
+    from toolkit import redact  # noqa: PLC0415
+
+    return replace(change, before=redact.data(change.before), after=redact.data(change.after))
+
+
+def _greeted(context: Context) -> SyncReport:
+    """Look up the DaemonSet of --daemonset at the start, to tell a wrong name from a deleted DaemonSet."""
+    from toolkit.kube import daemonset  # noqa: PLC0415  # imports ssl, which is large
+
+    name = context.settings.daemonset
+    is_known = daemonset.is_ours(name)
+    if not is_known:
+        verdict = daemonset.fate(name, timeout=_API_SECONDS)
+        is_known = verdict.state is daemonset.DaemonSetState.PRESENT
+        if not is_known:
+            LOGGER.warning("--daemonset: %s; on exit the pod's owner is looked up instead", verdict.why)
+    return {"kind": GREET, "code": 0, "outcome": counters.IN_SYNC, "is_known": is_known}
+
+
+def _left(context: Context, *, is_known: bool) -> SyncReport:
+    """Uninstall if --on-exit is `revert`, or if it is `auto` and the DaemonSet is deleted."""
+    settings = context.settings
+    from toolkit.kube import daemonset  # noqa: PLC0415  # needed on exit only
+    from toolkit.reconcile import describe, uninstall  # noqa: PLC0415  # needed on exit only
+
+    report: SyncReport = {"kind": LEAVE, "code": 0}
+    if settings.on_exit == OnExit.AUTO:
+        name = settings.daemonset
+        # The lookup at the start may have been interrupted, so `is_known` alone is not enough.
+        verdict = daemonset.fate(name if is_known or daemonset.is_ours(name) else "", timeout=_API_SECONDS)
+        LOGGER.info("%s", verdict.why)
+        if verdict.state is not daemonset.DaemonSetState.DELETED:
+            return {**report, "outcome": counters.IN_SYNC}
+    done = uninstall.revert(settings, context.adapter, context.stop)
+    LOGGER.info("%s", "; ".join(describe.removal_text(done).strip().splitlines()))
+    return {**report, "outcome": counters.CHANGED}
+
+
+# --- the report ---------------------------------------------------------------------------------
+
+
+def _reported(
+    context: Context,
+    kind: str,
+    counts: Mapping[str, Any],
+    act: Callable[[Context], tuple[Plan, str, str]],
+) -> SyncReport:
+    began = time.monotonic()
+    plan, outcome, unready = act(context)
+    owner = plan.target.process
+    done: SyncReport = {
+        **_blank(context, kind),
+        "outcome": outcome,
+        "ready": not unready,
+        "unready": unready,
+        "is_drift": act is not _set_up,
+        "seconds": round(time.monotonic() - began, 3),
+        "pid": owner.pid if owner and not context.settings.no_runtime_config else None,
+        "watch": {
+            path: sorted(names) if names else None for path, names in watch_list.of(context, plan).items()
+        },
+        "versions": _versions(context, plan),
+        "driver": driver.is_loaded(plan.target.host),
+        "signs": driver.signs(plan.target.host),
+        "verified": {} if unready else readiness.verified(context),
+    }
+    return _finished(context, done, counts)
+
+
+def _blank(context: Context, kind: str) -> SyncReport:
+    return {
+        "kind": kind,
+        "code": 0,
+        "message": "",
+        "hint": "",
+        "check": "",
+        "ready": False,
+        "orders": orders(context.settings),
+        "found": dict(context.settings.discovered),
+    }
+
+
+def _finished(context: Context, done: SyncReport, counts: Mapping[str, Any]) -> SyncReport:
+    """Return a report with the counters and, with --metrics-address, the metrics."""
+    done["counts"] = counters.after(counts, done, context.stats)
+    done["counts"]["versions"] = done.get("versions") or counts.get("versions", {})
+    if context.settings.metrics_address:
+        from toolkit.agent import metrics  # noqa: PLC0415  # its library costs time and memory
+
+        done["metrics"] = metrics.exposition(done)
+    return done
+
+
+def _versions(context: Context, plan: Plan) -> dict[str, str]:
+    """Return the versions of this program, the toolkit and the runtime, and a digest of the configuration."""
+    target = plan.target
+    digest = plan.version.digest if plan.version is not None else plan.record.toolkit_digest
+    versions = {"tool": __version__, "toolkit": digest or "", "runtime": str(target.desired.runtime)}
+    versions["configuration"] = fingerprint(json.dumps(verify.configuration(plan)).encode())
+    if target.process is None or context.settings.no_runtime_config:
+        return {**versions, "runtime_version": ""}
+    try:
+        if context.adapter.supports_cri:
+            version = cri.version(target.socket, timeout=_SOON)
+        else:
+            version = health.once(target, context.adapter, timeout=_SOON).effective.version
+    except StepError:
+        version = ""  # the runtime does not answer now, which the readiness check reports
+    return {**versions, "runtime_version": version}

@@ -1,0 +1,260 @@
+"""The files of a toolkit version: those of its packages, their wrappers, and its configuration."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import re
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from runtimes.model import Key
+from toolkit.artifacts import toolkit_config, wrappers
+from toolkit.errors import UsageProblem
+from toolkit.node import files
+from toolkit.node.host import Host
+from toolkit.settings.layout import VERSIONS, InstallDir
+from toolkit.settings.resolve import Settings
+
+_LIBRARIES: Final = ("libnvidia-container.so.1", "libnvidia-container-go.so.1")
+_LIBRARY_DIRECTORIES: Final = (
+    "usr/lib64",
+    "usr/lib/x86_64-linux-gnu",
+    "usr/lib/aarch64-linux-gnu",
+)
+_RUNTIMES: Final = (
+    "nvidia-container-runtime",
+    "nvidia-container-runtime.cdi",
+    "nvidia-container-runtime.legacy",
+)
+_WRAPPED: Final = (
+    *_RUNTIMES,
+    "nvidia-ctk",
+    "nvidia-container-cli",
+    "nvidia-container-runtime-hook",
+)
+_PLAIN: Final = ("nvidia-cdi-hook",)
+_MACHINES: Final = {"x86_64": 62, "aarch64": 183}
+_CHUNK: Final = 1 << 20
+_DIGEST: Final = re.compile(r"[0-9a-f]{16}")
+"""The directory of the versions, relative to the install directory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A file of a version: its relative path, its mode, and its content.
+
+    The content is the path of a file to copy, bytes, or the target of a symbolic link.
+    """
+
+    name: str
+    mode: int
+    content: Path | bytes | str
+
+    def digest(self) -> str:
+        """Return a line with the name, mode and content hash of the entry."""
+        match self.content:
+            case bytes():
+                content = hashlib.sha256(self.content).hexdigest()
+            case str():
+                content = "-> " + self.content
+            case _:
+                content = _file_hash(self.content)
+        return f"{self.name}\0{self.mode:o}\0{content}\n"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Version:
+    """The desired content of `ROOT/toolkit`, and the names of the entries that differ from it on the node."""
+
+    digest: str
+    entries: tuple[Entry, ...]
+    differing: tuple[str, ...]
+
+    @property
+    def is_installed(self) -> bool:
+        """Return whether exactly this version is installed."""
+        return not self.differing
+
+
+def wanted(settings: Settings, host: Host, install_dir: Path, low_level: tuple[str, ...]) -> Version:
+    """Return the version that results from source and settings, compared with the installed one.
+
+    `low_level` are the node's low-level runtimes, the default one first. Raises UsageProblem if the
+    source is incomplete, unreadable, or for another machine.
+    """
+    try:
+        return _wanted(settings, host, install_dir, low_level)
+    except OSError as error:
+        raise UsageProblem(
+            [f"{error.filename} cannot be read: {error.strerror}"],
+            hint="run as root, or choose another source with --toolkit-source-root",
+        ) from error
+
+
+def _wanted(settings: Settings, host: Host, install_dir: Path, low_level: tuple[str, ...]) -> Version:
+    source = _source(settings, host)
+    toolkit = f"{host.node(install_dir)}/toolkit"
+    low_level = settings.nvidia_container_runtime_runtimes or low_level
+    result = list(_entries(source, toolkit, settings, low_level[0] if low_level else "runc"))
+    snapshot = files.read(InstallDir(install_dir).toolkit / toolkit_config.CONFIG)
+    present, path = snapshot.data if snapshot else None, f"{toolkit}/{toolkit_config.CONFIG}"
+    # A feature that is no longer among the settings must be switched off.
+    features: dict[Key, Any] = {
+        ("features", name): False for name in toolkit_config.enabled_features(present, path)
+    }
+    features |= {("features", name): True for name in settings.opt_in_features}
+    config = toolkit_config.configuration(
+        present, path, {**toolkit_config.asked(settings, toolkit, low_level), **features}
+    )
+    result.append(Entry(name=toolkit_config.CONFIG, mode=0o644, content=config))
+    link = InstallDir(install_dir).toolkit
+    differing = tuple(e.name for e in result if not is_same(link / e.name, e))
+    digest = "" if differing else named(link)
+    if not differing and not digest:
+        differing = ("toolkit",)  # the files are the same, but another installer has put them there
+    return Version(digest=digest or _digest(result), entries=tuple(result), differing=differing)
+
+
+def named(link: Path) -> str:
+    """Return the digest of the version that a link points to; empty if it points to something else."""
+    directory, _, digest = os.readlink(link).rpartition("/") if link.is_symlink() else ("", "", "")
+    return digest if directory == VERSIONS and _DIGEST.fullmatch(digest) else ""
+
+
+def _digest(entries: Sequence[Entry]) -> str:
+    """Return the digest of a version. Two files are hashed at a time, since this takes much of an install."""
+    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415  # needed for an install only
+
+    try:
+        with ThreadPoolExecutor(2) as two:
+            digests = list(two.map(Entry.digest, entries))
+    except RuntimeError:  # no more threads can be started (pids.max)
+        digests = [entry.digest() for entry in entries]
+    lines = "".join(sorted(digests))
+    return hashlib.sha256(lines.encode()).hexdigest()[:16]
+
+
+# --- the source ---------------------------------------------------------------------------------
+
+
+def _source(settings: Settings, host: Host) -> Path:
+    path = settings.toolkit_source_root
+    if path:
+        source = Path(path)
+    else:
+        kind = settings.toolkit_package_type
+        if kind == "auto":
+            kind = "rpm" if host.below("/usr/bin/rpm").exists() else "deb"
+        source = Path("/artifacts") / kind
+    if not source.is_dir():
+        raise UsageProblem(
+            [f"the toolkit's source {source} is no directory"],
+            hint="set --toolkit-source-root to the directory that contains the toolkit's usr/bin",
+        )
+    return source
+
+
+def _entries(source: Path, toolkit: str, settings: Settings, low_level: str) -> Iterator[Entry]:
+    missing: list[str] = []
+    refuses, prefixes = (
+        settings.require_driver,
+        toolkit_config.annotation_prefixes(settings),
+    )
+    for name in (*_WRAPPED, *_PLAIN):
+        path = source / "usr/bin" / name
+        if not path.is_file():
+            missing.append(f"usr/bin/{name}")
+            continue
+        _refuse_other_machine(path)
+        if name in _PLAIN:
+            yield Entry(name=name, mode=0o755, content=path)
+            continue
+        passing = low_level if name in _RUNTIMES else None
+        yield Entry(name=f"{name}.real", mode=0o755, content=path)
+        content = wrappers.render(name, toolkit, low_level=passing, refuses=refuses, prefixes=prefixes)
+        yield Entry(name=name, mode=0o755, content=content)
+    yield Entry(name="nvidia-container-toolkit", mode=0o777, content="nvidia-container-runtime-hook")
+    for name in _LIBRARIES:
+        library = _library(source, name)
+        if library is None:
+            missing.append(name)
+            continue
+        _refuse_other_machine(library)
+        yield Entry(name=library.name, mode=0o755, content=library)
+        if library.name != name:
+            yield Entry(name=name, mode=0o777, content=library.name)
+    if missing:
+        raise UsageProblem(
+            [f"the toolkit's source {source} lacks {', '.join(missing)}"],
+            hint="set --toolkit-source-root to the directory that contains the toolkit's usr/bin",
+        )
+
+
+def _library(source: Path, name: str) -> Path | None:
+    """Return the file that a library's name links to, or None; links must stay inside the source."""
+    for directory in _LIBRARY_DIRECTORIES:
+        path = source / directory / name
+        for _ in range(8):
+            if not path.is_symlink():
+                break
+            to = os.readlink(path)
+            path = source / to.lstrip("/") if to.startswith("/") else path.parent / to
+        if path.is_file() and path.resolve().is_relative_to(source.resolve()):
+            return path
+    return None
+
+
+def _refuse_other_machine(path: Path) -> None:
+    with open(path, "rb") as stream:
+        head = stream.read(20)
+    expected = _MACHINES.get(platform.machine())
+    if head[:4] != b"\x7fELF" or expected is None:
+        return
+    machine = int.from_bytes(head[18:20], "big" if head[5] == 2 else "little")
+    if machine != expected:
+        name = next((k for k, v in _MACHINES.items() if v == machine), f"ELF machine {machine}")
+        raise UsageProblem(
+            [f"{path} is for {name}, but this node is {platform.machine()}"],
+            hint="use the image for this node's architecture",
+        )
+
+
+# --- comparing ----------------------------------------------------------------------------------
+
+
+def _file_hash(path: Path) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def is_same(path: Path, entry: Entry) -> bool:
+    """Return whether a path has the type, mode and content of an entry."""
+    try:
+        status = os.lstat(path)
+        if isinstance(entry.content, str):
+            return stat.S_ISLNK(status.st_mode) and os.readlink(path) == entry.content
+        if not stat.S_ISREG(status.st_mode) or stat.S_IMODE(status.st_mode) != entry.mode:
+            return False
+        if isinstance(entry.content, bytes):
+            return status.st_size == len(entry.content) and path.read_bytes() == entry.content
+        if status.st_size != entry.content.stat().st_size:
+            return False
+        return _is_equal(path, entry.content)
+    except OSError:
+        return False
+
+
+def _is_equal(one: Path, other: Path) -> bool:
+    """Return whether two files are equal: five times faster than hashing both. Raises OSError."""
+    with open(one, "rb", buffering=0) as first, open(other, "rb", buffering=0) as second:
+        while True:
+            chunk, other_chunk = first.read(_CHUNK), second.read(_CHUNK)
+            if chunk != other_chunk:
+                return False
+            if not chunk:
+                return True

@@ -1,0 +1,55 @@
+"""The programs that the handlers run: their directory, and which of them a node with --no-install lacks."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
+
+from runtimes.model import Desired
+from toolkit.errors import UsageProblem
+from toolkit.node.host import Host
+from toolkit.settings.resolve import Settings
+
+BINARIES: Final = MappingProxyType(
+    {
+        "": "nvidia-container-runtime",
+        "nvidia-cdi": "nvidia-container-runtime.cdi",
+        "nvidia-legacy": "nvidia-container-runtime.legacy",
+    }
+)
+"""The program of each handler. The name of the main handler, here empty, is a setting."""
+
+
+def directory(settings: Settings, host: Host, install_dir: Path) -> str:
+    """Return the node path of the directory that contains the programs of the handlers."""
+    path = settings.toolkit_bin_dir
+    return os.path.normpath(path) if path else f"{host.node(install_dir)}/toolkit"
+
+
+def absent(settings: Settings, host: Host, install_dir: Path) -> dict[str, str]:
+    """Return the handlers, apart from the main one, whose program the node lacks, with the program's path.
+
+    The Debian packages ship `.cdi` and `.legacy` separately, so a node without them is valid: it only
+    gets the main handler.
+    """
+    if not settings.no_install:
+        return {}
+    toolkit = directory(settings, host, install_dir)
+    paths = {handler: f"{toolkit}/{program}" for handler, program in BINARIES.items() if handler}
+    return {handler: path for handler, path in paths.items() if host.executable(path) is None}
+
+
+def lacking(settings: Settings, host: Host, desired: Desired) -> UsageProblem | None:
+    """Return an error if --no-install is given and the node lacks the main handler's program; else None."""
+    if not settings.no_install or settings.no_runtime_config:
+        return None
+    program = desired.hook_binary if desired.hook_mode else desired.handlers[0].binary
+    if host.executable(program) is not None:
+        return None
+    return UsageProblem(
+        [f"{program}, which the handlers run, was not found on the node"],
+        hint="install it there, name its directory with --toolkit-bin-dir (for example /usr/bin),"
+        " or leave out --no-install",
+    )

@@ -1,0 +1,123 @@
+"""The configuration of the NVIDIA Container Toolkit's programs, `config.toml`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from runtimes import edits
+from runtimes.edits import DesiredKey
+from runtimes.errors import ConfigError
+from runtimes.formats import toml_editor
+from runtimes.model import ABSENT, Key
+from toolkit.errors import NodeConfigError
+from toolkit.settings.resolve import Settings
+
+_PREFIXES: Final[Key] = ("nvidia-container-runtime", "modes", "cdi", "annotation-prefixes")
+
+
+CONFIG: Final = ".config/nvidia-container-runtime/config.toml"
+# The defaults of the toolkit's programs, as the upstream installer writes them.
+DEFAULTS: Final[Mapping[Key, Any]] = {
+    ("accept-nvidia-visible-devices-as-volume-mounts",): False,
+    ("accept-nvidia-visible-devices-envvar-when-unprivileged",): True,
+    ("disable-require",): False,
+    ("supported-driver-capabilities",): "compat32,compute,display,graphics,ngx,utility,video",
+    ("swarm-resource",): "",
+    ("nvidia-container-cli", "debug"): "",
+    ("nvidia-container-cli", "environment"): [],
+    ("nvidia-container-cli", "ldcache"): "",
+    ("nvidia-container-cli", "load-kmods"): True,
+    ("nvidia-container-cli", "no-cgroups"): False,
+    ("nvidia-container-cli", "user"): "",
+    ("nvidia-container-runtime", "debug"): "/dev/null",
+    ("nvidia-container-runtime", "log-level"): "info",
+    ("nvidia-container-runtime", "mode"): "auto",
+    ("nvidia-container-runtime", "modes", "cdi", "annotation-prefixes"): ["cdi.k8s.io/"],
+    ("nvidia-container-runtime", "modes", "cdi", "default-kind"): "nvidia.com/gpu",
+    ("nvidia-container-runtime", "modes", "cdi", "spec-dirs"): ["/etc/cdi", "/var/run/cdi"],
+    (
+        "nvidia-container-runtime",
+        "modes",
+        "csv",
+        "mount-spec-path",
+    ): "/etc/nvidia-container-runtime/host-files-for-container.d",
+    ("nvidia-container-runtime", "modes", "legacy", "cuda-compat-mode"): "ldconfig",
+}
+
+
+def enabled_features(present: bytes | None, path: str) -> tuple[str, ...]:
+    """Return the features that a config.toml enables. Raises NodeConfigError if the file is not valid."""
+    try:
+        features = toml_editor.tree(present or b"", path).get("features")
+    except ConfigError as error:
+        raise NodeConfigError(str(error), hint=error.hint) from error
+    return tuple(name for name, on in features.items() if on is True) if isinstance(features, dict) else ()
+
+
+def configuration(present: bytes | None, path: str, asked: Mapping[Key, Any]) -> bytes:
+    """Return the toolkit's config.toml: the keys `asked`, then the `present` content, then the defaults.
+
+    `path` is for error messages. Raises NodeConfigError if the present content is not valid.
+    """
+    try:
+        tree = toml_editor.tree(present or b"", path)
+        wants = [
+            DesiredKey(path=path, key=key, new=item)
+            for key, item in DEFAULTS.items()
+            if edits.value(tree, key) is ABSENT and key not in asked
+        ]
+        wants += [DesiredKey(path=path, key=key, new=item) for key, item in asked.items()]
+        # Top-level keys come first: behind a table header they would belong to that table.
+        wants.sort(key=lambda want: len(want.key) > 1)
+        change = edits.apply(toml_editor, path, present, wants)
+    except ConfigError as error:
+        raise NodeConfigError(str(error), hint=error.hint) from error
+    return (present or b"") if change is None else (change.after or b"")
+
+
+def asked(settings: Settings, toolkit: str, low_level: tuple[str, ...]) -> dict[Key, Any]:
+    """Return the keys of the toolkit's configuration that follow from the settings.
+
+    `toolkit` is the node path of the toolkit's directory, `low_level` the node's low-level runtimes.
+    """
+    runtimes = settings.nvidia_container_runtime_runtimes or tuple(
+        dict.fromkeys((*low_level, "runc", "crun"))
+    )
+    driver = settings.driver_root
+    ldconfig = "sbin/ldconfig.real" if _has_real_ldconfig(settings) else "sbin/ldconfig"
+    runtime: Key = ("nvidia-container-runtime",)
+    asked: dict[Key, Any] = {
+        ("accept-nvidia-visible-devices-as-volume-mounts",): settings.accept_volume_mounts,
+        ("accept-nvidia-visible-devices-envvar-when-unprivileged",): settings.accept_envvar_when_unprivileged,
+        ("nvidia-container-cli", "ldconfig"): f"@{driver.rstrip('/')}/{ldconfig}",
+        ("nvidia-container-cli", "path"): f"{toolkit}/nvidia-container-cli",
+        ("nvidia-container-cli", "root"): driver,
+        (*runtime, "runtimes"): list(runtimes),
+        ("nvidia-container-runtime-hook", "path"): f"{toolkit}/nvidia-container-runtime-hook",
+        ("nvidia-container-runtime-hook", "skip-mode-detection"): settings.hook_skip_mode_detection,
+        ("nvidia-ctk", "path"): f"{toolkit}/nvidia-ctk",
+    }
+    optional: dict[str, Key] = {
+        "nvidia_container_runtime_debug": (*runtime, "debug"),
+        "nvidia_container_runtime_log_level": (*runtime, "log-level"),
+        "nvidia_container_runtime_mode": (*runtime, "mode"),
+        "cdi_default_kind": (*runtime, "modes", "cdi", "default-kind"),
+        "nvidia_container_cli_debug": ("nvidia-container-cli", "debug"),
+    }
+    for name, key in optional.items():
+        # A key is reset to its default when its option is no longer given.
+        asked[key] = settings.values[name] or DEFAULTS[key]
+    asked[_PREFIXES] = list(annotation_prefixes(settings))
+    return asked
+
+
+def annotation_prefixes(settings: Settings) -> tuple[str, ...]:
+    """Return the prefixes of annotations that request CDI devices."""
+    return settings.cdi_annotation_prefixes or tuple(DEFAULTS[_PREFIXES])
+
+
+def _has_real_ldconfig(settings: Settings) -> bool:
+    root = settings.driver_root_ctr_path
+    return bool(root) and (Path(root) / "sbin/ldconfig.real").exists()

@@ -1,0 +1,401 @@
+"""Installation of toolkit versions side by side, and the atomic switch between them.
+
+`ROOT/toolkit` is a link to `ROOT/.toolkit-versions/DIGEST`. A version is completely and durably written
+before the link is replaced, so that a path that a runtime executes is never missing or incomplete. A
+directory that another installer left at `ROOT/toolkit` is exchanged with the link atomically and kept; an
+uninstall puts it back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+from toolkit import log
+from toolkit.artifacts.manifest import Entry, Version, is_same, named
+from toolkit.errors import StepError
+from toolkit.log import LOGGER
+from toolkit.node import command, files, mounts
+from toolkit.node.files import FileMetadata
+from toolkit.node.host import Host
+from toolkit.settings.layout import VERSIONS, InstallDir
+
+BEFORE: Final = ".toolkit-before"
+_NEXT: Final = ".toolkit-next"
+_FULL: Final = ".toolkit-probe-full"
+_UNMOVED: Final = (errno.EXDEV, errno.EBUSY)
+_ANSWERS: Final = "nvidia-ctk.real"
+_TRIAL: Final = 10.0
+
+
+def install(version: Version, install_dir: Path, host: Host, *, like: str = "") -> None:
+    """Write a version, check that it is complete and runs, and switch to it.
+
+    `like` is a program of the node whose SELinux label new files get. Raises StepError; the previously
+    installed version is still in use then.
+    """
+    target = InstallDir(install_dir).versions / version.digest
+    files.make_directory(install_dir)
+    files.make_directory(target.parent)
+    _sweep(target.parent)
+    try:
+        if not _is_whole(version, target):
+            text = host.executable(like) if like else None
+            _write(
+                version,
+                target,
+                previous=InstallDir(install_dir).toolkit,
+                label=files.label(host.below(text)) if text else None,
+            )
+            if not _is_whole(version, target):
+                raise StepError(
+                    f"the files in {target} differ from what was written",
+                    hint="check the disk and the file system",
+                )
+        _run(target, host)
+        _switch(install_dir, version.digest)
+    except OSError as error:
+        raise StepError(f"{target} cannot be written: {error.strerror}") from error
+
+
+def go_back(install_dir: Path, digest: str | None, failed: str | None, replaced: Path | None) -> str | None:
+    """Switch back to the previous version and remove the one that `failed`; return the version in use.
+
+    `digest` is the previous version; None if there was none, then the toolkit is removed. `replaced` is
+    the path of the displaced directory. If somebody removed the previous version meanwhile, the newer one
+    stays in use. Raises StepError.
+    """
+    if digest is None:
+        remove(install_dir, replaced)
+        return None
+    link = InstallDir(install_dir).toolkit
+    is_ours = link.is_symlink() and not _is_foreign(link)
+    # Nothing was switched, unless a killed run has left the link at another version.
+    if failed in {None, digest} and not (is_ours and os.readlink(link) != f"{VERSIONS}/{digest}"):
+        return digest
+    before = InstallDir(install_dir).versions / digest
+    if not before.is_dir():
+        if is_ours and link.is_dir():
+            LOGGER.warning("%s, the previous version, was not found; the newer one stays in use", before)
+            return named(link)
+        raise StepError(f"{before}, the previous version, was not found")
+    try:
+        _switch(install_dir, digest)
+    except OSError as error:
+        raise StepError(f"{link} cannot be switched: {error.strerror}") from error
+    _sweep(InstallDir(install_dir).versions)
+    if failed is not None and failed != digest:
+        shutil.rmtree(InstallDir(install_dir).versions / failed, ignore_errors=True)
+    return digest
+
+
+def room_needed(version: Version, install_dir: Path) -> int:
+    """Return the bytes that the installation of a version needs; files that can be linked need none."""
+    missing = [e for e in version.entries if not is_same(InstallDir(install_dir).toolkit / e.name, e)]
+    return sum(e.content.stat().st_size if isinstance(e.content, Path) else len(e.content) for e in missing)
+
+
+def in_the_way(install_dir: Path) -> str | None:
+    """Return the path that a foreign directory at `ROOT/toolkit` is moved to; None if there is none."""
+    displaced = install_dir / BEFORE
+    return str(displaced) if _is_foreign(displaced) or _is_foreign(InstallDir(install_dir).toolkit) else None
+
+
+def immovable(install_dir: Path) -> str:
+    """Return why a foreign directory at `ROOT/toolkit` cannot be moved aside, and the remedy; "" if it can.
+
+    A mount point cannot be renamed, and neither can a directory of a lower layer of an overlay. The kernel
+    is asked by a rename that it refuses in any case, since the target is a directory with a file in it.
+    """
+    link = InstallDir(install_dir).toolkit
+    if not _is_foreign(link):
+        return ""
+    if str(Path(os.path.realpath(install_dir)) / link.name) in mounts.mount_points():
+        return (
+            f"{link} is a mount point and cannot be moved aside"
+            f" (unmount it, mount {link.parent} instead, or choose another --toolkit-install-dir)"
+        )
+    if link.is_symlink() or not link.is_dir():
+        return ""
+    number = _refused(link, install_dir / _FULL)
+    if number in (errno.ENOTEMPTY, errno.EEXIST):
+        return ""
+    if number == errno.EXDEV:
+        copy = f"{link}.copy"
+        return (
+            f"{link} is in a lower layer of an overlay file system and cannot be moved aside (make it a"
+            f" directory of the upper layer with `cp -a {link} {copy} && rm -r {link} && mv {copy} {link}`,"
+            " or choose another --toolkit-install-dir)"
+        )
+    why = os.strerror(number)
+    return f"{link} cannot be moved aside: {why} (remove it, or choose another --toolkit-install-dir)"
+
+
+def _refused(directory: Path, full: Path) -> int:
+    """Return the error of renaming a directory to one that is not empty, which is made and removed."""
+    sweep_probe(full.parent)
+    try:
+        os.mkdir(full, 0o700)
+        os.mkdir(full / "x", 0o700)
+        os.rename(directory, full)
+    except OSError as error:
+        return error.errno or errno.EIO
+    else:
+        os.rename(full, directory)  # no file system that follows POSIX gets here
+        return errno.ENOTEMPTY
+    finally:
+        sweep_probe(full.parent)
+
+
+def sweep_probe(install_dir: Path) -> None:
+    """Remove the directory that `immovable` makes, and a killed run leaves."""
+    for path in (install_dir / _FULL / "x", install_dir / _FULL):
+        with contextlib.suppress(OSError):
+            os.rmdir(path)
+
+
+def _is_foreign(link: Path) -> bool:
+    if link.is_symlink():
+        return not os.readlink(link).startswith(f"{VERSIONS}/")
+    return os.path.lexists(link)
+
+
+def remove(install_dir: Path, replaced: Path | None) -> None:
+    """Remove the toolkit, and put back the foreign directory that it replaced. Raises StepError."""
+    link = InstallDir(install_dir).toolkit
+    try:
+        is_ours = os.path.lexists(link) and not _is_foreign(link)
+        if replaced is not None and _is_foreign(replaced) and not _is_foreign(link):
+            _put_back(replaced, link, is_ours=is_ours)
+            files.sync(install_dir)
+        elif is_ours:
+            os.unlink(link)
+            files.sync(install_dir)
+        if replaced is not None and replaced.is_symlink() and not _is_foreign(replaced):
+            os.unlink(replaced)  # a link of this program: a run was killed right after the exchange
+        if (install_dir / _NEXT).is_symlink():
+            os.unlink(install_dir / _NEXT)  # a run was killed right before a switch
+        if InstallDir(install_dir).versions.is_dir():
+            shutil.rmtree(InstallDir(install_dir).versions)
+    except OSError as error:
+        raise StepError(f"{link} cannot be removed: {error.strerror}", hint="run revert again") from error
+
+
+def _put_back(replaced: Path, link: Path, *, is_ours: bool) -> None:
+    """Move the displaced directory back. Raises StepError if it cannot be moved, and OSError."""
+    try:
+        if is_ours:
+            _exchange(replaced, link)
+            os.unlink(replaced)
+        else:
+            os.rename(replaced, link)
+    except OSError as error:
+        if error.errno not in _UNMOVED:
+            raise
+        raise StepError(
+            f"{replaced} cannot be moved back to {link}: {error.strerror}",
+            hint=f"put a copy there (rm -f {link} && cp -a {replaced} {link} && rm -r {replaced}) and run"
+            " revert again",
+        ) from error
+
+
+def _is_whole(version: Version, target: Path) -> bool:
+    return all(is_same(target / entry.name, entry) for entry in version.entries)
+
+
+def _run(target: Path, host: Host) -> None:
+    """Check that a version runs on this node, by executing one of its programs with `--version`.
+
+    It is executed in the node's root, with the node's loader and libraries. Raises StepError.
+    """
+    node_path = f"{host.node(target)}/{_ANSWERS}"
+    if not host.is_here and not host.below(node_path).exists():
+        LOGGER.debug("%s was not found below %s, so it is not executed", node_path, host.root)
+        return
+    if not host.is_here and os.geteuid() != 0:
+        return
+    result = command.run([node_path, "--version"], root=host.root, timeout=_TRIAL)
+    if not result.ok:
+        raise StepError(
+            f"the new `{_ANSWERS} --version` does not run on this node (exit {result.code}): {result.err}",
+            hint="is the toolkit for this node's architecture and C library?",
+        )
+
+
+def _write(version: Version, target: Path, *, previous: Path, label: bytes | None) -> None:
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    directories = [partial]
+    files.make_directory(partial)
+    with contextlib.ExitStack() as open_files:
+        written = []
+        for number, entry in enumerate(version.entries):
+            log.tick(f", {number} of {len(version.entries)} files")
+            path = partial / entry.name
+            directories += files.missing_directories(path.parent)
+            files.make_directory(path.parent)
+            fd = _write_entry(entry, path, previous / entry.name, label)
+            if fd is not None:
+                open_files.callback(os.close, fd)
+                written.append(fd)
+        # Synced at the end: the disk has written the first files while the others were copied.
+        for fd in written:
+            os.fsync(fd)
+    for directory in reversed(directories):
+        files.sync(directory)
+    if target.is_dir():  # it is damaged; exchanged atomically, since it may be the version in use
+        _repair(version, partial, target)
+    else:
+        os.rename(partial, target)
+    files.sync(target.parent)
+
+
+def _repair(version: Version, partial: Path, target: Path) -> None:
+    """Replace the files of a damaged version, by a whole one beside it."""
+    spare = target.with_name(target.name + ".damaged")
+    shutil.rmtree(spare, ignore_errors=True)
+    try:
+        _exchange(partial, target)
+    except OSError as error:
+        if error.errno not in _UNMOVED:
+            raise
+        # A directory in a lower layer of an overlay cannot be renamed, but each file in it can be replaced.
+        for entry in version.entries:
+            if not is_same(target / entry.name, entry):
+                files.make_directory((target / entry.name).parent)
+                os.rename(partial / entry.name, target / entry.name)
+                files.sync((target / entry.name).parent)
+        shutil.rmtree(partial)
+        return
+    os.rename(partial, spare)
+
+
+def _write_entry(entry: Entry, path: Path, previous: Path, label: bytes | None) -> int | None:
+    """Write an entry; return the descriptor of a file that must still be synced, or None."""
+    if isinstance(entry.content, str):
+        os.symlink(entry.content, path)
+        return None
+    if is_same(previous, entry):
+        try:
+            os.link(os.path.realpath(previous), path)  # share the file with the previous version
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP):
+                raise
+        else:
+            return None
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        if isinstance(entry.content, bytes):
+            with open(fd, "wb", closefd=False) as stream:
+                stream.write(entry.content)
+        else:
+            _copy(entry.content, fd)
+        files.apply_metadata(fd, FileMetadata(mode=entry.mode, selinux=files.label(previous) or label))
+        with contextlib.suppress(OSError):  # starts writing to the disk without waiting for it
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _copy(source: Path, fd: int) -> None:
+    """Copy a file's content with copy_file_range(2), or through this process where that is not supported."""
+    with open(source, "rb") as stream:
+        remaining = os.fstat(stream.fileno()).st_size
+        try:
+            while remaining > 0:
+                done = os.copy_file_range(stream.fileno(), fd, remaining)
+                if done == 0:
+                    break
+                remaining -= done
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+        if remaining > 0:
+            with open(os.dup(fd), "wb") as out:
+                shutil.copyfileobj(stream, out, 1 << 20)
+
+
+def _switch(install_dir: Path, digest: str) -> None:
+    link = InstallDir(install_dir).toolkit
+    target = f"{VERSIONS}/{digest}"
+    if link.is_symlink() and os.readlink(link) == target:
+        return
+    foreign = _is_foreign(link)
+    displaced = install_dir / BEFORE
+    # A link of this program at the path for a displaced directory was left by a killed run.
+    spare = install_dir / _NEXT if not foreign or _is_foreign(displaced) else displaced
+    _clear(spare)
+    os.symlink(target, spare)
+    try:
+        if foreign:
+            _exchange(spare, link)
+        else:
+            os.rename(spare, link)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(spare)
+        raise
+    if foreign and spare != displaced:  # a directory from before the first run has been kept already
+        _clear(spare)
+    files.sync(install_dir)
+
+
+def _clear(path: Path) -> None:
+    """Remove the file, link or directory that a killed run left at a path."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        os.unlink(path)
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Exchange two paths atomically. Raises OSError, also if that is not supported."""
+    if not files.rename(one, other, files.RENAME_EXCHANGE):
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), str(one))
+
+
+def _sweep(versions: Path) -> None:
+    """Remove the incomplete versions that a killed run left."""
+    for leftover in versions.iterdir():
+        if leftover.name.endswith((".partial", ".damaged")):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def tidy(install_dir: Path, digest: str, before: str | None = None) -> None:
+    """Remove old versions, except those that a process runs from, and the previous one.
+
+    `digest` is the version in use, `before` the previous one; if it is not given or the same, the newest
+    of the others is kept. It is kept because a wrapper may be running in it. Errors are ignored.
+    """
+    with contextlib.suppress(OSError):
+        _tidy(InstallDir(install_dir).versions, digest, before)
+
+
+def _tidy(versions: Path, digest: str, before: str | None) -> None:
+    _sweep(versions)
+    others = [v for v in versions.iterdir() if v.name != digest and v.is_dir()]
+    others.sort(key=lambda version: (version.name == before, version.stat().st_mtime_ns), reverse=True)
+    for version in others[1:]:
+        if not _runs_from(version):
+            shutil.rmtree(version, ignore_errors=True)
+
+
+def _runs_from(version: Path) -> bool:
+    inodes = {(s.st_dev, s.st_ino) for s in _stats(version.rglob("*"))}
+    import psutil  # noqa: PLC0415  # needed only if a version is removed
+
+    running = _stats(Path(f"/proc/{pid}/exe") for pid in psutil.pids())
+    return any((s.st_dev, s.st_ino) in inodes for s in running)
+
+
+def _stats(paths: Iterable[Path]) -> Iterator[os.stat_result]:
+    for path in paths:
+        with contextlib.suppress(OSError):
+            yield os.stat(path)

@@ -1,0 +1,5 @@
+"""The command line.
+
+May import every other package and the modules beside the packages.
+Start reading at main.py.
+"""

@@ -1,0 +1,228 @@
+"""The commands. The parser imports this module only when a command runs, to keep probes and `--help` fast."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+
+from runtimes.model import RuntimeName
+from runtimes.registry import ADAPTERS
+from toolkit import log
+from toolkit.agent import child
+from toolkit.agent.report import from_json
+from toolkit.deadline import Cancellation, end_at_once
+from toolkit.discovery import selection
+from toolkit.errors import Contradiction, StepError, ToolkitError, UsageProblem
+from toolkit.node import lock
+from toolkit.reconcile import readiness, transaction
+from toolkit.reconcile.context import Context
+from toolkit.reconcile.planning import Plan, make_plan
+from toolkit.settings.resolve import Settings, resolve
+from toolkit.state import readiness_probe
+
+_PENDING: Final = 2
+_NONE: Final = 2
+_FALLBACK: Final[Mapping[str, str]] = MappingProxyType({"runtime": "docker"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Invocation:
+    """A parsed command line.
+
+    `settings` were resolved from `options` and `environment`. `extra` holds the options of this command
+    only, `arguments` the words behind the command's name, `manner` the keyword arguments of `log.start`.
+    """
+
+    settings: Settings
+    options: Mapping[str, str]
+    environment: Mapping[str, str]
+    extra: Mapping[str, Any]
+    arguments: tuple[str, ...]
+    manner: Mapping[str, bool]
+
+    @property
+    def is_json(self) -> bool:
+        """Return whether the output is JSON."""
+        return bool(self.extra.get("output") == "json")
+
+    @property
+    def lock(self) -> Path:
+        """Return the path of the lock file of the node."""
+        return Path(self.settings.pid_file)
+
+    def context(self, stop: Cancellation | None = None, last: Mapping[str, str] | None = None) -> Context:
+        """Return the context of the command, with the adapter of the selected runtime.
+
+        `last` holds what the previous sync detected about the runtime. Raises UsageProblem if no
+        runtime can be selected.
+        """
+        settings = selection.settle(self.settings, self.options, self.environment, last)
+        return Context(
+            settings=settings,
+            adapter=ADAPTERS[RuntimeName(settings.runtime)],
+            stop=stop or Cancellation(),
+        )
+
+    def task_anyhow(self) -> Context:
+        """Return the context also if no runtime can be selected, for commands that inspect or uninstall.
+
+        The reason is then listed in the contradictions of the settings.
+        """
+        try:
+            return self.context()
+        except ToolkitError as error:
+            problem = (Contradiction(error.message, error.hint),)
+            settings = replace(resolve(self.options, self.environment, _FALLBACK), contradictions=problem)
+            return Context(
+                settings=settings,
+                adapter=ADAPTERS[RuntimeName(settings.runtime)],
+                stop=Cancellation(),
+            )
+
+
+def run(invocation: Invocation) -> int:
+    """Configure the node, then continue as the agent unless --no-daemon is given. Raises ToolkitError."""
+    stop = Cancellation()
+    no_daemon = invocation.settings.no_daemon
+    # SIGHUP makes the agent resolve its settings again, so it does not stop the first sync.
+    stop.listen(keep=() if no_daemon else (signal.SIGHUP,))
+    context = invocation.context(stop)
+    if invocation.is_json and not no_daemon:
+        raise UsageProblem(
+            ["-o json requires --no-daemon"],
+            hint="add --no-daemon, or write the agent's log as JSON with --log-format=json",
+        )
+    with lock.held(invocation.lock) as fd:
+        if no_daemon:
+            began = time.monotonic()
+            applied = transaction.converge(context.settings, context.adapter, stop)
+            _require_specification(applied)
+            if readiness.lacks_driver(context, applied):
+                log.LOGGER.warning("not ready: %s", readiness_probe.NO_DRIVER)
+            if invocation.is_json:
+                from toolkit.cli import output  # noqa: PLC0415
+
+                _print(output.run_json(applied, seconds=time.monotonic() - began))
+            return 128 + stop.signal if stop.signal is not None else 0
+        from toolkit.agent import daemon, sync  # noqa: PLC0415  # no other command needs these modules
+
+        first = sync.first(context)
+        return daemon.stay(fd, first, invocation.arguments, invocation.manner, stop)
+
+
+def keep(invocation: Invocation) -> int:
+    """Run one sync as a child of the agent, and write the report to the file shared with the agent."""
+    from toolkit.agent import sync  # noqa: PLC0415
+
+    stop = Cancellation()
+    stop.listen()
+    previous = from_json(child.read(child.REPORT))
+    with lock.lent(invocation.lock, child.LOCK):
+        context = invocation.context(stop, previous.get("found"))
+        report = sync.later(context, str(invocation.extra["kind"]), previous)
+    child.write(child.REPORT, report)
+    return int(report["code"])
+
+
+def plan(invocation: Invocation) -> int:
+    """Print what a run would change."""
+    from toolkit.cli import output  # noqa: PLC0415
+
+    end_at_once()
+    pending = make_plan(invocation.context())
+    if invocation.is_json:
+        _print(output.plan_json(pending))
+    else:
+        _print(output.plan_text(pending, colour=log.is_colourful(sys.stdout)))
+    return _PENDING if invocation.extra["exit_code"] and not pending.is_noop else 0
+
+
+def status(invocation: Invocation) -> int:
+    """Print whether the node is in sync and ready."""
+    from toolkit.cli import output  # noqa: PLC0415
+
+    end_at_once()
+    context = invocation.context()
+    pending = make_plan(context)
+    unready, verified = readiness.unready(context, pending), readiness.verified(context)
+    if invocation.is_json:
+        _print(output.status_json(pending, unready, verified))
+    else:
+        _print(output.status_text(pending, unready, verified, colour=log.is_colourful(sys.stdout)))
+    return _PENDING if invocation.extra["exit_code"] and not pending.is_noop else 0
+
+
+def detect(invocation: Invocation) -> int:
+    """Print the runtimes on the node, and which one would be configured."""
+    from toolkit.cli import output  # noqa: PLC0415
+    from toolkit.discovery import inventory  # noqa: PLC0415 - no other command needs this module
+
+    end_at_once()
+    inputs = selection.ask(invocation.settings, invocation.options, invocation.environment)
+    result = inventory.roster(inputs)
+    _print(json.dumps(result, indent=2) + "\n" if invocation.is_json else output.text(result))
+    return _NONE if result["choice"]["problems"] else 0
+
+
+def diagnose(invocation: Invocation) -> int:
+    """Print everything that a bug report should contain."""
+    from toolkit.diagnose import collect, text  # noqa: PLC0415
+
+    context = invocation.task_anyhow()
+    with log.under_way("collecting diagnostics"):
+        result = collect.collect(context)
+    _print(json.dumps(result, indent=2) + "\n" if invocation.is_json else text.text(result))
+    return 0
+
+
+def revert(invocation: Invocation) -> int:
+    """Uninstall: restore the node as it was before the first run. Raises ToolkitError."""
+    from toolkit.cli import output  # noqa: PLC0415
+    from toolkit.reconcile import describe, uninstall  # noqa: PLC0415
+
+    context = invocation.task_anyhow()
+    stop = Cancellation()
+    stop.listen()
+    with lock.held(invocation.lock):
+        done = uninstall.revert(context.settings, context.adapter, stop)
+    _print(output.removal_json(done) if invocation.is_json else describe.removal_text(done))
+    return 128 + stop.signal if stop.signal is not None else 0
+
+
+COMMANDS: Final[Mapping[str, Callable[[Invocation], int]]] = MappingProxyType(
+    {
+        "run": run,
+        "plan": plan,
+        "revert": revert,
+        "status": status,
+        "detect": detect,
+        "diagnose": diagnose,
+        "sync": keep,
+    }
+)
+
+
+def _require_specification(applied: Plan) -> None:
+    """Raise StepError if the CDI specification still waits for the driver: only the agent waits for it."""
+    if waits_for := applied.specification.waits_for:
+        raise StepError(
+            f"the CDI specification was not made: {waits_for}; the runtime and its files are in sync",
+            hint="run again once the driver is available; without --no-daemon the agent waits for it",
+        )
+
+
+def _print(text: str) -> None:
+    """Write text to stdout. A reader that closes the pipe early is not an error."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,171 @@
+"""The output of the commands, as text and as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from runtimes.model import FileChange
+from toolkit import log
+from toolkit.log import CYAN, GREEN, RED, YELLOW
+from toolkit.node.host import Host
+from toolkit.reconcile import describe
+from toolkit.reconcile.planning import Plan
+from toolkit.reconcile.uninstall import Removal
+from toolkit.settings.layout import InstallDir
+from toolkit.state.readiness_record import STARTED
+
+_COLOURS: Final = {"+": GREEN, "-": RED, "@": CYAN}
+
+
+def plan_text(plan: Plan, *, colour: bool) -> str:
+    """Return a plan as text: the diff of every file, whether the runtime would be reloaded, and why."""
+    host = plan.target.host
+    lines = [painted(describe.diff(host, change), colour=colour) for change in plan.config_plan.changes]
+    lines += [f"# {note}\n" for note in describe.notes(plan)]
+    lines.append(f"# {describe.summary(plan)}\n")
+    return "".join(lines)
+
+
+def plan_json(plan: Plan) -> str:
+    """Return a plan as one JSON object; docs/output.md describes its keys."""
+    return _json(_plan(plan))
+
+
+def _plan(plan: Plan) -> dict[str, Any]:
+    return {
+        "runtime": str(plan.target.desired.runtime),
+        "in_sync": plan.is_noop,
+        "binary": plan.target.binary,
+        "changes": [_change(plan.target.host, change) for change in plan.config_plan.changes],
+        "toolkit": _toolkit(plan),
+        "specification": describe.specification(plan),
+        "reload": {
+            "needed": plan.reload_needed,
+            "reason": describe.reload_reason(plan),
+            "how": plan.restart_method.words(plan.target.process),
+            "unavailable_s": describe.unavailable_seconds(plan),
+        },
+        "notes": list(describe.notes(plan)),
+        "summary": describe.summary(plan),
+    }
+
+
+def run_json(plan: Plan, *, seconds: float) -> str:
+    """Return the plan that a run applied and its outcome as one JSON object."""
+    outcome = "in sync" if plan.is_noop else "changed"
+    return _json({**_plan(plan), "outcome": outcome, "seconds": round(seconds, 3)})
+
+
+def status_text(plan: Plan, unready: str, verified: Mapping[str, str], *, colour: bool = False) -> str:
+    """Return as text whether the node is in sync, what differs, and whether it is ready.
+
+    `unready` is the reason why the node is not ready; empty if it is ready. `verified` is the result
+    for each handler: those through which no container was started are listed.
+    """
+    if not plan.is_noop:
+        head = log.painted("not in sync", YELLOW, wanted=colour)
+        return "".join([f"{head}\n", *(f"  {line}\n" for line in describe.differences(plan))])
+    ready = log.painted("ready", GREEN, wanted=colour)
+    if unready:
+        ready = f"{log.painted('not ready', YELLOW, wanted=colour)}: {unready}"
+    listed = {} if unready else {name: text for name, text in verified.items() if text != STARTED}
+    lines = [f"  {handler}: {result}\n" for handler, result in listed.items()]
+    return "".join([f"{log.painted('in sync', GREEN, wanted=colour)}\n{ready}\n", *lines])
+
+
+def status_json(plan: Plan, unready: str, verified: Mapping[str, str]) -> str:
+    """Return the state of the node as one JSON object; `unready` and `verified` as in `status_text`."""
+    results = {} if unready else dict(verified)
+    return _json({**_plan(plan), "ready": not unready, "unready": unready, "verified": results})
+
+
+def removal_json(done: Removal) -> str:
+    """Return the changes that a revert made as one JSON object."""
+    return _json(
+        {
+            "changes": [_change(done.target.host, change) for change in done.plan.changes],
+            "stayed": list(done.plan.stayed),
+        }
+    )
+
+
+def painted(text: str, *, colour: bool) -> str:
+    """Return a diff, with `colour` in the colours of a terminal."""
+    if not colour:
+        return text
+    return "".join(
+        f"{log.painted(line.rstrip(), _COLOURS[line[0]], wanted=True)}\n" if line[0] in _COLOURS else line
+        for line in text.splitlines(keepends=True)
+    )
+
+
+def _change(host: Host, change: FileChange) -> dict[str, Any]:
+    return {
+        "path": str(host.local(change.path)),
+        "node_path": change.path,
+        "action": change.action,
+        "diff": describe.diff(host, change),
+    }
+
+
+def _toolkit(plan: Plan) -> dict[str, Any]:
+    version = plan.version
+    return {
+        "path": str(InstallDir(plan.target.install_dir).toolkit),
+        "version": version.digest if version else None,
+        "in_sync": version.is_installed if version else None,
+        "differing": list(version.differing) if version else [],
+    }
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2) + "\n"
+
+
+def text(result: Mapping[str, Any]) -> str:
+    """Return the inventory that `detect` collected as text."""
+    return "\n".join(_lines(result)) + "\n"
+
+
+def _lines(result: Mapping[str, Any]) -> Iterator[str]:
+    for each in result["runtimes"]:
+        yield from _runtime(each)
+    for each in result["kubelets"]:
+        uses = f"uses {each['runtime'] or '?'} on {each['socket']}, by {each['by']}" if each["socket"] else ""
+        yield f"{each['program']} (PID {each['pid']}) {uses or 'names no runtime endpoint'}"
+    for each in result["ignored"]:
+        yield f"{each['program']} (PID {each['pid']}) is ignored: it {each['problem']}"
+    if not result["kubelets"]:
+        yield "no kubelet found in this PID namespace"
+    chosen = result["choice"]
+    if chosen["runtime"]:
+        drop_in = f", drop-in {chosen['drop_in']}" if chosen["drop_in"] else ""
+        yield f"chosen: {chosen['runtime']} on {chosen['socket']}, config {chosen['config']}{drop_in}"
+        yield f"  reason: {chosen['why']}"
+    else:
+        yield "chosen: none"
+    yield from (f"  problem: {each}" for each in chosen["problems"])
+    if chosen["problems"]:
+        yield f"  hint: {chosen['hint']}"
+
+
+def _runtime(each: Mapping[str, Any]) -> Iterator[str]:
+    of = "" if each["distribution"] == each["runtime"] else f" of {each['distribution']}"
+    yield f"{each['runtime']}{of} on {each['socket']}"
+    if each["pid"] is not None:
+        yield f"  process: {each['executable']} (PID {each['pid']})"
+    if each["version"]:
+        yield f"  version: {each['version']}"
+    if each["config"]:
+        missing = "" if each["config"]["exists"] else ", which does not exist"
+        yield f"  config: {each['config']['path']}, by {each['config']['by'].removeprefix('its ')}{missing}"
+    if each["root"] and not each["root"]["is_host"]:
+        yield f"  root: {each['root']['path']}, not the root of the node"
+    if each["started_by"]:
+        by = f"{each['started_by']['name']} (PID {each['started_by']['pid']})"
+        yield f"  unit: {each['unit'] or 'none'}, started by {by}"
+    if each["used_by"]:
+        yield f"  used by: the kubelet (PID {', '.join(map(str, each['used_by']))})"
+    yield f"  can be selected: {'yes' if each['is_candidate'] else 'no: ' + each['refusal']}"

@@ -1,0 +1,284 @@
+"""The command line parser: commands, options generated from the table of settings, shell completion."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from toolkit import __version__, log
+from toolkit.errors import UsageProblem
+from toolkit.settings import env_file
+from toolkit.settings.options import SETTINGS, Kind, LogFormat, Setting, grouped
+from toolkit.settings.resolve import Settings, resolve
+from toolkit.state import readiness_probe
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+NAME: Final = "nvidia-toolkit"
+_OF_ALL: Final = ("--help", "-h", "--version")
+_SHELLS: Final = ("bash", "zsh", "fish")
+_PATHS: Final = ("config", "dir", "file", "path", "root", "socket")
+"""Parts of the names of settings whose value is completed as a path."""
+_OF_ENV_FILE: Final = next(row for row in SETTINGS if row.name == "env_file")
+USAGE: Final = 2
+_EPILOG: Final = (
+    "Exit codes: 0 success; 1 bug; 2 usage error (with --exit-code: changes are pending);"
+    " 3 a file on the node cannot be parsed, nothing was changed; 4 a step on the node failed;"
+    " 5 another instance holds the lock; 6 the change failed and was rolled back;"
+    " 7 the change failed and could not be rolled back."
+)
+
+
+def explicit(arguments: list[str]) -> list[str]:
+    """Return arguments with an explicit subcommand and an explicit value for every flag.
+
+    Without a subcommand, `run` is inserted. As with the upstream installer, a flag takes its value
+    only behind an equals sign, never from the next word (`--set-as-default plan`), and long options
+    may have a single dash (`-runtime=docker`).
+    """
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in _OF_ALL):
+        arguments = ["run", *arguments]
+    known = {flag for row in SETTINGS for flag in row.flags}
+    long = {flag: row.flags[0] for row in SETTINGS if row.kind is Kind.FLAG for flag in row.flags}
+    words = []
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        has_one_dash = argument.startswith("-") and flag not in known and f"-{flag}" in known
+        word = f"-{argument}" if has_one_dash else argument
+        flag = f"-{flag}" if has_one_dash else flag
+        words.append(f"{long[flag]}={value if equals else 'true'}" if flag in long else word)
+    return words
+
+
+def app() -> click.Group:
+    """Return the click group with all commands."""
+    context = {"help_option_names": ["--help", "-h"], "max_content_width": 100}
+    group = click.Group(
+        NAME,
+        help="Install the NVIDIA Container Toolkit on this node and add the nvidia handlers to the"
+        " configuration of its container runtime. Without a subcommand, `run` is executed.",
+        epilog=_EPILOG,
+        context_settings=context,
+    )
+    group.params.append(
+        click.version_option(__version__, prog_name=NAME)(lambda: None).__click_params__[0]  # type: ignore[attr-defined]
+    )
+    for command in (
+        _command(
+            "run",
+            "Install and configure, then keep the node in sync as an agent. The DaemonSet runs this command.",
+            _output(),
+        ),
+        _command(
+            "plan",
+            "Show as a diff what `run` would change; change nothing.",
+            _exit_code(),
+            _output(),
+        ),
+        _command("revert", "Uninstall: remove everything that `run` added and changed.", _output()),
+        _command(
+            "status",
+            "Show whether the node is in sync and ready, and what differs.",
+            _exit_code(),
+            _output(),
+            _quiet(),
+        ),
+        _command(
+            "detect",
+            "List the node's runtimes and the one `run` would configure.",
+            _output(),
+        ),
+        _command(
+            "diagnose",
+            "Print what a bug report should contain; change nothing.",
+            _output(),
+        ),
+        _completion(),
+        _command(
+            "sync",
+            "Run one sync as a child process of the agent.",
+            _kind(),
+            _output(),
+            hidden=True,
+        ),
+    ):
+        group.add_command(command)
+    return group
+
+
+class _Command(click.Command):
+    """A command whose help lists the options grouped by topic."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options of this command only, then every group under its heading."""
+        records = {each.name: each.get_help_record(ctx) for each in self.get_params(ctx)}
+        groups = [(title, [row.name for row in rows]) for title, rows in grouped()]
+        common = {name for _, names in groups for name in names}
+        for title, names in [("Options", [name for name in records if name not in common]), *groups]:
+            with formatter.section(title):
+                formatter.write_dl([record for name in names if (record := records[name]) is not None])
+
+
+def _command(name: str, text: str, *own: click.Option, hidden: bool = False) -> click.Command:
+    extras = {option.name for option in own}
+
+    @click.pass_obj
+    def callback(arguments: list[str], /, **parameters: Any) -> int:
+        extra = {key: parameters.pop(key) for key in list(parameters) if key in extras}
+        options = {key: value for key, value in parameters.items() if value is not None}
+        environment = _environment(options)
+        settings = resolve(options, environment)
+        if extra.get("quiet"):
+            return USAGE if readiness_probe.unready(settings.readiness) else 0
+        manner = _log_options(name, settings)
+        if name == "sync":
+            log.LOGGER.setLevel("DEBUG" if settings.debug else "INFO")
+        else:
+            log.start(debug=manner["debug"], as_json=manner["as_json"])
+            _log_remarks(settings)
+        # Imported late: the probe above and a usage error do not need these modules and must be fast.
+        from toolkit.cli import commands  # noqa: PLC0415
+
+        invocation = commands.Invocation(
+            settings=settings,
+            options=options,
+            environment=environment,
+            extra=extra,
+            arguments=tuple(arguments),
+            manner=manner,
+        )
+        return commands.COMMANDS[name](invocation)
+
+    rows: list[click.Parameter] = [_option(row) for row in SETTINGS]
+    context = {"help_option_names": ["--help", "-h"], "max_content_width": 100}
+    return _Command(
+        name,
+        callback=callback,
+        params=[*own, *rows],
+        help=text,
+        epilog=_EPILOG,
+        context_settings=context,
+        hidden=hidden,
+    )
+
+
+def _completion() -> click.Command:
+    """Return the command that prints the completion script of a shell."""
+
+    def callback(shell: str) -> None:
+        from click import shell_completion  # noqa: PLC0415  # no other command needs this module
+
+        kind = shell_completion.get_completion_class(shell)
+        if kind is None:
+            raise UsageProblem([f"completion {shell}: this version of click does not support that shell"])
+        complete = kind(app(), {}, NAME, f"_{NAME.replace('-', '_').upper()}_COMPLETE")
+        # The method of the base class: that of bash runs bash to check its version, which the script
+        # does not need.
+        click.echo(shell_completion.ShellComplete.source(complete))
+
+    return click.Command(
+        "completion",
+        callback=callback,
+        params=[click.Argument(["shell"], type=click.Choice(_SHELLS))],
+        help="Print a script that completes commands in bash, zsh or fish.",
+    )
+
+
+def _environment(options: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment variables; those of `--env-file` take precedence."""
+    values = [os.environ.get(variable, "") for variable in _OF_ENV_FILE.variables]
+    path = options.get(_OF_ENV_FILE.name) or next(filter(None, values), "")
+    return {**os.environ, **(env_file.read(Path(path)) if path else {})}
+
+
+def _log_options(name: str, settings: Settings) -> dict[str, bool]:
+    """Return the arguments of `log.start`: with --log-format=auto, JSON for an agent without a terminal."""
+    wish = settings.log_format
+    is_agent = name == "run" and not settings.no_daemon
+    as_json = wish == LogFormat.JSON or (wish == LogFormat.AUTO and is_agent and not sys.stderr.isatty())
+    return {"debug": settings.debug, "as_json": as_json}
+
+
+def _log_remarks(settings: Settings) -> None:
+    """Log the options that have no effect and, with --debug, the origin of every value."""
+    for level, remark in settings.remarks:
+        log.LOGGER.log(level, "%s", remark)
+    if settings.debug:
+        from toolkit import redact  # noqa: PLC0415
+
+        for name, origin in settings.origins.items():
+            if origin != "default":
+                log.LOGGER.debug("%s: %s", origin, redact.text(str(settings.values[name])))
+
+
+def _quiet() -> click.Option:
+    return click.Option(
+        ["-q", "--quiet"],
+        is_flag=True,
+        help="Print nothing and do not query the runtime: exit with 0 if the readiness record is valid,"
+        " otherwise with 2.",
+    )
+
+
+def _kind() -> click.Option:
+    return click.Option(["--kind"], required=True)
+
+
+def _exit_code() -> click.Option:
+    return click.Option(["--exit-code"], is_flag=True, help="Exit with 2 if changes are pending.")
+
+
+def _output() -> click.Option:
+    return click.Option(
+        ["-o", "--output"],
+        type=click.Choice(["text", "json"]),
+        default="text",
+        help="The format of the output on stdout.",
+    )
+
+
+def _option(row: Setting) -> click.Option:
+    metavar = {
+        Kind.FLAG: "[=true|false]",
+        Kind.LIST: "A,B",
+        Kind.SECONDS: "SECONDS",
+        Kind.COUNT: "N",
+    }.get(row.kind, "|".join(row.choices) or "TEXT")
+    variables = f" [env: {', '.join(row.variables)}]" if row.variables else ""
+    default = row.default
+    if isinstance(default, bool):
+        default = str(default).lower()
+    if isinstance(default, tuple):
+        default = ",".join(default)
+    shown = f" [default: {default}]" if default not in (None, "") else ""
+    text = row.help + (f" For {row.only} only." if row.only else "")
+    text += f" Refused if enabled: {row.pending}." if row.pending else ""
+    # The option of a list may be repeated, as with the upstream installer.
+    repeated: dict[str, Any] = {"multiple": True, "callback": _joined} if row.kind is Kind.LIST else {}
+    return click.Option(
+        [*row.flags, row.name],
+        metavar=metavar,
+        help=text + variables + shown,
+        shell_complete=lambda _context, _option, incomplete: _completed(row, incomplete),
+        **repeated,
+    )
+
+
+def _completed(row: Setting, incomplete: str) -> list[CompletionItem]:
+    """Return the completions of an incomplete value."""
+    from click.shell_completion import CompletionItem  # noqa: PLC0415  # used only by completion
+
+    if any(part in row.name for part in _PATHS) and not row.choices:
+        return [CompletionItem(incomplete, type="file")]
+    words = ("true", "false") if row.kind is Kind.FLAG else row.choices
+    return [CompletionItem(word) for word in words if word.startswith(incomplete)]
+
+
+def _joined(_context: click.Context, _option: click.Parameter, words: tuple[str, ...]) -> str | None:
+    return ",".join(words) if words else None

@@ -1,0 +1,116 @@
+"""The output of `detect`: every runtime on the node, its kubelets, and the one that would be configured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from runtimes import registry
+from runtimes.model import RuntimeName
+from toolkit.discovery import candidates, endpoints, selection
+from toolkit.discovery.candidates import Candidate, KubeletRuntime
+from toolkit.discovery.selection import Inputs
+from toolkit.errors import ToolkitError, UsageProblem
+from toolkit.kube import kubelet
+from toolkit.kube.kubelet import KubeletConfig
+from toolkit.node.host import Host
+from toolkit.runtime import locate
+
+FORMAT: Final = 1
+
+
+def roster(question: Inputs) -> dict[str, Any]:
+    """Return the runtimes of the node as JSON values; docs/output.md describes the format."""
+    host, configs = question.host, kubelet.words(question.host.root)
+    uses = [use for config in configs if (use := candidates.use_of(host, config))]
+    result = candidates.judged(host, _everywhere(question), uses)
+    return {
+        "format": FORMAT,
+        "kubelets": [_kubelet(host, config) for config in configs],
+        "ignored": [
+            {"pid": each.pid, "program": each.program, "problem": each.problem}
+            for each in kubelet.ignored(host.root)
+        ],
+        "runtimes": [_runtime(host, each) for each in result],
+        "choice": _choice(question),
+    }
+
+
+def _everywhere(question: Inputs) -> Sequence[endpoints.Daemon]:
+    """Return the daemon of every known socket, and of the configured socket if that is not a known one."""
+    host, settings = question.host, question.settings
+    result = list(endpoints.everywhere(host))
+    local = Path(settings.socket)
+    if settings.is_given("socket") and not any(
+        endpoints.same(host, str(local), each.socket) for each in result
+    ):
+        name = settings.runtime
+        hint = RuntimeName(name) if name in registry.ADAPTERS else RuntimeName.CONTAINERD
+        result.insert(0, endpoints.look(host, hint, local))
+    return result
+
+
+def _kubelet(host: Host, config: KubeletConfig) -> dict[str, Any]:
+    use: KubeletRuntime | None = candidates.use_of(host, config)
+    return {
+        "pid": config.pid,
+        "program": config.program,
+        "socket": use.socket if use else config.endpoint or None,
+        "by": use.word.by if use else config.by or None,
+        "runtime": str(use.runtime) if use else None,
+    }
+
+
+def _runtime(host: Host, candidate: Candidate) -> dict[str, Any]:
+    each, owner = candidate.daemon, candidate.daemon.owner
+    known: dict[str, Any] = dict.fromkeys(("pid", "executable", "version", "config", "unit"))
+    known |= {"root": None, "started_by": None}
+    if owner is not None:
+        path, is_elsewhere = endpoints.root(host, owner)
+        above = endpoints.parent(owner)
+        adapter = registry.ADAPTERS[each.answers or each.runtime]
+        binary = (
+            endpoints.binary(host, adapter, owner.executable) if each.answers and not is_elsewhere else None
+        )
+        known = {
+            "pid": owner.pid,
+            "executable": owner.executable,
+            "version": binary["version"] if binary else None,
+            "config": endpoints.config(host, each) if each.answers else None,
+            "unit": owner.unit,
+            "root": {"path": path, "is_host": not is_elsewhere},
+            "started_by": {"pid": above[0], "name": above[1]} if above else None,
+        }
+    return {
+        "runtime": str(each.runtime),
+        "distribution": each.row.name,
+        "socket": each.socket,
+        "seen_at": str(each.seen_at),
+        **known,
+        "used_by": [use.word.pid for use in candidate.users],
+        "is_candidate": not candidate.refusal,
+        "refusal": candidate.refusal,
+    }
+
+
+def _choice(question: Inputs) -> dict[str, Any]:
+    """Return the runtime that a run with these settings would configure, or the problems that prevent it."""
+    empty: dict[str, Any] = dict.fromkeys(("runtime", "socket", "config", "drop_in", "why"))
+    try:
+        chosen = selection.choose(question)
+        settings = selection.settled(question, chosen)
+        target = locate.target(settings, registry.ADAPTERS[chosen.runtime])
+    except UsageProblem as error:
+        return {**empty, "problems": list(error.problems), "hint": error.hint}
+    except ToolkitError as error:
+        return {**empty, "problems": [error.message], "hint": error.hint}
+    return {
+        "runtime": str(chosen.runtime),
+        "socket": str(target.socket),
+        "config": target.desired.config,
+        "drop_in": target.desired.drop_in or None,
+        "why": chosen.why,
+        "problems": [each.problem for each in target.contradictions],
+        "hint": "; ".join(each.hint for each in target.contradictions),
+    }

@@ -1,0 +1,298 @@
+"""Compare the node with the settings and compute the plan, without changing anything."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from runtimes import planner
+from runtimes.adapter import Adapter
+from runtimes.errors import ConfigError, NoCgroupDriver, UnsupportedSetup
+from runtimes.model import (
+    ConfigPlan,
+    Observation,
+    Ownership,
+    fingerprint,
+)
+from toolkit import log
+from toolkit.artifacts import manifest, programs
+from toolkit.artifacts.manifest import Version
+from toolkit.cdi import spec
+from toolkit.cdi.spec import Specification
+from toolkit.errors import NodeConfigError, StepError, UsageProblem
+from toolkit.kube import kubelet
+from toolkit.reconcile import adopt, context
+from toolkit.runtime import config_paths, locate, observe, restart, visibility
+from toolkit.runtime.locate import Target
+from toolkit.runtime.pending_reload import is_pending
+from toolkit.runtime.restart import RestartMethod
+from toolkit.settings.options import RestartMode
+from toolkit.state import binary_cache, journal
+from toolkit.state.record import Operation, Record
+
+_LEAST: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The observed state of the node and what has to be changed.
+
+    `version` is the toolkit version to install. It is None when the toolkit's source is not
+    available (`source_problem` says why) or when nothing is installed. `installs` is false with
+    `--no-install`: the handlers then use the toolkit that the node already has, and
+    `source_problem` says why it cannot be used. `reload_pending` is true when the running daemon
+    has not loaded an earlier change, or when a stopped runtime has to be started. `ready_facts`
+    is the content of the readiness record that was written for this plan, None if there is none.
+    `adopted` are files that define handlers of the toolkit but are missing from the state file;
+    they are treated as owned and recorded with the next change.
+    """
+
+    target: Target
+    record: Record
+    observation: Observation
+    config_plan: ConfigPlan
+    version: Version | None
+    source_problem: UsageProblem | None
+    restart_method: RestartMethod
+    reload_pending: bool
+    operation: Operation = Operation.INSTALL
+    installs: bool = True
+    specification: Specification = spec.NONE
+    ready_facts: Mapping[str, Any] | None = None
+    adopted: tuple[Ownership, ...] = ()
+
+    @property
+    def is_noop(self) -> bool:
+        """Return whether nothing has to be done."""
+        return self.is_in_place and self.specification.is_settled
+
+    @property
+    def is_in_place(self) -> bool:
+        """Return whether the runtime, its files and the toolkit are in sync: no transaction is needed."""
+        installed = self.version is None or self.version.is_installed
+        if not self.installs and self.source_problem is not None:
+            return False  # The node's own toolkit cannot be used.
+        if self.adopted or (self.record.toolkit_digest is not None and not self.record.runtime):
+            return False  # An installation was found that still has to be recorded.
+        return self.config_plan.is_noop and installed and not self.reload_pending
+
+    @property
+    def is_unsettled(self) -> bool:
+        """Return whether an earlier run of the same operation was killed before it committed."""
+        transaction = self.record.open
+        return transaction is not None and transaction.operation is self.operation
+
+    @property
+    def reload_needed(self) -> bool:
+        """Return whether the runtime has to load something."""
+        return not self.config_plan.is_noop or self.reload_pending
+
+    @property
+    def change(self) -> str:
+        """Return an identifier of the change: its files before and after, the toolkit and the binary."""
+        files = [[c.path, fingerprint(c.before), fingerprint(c.after)] for c in self.config_plan.changes]
+        toolkit = self.version.digest if self.version is not None else ""
+        binary = binary_cache.identity(self.target.host, self.target.binary)
+        return fingerprint(json.dumps([files, toolkit, binary]).encode())
+
+    def invisible(self) -> list[visibility.Invisible]:
+        """Return a problem for every directory of the installation that the runtime would not see."""
+        specification = self.specification
+        return visibility.check(
+            self.target,
+            installs=self.installs,
+            files=[path for path, data in self.files_after.items() if data is not None],
+            specification=(specification.path, specification.local) if specification.path else None,
+        )
+
+    @property
+    def files_after(self) -> dict[str, bytes | None]:
+        """Return the content of the runtime's files after the plan is applied."""
+        return {
+            **self.observation.files,
+            **{change.path: change.after for change in self.config_plan.changes},
+        }
+
+
+@log.under_way("inspecting the node")
+def make_plan(context: context.Context) -> Plan:
+    """Observe the node and return the plan of an installation; change nothing. Raises ToolkitError."""
+    settings, adapter = context.settings, context.adapter
+    target = locate.target(settings, adapter, context.stop)
+    record, record_problem = _record(target)
+    if record.open is not None:
+        paths = tuple(each.path for each in record.open.files)
+        record = journal.as_on_disk(record, observe.read(target.host, paths))
+    record = adopt.recollected(target, record)
+    adopted: tuple[Ownership, ...] = ()
+    if settings.no_runtime_config:
+        note = "the runtime is not configured (--no-runtime-config)"
+        observation, plan = Observation(), ConfigPlan(notes=(note,))
+    else:
+        config = target.host.local(target.desired.config)
+        config_paths.check_source(settings, target.host, config, target.binary)
+        observation = observe.observe(target, adapter, journal.ownerships(target.install_dir, record.owned))
+        adopt.refuse_another(target, observation.files)
+        adopted = adopt.adopted(target, adapter, record, observation)
+        observation = replace(observation, owned=(*observation.owned, *adopted))
+        plan = compute(target, adapter, observation)
+    plan = replace(plan, notes=(*plan.notes, *adopt.words(target, adopted)))
+    if record_problem:
+        plan = replace(plan, notes=(*plan.notes, record_problem))
+    version, problem = _toolkit(context, target, plan)
+    method = restart_method(context, target, record, revive=settings.ignore_unhealthy)
+    is_configured = not settings.no_runtime_config
+    pending_restart = bool(plan.pending_restart) and context.mode is not RestartMode.NONE
+    made = Plan(
+        target=target,
+        record=record,
+        observation=observation,
+        config_plan=plan,
+        version=version,
+        source_problem=problem,
+        restart_method=method,
+        reload_pending=is_configured
+        and (pending_restart or method.is_revival(target) or is_pending(target, record, context.mode)),
+        installs=not settings.no_install,
+        specification=spec.look(settings, target.host, target.install_dir, record),
+        adopted=adopted,
+    )
+    return with_supervisor(context, made)
+
+
+def with_supervisor(context: context.Context, plan: Plan) -> Plan:
+    """Return the plan with the method that fits what starts the runtime again, if it has to load something.
+
+    Only then the node's systemd is asked.
+    """
+    target = plan.target
+    if not plan.reload_needed or target.process is None or context.mode is RestartMode.NONE:
+        return plan
+    if target.supervisor is None:
+        target = locate.supervised(target, context.adapter, context.deadline().at_least(_LEAST))
+    method = restart.restart_method(target, context.adapter, context.mode, target.supervisor)
+    return replace(plan, target=target, restart_method=method)
+
+
+def _toolkit(
+    context: context.Context, target: Target, plan: ConfigPlan
+) -> tuple[Version | None, UsageProblem | None]:
+    """Return the version to install, or the reason why there is none."""
+    if context.settings.no_install:
+        return None, programs.lacking(context.settings, target.host, target.desired)
+    try:
+        return manifest.wanted(context.settings, target.host, target.install_dir, plan.low_level), None
+    except UsageProblem as error:
+        return None, error
+
+
+def restart_method(
+    context: context.Context, target: Target, record: Record, *, revive: bool
+) -> RestartMethod:
+    """Return how to make the runtime load a change; with `revive`, a failed runtime is started.
+
+    A runtime that a killed run was about to restart is started in any case: systemd may have
+    refused that restart (StartLimitBurst), and after `reset-failed` systemd no longer shows that
+    the unit failed.
+    """
+    method = restart.restart_method(target, context.adapter, context.mode, target.supervisor)
+    was_restarting = record.restarting and context.mode is not RestartMode.SIGNAL
+    if not (revive or was_restarting) or not method.obstacle or context.mode is RestartMode.NONE:
+        return method
+    units = (record.unit,) if record.unit else locate.usual_units(target)
+    started = (
+        restart.start_stopped(target, unit, context.deadline(), even_if_stopped=was_restarting)
+        for unit in units
+    )
+    return next((each for each in started if each is not None), method)
+
+
+def _record(target: Target) -> tuple[Record, str]:
+    """Return the state record, and why it could not be read if permission was denied.
+
+    Without permission the plan is computed with an empty record, so that `plan` works for users
+    other than root. Raises NodeConfigError if the record is damaged, and for root whenever it
+    cannot be read.
+    """
+    try:
+        record = journal.load(target.install_dir)
+    except NodeConfigError as error:
+        if os.geteuid() == 0 or not isinstance(error.__cause__, PermissionError):
+            raise
+        # A record that names the runtime is not treated as lost (see `adopt.is_lost`).
+        unreadable = Record(runtime=target.desired.runtime)
+        return unreadable, f"{error.message}: the changes of earlier runs are unknown"
+    same_runtime(record, target)
+    return record, ""
+
+
+def same_runtime(record: Record, target: Target) -> None:
+    """Raise UsageProblem if the record belongs to another runtime than the target.
+
+    One record cannot hold the changes, or the open transaction, of two runtimes.
+    """
+    in_use = record.owned or record.open is not None
+    # A run that was killed at the start of its transaction named no runtime and changed nothing.
+    if in_use and record.runtime not in {"", target.desired.runtime}:
+        raise UsageProblem(
+            [f"--runtime={target.desired.runtime}: this node was set up for {record.runtime}"],
+            hint=f"revert that first: nvidia-toolkit revert --runtime {record.runtime}",
+        )
+
+
+def is_asked(context: context.Context, plan: Plan) -> bool:
+    """Return whether the runtime must be healthy even if it has nothing to load (new toolkit files only)."""
+    is_managed = not context.settings.no_runtime_config and context.mode is not RestartMode.NONE
+    return is_managed and plan.operation is Operation.INSTALL
+
+
+def compute(target: locate.Target, adapter: Adapter, observation: Observation) -> ConfigPlan:
+    """Return the changes of an installation, validated by the node's own binary.
+
+    Raises NodeConfigError if a file of the node cannot be parsed or the result is not valid, and
+    StepError if this setup is not supported.
+    """
+    try:
+        desired = target.desired
+        try:
+            config_plan = planner.plan(adapter, desired, observation)
+        except NoCgroupDriver:
+            driver = kubelet.cgroup_driver(target.host.root)
+            if driver is None:
+                raise
+            desired = replace(desired, systemd_cgroup=driver == "systemd")
+            config_plan = planner.plan(adapter, desired, observation)
+        if config_plan.is_noop:
+            planner.check_in_sync(adapter, target.desired, observation)
+        else:
+            query = planner.candidate_query(adapter, target.desired, observation, config_plan)
+            if query is not None:
+                planner.check(adapter, target.desired, observation, observe.ask(target, query))
+    except ConfigError as error:
+        raise observe.not_understood(error) from error
+    except UnsupportedSetup as error:
+        raise StepError(f"{error.why}: nothing was changed", hint=error.hint) from error
+    contradictions = (f"{each.problem} ({each.hint})" for each in target.contradictions)
+    distrusted = (
+        f"{problem}: `run` refuses to edit it" for problem in locate.distrusted_files(target, observation)
+    )
+    return replace(config_plan, notes=(*contradictions, *distrusted, *target.notes, *config_plan.notes))
+
+
+def compute_removal(target: locate.Target, adapter: Adapter, observation: Observation) -> ConfigPlan:
+    """Return the changes that remove all owned keys, validated by the node's own binary.
+
+    Raises NodeConfigError as `compute` does.
+    """
+    try:
+        config_plan = planner.removal(adapter, observation)
+        if not config_plan.is_noop:
+            query = planner.candidate_query(adapter, target.desired, observation, config_plan)
+            if query is not None:
+                planner.check_removal(adapter, target.desired, observation, observe.ask(target, query))
+    except ConfigError as error:
+        raise observe.not_understood(error) from error
+    return config_plan

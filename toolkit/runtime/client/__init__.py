@@ -1,0 +1,5 @@
+"""Clients of the container runtimes' APIs: CRI over gRPC, Docker over HTTP.
+
+May import: node, settings, and the modules beside the packages.
+Start reading at cri.py.
+"""

@@ -1,0 +1,142 @@
+"""Encode and decode protocol buffer messages by field number, without generated code.
+
+The input is untrusted: any bytes are either decoded or rejected with Malformed, in time and memory
+proportional to their length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+Value: TypeAlias = int | str | bytes
+
+_VARINT: Final = 0
+_BYTES: Final = 2
+_LONGEST_VARINT: Final = 10
+_HIGHEST_FIELD: Final = (1 << 29) - 1
+_64_BITS: Final = (1 << 64) - 1
+
+
+class Malformed(ValueError):
+    """The bytes are not a valid protocol buffer message, or a field has an unexpected type."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """A decoded message: every value of every field, in the order sent. A missing field reads as empty."""
+
+    fields: Mapping[int, tuple[int | bytes, ...]]
+
+    def number(self, field: int) -> int:
+        """Return an unsigned number, the last of several. Raises Malformed if it is not a number."""
+        value = self.fields.get(field, (0,))[-1]
+        if not isinstance(value, int):
+            raise Malformed(f"field {field} must be a number, but is {len(value)} bytes")
+        return value
+
+    def flag(self, field: int) -> bool:
+        """Return a boolean. Raises Malformed if the field is not a number."""
+        return self.number(field) != 0
+
+    def pieces(self, field: int) -> tuple[bytes, ...]:
+        """Return all values of a field of bytes. Raises Malformed if one is a number."""
+        values = self.fields.get(field, ())
+        result = tuple(value for value in values if isinstance(value, bytes))
+        if len(result) != len(values):
+            raise Malformed(f"field {field} must be bytes, but is a number")
+        return result
+
+    def text(self, field: int) -> str:
+        """Return a string, the last of several, with invalid UTF-8 replaced."""
+        return (self.pieces(field) or (b"",))[-1].decode(errors="replace")
+
+    def message(self, field: int) -> Message:
+        """Return an embedded message; several are merged, as the format requires."""
+        return decode(b"".join(self.pieces(field)))
+
+    def messages(self, field: int) -> tuple[Message, ...]:
+        """Return the messages of a repeated field."""
+        return tuple(decode(piece) for piece in self.pieces(field))
+
+    def texts_by_name(self, field: int) -> dict[str, str]:
+        """Return a map<string, string>."""
+        return {entry.text(1): entry.text(2) for entry in self.messages(field)}
+
+
+def encode(fields: Iterable[tuple[int, Value]]) -> bytes:
+    """Return a message of these fields.
+
+    Raises ValueError for an invalid field number, and for a value that is negative or exceeds 64 bits.
+    """
+    out = bytearray()
+    for field, value in fields:
+        if not 0 < field <= _HIGHEST_FIELD:
+            raise ValueError(f"{field} is not a valid field number")
+        if isinstance(value, int):
+            out += _varint(field << 3 | _VARINT) + _varint(value)
+        else:
+            data = value.encode() if isinstance(value, str) else value
+            out += _varint(field << 3 | _BYTES) + _varint(len(data)) + data
+    return bytes(out)
+
+
+def decode(data: bytes) -> Message:
+    """Return the fields of a message.
+
+    Raises Malformed if it is truncated, or contains groups or unknown wire types.
+    """
+    result: dict[int, list[int | bytes]] = {}
+    for field, value in _read(data):
+        result.setdefault(field, []).append(value)
+    return Message(fields={field: tuple(values) for field, values in result.items()})
+
+
+def _read(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+    at = 0
+    while at < len(data):
+        key, at = _read_varint(data, at)
+        field, kind = key >> 3, key & 7
+        if not 0 < field <= _HIGHEST_FIELD:
+            raise Malformed(f"{field} is not a valid field number (at byte {at})")
+        value: int | bytes
+        match kind:
+            case 0:
+                value, at = _read_varint(data, at)
+            case 2:
+                size, at = _read_varint(data, at)
+                value, at = _take(data, at, size), at + size
+            case 1 | 5:
+                size = 8 if kind == 1 else 4
+                value, at = int.from_bytes(_take(data, at, size), "little"), at + size
+            case _:
+                raise Malformed(f"field {field} has the unknown wire type {kind} (at byte {at})")
+        yield field, value
+
+
+def _take(data: bytes, at: int, size: int) -> bytes:
+    if size > len(data) - at:
+        raise Malformed(f"truncated: {size} bytes expected at byte {at}, {len(data) - at} found")
+    return data[at : at + size]
+
+
+def _varint(value: int) -> bytes:
+    if not 0 <= value <= _64_BITS:
+        raise ValueError(f"{value} is not an unsigned 64-bit number")
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes((*out, value))
+
+
+def _read_varint(data: bytes, at: int) -> tuple[int, int]:
+    """Return the number that starts at a byte, and the offset after it."""
+    value = 0
+    for location, byte in enumerate(data[at : at + _LONGEST_VARINT]):
+        value |= (byte & 0x7F) << 7 * location
+        if byte < 0x80:
+            # Bits beyond the 64th are dropped, as in other decoders.
+            return value & _64_BITS, at + location + 1
+    raise Malformed(f"the number at byte {at} is truncated or too long")

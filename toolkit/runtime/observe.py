@@ -1,0 +1,133 @@
+"""Observe the runtime's configuration: read its files and run its binary on them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Final
+
+from runtimes import planner
+from runtimes.adapter import Adapter
+from runtimes.errors import ConfigError
+from runtimes.model import (
+    BinaryQuery,
+    BinaryResult,
+    Observation,
+    Ownership,
+    directory_token,
+    token,
+)
+from toolkit.deadline import Deadline
+from toolkit.errors import Interrupted, NodeConfigError, StepError
+from toolkit.node import command, files
+from toolkit.node.host import Host
+from toolkit.runtime import locate
+
+_LONGEST_ANSWER: Final = 30.0
+_LEAST: Final = 5.0
+
+
+def observe(
+    target: locate.Target, adapter: Adapter, owned: tuple[Ownership, ...], *, whole: bool = False
+) -> Observation:
+    """Read every file that the adapter requests, run its queries on the binary, and return the result.
+
+    `owned` are the files that we changed; with `whole`, a handler in them that runs our programs is owned
+    even if others changed it (see `planner.relocated`). Raises NodeConfigError for a file that cannot be
+    parsed, and StepError for one that cannot be read.
+    """
+    argv = target.process.argv if target.process else ()
+    observation = Observation(binary=target.binary, argv=argv, owned=owned)
+    paths = {path.path: target.host.local(path.path) for path in owned}
+    contents = read(target.host, tuple(paths))
+    owned = planner.relocated(adapter, owned, contents, whole=whole)
+    observation = replace(observation, files=contents, owned=owned)
+    try:
+        while True:
+            request = adapter.required_files(target.desired, observation)
+            if request.files or request.globs:
+                observation = replace(
+                    observation,
+                    files={**observation.files, **read(target.host, request.files)},
+                    globs={**observation.globs, **{g: target.host.glob(g) for g in request.globs}},
+                )
+                continue
+            questions = adapter.queries(target.desired, observation) if target.binary else ()
+            if not questions:
+                return observation
+            answers = {question.name: ask(target, question) for question in questions}
+            observation = replace(observation, results={**observation.results, **answers})
+    except ConfigError as error:
+        raise not_understood(error) from error
+
+
+def read(host: Host, paths: tuple[str, ...]) -> dict[str, bytes | None]:
+    """Return the content of files of the node by path, None for a missing file.
+
+    Raises NodeConfigError or StepError for a file that cannot be read.
+    """
+    snapshots = {path: files.read(host.file(path)) for path in paths}
+    return {path: snapshot.data if snapshot else None for path, snapshot in snapshots.items()}
+
+
+def ask(target: locate.Target, question: BinaryQuery) -> BinaryResult:
+    """Run the runtime's binary in the node's root, or return the cached result.
+
+    Raises StepError if the binary cannot be run, and Interrupted if it was cut short because the program
+    is stopping.
+    """
+    try:
+        return target.answers.get(question) or target.answers.put(question, _ask(target, question))
+    except StepError as error:
+        if target.stop is not None and target.stop.is_requested:
+            raise Interrupted(target.stop.signal) from error
+        raise
+    except OSError as error:
+        raise StepError(f"cannot run {target.binary}: {error.strerror}; nothing was changed") from error
+
+
+def _ask(target: locate.Target, question: BinaryQuery) -> BinaryResult:
+    with (
+        command.staged(question.files) as (fds, paths),
+        command.staged_directories(question.directories) as (directories, directory_paths),
+    ):
+        marks = {token(i): path for i, path in enumerate(paths)}
+        marks |= {directory_token(i): path for i, path in enumerate(directory_paths)}
+        for fd, data in zip(fds, question.files, strict=True):
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, _named(data, marks), 0)
+        deadline = Deadline(_LONGEST_ANSWER, target.stop)
+        argv = [
+            target.binary or "",
+            *(_named(word.encode(), marks).decode() for word in question.argv),
+        ]
+        try:
+            results = [
+                command.run(
+                    argv,
+                    root=target.host.root,
+                    timeout=deadline.at_least(_LEAST),
+                    pass_fds=[*fds, *directories],
+                )
+                for _ in range(question.times)
+            ]
+        except command.NotStarted as error:
+            return BinaryResult(code=-1, out="", err=error.message)
+    result = results[0]
+    is_stable = len({(each.code, each.out) for each in results}) == 1
+    err = result.err
+    for path, name in zip(paths, question.names, strict=False):
+        err = err.replace(path, name)
+    return BinaryResult(code=result.code, out=result.out, err=err, is_stable=is_stable)
+
+
+def not_understood(error: ConfigError) -> NodeConfigError:
+    """Return an error of `runtimes` as an error with an exit code."""
+    return NodeConfigError(str(error), hint=error.hint)
+
+
+def _named(data: bytes, marks: Mapping[str, str]) -> bytes:
+    for mark, path in marks.items():
+        data = data.replace(mark.encode(), path.encode())
+    return data

@@ -1,0 +1,73 @@
+"""A note of the directories that are about to be created or removed, so that a killed run leaves none behind.
+
+The record cannot list them: it is stored in one of them, and does not exist before that is created or
+after it is removed. The note is a file in the directory of the PID file, and is lost on reboot.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from toolkit.errors import NodeConfigError, StepError
+from toolkit.node import files
+
+# Errors of rmdir(2) that are accepted: the directory is already removed, not empty, or a mount point.
+_ACCEPTED: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY})
+
+
+def note(path: Path, directories: Iterable[str]) -> None:
+    """Add directories to the note at a path. Raises StepError if the note cannot be written."""
+    everything = sorted({*noted(path), *directories})
+    if not everything:
+        return
+    try:
+        files.make_directory(path.parent)
+        files.put(path, json.dumps(everything).encode() + b"\n")
+    except StepError:
+        clear(path)
+        raise
+
+
+def noted(path: Path) -> tuple[str, ...]:
+    """Return the directories in the note, outermost first; none if the note cannot be read."""
+    try:
+        snapshot = files.read(path)
+        result = json.loads(snapshot.data) if snapshot else []
+    except (NodeConfigError, ValueError, RecursionError):
+        return ()
+    return tuple(item for item in result if isinstance(item, str)) if isinstance(result, list) else ()
+
+
+def clear(path: Path) -> None:
+    """Remove the note. Errors are ignored, since a note that stays is harmless."""
+    files.sweep(path, None)
+    with contextlib.suppress(StepError):
+        files.remove(path)
+
+
+def take_down(path: Path, directories: Iterable[str]) -> tuple[str, ...]:
+    """Remove the given directories and those in the note. Directories that are not empty stay.
+
+    Return the paths that could not be removed because of an error; the note then stays as well.
+    """
+    everything = sorted({*noted(path), *directories}, reverse=True)
+    refused = tuple(directory for directory in everything if not _is_done(directory))
+    if refused:  # try again: an outer directory may have been kept only because an inner one was
+        refused = tuple(directory for directory in everything if not _is_done(directory))
+    if not refused:
+        clear(path)
+    return (*refused, *([str(path)] if path.exists() else []))
+
+
+def _is_done(directory: str) -> bool:
+    try:
+        os.rmdir(directory)
+    except OSError as error:
+        return error.errno in _ACCEPTED
+    return True

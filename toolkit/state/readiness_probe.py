@@ -1,0 +1,62 @@
+"""The readiness probe: a check of the readiness record alone, for a probe that runs every few seconds.
+
+It does not query the runtime and imports as little as possible. The record is valid as long as the boot,
+the runtime's process and the configuration files are those that it names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from toolkit import __version__
+from toolkit.node import procfs
+
+FORMAT: Final = 2
+NO_DRIVER: Final = "the NVIDIA driver is not loaded (--readiness-requires-driver)"
+
+
+def unready(record: Path) -> str:
+    """Return why the node is not ready; empty if it is ready. `record` is the path of the record."""
+    try:
+        content = json.loads(record.read_bytes())
+    except OSError as error:
+        return f"{record}: {error.strerror}"
+    except (ValueError, RecursionError):
+        return f"{record} is not a readiness record"
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        return f"{record} is not a readiness record of format {FORMAT}"
+    return _differing(content)
+
+
+def _differing(content: Mapping[str, Any]) -> str:
+    """Return why the content of a record does not apply to the node any more; empty if it does."""
+    if content.get("tool") != __version__:
+        return f"the readiness record was written by version {content.get('tool')}"
+    if content.get("boot") != procfs.boot_id():
+        return "the readiness record is from another boot"
+    pid = content.get("pid")
+    if pid is not None and procfs.ticks(pid) != content.get("started"):
+        return f"PID {pid} is no longer the runtime's process"
+    signs = content.get("driver")
+    if signs is not None and not procfs.any_exists(signs):
+        return NO_DRIVER
+    files = content.get("configuration")
+    changed = [path for path, known in files.items() if _fingerprint(path) != known] if files else []
+    return f"changed since the readiness record was written: {', '.join(changed)}" if changed else ""
+
+
+def _fingerprint(path: str) -> str:
+    """Return the fingerprint of a file, as `runtimes.model.fingerprint` does; empty if it is unreadable."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(fd, "rb") as stream:
+            return hashlib.sha256(stream.read()).hexdigest()
+    except FileNotFoundError:
+        return "absent"
+    except OSError:
+        return ""

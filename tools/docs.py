@@ -1,0 +1,61 @@
+"""The generated parts of docs/: `python -m tools.docs` writes them, the house test compares them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from toolkit.settings.options import Setting, grouped
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def options() -> str:
+    """Return docs/options.md."""
+    lines = [
+        "# Options and variables",
+        "",
+        "Every option works with every command.",
+        "",
+        "- An option on the command line takes precedence over its variables. If several of its variables",
+        "  are set, the first one counts. `CONTAINERD_*` counts only for containerd, `DOCKER_*` only for",
+        "  Docker, `CRIO_*` only for CRI-O.",
+        "- A flag without a value is true, and never takes the next word as its value. True is `true`, `1`,",
+        "  `t`, `yes` or `on`; false is `false`, `0`, `f`, `no` or `off`, in upper or lower case.",
+        "- The items of a list are separated by commas, or the option is repeated.",
+        "- An empty variable counts as not set. An empty option (`--drop-in-config=`) counts as not given,",
+        "  unless its row says what it means. It is refused if the runtime cannot be found without it.",
+        "- An option for one runtime is refused with another.",
+        "- All invalid values are reported together, with exit code 2, before anything is changed.",
+        "",
+        "These tables are generated from `toolkit/settings/options.py`.",
+    ]
+    for title, rows in grouped():
+        lines += ["", f"## {title}", ""]
+        lines += [
+            "| option | variables | default | meaning |",
+            "| --- | --- | --- | --- |",
+            *map(_row, rows),
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _row(row: Setting) -> str:
+    flags = ", ".join(f"`{flag}`" for flag in row.flags)
+    variables = ", ".join(f"`{variable}`" for variable in row.variables)
+    default = row.default
+    if isinstance(default, tuple):
+        default = ",".join(default)
+    if isinstance(default, bool):
+        default = str(default).lower()
+    shown = "" if default in (None, "") else f"`{default}`"
+    choices = f" One of {', '.join(row.choices)}." if row.choices else ""
+    pending = f" Refused if enabled: {row.pending}." if row.pending else ""
+    only = f" For {row.only} only." if row.only else ""
+    return f"| {flags} | {variables} | {shown} | {row.help}{choices}{only}{pending} |"
+
+
+if __name__ == "__main__":
+    from tools import manual
+
+    manual.write()
+    (ROOT / "docs/options.md").write_text(options(), encoding="utf-8")

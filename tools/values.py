@@ -1,0 +1,47 @@
+"""Write toolkit/settings/values.py from the table of settings: their names and types, for mypy.
+
+`python -m tools.values` (`make generate`) writes it; with `--check` it only tells whether that is due.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Final
+
+from toolkit.settings.options import SETTINGS, Kind
+
+PATH: Final = Path(__file__).resolve().parents[1] / "toolkit/settings/values.py"
+_TYPES: Final = {
+    Kind.FLAG: "bool",
+    Kind.LIST: "tuple[str, ...]",
+    Kind.SECONDS: "float",
+    Kind.COUNT: "int",
+    Kind.VALUE: "str",
+}
+_HEAD: Final = '''"""The names and types of the settings. Generated from options.py: run `make generate`."""
+
+from __future__ import annotations
+
+
+class Values:
+    """The value of every setting as an attribute. A setting without a value is empty."""
+
+'''
+
+
+def text() -> str:
+    """Return what the module has to be."""
+    return _HEAD + "".join(f"    {row.name}: {_TYPES[row.kind]}\n" for row in SETTINGS)
+
+
+def main() -> int:
+    """Write the module; with `--check` return 1 where it is out of date."""
+    if "--check" in sys.argv[1:]:
+        return int(PATH.read_text(encoding="utf-8") != text())
+    PATH.write_text(text(), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
