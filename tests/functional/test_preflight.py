@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -299,15 +299,10 @@ def test_a_config_that_is_generated_is_named_with_the_way_of_that_system(
     prefix = fake_node.in_mounts(script, str(place), str(release))
     before = files_of(node)
     hint = "virtualisation.containerd.settings" if id_ == "nixos" else "add the handlers where this file is"
-    if kind == "immutable":
-        subprocess.run(["chattr", "+i", str(node.config)], check=True)
-    try:
+    with fake_node.immutable(node.config) if kind == "immutable" else nullcontext():
         done = fake_node.cli("-n", *node.options(), prefix=prefix)
         planned = fake_node.cli("plan", *node.options(), prefix=prefix)
         found = fake_node.cli("diagnose", *node.options(), prefix=prefix)
-    finally:
-        if kind == "immutable":
-            subprocess.run(["chattr", "-i", str(node.config)], check=True)
     assert done.returncode == 4
     assert f"error: {node.config} {why}: nothing was changed\n" in done.stderr
     assert "hint: " in done.stderr

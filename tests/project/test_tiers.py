@@ -16,6 +16,9 @@ STARTS = {"cli", "done", "started", "on_terminal", "daemon"}
 PREPARED = frozenset({"binaries", "cluster", "crio", "images"})
 """Modules of tests/support for what is downloaded or built first."""
 
+EVERYWHERE = frozenset({"bash", "cp", "ls", "mkfifo", "mount", "nsenter", "sh", "umount", "unshare"})
+"""Programs of packages that Debian calls essential, and mount: the bare machine has no more."""
+
 
 def upper_bounds(source: str) -> list[str]:
     """Return the tests and helpers that bound a measured time from above and are not marked `timing`."""
@@ -126,6 +129,30 @@ def test_a_functional_test_needs_nothing_that_is_built(path: Path) -> None:
         for alias in node.names
     }
     assert not imported & PREPARED
+
+
+@pytest.mark.parametrize(
+    "path",
+    [*sorted((ROOT / "tests/functional").glob("*.py")), *sorted((ROOT / "tests/support").glob("fake_*.py"))],
+    ids=lambda path: path.name,
+)
+def test_a_functional_test_starts_what_every_machine_has(path: Path) -> None:
+    """Any other program is declared with `needs_program`, so that the table at the end names its package."""
+    source = path.read_text(encoding="utf-8")
+    assert {name for name in started(source) if f'needs_program("{name}"' not in source} <= EVERYWHERE
+
+
+def test_a_program_that_is_started_is_found() -> None:
+    assert started('subprocess.run(["chattr", "+i", name], check=True)') == {"chattr"}
+    assert started('subprocess.Popen((sys.executable, "-c"))') == set()
+
+
+def started(source: str) -> set[str]:
+    """Return the programs that a test starts by their names."""
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call) and node.args]
+    commands = [call.args[0] for call in calls if ast.unparse(call.func).startswith("subprocess.")]
+    first = [word.elts[0] for word in commands if isinstance(word, ast.List | ast.Tuple) and word.elts]
+    return {str(word.value) for word in first if isinstance(word, ast.Constant)}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "tests/unit").glob("test_*.py")), ids=lambda path: path.name)

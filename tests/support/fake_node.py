@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import platform
@@ -43,6 +44,11 @@ NOTHING_TO_DO: Final = "I health: nothing to do: the node is in sync\n"
 LIBRARIES: Final = ("libnvidia-container.so.1", "libnvidia-container-go.so.1")
 ENVIRONMENT: Final = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8"}
 MACHINES: Final = {"x86_64": 62, "aarch64": 183}
+_LONG: Final = struct.calcsize("l")
+# FS_IOC_GETFLAGS and FS_IOC_SETFLAGS: their numbers hold the size of a long.
+_GET_INODE_FLAGS: Final = 2 << 30 | _LONG << 16 | 0x6601
+_SET_INODE_FLAGS: Final = 1 << 30 | _LONG << 16 | 0x6602
+_IMMUTABLE: Final = 0x10
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: sudo make functional")
 needs_sysctl = pytest.mark.skipif(
@@ -233,6 +239,20 @@ def trace(path: Path) -> Trace:
 def content(root: Path) -> dict[str, tuple[int, str]]:
     """Return the mode and the content of every file below a directory, whatever its inode and times are."""
     return {name: (seen.mode, seen.content) for name, seen in snapshot(root).items()}
+
+
+@contextmanager
+def immutable(path: Path) -> Iterator[None]:
+    """Give a file the attribute that `chattr +i` sets, without that program, which no system has to have."""
+    with path.open("rb") as file:
+        flags = bytearray(fcntl.ioctl(file, _GET_INODE_FLAGS, bytes(_LONG)))
+        before = bytes(flags)
+        flags[0] |= _IMMUTABLE
+        fcntl.ioctl(file, _SET_INODE_FLAGS, bytes(flags))
+        try:
+            yield
+        finally:
+            fcntl.ioctl(file, _SET_INODE_FLAGS, before)
 
 
 # --- the program --------------------------------------------------------------------------------
