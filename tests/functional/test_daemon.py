@@ -438,7 +438,7 @@ def test_a_second_signal_does_not_cut_the_way_back_short(node: Node, tmp_path: P
 def test_a_sync_that_is_interrupted_before_a_change_is_no_failure(code: int, wanted: int) -> None:
     agent = daemon.Daemon.__new__(daemon.Daemon)
     agent.stopped_by, agent._worker, agent._is_cut = signal.SIGTERM, None, True
-    agent.report = report.from_json({"code": code, "orders": {"on_exit": "keep"}})
+    agent.report = report.from_json({"code": code, "settings": {"on_exit": "keep"}})
     assert agent._leave() == wanted
 
 
@@ -520,7 +520,7 @@ def test_the_state_is_told(node: Node, running: Daemon) -> None:
         state = pod.settled()
     assert running.signals() == ["SIGHUP"]
     assert (state["outcome"], state["ready"], state["pid"]) == ("changed", True, running.pid)
-    assert state["orders"]["on_drift"] == "repair"
+    assert state["settings"]["on_drift"] == "repair"
 
 
 @needs_root

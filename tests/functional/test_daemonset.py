@@ -97,7 +97,7 @@ class Asker:
             "KUBERNETES_SERVICE_HOST": host,
             "KUBERNETES_SERVICE_PORT": str(port),
         } | more
-        verdict = cluster.fate(name, timeout=timeout, environment=environment, account=self.account)
+        verdict = cluster.look_up(name, timeout=timeout, environment=environment, account=self.account)
         assert TOKEN not in verdict.why
         assert "\n" not in verdict.why
         return Lookup(state=verdict.state, why=verdict.why.replace(f":{port}", ""))
@@ -379,8 +379,8 @@ def test_owners_that_are_no_list(asker: Asker, references: object) -> None:
     ],
 )
 def test_whose_a_pod_is_by_its_name(daemonset: str, pod: str, *, is_ours: bool) -> None:
-    assert cluster.is_ours(daemonset, {"POD_NAME": pod}) is is_ours
-    assert cluster.is_ours(daemonset, {"HOSTNAME": pod}) is is_ours
+    assert cluster.is_own(daemonset, {"POD_NAME": pod}) is is_ours
+    assert cluster.is_own(daemonset, {"HOSTNAME": pod}) is is_ours
 
 
 def test_a_pod_that_is_not_there_says_nothing_of_its_daemonset(asker: Asker) -> None:
@@ -496,13 +496,13 @@ def test_white_space_around_the_parts_is_no_part_of_them(asker: Asker) -> None:
 )  # fmt: skip
 def test_no_address(account: Path, host: str, port: str) -> None:
     environment = {"KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": port}
-    assert cluster.fate("toolkit", timeout=5, environment=environment, account=account) == unknown(
+    assert cluster.look_up("toolkit", timeout=5, environment=environment, account=account) == unknown(
         f"KUBERNETES_SERVICE_HOST and _PORT are not set or not valid: {host!r}, {port!r}"
     )
 
 
 def test_nothing_at_all(tmp_path: Path) -> None:
-    assert cluster.fate("toolkit", timeout=5, environment={}, account=tmp_path) == unknown(
+    assert cluster.look_up("toolkit", timeout=5, environment={}, account=tmp_path) == unknown(
         "KUBERNETES_SERVICE_HOST and _PORT are not set or not valid: '', ''"
     )
 
@@ -783,5 +783,5 @@ def test_only_the_two_answers_mean_that_it_leaves(answer: object, status: int, n
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(apiserver, "find", lambda *_args, **_kinds: api)
         patch.setattr(apiserver, "get", lambda *_args: (status, answer))
-        verdict = cluster.fate(name, timeout=1, environment={"POD_NAME": "toolkit"})
+        verdict = cluster.look_up(name, timeout=1, environment={"POD_NAME": "toolkit"})
     assert verdict.state is not DaemonSetState.DELETED

@@ -34,7 +34,7 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[fake_node.
 
 def seen(node: fake_node.Node, **more: str) -> dict[str, Any]:
     options = {"host_root": str(node.root), "toolkit_install_dir": str(node.install_dir), **more}
-    return inventory.roster(selection.ask(resolve(options, {}), options, {}))
+    return inventory.collect(selection.inputs_of(resolve(options, {}), options, {}))
 
 
 def documented() -> set[str]:

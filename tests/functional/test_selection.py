@@ -92,7 +92,7 @@ class Site:
         **more: str,
     ) -> Settings:
         options, environment = self.options(**more), environment or {}
-        return selection.settle(resolve(options, environment), options, environment, last)
+        return selection.select(resolve(options, environment), options, environment, last)
 
     def context(self, settings: Settings) -> Context:
         adapter = registry.ADAPTERS[RuntimeName(settings.runtime)]
@@ -488,7 +488,7 @@ def test_a_kubelet_s_socket_that_is_down_keeps_its_place(site: Site) -> None:
     """Where nobody can see it, the path is the node's and names no process."""
     word = KubeletConfig(pid=1, program="kubelet", endpoint="/run/containerd/gone.sock", by="a test")
     known = replace(word, endpoint="/run/k0s/containerd.sock")
-    found = candidates.use_of(Host(root=site.node.root), known)
+    found = candidates.runtime_of_kubelet(Host(root=site.node.root), known)
     assert found is not None
     assert not str(found.seen_at).startswith("/proc/")
 
@@ -499,7 +499,7 @@ def test_a_k3s_that_made_the_handlers_itself_is_remembered_by_its_unit(site: Sit
     journal.save(
         install_dir, Record(runtime="containerd", unit="k3s.service", toolkit_digest="0123456789abcdef")
     )
-    question = selection.ask(resolve({"toolkit_install_dir": str(install_dir)}, {}), {}, {})
+    question = selection.inputs_of(resolve({"toolkit_install_dir": str(install_dir)}, {}), {}, {})
     assert question.previous["runtime"] == "containerd"
     assert question.previous["socket"].endswith("/run/k3s/containerd/containerd.sock")
 
@@ -540,9 +540,9 @@ def test_a_data_directory_is_the_one_that_the_daemon_was_started_with(
     assert place.desired.config == f"{data}/agent/etc/containerd/config.toml"
     assert place.desired.delivery.is_regenerated
     assert f"/etc/rancher/{name}/config.yaml" in place.desired.delivery.default_step
-    question = selection.ask(found, site.options(), {})
-    assert question.use is not None
-    assert f"uses containerd of {name} on" in question.use.words
+    question = selection.inputs_of(found, site.options(), {})
+    assert question.kubelet is not None
+    assert f"uses containerd of {name} on" in question.kubelet.description
 
 
 def test_a_run_without_a_kubelet_is_where_the_one_before_was(site: Site) -> None:

@@ -192,7 +192,7 @@ def test_a_kubelet_that_root_runs_for_a_user_is_not_believed(attacker: Attacker)
     pid = attacker.start("kubelet", script, "--container-runtime-endpoint=/x", prefix=())
     assert trust.process_problem(pid) == "runs as user ID 65534"
     assert pid in {each.pid for each in kubelet.ignored(Path("/"))}
-    assert pid not in {each.pid for each in kubelet.words(Path("/"))}
+    assert pid not in {each.pid for each in kubelet.configs(Path("/"))}
 
 
 @alone
@@ -201,7 +201,7 @@ def test_root_of_another_user_namespace_is_not_believed(attacker: Attacker) -> N
     prefix = ("unshare", "--user", "--map-root-user", "--")
     pid = attacker.start("kubelet", _SLEEPER, "--container-runtime-endpoint=/x", prefix=prefix)
     assert trust.process_problem(pid) == "runs in another user namespace"
-    assert pid not in {each.pid for each in kubelet.words(Path("/"))}
+    assert pid not in {each.pid for each in kubelet.configs(Path("/"))}
 
 
 @alone
@@ -220,13 +220,13 @@ def test_a_root_of_a_container_with_the_machine_s_processes_is_not_the_kubelet(
     pid = attacker.start("kubelet", _SLEEPER, "--container-runtime-endpoint=/x", prefix=prefix)
     ignored = {each.pid: each.problem for each in kubelet.ignored(Path("/"))}
     assert ignored[pid] == "has a different root directory than the node"
-    assert pid not in {each.pid for each in kubelet.words(Path("/"))}
+    assert pid not in {each.pid for each in kubelet.configs(Path("/"))}
 
 
 @alone
 def test_the_node_s_own_kubelet_is_believed(attacker: Attacker) -> None:
     pid = attacker.start("kubelet", _SLEEPER, "--container-runtime-endpoint=/run/x.sock", prefix=())
-    (said,) = [each for each in kubelet.words(Path("/")) if each.pid == pid]
+    (said,) = [each for each in kubelet.configs(Path("/")) if each.pid == pid]
     assert said.endpoint == "/run/x.sock"
 
 
@@ -244,7 +244,7 @@ def test_a_kubelet_s_config_that_others_control_is_ignored(attacker: Attacker, k
         config.chmod(0o666 if kind == "for everybody" else 0o600)
         os.chown(config, *((65534, 65534) if kind == "of a user" else (0, 0)))
     pid = attacker.start("kubelet", _SLEEPER, f"--config={config}", prefix=())
-    (said,) = [each for each in kubelet.words(Path("/")) if each.pid == pid]
+    (said,) = [each for each in kubelet.configs(Path("/")) if each.pid == pid]
     assert said.endpoint == ""
 
 
@@ -257,7 +257,7 @@ def test_a_kubelet_s_config_in_a_user_s_directory_is_ignored(attacker: Attacker)
     link = attacker.home / "config.yaml"
     link.symlink_to(real / "config.yaml")
     pid = attacker.start("kubelet", _SLEEPER, f"--config={link}", prefix=())
-    (said,) = [each for each in kubelet.words(Path("/")) if each.pid == pid]
+    (said,) = [each for each in kubelet.configs(Path("/")) if each.pid == pid]
     assert said.endpoint == ""
 
 

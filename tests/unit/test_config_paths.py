@@ -16,7 +16,7 @@ from toolkit.errors import UsageProblem
 from toolkit.node.host import Host
 from toolkit.node.processes import RuntimeProcess
 from toolkit.runtime import config_paths
-from toolkit.runtime.config_paths import Places
+from toolkit.runtime.config_paths import ConfigPaths
 from toolkit.settings import resolve
 
 K3S: Final = "/var/lib/rancher/k3s/agent/etc/containerd"
@@ -32,13 +32,15 @@ def daemon(executable: str, unit: str | None = None) -> RuntimeProcess:
 def find(
     root: Path,
     found: RuntimeProcess | None,
-    told: str | None,
+    config_argument: str | None,
     *,
     adapter: Adapter = containerd,
     **options: str,
-) -> Places:
+) -> ConfigPaths:
     chosen = resolve.resolve({"runtime": adapter.name, "host_root": str(root), **options}, {})
-    return config_paths.find(chosen, Host(root=root), adapter, found, told=told, told_directory=None)
+    return config_paths.find(
+        chosen, Host(root=root), adapter, found, config_argument=config_argument, directory_argument=None
+    )
 
 
 def test_a_containerd_of_nobody_in_particular(tmp_path: Path) -> None:
@@ -174,8 +176,8 @@ def test_files_of_a_distribution_in_another_directory_are_where_the_daemon_has_t
         Host(root=tmp_path),
         containerd,
         daemon(executable),
-        told=f"{made}/config.toml",
-        told_directory=None,
+        config_argument=f"{made}/config.toml",
+        directory_argument=None,
     )
     assert where.config == f"{made}/config.toml"
     assert where.drop_in == f"{made}/config-v3.toml.d/99-nvidia.toml"
@@ -187,7 +189,12 @@ def test_what_was_discovered_does_not_outlast_a_daemon_that_is_started_otherwise
     found = {"runtime": "containerd", "config": "/srv/c.toml", "drop_in_config": "/srv/c.d/99-nvidia.toml"}
     chosen = resolve.resolve({"host_root": str(tmp_path)}, {}, found)
     where = config_paths.find(
-        chosen, Host(root=tmp_path), containerd, daemon("/usr/bin/containerd"), told=None, told_directory=None
+        chosen,
+        Host(root=tmp_path),
+        containerd,
+        daemon("/usr/bin/containerd"),
+        config_argument=None,
+        directory_argument=None,
     )
     assert where.config == "/etc/containerd/config.toml"
     assert where.drop_in == "/etc/containerd/conf.d/99-nvidia.toml"
@@ -200,11 +207,13 @@ def test_a_template_is_beside_the_file_that_the_daemon_was_started_with(tmp_path
     assert where.delivery.rendered == "/srv/microk8s/args/containerd.toml"
 
 
-@pytest.mark.parametrize("told", [None, "/etc/containerd/config.toml"])
-def test_a_drop_in_as_the_root_config_is_refused_with_its_option(tmp_path: Path, told: str | None) -> None:
+@pytest.mark.parametrize("config_argument", [None, "/etc/containerd/config.toml"])
+def test_a_drop_in_as_the_root_config_is_refused_with_its_option(
+    tmp_path: Path, config_argument: str | None
+) -> None:
     path = str(tmp_path / "etc/containerd/conf.d/nvidia.toml")
     with pytest.raises(UsageProblem) as caught:
-        find(tmp_path, daemon("/usr/bin/containerd"), told, config=path)
+        find(tmp_path, daemon("/usr/bin/containerd"), config_argument, config=path)
     assert caught.value.problems == (
         f"--config={path}: this is a drop-in, not the main configuration file of containerd",
     )

@@ -48,7 +48,7 @@ def write(root: Path, path: str, text: str) -> None:
 
 
 def only(proc: Path) -> KubeletConfig:
-    (word,) = kubelet.words(proc=proc)
+    (word,) = kubelet.configs(proc=proc)
     return word
 
 
@@ -154,7 +154,7 @@ def test_it_uses_docker_through_a_shim(tmp_path: Path, argv: tuple[str, ...]) ->
 def test_one_that_says_nothing(tmp_path: Path) -> None:
     process(tmp_path, "--v=2", "--config=/is/not/there")
     process(tmp_path, "server", pid=43, name="k3s-server")
-    first, second = kubelet.words(proc=tmp_path)
+    first, second = kubelet.configs(proc=tmp_path)
     assert (first.endpoint, first.embedder) == ("", "")
     assert (second.endpoint, second.embedder) == ("", "k3s")
 
@@ -163,11 +163,11 @@ def test_another_node_s_kubelet_and_other_programs_do_not_count(tmp_path: Path) 
     process(tmp_path, f"{FLAG}=/a", namespace="pid:[2]")
     process(tmp_path, f"{FLAG}=/a", pid=43, name="kubelet-helper")
     (tmp_path / "44").mkdir()
-    assert kubelet.words(proc=tmp_path) == ()
+    assert kubelet.configs(proc=tmp_path) == ()
 
 
 def test_no_process_at_all(tmp_path: Path) -> None:
-    assert kubelet.words(proc=tmp_path / "none") == ()
+    assert kubelet.configs(proc=tmp_path / "none") == ()
 
 
 def test_to_look_through_a_thousand_processes_opens_one_file_of_each(
@@ -184,7 +184,7 @@ def test_to_look_through_a_thousand_processes_opens_one_file_of_each(
         return real(path, flags)
 
     monkeypatch.setattr(os, "open", count)
-    assert kubelet.words(proc=tmp_path) == ()
+    assert kubelet.configs(proc=tmp_path) == ()
     assert len(opened) == 1000
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toolkit.agent.schedule import CALM, PATIENT, QUIET, Pace
+from toolkit.agent.schedule import CALM, PATIENT, QUIET, Schedule
 
 START = 1000.0
 
@@ -27,11 +27,11 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def pace(clock: Clock) -> Pace:
-    return Pace(300.0, clock)
+def pace(clock: Clock) -> Schedule:
+    return Schedule(300.0, clock)
 
 
-def test_without_a_reason_a_look_is_due_after_the_interval(pace: Pace, clock: Clock) -> None:
+def test_without_a_reason_a_look_is_due_after_the_interval(pace: Schedule, clock: Clock) -> None:
     assert pace.due == START + 300
     clock.now += 300
     pace.began()
@@ -39,15 +39,15 @@ def test_without_a_reason_a_look_is_due_after_the_interval(pace: Pace, clock: Cl
     assert pace.due == START + 600
 
 
-def test_another_interval_counts_from_now(pace: Pace, clock: Clock) -> None:
+def test_another_interval_counts_from_now(pace: Schedule, clock: Clock) -> None:
     clock.now += 100
-    pace.look_every(300)
+    pace.set_interval(300)
     assert pace.due == START + 300
-    pace.look_every(60)
+    pace.set_interval(60)
     assert pace.due == clock.now + 60
 
 
-def test_a_change_is_looked_at_once_it_is_quiet(pace: Pace, clock: Clock) -> None:
+def test_a_change_is_looked_at_once_it_is_quiet(pace: Schedule, clock: Clock) -> None:
     pace.changed()
     assert pace.due == START + QUIET
     clock.now += QUIET / 2
@@ -55,14 +55,14 @@ def test_a_change_is_looked_at_once_it_is_quiet(pace: Pace, clock: Clock) -> Non
     assert pace.due == pytest.approx(START + QUIET * 1.5)
 
 
-def test_changes_without_an_end_are_looked_at_all_the_same(pace: Pace, clock: Clock) -> None:
+def test_changes_without_an_end_are_looked_at_all_the_same(pace: Schedule, clock: Clock) -> None:
     while clock.now < START + 10 and pace.due > clock.now:
         pace.changed()
         clock.now += QUIET / 3
     assert clock.now <= START + PATIENT + QUIET
 
 
-def test_a_change_during_a_look_is_a_reason_for_another(pace: Pace, clock: Clock) -> None:
+def test_a_change_during_a_look_is_a_reason_for_another(pace: Schedule, clock: Clock) -> None:
     pace.changed()
     clock.now = pace.due
     pace.began()
@@ -72,14 +72,14 @@ def test_a_change_during_a_look_is_a_reason_for_another(pace: Pace, clock: Clock
     assert pace.due == clock.now + QUIET
 
 
-def test_what_was_looked_at_is_no_reason_any_more(pace: Pace, clock: Clock) -> None:
+def test_what_was_looked_at_is_no_reason_any_more(pace: Schedule, clock: Clock) -> None:
     pace.changed()
     pace.began()
     pace.ended(code=0, is_changed=False)
     assert pace.due == clock.now + 300
 
 
-def test_a_fight_is_slowed_down(pace: Pace, clock: Clock) -> None:
+def test_a_fight_is_slowed_down(pace: Schedule, clock: Clock) -> None:
     pauses = []
     for _ in range(12):
         pace.changed()
@@ -92,7 +92,7 @@ def test_a_fight_is_slowed_down(pace: Pace, clock: Clock) -> None:
     assert pauses == sorted(pauses)
 
 
-def test_a_fight_is_forgotten_after_a_calm_time(pace: Pace, clock: Clock) -> None:
+def test_a_fight_is_forgotten_after_a_calm_time(pace: Schedule, clock: Clock) -> None:
     for _ in range(5):
         clock.now = max(clock.now, pace.due)
         pace.began()
@@ -108,7 +108,7 @@ def test_a_fight_is_forgotten_after_a_calm_time(pace: Pace, clock: Clock) -> Non
 
 
 @pytest.mark.parametrize("code", [1, 2, 3, 4, 5])
-def test_what_failed_is_tried_again_by_itself(pace: Pace, clock: Clock, code: int) -> None:
+def test_what_failed_is_tried_again_by_itself(pace: Schedule, clock: Clock, code: int) -> None:
     pauses = []
     for _ in range(10):
         pace.began()
@@ -118,7 +118,7 @@ def test_what_failed_is_tried_again_by_itself(pace: Pace, clock: Clock, code: in
     assert pauses == [2, 4, 8, 16, 32, 60, 60, 60, 60, 60]
 
 
-def test_a_change_shortens_the_wait_after_a_failure(pace: Pace, clock: Clock) -> None:
+def test_a_change_shortens_the_wait_after_a_failure(pace: Schedule, clock: Clock) -> None:
     for _ in range(8):
         pace.began()
         pace.ended(code=4, is_changed=False)
@@ -131,7 +131,7 @@ def test_a_change_shortens_the_wait_after_a_failure(pace: Pace, clock: Clock) ->
 
 @pytest.mark.parametrize("code", [6, 7])
 def test_after_a_change_that_had_to_be_taken_back_nothing_is_hurried(
-    pace: Pace, clock: Clock, code: int
+    pace: Schedule, clock: Clock, code: int
 ) -> None:
     pauses = []
     for _ in range(6):
@@ -143,7 +143,7 @@ def test_after_a_change_that_had_to_be_taken_back_nothing_is_hurried(
     assert pauses == [30, 60, 120, 240, 300, 300]
 
 
-def test_who_asks_is_served_at_once(pace: Pace, clock: Clock) -> None:
+def test_who_asks_is_served_at_once(pace: Schedule, clock: Clock) -> None:
     for _ in range(5):
         pace.began()
         pace.ended(code=7, is_changed=False)
@@ -152,7 +152,7 @@ def test_who_asks_is_served_at_once(pace: Pace, clock: Clock) -> None:
 
 
 def test_who_never_looks_looks_when_asked(clock: Clock) -> None:
-    pace = Pace(float("inf"), clock)
+    pace = Schedule(float("inf"), clock)
     assert pace.due == float("inf")
     pace.wanted()
     assert pace.due == clock.now
@@ -176,7 +176,7 @@ def test_no_story_makes_it_look_more_often_than_a_fight_allows(
 ) -> None:
     """Whatever happens, two looks that found trouble are at most as close as their streak allows."""
     clock = Clock()
-    pace = Pace(300.0, clock)
+    pace = Schedule(300.0, clock)
     troubles = []
     for what, wait, is_changed, code in story:
         clock.now += wait

@@ -23,7 +23,7 @@ from toolkit.agent.child import Worker
 from toolkit.agent.inotify import Watches
 from toolkit.agent.probes import Pages
 from toolkit.agent.report import SyncReport, from_json
-from toolkit.agent.schedule import Pace
+from toolkit.agent.schedule import Schedule
 from toolkit.agent.signals import STOPS, SignalQueue
 from toolkit.log import LOGGER
 from toolkit.node import procfs
@@ -46,17 +46,17 @@ def stay(
     lock: int,
     report: SyncReport,
     arguments: Sequence[str],
-    manner: Mapping[str, Any],
+    log_options: Mapping[str, Any],
     stop: Cancellation,
 ) -> NoReturn:
     """Replace this process by the agent. Signals that arrive meanwhile are passed on to it.
 
     `lock` is the descriptor of the lock file, `report` that of the first sync, `arguments` those of the
-    command line, which every sync gets, and `manner` the keyword arguments of `log.start`. `stop` holds
+    command line, which every sync gets, and `log_options` the keyword arguments of `log.start`. `stop` holds
     the signals that were received until now. Raises OSError if the agent cannot be executed.
     """
     signals.block_signals()
-    state = {"lock": lock, "report": report, "arguments": list(arguments), "manner": dict(manner)}
+    state = {"lock": lock, "report": report, "arguments": list(arguments), "log_options": dict(log_options)}
     received = [*stop.kept, *([] if stop.signal is None else [stop.signal])]
     state_fd = child.shared_json_fd({**state, "came": received})
     for fd in (lock, state_fd):
@@ -74,7 +74,7 @@ class Daemon:
         self.lock = lock
         self.arguments = arguments
         self.report = report
-        self.pace = Pace(_NEVER)
+        self.pace = Schedule(_NEVER)
         self.stopped_by: signal.Signals | None = None
         self._since = 0.0
         self._is_hurried = False
@@ -101,9 +101,9 @@ class Daemon:
         self._signals.listen()
         self._apply(self.report)
         self._pause()
-        if not self._has_driver and self.report["orders"]["needs_driver"]:
-            LOGGER.warning("not ready: %s", self.report["orders"]["needs_driver"])
-        if self.report["orders"]["daemonset"] and self._asks:
+        if not self._has_driver and self.report["settings"]["needs_driver"]:
+            LOGGER.warning("not ready: %s", self.report["settings"]["needs_driver"])
+        if self.report["settings"]["daemonset"] and self._asks:
             self._start("greet")
         LOGGER.info("set up; watching %d directories until SIGTERM", self._watched)
         while self.stopped_by is None or self._worker is not None:
@@ -144,7 +144,7 @@ class Daemon:
         ends = [time.monotonic() + _LONGEST]
         if self._worker is None and self.stopped_by is None:
             ends.append(self.pace.due)
-            if self.report["orders"]["needs_driver"]:
+            if self.report["settings"]["needs_driver"]:
                 ends.append(time.monotonic() + _DRIVER_INTERVAL)
         if self.stopped_by is not None:
             ends.append(self._end - _EXIT_TIME)
@@ -218,7 +218,7 @@ class Daemon:
     def _remove_readiness(self) -> None:
         """Remove the readiness record, which no child was able to update."""
         with contextlib.suppress(OSError):
-            os.unlink(self.report["orders"]["readiness"])
+            os.unlink(self.report["settings"]["readiness"])
 
     def _pause(self, *, is_changed: bool = False) -> None:
         """Schedule the next sync. A node that is in sync but not ready is retried soon, like a failure."""
@@ -237,12 +237,12 @@ class Daemon:
         """Apply a report: its interval, its watch list, the runtime's PID and the address of the metrics."""
         self.report = report
         checks = self._on_drift != "ignore"
-        interval = report["orders"]["interval"] if checks else _NEVER
-        self.pace.look_every(interval)
+        interval = report["settings"]["interval"] if checks else _NEVER
+        self.pace.set_interval(interval)
         self._watch(report["watch"] if checks else {}, interval)
         if report["outcome"] != "failed":
             self._follow(report["pid"] if checks else None)
-        self._pages.listen(report["orders"]["metrics"])
+        self._pages.listen(report["settings"]["metrics"])
         self._check_driver()
 
     def _check_driver(self) -> None:
@@ -252,18 +252,18 @@ class Daemon:
         """
         if "signs" not in self.report:
             return
-        orders, is_loaded = self.report["orders"], procfs.any_exists(self.report["signs"])
-        if orders["needs_driver"] and not is_loaded and self.report["ready"]:
-            self.report |= {"ready": False, "unready": orders["needs_driver"]}
+        settings, is_loaded = self.report["settings"], procfs.any_exists(self.report["signs"])
+        if settings["needs_driver"] and not is_loaded and self.report["ready"]:
+            self.report |= {"ready": False, "unready": settings["needs_driver"]}
         had_driver, self._has_driver = self._has_driver, is_loaded
         if had_driver is None or had_driver is is_loaded:
             return
         if is_loaded:
             LOGGER.info("the NVIDIA driver is loaded")
         else:
-            effect = "that request GPUs are refused" if orders["refuses"] else "that start now get no GPU"
+            effect = "that request GPUs are refused" if settings["refuses"] else "that start now get no GPU"
             LOGGER.warning("the NVIDIA driver is not loaded any more: containers %s", effect)
-        if self._on_drift != "ignore" or orders["needs_driver"]:
+        if self._on_drift != "ignore" or settings["needs_driver"]:
             self.pace.changed()  # the metrics, the readiness record and the CDI specification depend on it
 
     def _watch(self, watch: Mapping[str, list[str] | None], interval: float) -> None:
@@ -334,17 +334,17 @@ class Daemon:
 
     @property
     def _on_drift(self) -> str:
-        return str(self.report["orders"]["on_drift"])
+        return str(self.report["settings"]["on_drift"])
 
     @property
     def _asks(self) -> bool:
         """Return whether to ask the API server if the DaemonSet is deleted: --on-exit=auto, in a pod."""
-        return self.report["orders"]["on_exit"] == "auto" and os.path.exists(_ACCOUNT)
+        return self.report["settings"]["on_exit"] == "auto" and os.path.exists(_ACCOUNT)
 
     @property
     def _end(self) -> float:
         """Return the monotonic time at which the grace period ends and the pod is killed."""
-        return self._since + float(self.report["orders"]["grace"])
+        return self._since + float(self.report["settings"]["grace"])
 
     def _is_late(self) -> bool:
         """Make a running child stop in time while the agent stops; return whether it did not."""
@@ -364,7 +364,7 @@ class Daemon:
             return 128 + number
         # A sync that was interrupted before it changed anything is no failure.
         is_cut = self._is_cut and self.report["code"] not in {0, 128 + signal.SIGTERM}
-        if self.report["orders"]["on_exit"] == "revert" or self._asks:
+        if self.report["settings"]["on_exit"] == "revert" or self._asks:
             code, is_reverted = self._revert()
             if code or is_reverted:
                 LOGGER.info("%s: stopping, the node was %sreverted", number.name, "not " if code else "")
@@ -392,7 +392,7 @@ def main() -> int:
     state_fd = int(sys.argv[1])
     state = child.read(state_fd)
     os.close(state_fd)
-    log.start(**state["manner"], counted=True, phase="daemon")
+    log.start(**state["log_options"], counted=True, phase="daemon")
     fcntl.fcntl(state["lock"], fcntl.F_SETFD, fcntl.FD_CLOEXEC)
     code = Daemon(state["lock"], state["report"], state["arguments"]).run(state["came"])
     os.ftruncate(state["lock"], 0)  # remove the PID of this process, which exits now

@@ -64,7 +64,7 @@ class Pages:
 
     def _health(self) -> tuple[int, str]:
         seconds = self._busy()
-        if seconds > self._report()["orders"]["bound"]:
+        if seconds > self._report()["settings"]["bound"]:
             return 503, f"a sync has been running for {seconds:.0f} s\n"
         if self._failed_starts() >= _MOST_FAILED_STARTS:
             return 503, f"{self._report()['message']} ({self._failed_starts()} times)\n"

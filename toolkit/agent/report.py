@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, TypedDict, cast
 
 
-class Orders(TypedDict):
+class AgentSettings(TypedDict):
     """The settings of the agent itself. Times are in seconds; `bound` is the longest for a sync.
 
     `refuses` says that containers which request GPUs are refused without the driver, and
@@ -57,7 +57,7 @@ class SyncReport(TypedDict, total=False):
     verified: dict[str, str]
     counts: dict[str, Any]
     metrics: str
-    orders: Orders
+    settings: AgentSettings
     found: dict[str, str]
     is_known: bool
 

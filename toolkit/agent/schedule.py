@@ -23,7 +23,7 @@ _HARM: Final = (6, 7)
 _MOST_DOUBLINGS: Final = 16
 
 
-class Pace:
+class Schedule:
     """The schedule of the agent. All times are seconds of `clock`.
 
     `interval` is the time between periodic syncs. `streak` counts failures and repairs in a row.
@@ -44,7 +44,7 @@ class Pace:
         """Return the time at which the next sync is due."""
         return max(min(self._changed, self._poll), self._not_before)
 
-    def look_every(self, interval: float) -> None:
+    def set_interval(self, interval: float) -> None:
         """Set the interval of periodic syncs."""
         if interval != self._interval:
             self._interval = interval

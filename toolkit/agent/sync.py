@@ -15,7 +15,7 @@ from typing import Any, Final
 from runtimes.model import FileChange, fingerprint
 from toolkit import __version__
 from toolkit.agent import counters, watch_list
-from toolkit.agent.report import Orders, SyncReport
+from toolkit.agent.report import AgentSettings, SyncReport
 from toolkit.cdi import driver
 from toolkit.errors import StepError, ToolkitError
 from toolkit.log import LOGGER, facts
@@ -73,7 +73,7 @@ def later(context: Context, kind: str, previous: SyncReport) -> SyncReport:
         return _finished(context, failed, counts)
 
 
-def orders(settings: Settings) -> Orders:
+def agent_settings(settings: Settings) -> AgentSettings:
     """Return the settings of the agent itself; `bound` is the longest time that a sync should take."""
     return {
         "interval": settings.check_interval,
@@ -158,9 +158,9 @@ def _greeted(context: Context) -> SyncReport:
     from toolkit.kube import daemonset  # noqa: PLC0415  # imports ssl, which is large
 
     name = context.settings.daemonset
-    is_known = daemonset.is_ours(name)
+    is_known = daemonset.is_own(name)
     if not is_known:
-        verdict = daemonset.fate(name, timeout=_API_SECONDS)
+        verdict = daemonset.look_up(name, timeout=_API_SECONDS)
         is_known = verdict.state is daemonset.DaemonSetState.PRESENT
         if not is_known:
             LOGGER.warning("--daemonset: %s; on exit the pod's owner is looked up instead", verdict.why)
@@ -177,7 +177,7 @@ def _left(context: Context, *, is_known: bool) -> SyncReport:
     if settings.on_exit == OnExit.AUTO:
         name = settings.daemonset
         # The lookup at the start may have been interrupted, so `is_known` alone is not enough.
-        verdict = daemonset.fate(name if is_known or daemonset.is_ours(name) else "", timeout=_API_SECONDS)
+        verdict = daemonset.look_up(name if is_known or daemonset.is_own(name) else "", timeout=_API_SECONDS)
         LOGGER.info("%s", verdict.why)
         if verdict.state is not daemonset.DaemonSetState.DELETED:
             return {**report, "outcome": counters.IN_SYNC}
@@ -225,7 +225,7 @@ def _blank(context: Context, kind: str) -> SyncReport:
         "hint": "",
         "check": "",
         "ready": False,
-        "orders": orders(context.settings),
+        "settings": agent_settings(context.settings),
         "found": dict(context.settings.discovered),
     }
 

@@ -38,7 +38,7 @@ class Invocation:
     """A parsed command line.
 
     `settings` were resolved from `options` and `environment`. `extra` holds the options of this command
-    only, `arguments` the words behind the command's name, `manner` the keyword arguments of `log.start`.
+    only, `arguments` the words behind the command's name, `log_options` the keyword arguments of `log.start`.
     """
 
     settings: Settings
@@ -46,7 +46,7 @@ class Invocation:
     environment: Mapping[str, str]
     extra: Mapping[str, Any]
     arguments: tuple[str, ...]
-    manner: Mapping[str, bool]
+    log_options: Mapping[str, bool]
 
     @property
     def is_json(self) -> bool:
@@ -64,14 +64,14 @@ class Invocation:
         `last` holds what the previous sync detected about the runtime. Raises UsageProblem if no
         runtime can be selected.
         """
-        settings = selection.settle(self.settings, self.options, self.environment, last)
+        settings = selection.select(self.settings, self.options, self.environment, last)
         return Context(
             settings=settings,
             adapter=ADAPTERS[RuntimeName(settings.runtime)],
             stop=stop or Cancellation(),
         )
 
-    def task_anyhow(self) -> Context:
+    def context_or_fallback(self) -> Context:
         """Return the context also if no runtime can be selected, for commands that inspect or uninstall.
 
         The reason is then listed in the contradictions of the settings.
@@ -115,7 +115,7 @@ def run(invocation: Invocation) -> int:
         from toolkit.agent import daemon, sync  # noqa: PLC0415  # no other command needs these modules
 
         first = sync.first(context)
-        return daemon.stay(fd, first, invocation.arguments, invocation.manner, stop)
+        return daemon.stay(fd, first, invocation.arguments, invocation.log_options, stop)
 
 
 def keep(invocation: Invocation) -> int:
@@ -166,8 +166,8 @@ def detect(invocation: Invocation) -> int:
     from toolkit.discovery import inventory  # noqa: PLC0415 - no other command needs this module
 
     end_at_once()
-    inputs = selection.ask(invocation.settings, invocation.options, invocation.environment)
-    result = inventory.roster(inputs)
+    inputs = selection.inputs_of(invocation.settings, invocation.options, invocation.environment)
+    result = inventory.collect(inputs)
     _print(json.dumps(result, indent=2) + "\n" if invocation.is_json else output.text(result))
     return _NONE if result["choice"]["problems"] else 0
 
@@ -176,7 +176,7 @@ def diagnose(invocation: Invocation) -> int:
     """Print everything that a bug report should contain."""
     from toolkit.diagnose import collect, text  # noqa: PLC0415
 
-    context = invocation.task_anyhow()
+    context = invocation.context_or_fallback()
     with log.under_way("collecting diagnostics"):
         result = collect.collect(context)
     _print(json.dumps(result, indent=2) + "\n" if invocation.is_json else text.text(result))
@@ -188,7 +188,7 @@ def revert(invocation: Invocation) -> int:
     from toolkit.cli import output  # noqa: PLC0415
     from toolkit.reconcile import describe, uninstall  # noqa: PLC0415
 
-    context = invocation.task_anyhow()
+    context = invocation.context_or_fallback()
     stop = Cancellation()
     stop.listen()
     with lock.held(invocation.lock):

@@ -136,11 +136,11 @@ def _command(name: str, text: str, *own: click.Option, hidden: bool = False) -> 
         settings = resolve(options, environment)
         if extra.get("quiet"):
             return USAGE if readiness_probe.unready(settings.readiness) else 0
-        manner = _log_options(name, settings)
+        log_options = _log_options(name, settings)
         if name == "sync":
             log.LOGGER.setLevel("DEBUG" if settings.debug else "INFO")
         else:
-            log.start(debug=manner["debug"], as_json=manner["as_json"])
+            log.start(debug=log_options["debug"], as_json=log_options["as_json"])
             _log_remarks(settings)
         # Imported late: the probe above and a usage error do not need these modules and must be fast.
         from toolkit.cli import commands  # noqa: PLC0415
@@ -151,7 +151,7 @@ def _command(name: str, text: str, *own: click.Option, hidden: bool = False) -> 
             environment=environment,
             extra=extra,
             arguments=tuple(arguments),
-            manner=manner,
+            log_options=log_options,
         )
         return commands.COMMANDS[name](invocation)
 

@@ -203,7 +203,7 @@ def _handlers(
     if "unavailable" in runtime:
         raise ToolkitError(runtime["unavailable"])
     if not runtime["configured"]:
-        target = endpoints.scene(context.settings, snapshot.host, adapter, runtime)
+        target = endpoints.find_target(context.settings, snapshot.host, adapter, runtime)
         observation = observe.observe(target, adapter, ()) if target is not None else None
         if target is None:
             return []

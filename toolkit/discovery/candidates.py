@@ -27,24 +27,24 @@ _SOON: Final = 5.0
 class KubeletRuntime:
     """The runtime that a kubelet uses.
 
-    `word` is the kubelet's configuration and `row` the distribution of the runtime. `socket` is the node
-    path of the runtime's socket, `seen_at` its local path. `owner` is the runtime's daemon, if it was
+    `config` is the kubelet's configuration and `row` the distribution of the runtime. `socket` is the node
+    path of the runtime's socket, `seen_at` its local path. `process` is the runtime's daemon, if it was
     looked up.
     """
 
-    word: KubeletConfig
+    config: KubeletConfig
     runtime: RuntimeName
     row: Distribution
     socket: str
     seen_at: Path
-    owner: RuntimeProcess | None = None
+    process: RuntimeProcess | None = None
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         """Return a description for messages."""
         return (
-            f"the kubelet (PID {self.word.pid}) uses {named(self.row)} on {self.socket},"
-            f" set by {self.word.by}"
+            f"the kubelet (PID {self.config.pid}) uses {distribution_name(self.row)} on {self.socket},"
+            f" set by {self.config.by}"
         )
 
 
@@ -57,47 +57,47 @@ class Candidate:
     users: tuple[KubeletRuntime, ...]
 
 
-def used(host: Host, configs: Sequence[KubeletConfig]) -> KubeletRuntime | None:
+def kubelet_runtime(host: Host, configs: Sequence[KubeletConfig]) -> KubeletRuntime | None:
     """Return the runtime that the node's kubelet uses.
 
     Returns None if no kubelet configures one, or if two kubelets use different ones.
     """
-    uses = [kubelet_runtime for config in configs if (kubelet_runtime := use_of(host, config))]
+    uses = [kubelet_runtime for config in configs if (kubelet_runtime := runtime_of_kubelet(host, config))]
     return uses[0] if uses and all(each.socket == uses[0].socket for each in uses) else None
 
 
-def use_of(host: Host, config: KubeletConfig) -> KubeletRuntime | None:
+def runtime_of_kubelet(host: Host, config: KubeletConfig) -> KubeletRuntime | None:
     """Return the runtime that a kubelet's configuration refers to; None if that is unknown."""
     if config.docker:
         row = distributions.plain(RuntimeName.DOCKER)
         socket = row.sockets[0]
         return KubeletRuntime(
-            word=config,
+            config=config,
             runtime=row.runtime,
             row=row,
             socket=socket,
-            seen_at=endpoints.seen(host, socket),
+            seen_at=endpoints.local_path(host, socket),
         )
     if not config.endpoint:
         return _embedded(host, config)
-    local = endpoints.seen(host, config.endpoint)
+    local = endpoints.local_path(host, config.endpoint)
     in_kubelet_root = Path(f"/proc/{config.pid}/root{config.endpoint}")
     if not os.path.exists(local) and os.path.exists(in_kubelet_root):
         local = in_kubelet_root
     runtime, daemon = endpoints.expected(host, config.endpoint), None
     if runtime is None:
-        result = endpoints.look(host, RuntimeName.CONTAINERD, local, config.endpoint)
+        result = endpoints.query(host, RuntimeName.CONTAINERD, local, config.endpoint)
         runtime, daemon = result.answers, result.owner
     if runtime is None:
         return None
-    daemon = daemon or endpoints.looked_up(host, runtime, config.endpoint, local)
+    daemon = daemon or endpoints.find_process(host, runtime, config.endpoint, local)
     row = endpoints.row(host, runtime, config.endpoint, daemon)
     return KubeletRuntime(
-        word=config, runtime=runtime, row=row, socket=config.endpoint, seen_at=local, owner=daemon
+        config=config, runtime=runtime, row=row, socket=config.endpoint, seen_at=local, process=daemon
     )
 
 
-def judged(host: Host, daemons: Sequence[Daemon], uses: Sequence[KubeletRuntime]) -> tuple[Candidate, ...]:
+def assess(host: Host, daemons: Sequence[Daemon], uses: Sequence[KubeletRuntime]) -> tuple[Candidate, ...]:
     """Return each daemon as a candidate, with the reason if `auto` must not select it."""
     dockers = [each for each in daemons if each.is_runtime and each.runtime is RuntimeName.DOCKER]
     result = []
@@ -108,16 +108,16 @@ def judged(host: Host, daemons: Sequence[Daemon], uses: Sequence[KubeletRuntime]
     return tuple(result)
 
 
-def named(row: Distribution) -> str:
+def distribution_name(row: Distribution) -> str:
     """Return the name of a runtime and of its distribution, for messages."""
     is_plain = row is distributions.plain(row.runtime)
     return str(row.runtime) if is_plain else f"{row.runtime} of {row.name}"
 
 
-def described(each: Daemon) -> str:
+def describe(each: Daemon) -> str:
     """Return a description of a daemon, for messages."""
     process = f" (PID {each.owner.pid}, {each.owner.executable})" if each.owner else ""
-    return f"{named(each.row)} on {each.socket}{process}"
+    return f"{distribution_name(each.row)} on {each.socket}{process}"
 
 
 def paths(
@@ -136,7 +136,7 @@ def paths(
     if local is not None and not (is_plain and str(local) == row.sockets[0]):
         result["socket"] = str(local)
     if not is_plain:
-        result.setdefault("socket", str(endpoints.seen(host, row.sockets[0])))
+        result.setdefault("socket", str(endpoints.local_path(host, row.sockets[0])))
         config = processes.argument(owner, registry.ADAPTERS[runtime].config_flags) or row.config
         if row.delivery.kind is DeliveryKind.TEMPLATE:
             config = row.config
@@ -152,17 +152,17 @@ def _embedded(host: Host, config: KubeletConfig) -> KubeletRuntime | None:
         for socket in row.sockets if row.name == config.embedder else ():
             if not endpoints.exists(host, socket):
                 continue
-            daemon = endpoints.look(host, row.runtime, endpoints.seen(host, socket), socket)
+            daemon = endpoints.query(host, row.runtime, endpoints.local_path(host, socket), socket)
             above = endpoints.parent(daemon.owner) if daemon.owner and daemon.is_runtime else None
             if above is not None and above[0] == config.pid:
                 by = replace(config, by=f"its parent process {config.program}")
                 return KubeletRuntime(
-                    word=by,
+                    config=by,
                     runtime=row.runtime,
                     row=daemon.row,
                     socket=socket,
                     seen_at=daemon.seen_at,
-                    owner=daemon.owner,
+                    process=daemon.owner,
                 )
     return None
 

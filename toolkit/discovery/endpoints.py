@@ -59,7 +59,7 @@ class Daemon:
     problem: str = ""
 
 
-def everywhere(
+def query_all(
     host: Host, runtime: RuntimeName | None = None, also: Sequence[Path] = ()
 ) -> tuple[Daemon, ...]:
     """Return the daemon of every known socket that exists, for one runtime or for all.
@@ -74,11 +74,11 @@ def everywhere(
         if status is None or (status.st_dev, status.st_ino) in seen:
             continue
         seen.add((status.st_dev, status.st_ino))
-        result.append(look(host, each, local, node_path))
+        result.append(query(host, each, local, node_path))
     return tuple(result)
 
 
-def look(host: Host, runtime: RuntimeName, local: Path, node_path: str = "") -> Daemon:
+def query(host: Host, runtime: RuntimeName, local: Path, node_path: str = "") -> Daemon:
     """Return the daemon on a socket where `runtime` is expected.
 
     `local` is the socket's local path, and `node_path` its path on the node if that is known.
@@ -138,11 +138,11 @@ def row(host: Host, runtime: RuntimeName, socket: str, process: RuntimeProcess |
     return usual if usual in rows or not rows else rows[0]
 
 
-def looked_up(host: Host, runtime: RuntimeName, socket: str, local: Path) -> RuntimeProcess | None:
+def find_process(host: Host, runtime: RuntimeName, socket: str, local: Path) -> RuntimeProcess | None:
     """Return the daemon on a socket, if only the daemon shows where its distribution has its files."""
     if not any(each.data_dir and socket in each.sockets for each in DISTRIBUTIONS):
         return None
-    daemon = look(host, runtime, local, socket)
+    daemon = query(host, runtime, local, socket)
     return daemon.owner if daemon.is_runtime else None
 
 
@@ -167,7 +167,7 @@ def exists(host: Host, node_path: str) -> bool:
     return any(_socket_status(local) is not None for local in _seen_at(host, node_path))
 
 
-def seen(host: Host, node_path: str) -> Path:
+def local_path(host: Host, node_path: str) -> Path:
     """Return the local path of a socket on the node, with symbolic links resolved on the node."""
     paths = (local for local in _seen_at(host, node_path) if _socket_status(local) is not None)
     return next(paths, host.seen(node_path))
@@ -205,7 +205,7 @@ def runtime(settings: Settings, host: Host, adapter: Adapter) -> dict[str, Any]:
     """Return a description of a runtime: its existing sockets, the processes that own them, its binary."""
     configured = settings.runtime == adapter.name
     given = [Path(settings.socket)] if configured and settings.socket else []
-    result = [_entry(host, each) for each in everywhere(host, adapter.name, given)]
+    result = [_entry(host, each) for each in query_all(host, adapter.name, given)]
     running = next((each["owner"] for each in result if each["owner"] and each["is_runtime"]), None)
     return {
         "name": str(adapter.name),
@@ -215,7 +215,7 @@ def runtime(settings: Settings, host: Host, adapter: Adapter) -> dict[str, Any]:
     }
 
 
-def scene(settings: Settings, host: Host, adapter: Adapter, result: dict[str, Any]) -> Target | None:
+def find_target(settings: Settings, host: Host, adapter: Adapter, result: dict[str, Any]) -> Target | None:
     """Return the target for a runtime other than the configured one, or None if it is not on the node.
 
     `result` is its description by `runtime`. Raises ToolkitError.

@@ -20,11 +20,11 @@ from toolkit.runtime import locate
 FORMAT: Final = 1
 
 
-def roster(question: Inputs) -> dict[str, Any]:
+def collect(inputs: Inputs) -> dict[str, Any]:
     """Return the runtimes of the node as JSON values; docs/output.md describes the format."""
-    host, configs = question.host, kubelet.words(question.host.root)
-    uses = [use for config in configs if (use := candidates.use_of(host, config))]
-    result = candidates.judged(host, _everywhere(question), uses)
+    host, configs = inputs.host, kubelet.configs(inputs.host.root)
+    uses = [use for config in configs if (use := candidates.runtime_of_kubelet(host, config))]
+    result = candidates.assess(host, _everywhere(inputs), uses)
     return {
         "format": FORMAT,
         "kubelets": [_kubelet(host, config) for config in configs],
@@ -33,31 +33,31 @@ def roster(question: Inputs) -> dict[str, Any]:
             for each in kubelet.ignored(host.root)
         ],
         "runtimes": [_runtime(host, each) for each in result],
-        "choice": _choice(question),
+        "choice": _choice(inputs),
     }
 
 
-def _everywhere(question: Inputs) -> Sequence[endpoints.Daemon]:
+def _everywhere(inputs: Inputs) -> Sequence[endpoints.Daemon]:
     """Return the daemon of every known socket, and of the configured socket if that is not a known one."""
-    host, settings = question.host, question.settings
-    result = list(endpoints.everywhere(host))
+    host, settings = inputs.host, inputs.settings
+    result = list(endpoints.query_all(host))
     local = Path(settings.socket)
     if settings.is_given("socket") and not any(
         endpoints.same(host, str(local), each.socket) for each in result
     ):
         name = settings.runtime
         hint = RuntimeName(name) if name in registry.ADAPTERS else RuntimeName.CONTAINERD
-        result.insert(0, endpoints.look(host, hint, local))
+        result.insert(0, endpoints.query(host, hint, local))
     return result
 
 
 def _kubelet(host: Host, config: KubeletConfig) -> dict[str, Any]:
-    use: KubeletRuntime | None = candidates.use_of(host, config)
+    use: KubeletRuntime | None = candidates.runtime_of_kubelet(host, config)
     return {
         "pid": config.pid,
         "program": config.program,
         "socket": use.socket if use else config.endpoint or None,
-        "by": use.word.by if use else config.by or None,
+        "by": use.config.by if use else config.by or None,
         "runtime": str(use.runtime) if use else None,
     }
 
@@ -88,18 +88,18 @@ def _runtime(host: Host, candidate: Candidate) -> dict[str, Any]:
         "socket": each.socket,
         "seen_at": str(each.seen_at),
         **known,
-        "used_by": [use.word.pid for use in candidate.users],
+        "used_by": [use.config.pid for use in candidate.users],
         "is_candidate": not candidate.refusal,
         "refusal": candidate.refusal,
     }
 
 
-def _choice(question: Inputs) -> dict[str, Any]:
+def _choice(inputs: Inputs) -> dict[str, Any]:
     """Return the runtime that a run with these settings would configure, or the problems that prevent it."""
     empty: dict[str, Any] = dict.fromkeys(("runtime", "socket", "config", "drop_in", "why"))
     try:
-        chosen = selection.choose(question)
-        settings = selection.settled(question, chosen)
+        chosen = selection.choose(inputs)
+        settings = selection.settings_of(inputs, chosen)
         target = locate.target(settings, registry.ADAPTERS[chosen.runtime])
     except UsageProblem as error:
         return {**empty, "problems": list(error.problems), "hint": error.hint}

@@ -20,11 +20,11 @@ from toolkit.discovery import endpoints
 from toolkit.discovery.candidates import (
     Candidate,
     KubeletRuntime,
-    described,
-    judged,
-    named,
+    assess,
+    describe,
+    distribution_name,
+    kubelet_runtime,
     paths,
-    used,
 )
 from toolkit.discovery.endpoints import Daemon
 from toolkit.errors import Contradiction, NodeConfigError, StepError, UsageProblem
@@ -40,10 +40,10 @@ _LIST: Final = "`nvidia-toolkit detect` lists all runtimes"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
+class Selection:
     """The selected runtime, and the reason.
 
-    `found` holds values for settings that were not given. `against` are contradictions between the
+    `discovered` holds values for settings that were not given. `against` are contradictions between the
     settings and the node, with which the node must not be changed.
     """
 
@@ -57,7 +57,7 @@ class Choice:
 class Inputs:
     """The inputs of the selection: the settings, the node, and the runtime that kubelet uses.
 
-    `before` holds the values of an earlier run on this node, empty if there was none.
+    `previous` holds the values of an earlier run on this node, empty if there was none.
     """
 
     settings: Settings
@@ -65,14 +65,14 @@ class Inputs:
     environment: Mapping[str, str]
     host: Host
     previous: Mapping[str, str]
-    use: KubeletRuntime | None
+    kubelet: KubeletRuntime | None
 
     def of(self, runtime: RuntimeName) -> Settings:
         """Return the settings for a runtime, including variables that apply only to it."""
         return resolve({**self.options, "runtime": runtime}, self.environment)
 
 
-def settle(
+def select(
     asked: Settings,
     options: Mapping[str, str],
     environment: Mapping[str, str],
@@ -83,18 +83,18 @@ def settle(
     `last` holds the values from the previous sync. They stay valid until a kubelet uses another runtime,
     even while the runtime does not answer. Raises UsageProblem if there is no runtime, or more than one.
     """
-    question = ask(asked, options, environment, last)
+    inputs = inputs_of(asked, options, environment, last)
     if asked.no_runtime_config:
-        name = asked.runtime if asked.is_given("runtime") else question.previous.get("runtime", "docker")
+        name = asked.runtime if asked.is_given("runtime") else inputs.previous.get("runtime", "docker")
         return resolve(options, environment, {"runtime": name})
-    chosen = choose(question)
+    selection = choose(inputs)
     if not asked.is_given("runtime"):
         level = logging.DEBUG if last else logging.INFO
-        LOGGER.log(level, "the runtime is %s: %s", chosen.runtime, chosen.why)
-    return settled(question, chosen)
+        LOGGER.log(level, "the runtime is %s: %s", selection.runtime, selection.why)
+    return settings_of(inputs, selection)
 
 
-def ask(
+def inputs_of(
     asked: Settings,
     options: Mapping[str, str],
     environment: Mapping[str, str],
@@ -102,77 +102,77 @@ def ask(
 ) -> Inputs:
     """Return the inputs of the selection. Raises UsageProblem if the node's root does not exist."""
     host = Host(root=locate.root(asked))
-    use = None if asked.no_runtime_config else used(host, kubelet.words(host.root))
+    used = None if asked.no_runtime_config else kubelet_runtime(host, kubelet.configs(host.root))
     return Inputs(
         settings=asked,
         options=options,
         environment=environment,
         host=host,
         previous=dict(last or {}) or _recorded(asked, host),
-        use=use,
+        kubelet=used,
     )
 
 
-def settled(question: Inputs, chosen: Choice) -> Settings:
-    """Return the settings for a choice."""
-    settings = resolve(question.options, question.environment, chosen.discovered)
-    return replace(settings, contradictions=chosen.against)
+def settings_of(inputs: Inputs, selection: Selection) -> Settings:
+    """Return the settings for a selection."""
+    settings = resolve(inputs.options, inputs.environment, selection.discovered)
+    return replace(settings, contradictions=selection.against)
 
 
-def choose(question: Inputs) -> Choice:
+def choose(inputs: Inputs) -> Selection:
     """Return the runtime in the settings, else the one that `auto` selects. Raises UsageProblem."""
-    settings, host, use = question.settings, question.host, question.use
+    settings, host, used = inputs.settings, inputs.host, inputs.kubelet
     if settings.is_given("runtime"):
-        return _named(question, settings, RuntimeName(settings.runtime))
+        return _named(inputs, settings, RuntimeName(settings.runtime))
     if settings.is_given("socket"):
-        chosen = _runtime_at_socket(question)
-        return _named(question, question.of(chosen), chosen)
-    before = question.previous.get("runtime")
-    if use is not None and before not in (None, use.runtime):
-        problem = f"this node is configured for {before}, but {use.words} now"
+        runtime = _runtime_at_socket(inputs)
+        return _named(inputs, inputs.of(runtime), runtime)
+    before = inputs.previous.get("runtime")
+    if used is not None and before not in (None, used.runtime):
+        problem = f"this node is configured for {before}, but {used.description} now"
         hint = f"revert the node first with `nvidia-toolkit revert --runtime {before}`, then run again"
-        return Choice(
+        return Selection(
             runtime=RuntimeName(before),
-            discovered=question.previous,
+            discovered=inputs.previous,
             why="the node is already configured for it",
             against=(Contradiction(problem, hint),),
         )
-    if use is not None:
-        return _with_its_socket(question, _used(question, use))
+    if used is not None:
+        return _with_its_socket(inputs, _of_kubelet(inputs, used))
     if before:
-        return Choice(
+        return Selection(
             runtime=RuntimeName(before),
-            discovered=question.previous,
+            discovered=inputs.previous,
             why="the node is already configured for it, and no kubelet uses another one",
         )
-    return _with_its_socket(question, _only(host, judged(host, _all(question), ())))
+    return _with_its_socket(inputs, _only(host, assess(host, _all(inputs), ())))
 
 
 # --- a runtime or socket from the settings ----------------------------------------------------------
 
 
-def _named(question: Inputs, settings: Settings, runtime: RuntimeName) -> Choice:
-    """Return the choice of a runtime from the settings, with any contradictions."""
-    use = question.use
+def _named(inputs: Inputs, settings: Settings, runtime: RuntimeName) -> Selection:
+    """Return the selection of a runtime from the settings, with any contradictions."""
+    used = inputs.kubelet
     if settings.is_given("socket"):
-        return _at_socket(question, settings, runtime)
+        return _at_socket(inputs, settings, runtime)
     is_allowed = settings.allow_non_kubelet_runtime
-    if use is not None and use.runtime == runtime and not is_allowed:
-        return _used(question, use)
+    if used is not None and used.runtime == runtime and not is_allowed:
+        return _of_kubelet(inputs, used)
     against: tuple[Contradiction, ...] = ()
-    if use is not None and not is_allowed:
-        against = (_not_kubelet_runtime(settings, runtime, use),)
-    if question.previous.get("runtime") == runtime:
-        result: Mapping[str, str] = question.previous
+    if used is not None and not is_allowed:
+        against = (_not_kubelet_runtime(settings, runtime, used),)
+    if inputs.previous.get("runtime") == runtime:
+        result: Mapping[str, str] = inputs.previous
     else:
-        result = _usual(question, runtime)
-        against = against or tuple(_absent(question, settings, result))
-    return Choice(runtime=runtime, discovered=result, why="it is set explicitly", against=against)
+        result = _unambiguous(inputs, runtime)
+        against = against or tuple(_absent(inputs, settings, result))
+    return Selection(runtime=runtime, discovered=result, why="it is set explicitly", against=against)
 
 
-def _at_socket(question: Inputs, settings: Settings, runtime: RuntimeName) -> Choice:
-    """Return the choice of a runtime at a socket from the settings, with any contradictions."""
-    host, use = question.host, question.use
+def _at_socket(inputs: Inputs, settings: Settings, runtime: RuntimeName) -> Selection:
+    """Return the selection of a runtime at a socket from the settings, with any contradictions."""
+    host, used = inputs.host, inputs.kubelet
     local = Path(settings.socket)
     socket = host.node(local, *(path for row in DISTRIBUTIONS for path in row.sockets))
     given = f"{settings.origins['socket']}={local}"
@@ -181,10 +181,10 @@ def _at_socket(question: Inputs, settings: Settings, runtime: RuntimeName) -> Ch
             [f"{given}: this is a user's rootless runtime, which a Kubernetes node does not use"],
             hint="set --socket to the socket of the node's runtime",
         )
-    against = list(_against(question, settings, runtime, socket))
+    against = list(_against(inputs, settings, runtime, socket))
     other = endpoints.expected(host, socket)
     if not against and other not in (None, runtime):
-        daemon = endpoints.look(host, other or runtime, local, socket)
+        daemon = endpoints.query(host, other or runtime, local, socket)
         if daemon.is_runtime and daemon.owner is not None:
             peer = f"{daemon.runtime} (PID {daemon.owner.pid}, {daemon.owner.executable})"
             against.append(
@@ -193,95 +193,95 @@ def _at_socket(question: Inputs, settings: Settings, runtime: RuntimeName) -> Ch
                     f"set --runtime={daemon.runtime}, or set --socket to the socket of {runtime}",
                 )
             )
-    if not against and use is None:
-        against += _absent(question, settings, {"socket": str(local)})
-    owner = endpoints.looked_up(host, runtime, socket, local)
+    if not against and used is None:
+        against += _absent(inputs, settings, {"socket": str(local)})
+    owner = endpoints.find_process(host, runtime, socket, local)
     result = paths(host, runtime, endpoints.row(host, runtime, socket, owner), None, owner)
     if owner is None:
-        result = _as_before(question, result, local)
-    return Choice(runtime=runtime, discovered=result, why=f"{given} is set", against=tuple(against))
+        result = _with_recorded(inputs, result, local)
+    return Selection(runtime=runtime, discovered=result, why=f"{given} is set", against=tuple(against))
 
 
-def _runtime_at_socket(question: Inputs) -> RuntimeName:
+def _runtime_at_socket(inputs: Inputs) -> RuntimeName:
     """Return the runtime at a socket that is set without a runtime. Raises UsageProblem."""
-    host, local = question.host, Path(question.settings.socket)
+    host, local = inputs.host, Path(inputs.settings.socket)
     socket = host.node(local, *(path for row in DISTRIBUTIONS for path in row.sockets))
     known = endpoints.expected(host, socket)
     if known is None and local.exists() and not endpoints.is_rootless(local, socket):
         for hint in sorted(RuntimeName, key=lambda name: name.value not in local.name):
-            daemon = endpoints.look(host, hint, local, socket)
+            daemon = endpoints.query(host, hint, local, socket)
             known = known or daemon.answers
             if daemon.owner is not None:
                 break
-    before = question.previous.get("runtime")
+    before = inputs.previous.get("runtime")
     if known is None and before is None and not endpoints.is_rootless(local, socket):
         raise UsageProblem(
-            [f"{question.settings.origins['socket']}={local}: no container runtime answers there"],
+            [f"{inputs.settings.origins['socket']}={local}: no container runtime answers there"],
             hint=f"set --runtime, or set --socket to another socket; {_LIST}",
         )
     return known or RuntimeName(before or RuntimeName.CONTAINERD)
 
 
 def _against(
-    question: Inputs, settings: Settings, runtime: RuntimeName, socket: str
+    inputs: Inputs, settings: Settings, runtime: RuntimeName, socket: str
 ) -> Iterator[Contradiction]:
     """Yield the contradiction if kubelet uses another runtime or another socket."""
-    host, use = question.host, question.use
-    if use is None or settings.allow_non_kubelet_runtime:
+    host, used = inputs.host, inputs.kubelet
+    if used is None or settings.allow_non_kubelet_runtime:
         return
-    if use.runtime != runtime:
-        yield _not_kubelet_runtime(settings, runtime, use)
+    if used.runtime != runtime:
+        yield _not_kubelet_runtime(settings, runtime, used)
     elif (
         runtime is not RuntimeName.DOCKER
-        and use.seen_at.exists()
+        and used.seen_at.exists()
         and os.path.exists(settings.socket)
-        and not endpoints.same(host, use.socket, socket)
+        and not endpoints.same(host, used.socket, socket)
     ):
         yield Contradiction(
-            f"{settings.origins['socket']}={settings.socket}: {use.words}",
-            f"leave --socket out, or set --socket={use.seen_at}; use --allow-non-kubelet-runtime to configure"
-            " the given one anyway, although kubelet's pods do not use it",
+            f"{settings.origins['socket']}={settings.socket}: {used.description}",
+            f"leave --socket out, or set --socket={used.seen_at}; use --allow-non-kubelet-runtime"
+            " to configure the given one anyway, although kubelet's pods do not use it",
         )
 
 
-def _not_kubelet_runtime(settings: Settings, runtime: RuntimeName, use: KubeletRuntime) -> Contradiction:
+def _not_kubelet_runtime(settings: Settings, runtime: RuntimeName, used: KubeletRuntime) -> Contradiction:
     return Contradiction(
-        f"{settings.by('runtime')}={runtime}: {use.words}",
-        f"leave --runtime out, or set --runtime={use.runtime}; use --allow-non-kubelet-runtime to configure"
+        f"{settings.by('runtime')}={runtime}: {used.description}",
+        f"leave --runtime out, or set --runtime={used.runtime}; use --allow-non-kubelet-runtime to configure"
         f" {runtime} anyway, although kubelet's pods do not use it",
     )
 
 
-def _absent(question: Inputs, settings: Settings, result: Mapping[str, str]) -> Iterator[Contradiction]:
+def _absent(inputs: Inputs, settings: Settings, result: Mapping[str, str]) -> Iterator[Contradiction]:
     """Yield the contradiction if the runtime is not on the node, while another one runs there."""
-    host, runtime = question.host, RuntimeName(settings.runtime)
+    host, runtime = inputs.host, RuntimeName(settings.runtime)
     row = distributions.plain(runtime)
     socket = result.get("socket") or settings.socket
     node_path = host.node(Path(socket), *row.sockets)
     is_default = endpoints.expected(host, node_path) == runtime
-    if not is_default or endpoints.exists(host, node_path) or question.previous.get("runtime") == runtime:
+    if not is_default or endpoints.exists(host, node_path) or inputs.previous.get("runtime") == runtime:
         return
     if any(host.executable(name) for name in registry.ADAPTERS[runtime].executables):
         return
-    others = [each for each in endpoints.everywhere(host) if each.is_runtime and each.runtime != runtime]
+    others = [each for each in endpoints.query_all(host) if each.is_runtime and each.runtime != runtime]
     if others:
         yield Contradiction(
             f"{settings.by('runtime')}={runtime}: {runtime} not found on this node, but"
-            f" {' and '.join(described(each) for each in others)}",
+            f" {' and '.join(describe(each) for each in others)}",
             f"leave --runtime out, or set it to the one that runs here; {_LIST}",
         )
 
 
-def _usual(question: Inputs, runtime: RuntimeName) -> Mapping[str, str]:
+def _unambiguous(inputs: Inputs, runtime: RuntimeName) -> Mapping[str, str]:
     """Return the paths of a runtime that is set without a socket: the defaults, else its only instance.
 
     Raises UsageProblem if several instances run.
     """
-    host, row = question.host, distributions.plain(runtime)
+    host, row = inputs.host, distributions.plain(runtime)
     rows = [each for each in DISTRIBUTIONS if each.runtime == runtime and each is not row]
     if not any(endpoints.exists(host, path) for each in rows for path in each.sockets):
         return {"runtime": runtime}
-    result = judged(host, endpoints.everywhere(host), ())
+    result = assess(host, endpoints.query_all(host), ())
     matching = [each for each in result if each.daemon.runtime == runtime]
     if not any(not each.refusal for each in matching):
         return {"runtime": runtime}
@@ -291,19 +291,21 @@ def _usual(question: Inputs, runtime: RuntimeName) -> Mapping[str, str]:
 # --- a runtime found on the node --------------------------------------------------------------------
 
 
-def _used(question: Inputs, use: KubeletRuntime) -> Choice:
-    result = paths(question.host, use.runtime, use.row, None if use.word.docker else use.seen_at, use.owner)
-    if use.owner is None:
-        result = _as_before(question, result)
-    return Choice(runtime=use.runtime, discovered=result, why=use.words)
+def _of_kubelet(inputs: Inputs, used: KubeletRuntime) -> Selection:
+    result = paths(
+        inputs.host, used.runtime, used.row, None if used.config.docker else used.seen_at, used.process
+    )
+    if used.process is None:
+        result = _with_recorded(inputs, result)
+    return Selection(runtime=used.runtime, discovered=result, why=used.description)
 
 
-def _as_before(question: Inputs, result: dict[str, str], socket: Path | None = None) -> dict[str, str]:
+def _with_recorded(inputs: Inputs, result: dict[str, str], socket: Path | None = None) -> dict[str, str]:
     """Return the paths of a runtime whose daemon is unknown or down: those of the run before, if any.
 
     `socket` is the local path of the socket if the settings name it.
     """
-    host, previous = question.host, question.previous
+    host, previous = inputs.host, inputs.previous
     if previous.get("runtime") != result["runtime"]:
         return result
     usual = [path for row in DISTRIBUTIONS for path in row.sockets]
@@ -314,12 +316,12 @@ def _as_before(question: Inputs, result: dict[str, str], socket: Path | None = N
     return result | {name: previous[name] for name in ("config", "drop_in_config") if name in previous}
 
 
-def _only(host: Host, result: Sequence[Candidate]) -> Choice:
+def _only(host: Host, result: Sequence[Candidate]) -> Selection:
     """Return the only daemon that may be selected. Raises UsageProblem if there is none or more than one."""
     usable = {each.daemon.owner.pid: each.daemon for each in result if each.daemon.owner and not each.refusal}
     if len(usable) == 1:
         (each,) = usable.values()
-        return Choice(
+        return Selection(
             runtime=each.runtime,
             discovered=paths(host, each.runtime, each.row, each.seen_at, each.owner),
             why=f"it is the only one that answers, on {each.socket}, and no kubelet uses another one",
@@ -330,34 +332,34 @@ def _only(host: Host, result: Sequence[Candidate]) -> Choice:
             ["no container runtime found on this node, and none is configured", *refused],
             hint=f"start it, or set --runtime (containerd, crio or docker) and --socket; {_LIST}",
         )
-    names = " and ".join(described(each) for each in usable.values())
+    names = " and ".join(describe(each) for each in usable.values())
     count = len(usable)
     raise UsageProblem(
         [f"{count} container runtimes answer on this node, and no kubelet says which one it uses: {names}"],
         hint="select one of them: "
-        + " or ".join(f"--socket={each.seen_at} ({named(each.row)})" for each in usable.values()),
+        + " or ".join(f"--socket={each.seen_at} ({distribution_name(each.row)})" for each in usable.values()),
     )
 
 
-def _all(question: Inputs) -> tuple[Daemon, ...]:
+def _all(inputs: Inputs) -> tuple[Daemon, ...]:
     """Return the daemons on all known sockets; for a runtime whose socket is set, only the one there."""
     result: list[Daemon] = []
     for runtime in registry.ADAPTERS:
-        settings = question.of(runtime)
+        settings = inputs.of(runtime)
         if settings.is_given("socket"):
             local = Path(settings.socket)
-            result += [endpoints.look(question.host, runtime, local)] if local.exists() else []
+            result += [endpoints.query(inputs.host, runtime, local)] if local.exists() else []
         else:
-            result += endpoints.everywhere(question.host, runtime)
+            result += endpoints.query_all(inputs.host, runtime)
     return tuple(result)
 
 
-def _with_its_socket(question: Inputs, chosen: Choice) -> Choice:
-    """Return the choice with the socket from this runtime's own variable, such as CONTAINERD_SOCKET."""
-    settings = question.of(chosen.runtime)
+def _with_its_socket(inputs: Inputs, selection: Selection) -> Selection:
+    """Return the selection with the socket from this runtime's own variable, such as CONTAINERD_SOCKET."""
+    settings = inputs.of(selection.runtime)
     if not settings.is_given("socket"):
-        return chosen
-    return replace(_named(question, settings, chosen.runtime), why=chosen.why)
+        return selection
+    return replace(_named(inputs, settings, selection.runtime), why=selection.why)
 
 
 def _recorded(asked: Settings, host: Host) -> dict[str, str]:
@@ -383,7 +385,7 @@ def _recorded(asked: Settings, host: Host) -> dict[str, str]:
         return {}
     known = paths(host, runtime, next(iter(result), distributions.plain(runtime)), None)
     if "socket" in location:
-        known["socket"] = str(endpoints.seen(host, location["socket"]))
+        known["socket"] = str(endpoints.local_path(host, location["socket"]))
     return known | {
         name: str(host.seen(location[name])) for name in ("config", "drop_in_config") if name in location
     }

@@ -43,7 +43,7 @@ class Lookup:
     why: str
 
 
-def fate(
+def look_up(
     daemonset: str,
     *,
     timeout: float,
@@ -65,7 +65,7 @@ def fate(
         return Lookup(state=DaemonSetState.UNKNOWN, why=str(error))
 
 
-def is_ours(daemonset: str, environment: Mapping[str, str] = os.environ) -> bool:
+def is_own(daemonset: str, environment: Mapping[str, str] = os.environ) -> bool:
     """Return whether this pod's name is one that the DaemonSet generates; False without a name."""
     pod = _pod(environment)
     generated = pod.removeprefix(daemonset)

@@ -58,7 +58,7 @@ class Ignored:
     problem: str
 
 
-def words(root: Path | None = None, proc: Path = PROC) -> tuple[KubeletConfig, ...]:
+def configs(root: Path | None = None, proc: Path = PROC) -> tuple[KubeletConfig, ...]:
     """Return the configuration of every kubelet in this PID namespace, ordered by PID.
 
     `root` is the local path of the node's root directory; a kubelet with another one belongs to another
@@ -87,7 +87,7 @@ def cgroup_driver(root: Path | None = None, proc: Path = PROC) -> str | None:
 
     A kubelet without that setting uses cgroupfs.
     """
-    drivers = {_cgroup_driver(proc / str(each.pid)) for each in words(root, proc)}
+    drivers = {_cgroup_driver(proc / str(each.pid)) for each in configs(root, proc)}
     return drivers.pop() if len(drivers) == 1 else None
 
 

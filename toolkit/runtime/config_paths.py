@@ -121,7 +121,7 @@ def _is_same(host: Host, other: Path, config: Path) -> bool:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Places:
+class ConfigPaths:
     """The node paths of the root config and the drop-in, and how the runtime gets our keys.
 
     `host` maps both to local paths. `drop_in` is empty if only the root config is edited.
@@ -139,41 +139,45 @@ def find(
     adapter: Adapter,
     process: RuntimeProcess | None,
     *,
-    told: str | None,
-    told_directory: str | None,
-) -> Places:
+    config_argument: str | None,
+    directory_argument: str | None,
+) -> ConfigPaths:
     """Return the files that receive our keys.
 
     The last two arguments are the root config and the drop-in directory on the daemon's command line,
     None if it has no such option. Raises NodeConfigError if the root config cannot be read.
     """
     is_given = settings.is_given("config")
-    config = find_config(settings, host, adapter, told, is_known=process is not None)
+    config = find_config(settings, host, adapter, config_argument, is_known=process is not None)
     configs = [each.config for each in DISTRIBUTIONS if each.runtime == adapter.name]
-    node = host.node(config, *([told] if told else []), _default(adapter, "config"), *configs)
-    distribution = _distribution(settings, host, adapter, process, node, told)
+    node = host.node(
+        config, *([config_argument] if config_argument else []), _default(adapter, "config"), *configs
+    )
+    distribution = _distribution(settings, host, adapter, process, node, config_argument)
     delivery = distribution.delivery
     if delivery.kind is DeliveryKind.TEMPLATE:
         is_usual = distribution.reads(node)
-        if told and not is_given and not is_usual:
+        if config_argument and not is_given and not is_usual:
             # The daemon was started with a file rendered elsewhere, from the template beside it.
-            delivery = replace(delivery, rendered=told)
-        is_moved = is_given or (told is not None and not is_usual)
+            delivery = replace(delivery, rendered=config_argument)
+        is_moved = is_given or (config_argument is not None and not is_usual)
         node, config = _template(distribution, host, node, config, is_given=is_moved)
-    if is_given and told != node:
+    if is_given and config_argument != node:
         _refuse_drop_in(settings, adapter, node)
     host = host.mapped(posixpath.dirname(node), config.parent)
     delivery = _effective_delivery(delivery, host, config)
     is_plain = distribution == distributions.plain(adapter.name)
     own = None if is_plain else distribution.relocated(distribution.drop_in, node)
-    host, drop_in = _drop_in(settings, host, adapter, process, own, told_directory)
+    host, drop_in = _drop_in(settings, host, adapter, process, own, directory_argument)
     others: list[str] = []
     if drop_in and delivery.is_regenerated:
         others = [distribution.relocated(path, node) for path in (distribution.drop_in, *delivery.drop_ins)]
         others = [path for path in others if path and path != drop_in]
     for path in others:
         host = _with_directory_of(host, path)
-    return Places(host=host, config=node, drop_in=drop_in, delivery=replace(delivery, drop_ins=tuple(others)))
+    return ConfigPaths(
+        host=host, config=node, drop_in=drop_in, delivery=replace(delivery, drop_ins=tuple(others))
+    )
 
 
 def _refuse_drop_in(settings: Settings, adapter: Adapter, config: str) -> None:
@@ -192,7 +196,7 @@ def _drop_in(
     adapter: Adapter,
     process: RuntimeProcess | None,
     own: str | None,
-    told_directory: str | None,
+    directory_argument: str | None,
 ) -> tuple[Host, str]:
     """Return the drop-in's path on the node, empty if there is none, and the host with its directory.
 
@@ -200,9 +204,9 @@ def _drop_in(
     """
     is_given = settings.is_given("drop_in_config")
     drop_in = ""
-    if told_directory is not None and not is_given:
+    if directory_argument is not None and not is_given:
         # The daemon reads a directory other than the default one.
-        drop_in = f"{told_directory.rstrip('/')}/{Path(settings.drop_in_config).name}"
+        drop_in = f"{directory_argument.rstrip('/')}/{Path(settings.drop_in_config).name}"
     elif own is not None and not is_given:
         drop_in = own
     elif process is not None and settings.discovered.get("drop_in_config") and not is_given:

@@ -105,8 +105,8 @@ def target(settings: Settings, adapter: Adapter, stop: Cancellation | None = Non
         host,
         adapter,
         process,
-        told=processes.argument(process, adapter.config_flags),
-        told_directory=processes.argument(process, adapter.directory_flags),
+        config_argument=processes.argument(process, adapter.config_flags),
+        directory_argument=processes.argument(process, adapter.directory_flags),
     )
     host = paths.host
     directory = _drop_in_directory(settings, host, adapter, process, paths.drop_in)
