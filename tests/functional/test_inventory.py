@@ -24,7 +24,7 @@ WORD = KubeletConfig(pid=42, program="kubelet", endpoint="/run/c.sock", by="--co
 @pytest.fixture
 def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[fake_node.Node]:
     made = fake_node.make_node(tmp_path / "node")
-    monkeypatch.setattr(kubelet, "words", lambda _root=None: (WORD,))
+    monkeypatch.setattr(kubelet, "configs", lambda _root=None: (WORD,))
     monkeypatch.setattr(endpoints, "root", lambda _host, _found: ("/", False))
     distrusted = Ignored(pid=43, program="kubelet", problem="runs as user ID 65534")
     monkeypatch.setattr(kubelet, "ignored", lambda _root=None: (distrusted,))

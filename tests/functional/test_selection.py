@@ -106,7 +106,7 @@ class Site:
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     with ExitStack() as stack:
         made = Site(node=fake_node.make_node(tmp_path / "node"), stack=stack)
-        monkeypatch.setattr(kubelet, "words", lambda _root=None: tuple(made.words))
+        monkeypatch.setattr(kubelet, "configs", lambda _root=None: tuple(made.words))
         # A stand-in has the root of this machine, which stands for the node's here.
         monkeypatch.setattr(endpoints, "root", lambda _host, _found: ("/", False))
         yield made
