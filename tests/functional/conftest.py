@@ -43,4 +43,4 @@ def low_level(low_level_directory: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     What a process of its own sees is up to `fake_node.name_low_level`, or to the PATH of a fake
     runtime that runs; tests of the search itself replace this path.
     """
-    monkeypatch.setattr(preflight, "_SEARCHED", f"{low_level_directory}:{preflight._SEARCHED}")
+    monkeypatch.setattr(preflight, "SEARCH_PATH", f"{low_level_directory}:{preflight.SEARCH_PATH}")

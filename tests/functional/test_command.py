@@ -114,18 +114,18 @@ def test_what_it_started_is_killed_with_it(tmp_path: Path) -> None:
 # One that waits for a dead disk or mount does not die of SIGKILL either; to wait for it is to hang with it.
 @pytest.mark.timing
 def test_what_cannot_be_killed_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "_KILL_TIME", 0.3)
+    monkeypatch.setattr(command, "KILL_SECONDS", 0.3)
     monkeypatch.setattr(os, "killpg", lambda *_: None)
     told: list[str] = []
     monkeypatch.setattr(LOGGER, "warning", lambda text, *words: told.append(text % words))
     children: list[subprocess.Popen[bytes]] = []
-    real = command._communicate
+    real = command.communicate
 
     def communicate(child: subprocess.Popen[bytes], timeout: Any) -> tuple[bytes, bytes]:
         children.append(child)
         return real(child, timeout)
 
-    monkeypatch.setattr(command, "_communicate", communicate)
+    monkeypatch.setattr(command, "communicate", communicate)
     begin = time.monotonic()
     try:
         with pytest.raises(StepError, match="did not end"):

@@ -399,7 +399,7 @@ def test_what_was_written_between_the_last_look_and_the_rename_is_put_back(
 
     descriptor = os.open(place, os.O_RDWR)
     monkeypatch.setattr(files, "rename", late)
-    monkeypatch.setattr(files, "_lease", lambda *_: False)
+    monkeypatch.setattr(files, "take_lease", lambda *_: False)
     change = files.remove if removes else partial(files.put, data=NEW)
     try:
         with pytest.raises(Conflict, match=r"^somebody was here$"):
@@ -550,7 +550,7 @@ def _put_elsewhere(prefix: tuple[str, ...], *words: Path) -> str:
 @pytest.fixture
 def pretended(fs: FakeFilesystem, monkeypatch: pytest.MonkeyPatch) -> FakeFilesystem:
     """Pretend a file system; it has no nameless files."""
-    monkeypatch.setattr(files, "_O_TMPFILE", 0)
+    monkeypatch.setattr(files, "O_TMPFILE", 0)
     fs.create_file("/etc/containerd/config.toml", contents=OLD, st_mode=stat.S_IFREG | 0o640)
     return fs
 

@@ -56,14 +56,14 @@ def running(node: Node) -> Iterator[Daemon]:
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do not wait long for a sick runtime to become well."""
-    monkeypatch.setattr(preflight, "_SOON", 0.1)
+    monkeypatch.setattr(preflight, "SOON", 0.1)
 
 
 @pytest.fixture
 def runc(node: Node, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Run the runtime with one directory on its PATH, whose runc is the only one; return that."""
     monkeypatch.setitem(fake_node.ENVIRONMENT, "PATH", "/nonexistent")
-    monkeypatch.setattr(preflight, "_SEARCHED", "/nonexistent")
+    monkeypatch.setattr(preflight, "SEARCH_PATH", "/nonexistent")
     with runtime(node):
         yield node.root.parent / "d/bin/runc"
 
@@ -73,7 +73,7 @@ def spent(node: Node, times: int) -> None:
     notes = {
         "format": 1,
         "boot": procfs.boot_id(),
-        "restarts": [restart_budget._now() - 1] * times,
+        "restarts": [restart_budget.uptime() - 1] * times,
     }
     node.pid_file.with_name("restarts.json").write_text(json.dumps(notes), encoding="utf-8")
 
@@ -495,7 +495,7 @@ def test_the_low_level_runtime_is_looked_for_where_programs_usually_are_as_well(
     node: Node, runc: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runc.rename(node.root / "runc")
-    monkeypatch.setattr(preflight, "_SEARCHED", str(node.root))
+    monkeypatch.setattr(preflight, "SEARCH_PATH", str(node.root))
     assert look(node).was_healthy
 
 
@@ -574,7 +574,7 @@ def test_a_runtime_that_is_only_slow_to_become_well_is_waited_for(node: Node, ru
 def test_new_files_are_not_installed_beside_a_sick_runtime(
     node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transaction, "_SOON", 0.1)
+    monkeypatch.setattr(transaction, "SOON", 0.1)
     transaction.converge(node.settings(), containerd)
     say(node, ready=False)
     fake_node.make_artifacts(node.source, release="2")
@@ -730,7 +730,7 @@ def enforcing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Let SELinux be in force, with a label on every file."""
     switch = tmp_path / "enforce"
     switch.write_text("1", encoding="ascii")
-    monkeypatch.setattr(preflight, "_SELINUX", switch)
+    monkeypatch.setattr(preflight, "SELINUX", switch)
     monkeypatch.setattr(files, "label", lambda _: b"system_u:object_r:container_config_t:s0\0")
     return switch
 

@@ -43,7 +43,7 @@ UNIT: Final = restart.RestartMethod(mode=RestartMode.SYSTEMD, unit="containerd.s
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda _: None)
-    monkeypatch.setattr(expectation, "_SETTLING", 0.2)
+    monkeypatch.setattr(expectation, "SETTLING", 0.2)
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def test_a_network_that_is_not_up_after_a_reboot_takes_no_good_change_back(
     node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The power fails right before the commit; at boot the CNI plugin comes later than we do."""
-    killed(monkeypatch, transaction, "_commit", lambda: converge(node))
+    killed(monkeypatch, transaction, "commit", lambda: converge(node))
     say(node, "", {"network": False})
     start_anew(running)
     told = len(running.signals())
@@ -132,7 +132,7 @@ def test_a_runtime_that_a_killed_way_back_left_down_is_started_beyond_the_budget
         with pytest.raises(Killed):
             converge(node)
     with ExitStack() as stack:
-        monkeypatch.setattr(restart, "_restart", lambda *_: stack.enter_context(runtime(node)))
+        monkeypatch.setattr(restart, "restart_unit", lambda *_: stack.enter_context(runtime(node)))
         revert(node, restart_mode="auto", restart_budget="1")
         assert set(cri.status(node.socket, timeout=5).handlers or ()) == {"runc"}
 
@@ -152,7 +152,7 @@ def test_a_runtime_that_a_killed_run_left_down_is_started_whatever_ran_between(
     fake_node.make_artifacts(node.source, release="2")
     converge(node, **{"restart_mode": "auto", **between})
     with ExitStack() as stack:
-        monkeypatch.setattr(restart, "_restart", lambda *_: stack.enter_context(runtime(node)))
+        monkeypatch.setattr(restart, "restart_unit", lambda *_: stack.enter_context(runtime(node)))
         converge(node, restart_mode="auto")
         assert set(cri.status(node.socket, timeout=5).handlers or ()) == {"runc", *OURS}
 
@@ -284,7 +284,7 @@ def test_what_somebody_wrote_at_the_moment_of_a_kill_is_put_back(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "_check_moved", kill)
+        patch.setattr(files, "check_moved", kill)
         patch.setattr(files, "rename", exchanged_once(files.rename))
         with pytest.raises(Killed):
             converge(node)

@@ -353,8 +353,8 @@ def test_a_runtime_that_is_not_well_is_not_ready(node: Node, running: Daemon) ->
 def test_a_run_that_finds_the_runtime_unwell_removes_the_record(
     node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transaction, "_SOON", 0.3)
-    monkeypatch.setattr(expectation, "_SETTLING", 0.3)
+    monkeypatch.setattr(transaction, "SOON", 0.3)
+    monkeypatch.setattr(expectation, "SETTLING", 0.3)
     converge(node)
     say(node, handlers=["runc"])
     with pytest.raises(StepError, match=r"; no file was changed$"):
@@ -365,7 +365,7 @@ def test_a_run_that_finds_the_runtime_unwell_removes_the_record(
 def test_a_change_that_is_refused_since_the_runtime_is_not_well_removes_the_record(
     node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preflight, "_SOON", 0.3)
+    monkeypatch.setattr(preflight, "SOON", 0.3)
     converge(node)
     say(node, ready=False)
     with pytest.raises(StepError, match=r"^the runtime is already unhealthy: .*: nothing was changed$"):
@@ -376,7 +376,7 @@ def test_a_change_that_is_refused_since_the_runtime_is_not_well_removes_the_reco
 def test_a_runtime_that_is_not_well_is_not_blamed_on_a_change_where_there_was_none(
     node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transaction, "_SOON", 0.3)
+    monkeypatch.setattr(transaction, "SOON", 0.3)
     converge(node)
     say(node, ready=False)
     with pytest.raises(
@@ -407,14 +407,14 @@ def test_a_runtime_that_is_started_anew_while_it_is_asked_is_not_vouched_for(
 def test_the_handlers_in_the_record_are_those_of_the_process_in_it(
     node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real: Any = transaction._commit
+    real: Any = transaction.commit
 
     def commit(*words: Any) -> Any:
         say(node, handlers=["runc"])
         start_anew(running)
         return real(*words)
 
-    monkeypatch.setattr(transaction, "_commit", commit)
+    monkeypatch.setattr(transaction, "commit", commit)
     converge(node)
     assert not record(node).exists()
 
@@ -482,7 +482,7 @@ def test_the_record_is_gone_before(
 def test_what_was_taken_back_is_not_ready(
     node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(expectation, "_SETTLING", 0.3)
+    monkeypatch.setattr(expectation, "SETTLING", 0.3)
     converge(node)
     say(node, handlers=["runc", *OURS])
     with pytest.raises(RolledBack):
@@ -493,7 +493,7 @@ def test_what_was_taken_back_is_not_ready(
 def test_a_change_that_is_refused_leaves_the_record_alone(node: Node, running: Daemon) -> None:
     converge(node)
     before = fake_node.trace(record(node))
-    notes = {"format": 1, "boot": procfs.boot_id(), "restarts": [restart_budget._now()] * 3}
+    notes = {"format": 1, "boot": procfs.boot_id(), "restarts": [restart_budget.uptime()] * 3}
     node.pid_file.with_name("restarts.json").write_text(json.dumps(notes), encoding="utf-8")
     with pytest.raises(StepError, match=r"--restart-budget is 3.*: nothing was changed$"):
         transaction.converge(node.settings(runtime_class="gpu"), containerd)

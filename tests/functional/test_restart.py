@@ -294,7 +294,7 @@ def test_a_distribution_that_watches_is_left_to_start_its_daemon(node: fake_node
 def test_one_that_does_not_is_restarted_by_its_unit(
     node: fake_node.Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(restart, "_NOTICED", 0.3)
+    monkeypatch.setattr(restart, "NOTICED", 0.3)
     with fake_node.daemon(node.socket, home=node.root / "d") as daemon:
         systemctl = Systemctl(daemon)
         place = watched(node)

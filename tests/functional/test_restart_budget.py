@@ -41,7 +41,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def at(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """Let the node have run for so many seconds."""
-    monkeypatch.setattr(restart_budget, "_now", lambda: seconds)
+    monkeypatch.setattr(restart_budget, "uptime", lambda: seconds)
 
 
 def counted(path: Path, most: int = 3, window: float = WINDOW) -> Budget:
@@ -263,7 +263,7 @@ def test_a_boot_is_told_from_others_by_the_kernel_s_own_word() -> None:
 def test_the_clock_goes_on_while_the_node_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     uptime = float(Path("/proc/uptime").read_text(encoding="ascii").split()[0])
-    assert restart_budget._now() == pytest.approx(uptime, abs=1)
+    assert restart_budget.uptime() == pytest.approx(uptime, abs=1)
 
 
 @fake_node.needs_root

@@ -217,13 +217,13 @@ def test_a_runtime_that_somebody_restarted_while_the_files_went_back_is_told_of_
 ) -> None:
     before = tree(node)
     breaks(monkeypatch, apply, "changes", after=lambda: None)
-    real: Callable[..., Any] = rollback._restore_files
+    real: Callable[..., Any] = rollback.restore_files
 
     def files_back(*words: Any) -> Any:
         start_anew(running)
         return real(*words)
 
-    monkeypatch.setattr(rollback, "_restore_files", files_back)
+    monkeypatch.setattr(rollback, "restore_files", files_back)
     with pytest.raises(RolledBack):
         converge(node)
     assert tree(node) == before
@@ -300,7 +300,7 @@ def test_a_bug_of_ours_is_taken_back_as_well(
 def test_a_runtime_that_was_not_well_before_need_not_be_so_after_the_way_back(
     node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("toolkit.reconcile.preflight._SOON", 0.1)
+    monkeypatch.setattr("toolkit.reconcile.preflight.SOON", 0.1)
     say(node, "", {"ready": False})
     before = tree(node)
     with pytest.raises(RolledBack):
@@ -419,7 +419,7 @@ def test_repair_starts_a_dead_runtime_again_though_no_file_of_it_is_to_change(
             converge(node)
         assert started == []
         monkeypatch.setattr(
-            restart, "_restart", lambda *_: started.append(stack.enter_context(runtime(node)))
+            restart, "restart_unit", lambda *_: started.append(stack.enter_context(runtime(node)))
         )
         context = Context(
             settings=node.settings(ignore_unhealthy="true"), adapter=containerd, stop=Cancellation()
@@ -459,7 +459,7 @@ def test_a_runtime_that_a_killed_run_ended_is_started_again_beyond_the_budget(
     record = journal.load(node.install_dir)
     assert record.open is not None
     with ExitStack() as stack:
-        monkeypatch.setattr(restart, "_restart", lambda *_: stack.enter_context(runtime(node)))
+        monkeypatch.setattr(restart, "restart_unit", lambda *_: stack.enter_context(runtime(node)))
         context = Context(settings=node.settings(**options), adapter=containerd, stop=Cancellation())
         said = describe.reload_reason(make_plan(context))
         assert said == "the runtime is stopped and has to be started (a run was killed while restarting it)"
@@ -486,12 +486,12 @@ def test_a_start_that_fails_is_tried_again_by_the_next_run(
         patched.setattr(restart, "perform", killed)
         with pytest.raises(Killed):
             converge(node, restart_mode="auto")
-    monkeypatch.setattr(restart, "_restart", full)
+    monkeypatch.setattr(restart, "restart_unit", full)
     for _ in range(3):
         with pytest.raises(ToolkitError, match="no room"):
             converge(node, restart_mode="auto")
     with ExitStack() as stack:
-        monkeypatch.setattr(restart, "_restart", lambda *_: stack.enter_context(runtime(node)))
+        monkeypatch.setattr(restart, "restart_unit", lambda *_: stack.enter_context(runtime(node)))
         converge(node, restart_mode="auto")
         assert set(cri.status(node.socket, timeout=5).handlers or ()) == {"runc", *OURS}
 
@@ -504,7 +504,7 @@ def test_repair_that_cannot_start_a_dead_runtime_changes_nothing(
     before = tree(node)
     unit = restart.RestartMethod(mode=RestartMode.SYSTEMD, unit="containerd.service", replaces=True)
     monkeypatch.setattr(restart, "start_stopped", lambda *_, **__: unit)
-    monkeypatch.setattr(restart, "_restart", full)
+    monkeypatch.setattr(restart, "restart_unit", full)
     with pytest.raises(StepError, match=r"^no room; no file was changed$"):
         converge(node, ignore_unhealthy="true")
     assert tree(node) == before
@@ -526,7 +526,7 @@ def lacking(node: Node, **options: str) -> str:
 def test_a_restart_that_does_not_help_is_not_called_taken_back_and_not_tried_again(
     node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(expectation, "_SETTLING", 0.3)
+    monkeypatch.setattr(expectation, "SETTLING", 0.3)
     converge(node)
     say(node, "", {"handlers": ["runc", "nvidia-cdi", "nvidia-legacy"]})
     lacks = "the runtime does not know the handler nvidia"
@@ -553,7 +553,7 @@ def test_a_restart_that_does_not_help_is_not_called_taken_back_and_not_tried_aga
 def test_a_restart_that_a_signal_cut_short_may_be_tried_again(
     node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(expectation, "_SETTLING", 0.3)
+    monkeypatch.setattr(expectation, "SETTLING", 0.3)
     converge(node)
     say(node, "", {"handlers": ["runc"]})
     stop = Cancellation()
@@ -815,7 +815,7 @@ def test_a_file_that_somebody_gave_back_or_removed_meanwhile_stays_so_and_the_ru
 ) -> None:
     node = fake_node.make_node(tmp_path / "node", b"version = 2\n")
     say(node)
-    monkeypatch.setattr(expectation, "_SETTLING", 0.3)
+    monkeypatch.setattr(expectation, "SETTLING", 0.3)
 
     def give_back() -> None:
         node.config.unlink() if restored is None else node.config.write_bytes(restored)
@@ -835,7 +835,7 @@ def test_a_file_that_somebody_gave_back_or_removed_meanwhile_stays_so_and_the_ru
 def stuck(node: Node, monkeypatch: pytest.MonkeyPatch, running: Daemon, **options: str) -> NotRolledBack:
     """Run into a change that fails, after which nobody starts the runtime again."""
     with monkeypatch.context() as patch:
-        patch.setattr(rollback, "_deadline", lambda _: Deadline(0.3))
+        patch.setattr(rollback, "deadline_of", lambda _: Deadline(0.3))
         fails_after(patch, lambda: setattr(running, "revives", False))
         with pytest.raises(NotRolledBack) as caught:
             converge(node, **options)
@@ -930,7 +930,7 @@ def test_a_runtime_that_nobody_has_told_of_what_was_put_back_by_hand_is_told_by_
 def test_a_runtime_that_does_not_say_what_it_has_keeps_the_files(
     node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(uninstall, "_SOON", 0.2)
+    monkeypatch.setattr(uninstall, "SOON", 0.2)
     monkeypatch.setattr(in_use, "using", lambda *_, **__: ())
     converge(node)
     node.config.write_bytes(fake_node.KUBEADM)
@@ -1075,7 +1075,7 @@ def test_a_file_that_is_overwritten_before_the_runtime_reads_it_is_named_and_no_
 ) -> None:
     """Two tools fight: the runtime reads theirs, and has lost our handlers, which it had before."""
     theirs = node.config.read_bytes()
-    monkeypatch.setattr(expectation, "_SETTLING", 0.1)
+    monkeypatch.setattr(expectation, "SETTLING", 0.1)
     if earlier:
         converge(node)
         node.config.write_bytes(theirs)
@@ -1283,7 +1283,7 @@ def test_a_way_back_to_the_former_version_that_fails_before_the_switch_is_still_
     link = os.readlink(node.toolkit)
     fake_node.make_artifacts(node.source, release="2")
     with monkeypatch.context() as patch:
-        killed_in(patch, transaction, "_commit", after=False)
+        killed_in(patch, transaction, "commit", after=False)
         with pytest.raises(Killed):
             converge(node)
     assert os.readlink(node.toolkit) != link
@@ -1499,7 +1499,7 @@ def test_a_version_is_tried_where_the_node_runs_it(tmp_path: Path) -> None:
 
 
 def test_a_version_that_does_not_answer_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(versions, "_TRIAL", 0.2)
+    monkeypatch.setattr(versions, "TRIAL_SECONDS", 0.2)
     fake_node.write_program(tmp_path / "nvidia-ctk.real", "#!/bin/sh\nexec sleep 30\n")
     with pytest.raises(StepError, match=r"did not end within 0\.2 s and was killed$"):
         versions._run(tmp_path, Host(root=Path("/")))

@@ -406,7 +406,7 @@ def test_interruption_removes_the_pod_as_well(path: Path, runtime: Runtime) -> N
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(smoke_test, "_pod", interrupt)
+        patch.setattr(smoke_test, "pod_request", interrupt)
         with pytest.raises(KeyboardInterrupt):
             smoke_test.start_pod(path, "nvidia", cgroup_parent="", timeout=20)
     assert runtime.pods == {}

@@ -598,7 +598,7 @@ def test_a_revert_that_asks_in_vain_who_uses_a_handler_ends_with_the_grace(
 def test_a_binary_that_hangs_while_the_plan_is_made_is_ended_with_the_grace(
     node: Node, impatient: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(observe, "_LEAST", 0.1)
+    monkeypatch.setattr(observe, "LEAST_SECONDS", 0.1)
     slow = node.root.parent / "containerd"
     fake_node.write_program(slow, "#!/bin/sh\nexec sleep 60\n")
     settings = node.settings(executable_path=str(slow), config_source="command")
@@ -672,7 +672,7 @@ def test_a_restart_by_systemd_is_ended_with_patience(tmp_path: Path, impatient: 
         "place = SimpleNamespace(host=SimpleNamespace(root=None), desired=desired)\n"
         "begin = time.monotonic()\n"
         "try:\n"
-        "    restart._restart(place, 'a.service', (), deadline.Deadline(0.5))\n"
+        "    restart.restart_unit(place, 'a.service', (), deadline.Deadline(0.5))\n"
         "except StepError as error:\n"
         "    print(error, time.monotonic() - begin < 5)\n"
     )

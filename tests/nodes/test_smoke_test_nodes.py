@@ -380,7 +380,8 @@ def test_pod_that_hangs(containerd: Place) -> None:
 def left_behind(place: Place, handler: str) -> str:
     """Start a pod as a run does that is killed then."""
     name = f"nvidia-toolkit-check-{handler}"
-    made = cri.call(place.socket, "RunPodSandbox", smoke_test._pod(name, handler, place.parent), timeout=30)
+    request = smoke_test.pod_request(name, handler, place.parent)
+    made = cri.call(place.socket, "RunPodSandbox", request, timeout=30)
     found = containers.decode(made)[1]
     assert isinstance(found, bytes)
     return found.decode()
@@ -646,7 +647,7 @@ def test_container_of_a_killed_run_goes(docker: Place, monkeypatch: pytest.Monke
     before = docker.traces()
     with monkeypatch.context() as patch:
         # As far as a run comes that is killed before it could clear up.
-        patch.setattr(smoke_test, "_delete", lambda *_: None)
+        patch.setattr(smoke_test, "delete", lambda *_: None)
         docker.start("nvidia")
     assert run(docker.node, "docker ps --all --format '{{.Names}}'") == "nvidia-toolkit-check-nvidia\n"
     left = docker.traces()

@@ -170,3 +170,29 @@ def test_a_unit_test_starts_no_program_and_measures_no_time(path: Path) -> None:
     assert not modules & {"subprocess", "multiprocessing", *PREPARED}
     assert "pytest.mark.timing" not in path.read_text(encoding="utf-8")
     assert not calls & ({f"fake_node.{name}" for name in STARTS} | (imported & STARTS))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_no_test_replaces_what_is_private(path: Path) -> None:
+    """What a test replaces is public, so that a change inside a module breaks no test."""
+    assert patched(path.read_text(encoding="utf-8")) == []
+
+
+def test_a_replaced_private_name_is_found() -> None:
+    assert patched('patch.setattr(files, "_lease", lambda *_: False)') == ["files._lease"]
+    assert patched('monkeypatch.setattr("toolkit.node.files._lease", None)') == ["toolkit.node.files._lease"]
+
+
+def patched(source: str) -> list[str]:
+    """Return the private names that a test replaces."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".setattr"):
+            words = [
+                str(word.value) if isinstance(word, ast.Constant) else ast.unparse(word)
+                for word in node.args[:2]
+            ]
+            name = ".".join(words) if isinstance(node.args[0], ast.Name) else words[0]
+            if name.rpartition(".")[2].startswith("_"):
+                found.append(name)
+    return found

@@ -424,7 +424,7 @@ def test_it_is_asked_once_and_given_a_second_where_there_is_no_patience(
 def test_a_well_runtime_that_did_not_take_it_up_is_not_waited_for_to_the_end(
     confirmed: Confirmed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(expectation, "_SETTLING", 0.3)
+    monkeypatch.setattr(expectation, "SETTLING", 0.3)
     Runtime(monkeypatch, SICK, SICK, OLD)
     begin = time.monotonic()
     with pytest.raises(ReloadError, match=r"does not know the handler nvidia;.*the default handler is runc"):
@@ -435,7 +435,7 @@ def test_a_well_runtime_that_did_not_take_it_up_is_not_waited_for_to_the_end(
 def test_a_sick_runtime_is_waited_for_to_the_end(
     confirmed: Confirmed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(expectation, "_SETTLING", 0.05)
+    monkeypatch.setattr(expectation, "SETTLING", 0.05)
     Runtime(monkeypatch, *[SICK] * 6, WELL)
     assert confirmed(60) is WELL
 
@@ -445,4 +445,4 @@ def test_a_well_runtime_still_has_a_while_to_take_it_up(
 ) -> None:
     Runtime(monkeypatch, *[OLD] * 5, WELL)
     assert confirmed(60) is WELL
-    assert 5 <= expectation._SETTLING < 30
+    assert 5 <= expectation.SETTLING < 30

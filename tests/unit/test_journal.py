@@ -287,7 +287,7 @@ def test_every_save_replaces_the_record_in_one_step(tmp_path: Path, monkeypatch:
         raise StepError("no room")
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "_fill", fail)
+        patch.setattr(files, "fill", fail)
         with pytest.raises(StepError):
             journal.save(tmp_path, Record())
     assert journal.load(tmp_path).owned == RECORD.owned

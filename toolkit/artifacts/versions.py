@@ -30,7 +30,7 @@ _NEXT: Final = ".toolkit-next"
 _FULL: Final = ".toolkit-probe-full"
 _UNMOVED: Final = (errno.EXDEV, errno.EBUSY)
 _ANSWERS: Final = "nvidia-ctk.real"
-_TRIAL: Final = 10.0
+TRIAL_SECONDS: Final = 10.0
 
 
 def install(version: Version, install_dir: Path, host: Host, *, like: str = "") -> None:
@@ -219,7 +219,7 @@ def _run(target: Path, host: Host) -> None:
         return
     if not host.is_here and os.geteuid() != 0:
         return
-    result = command.run([node_path, "--version"], root=host.root, timeout=_TRIAL)
+    result = command.run([node_path, "--version"], root=host.root, timeout=TRIAL_SECONDS)
     if not result.ok:
         raise StepError(
             f"the new `{_ANSWERS} --version` does not run on this node (exit {result.code}): {result.err}",

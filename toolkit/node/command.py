@@ -29,7 +29,7 @@ _MEMORY: Final = ("/dev/shm",)  # noqa: S108  # a private directory is created b
 _TAIL: Final = 2000
 _SHOWN: Final = 400
 _SLICE: Final = 0.25
-_KILL_TIME: Final = 2.0
+KILL_SECONDS: Final = 2.0
 # Errors that are caused by the program itself. Others, such as ENOMEM or EMFILE, are not.
 _NOT_EXECUTABLE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENOEXEC, errno.ELIBBAD})
 
@@ -172,7 +172,7 @@ def _run(
             start_new_session=True,
         )
         try:
-            out, err_bytes = _communicate(child, timeout)
+            out, err_bytes = communicate(child, timeout)
         except BaseException:
             _end(child)
             raise
@@ -205,7 +205,7 @@ def _log(argv: Sequence[str], code: int, err: str) -> None:
     LOGGER.info("`%s` ended with %d%s", words, code, detail, extra=extra)
 
 
-def _communicate(child: subprocess.Popen[bytes], timeout: Timeout) -> tuple[bytes, bytes]:
+def communicate(child: subprocess.Popen[bytes], timeout: Timeout) -> tuple[bytes, bytes]:
     """Wait for a process and return its stdout and stderr; `timeout` is evaluated again on every wait."""
     if not callable(timeout):
         return child.communicate(timeout=timeout)
@@ -228,7 +228,7 @@ def _end(child: subprocess.Popen[bytes]) -> None:
         if stream is not None:
             stream.close()
     try:
-        child.wait(_KILL_TIME)
+        child.wait(KILL_SECONDS)
     except subprocess.TimeoutExpired:
         LOGGER.warning("PID %d waits for the kernel (a disk, a mount) and cannot be killed", child.pid)
 

@@ -28,7 +28,7 @@ from toolkit.log import LOGGER
 
 LABEL: Final = "security.selinux"
 LARGEST: Final = 64 * 1024 * 1024
-_O_TMPFILE: Final = getattr(os, "O_TMPFILE", 0)
+O_TMPFILE: Final = getattr(os, "O_TMPFILE", 0)
 # Attributes with other prefixes depend on the content (IMA, capabilities) or belong to an overlayfs.
 _ATTRIBUTES: Final = ("system.posix_acl_", "user.", "trusted.")
 _OVERLAY: Final = ".overlay."
@@ -346,7 +346,7 @@ def _install(spare: Path, path: Path, check: _Check | None) -> None:
             return  # there was no file before, or it cannot be exchanged here
         new = os.lstat(path)
         try:
-            _check_moved(swap, path, check, is_awaited)
+            check_moved(swap, path, check, is_awaited)
         except BaseException:
             rename(swap, path, RENAME_EXCHANGE)
             if not os.path.samestat(os.lstat(swap), new):
@@ -369,7 +369,7 @@ def _remove_checked(path: Path, aside: Path, check: _Check) -> bool:
                 return False
             raise
         try:
-            _check_moved(swap, path, check, is_awaited)
+            check_moved(swap, path, check, is_awaited)
         except BaseException:
             try:
                 rename(swap, path, _RENAME_NOREPLACE)
@@ -380,7 +380,8 @@ def _remove_checked(path: Path, aside: Path, check: _Check) -> bool:
     return True
 
 
-def _check_moved(swap: Path, path: Path, check: _Check, is_awaited: Callable[[], bool]) -> None:
+def check_moved(swap: Path, path: Path, check: _Check, is_awaited: Callable[[], bool]) -> None:
+    """Raise if what came back from an exchange is not the expected file, or if somebody still writes it."""
     check(swap)
     if is_awaited():
         raise _busy(path)
@@ -418,13 +419,13 @@ def _unwritten(path: Path) -> Iterator[Callable[[], bool]]:
         yield lambda: False
         return
     try:
-        is_leased = _lease(fd, path)
+        is_leased = take_lease(fd, path)
         yield lambda: is_leased and fcntl.fcntl(fd, fcntl.F_GETLEASE) != fcntl.F_RDLCK
     finally:
         os.close(fd)
 
 
-def _lease(fd: int, path: Path) -> bool:
+def take_lease(fd: int, path: Path) -> bool:
     """Take a lease for reading; return False if that is not possible. Raises Conflict."""
     try:
         # The default signal, SIGIO, ends a process; SIGURG is ignored.
@@ -472,7 +473,7 @@ def _put_from(aside: Path, path: Path, data: bytes, metadata: FileMetadata, chec
             return False
         raise
     try:
-        _fill(fd, data, metadata)
+        fill(fd, data, metadata)
         _install(spare, path, check)
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -491,7 +492,7 @@ def _put_whole(path: Path, data: bytes, metadata: FileMetadata, check: _Check | 
         os.unlink(spare)
     try:
         try:
-            fd = os.open(path.parent, os.O_WRONLY | _O_TMPFILE | os.O_CLOEXEC, 0o600)
+            fd = os.open(path.parent, os.O_WRONLY | O_TMPFILE | os.O_CLOEXEC, 0o600)
             is_unnamed = True
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT):
@@ -499,7 +500,7 @@ def _put_whole(path: Path, data: bytes, metadata: FileMetadata, check: _Check | 
             # The file system does not support O_TMPFILE.
             fd = os.open(spare, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             is_unnamed = False
-        _fill(fd, data, metadata, link=spare if is_unnamed else None)
+        fill(fd, data, metadata, link=spare if is_unnamed else None)
         _install(spare, path, check)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -508,7 +509,8 @@ def _put_whole(path: Path, data: bytes, metadata: FileMetadata, check: _Check | 
     sync(path.parent)
 
 
-def _fill(fd: int, data: bytes, metadata: FileMetadata, *, link: Path | None = None) -> None:
+def fill(fd: int, data: bytes, metadata: FileMetadata, *, link: Path | None = None) -> None:
+    """Write and sync an open file, and give it the metadata and, if it has none yet, its name `link`."""
     with open(fd, "wb", closefd=True) as stream:
         stream.write(data)
         stream.flush()

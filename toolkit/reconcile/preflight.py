@@ -33,7 +33,7 @@ from toolkit.state.restart_budget import Budget
 
 _MARGIN: Final = 1 << 20
 """Free space, in bytes, that must remain after the toolkit was installed."""
-_SOON: Final = 5.0
+SOON: Final = 5.0
 """Seconds that an unhealthy runtime gets to become healthy."""
 _CONFIG_MARGIN: Final = 64 << 10
 _NOTE: Final = 4 << 10
@@ -50,8 +50,8 @@ _LEAST: Final = 1.0
 _ALONE: Final = "use --restart-mode auto, which restarts the runtime's unit alone, or --force"
 _OWN_IT: Final = "files that a root daemon reads must belong to root: chown root:root FILE, chmod o-w FILE"
 _CORRECT: Final = "correct --runtime-config-override (RUNTIME_CONFIG_OVERRIDE)"
-_SELINUX: Final = Path("/sys/fs/selinux/enforce")
-_SEARCHED: Final = command.SEARCH_PATH
+SELINUX: Final = Path("/sys/fs/selinux/enforce")
+SEARCH_PATH: Final = command.SEARCH_PATH
 
 
 def look_ahead(context: Context, plan: Plan) -> Baseline:
@@ -125,7 +125,7 @@ def _state(context: Context, plan: Plan) -> Health | None:
     is_affected = plan.reload_needed or is_asked(context, plan)
     if not is_affected or plan.target.process is None:
         return None
-    state = health.look(plan.target, context.adapter, Deadline(_SOON, context.stop))
+    state = health.look(plan.target, context.adapter, Deadline(SOON, context.stop))
     if state.problems and context.stop.is_requested:
         raise Interrupted(context.stop.signal)
     if state.problems:
@@ -335,7 +335,7 @@ def _runs(target: Target, probe: Path) -> list[str]:
 def _low_level(target: Target, name: str) -> list[str]:
     """Search for the low-level runtime in the runtime's own PATH; return a problem if it is not found."""
     paths = processes.search_path(target.process) if target.process is not None else None
-    searched = f"{paths}:{_SEARCHED}" if paths else _SEARCHED
+    searched = f"{paths}:{SEARCH_PATH}" if paths else SEARCH_PATH
     host = visibility.of_runtime(target) or target.host
     if host.executable(name, searched) is not None:
         return []
@@ -345,7 +345,7 @@ def _low_level(target: Target, name: str) -> list[str]:
 def _labels(target: Target, changes: tuple[FileChange, ...]) -> Iterator[str]:
     """Yield a problem for every file whose SELinux label cannot be set on a new file."""
     try:
-        enforced = _SELINUX.read_text(encoding="ascii").strip() == "1"
+        enforced = SELINUX.read_text(encoding="ascii").strip() == "1"
     except OSError:
         return
     if not enforced or files.writable(target.install_dir):

@@ -60,7 +60,7 @@ def undo(context: Context, target: Target, record: Record, why: str, *, notified
             notified=transaction.notified or notified or is_restarted,
         )
         record = _save(target, replace(record, open=transaction))
-        record, is_restored = _restore_files(context, current, record, deadline)
+        record, is_restored = restore_files(context, current, record, deadline)
         if transaction.files and not transaction.notified:
             current, transaction = _locate_again(context, current, transaction)
         if is_restored or is_first:
@@ -152,7 +152,7 @@ def _save(target: Target, record: Record) -> Record:
         return record
 
 
-def _restore_files(
+def restore_files(
     context: Context, target: Target, record: Record, deadline: Deadline
 ) -> tuple[Record, bool]:
     """Restore the files of the open transaction.
@@ -327,13 +327,13 @@ def _locate(context: Context, target: Target) -> tuple[Target, Deadline]:
     request to stop, that time counts against the deadline.
     """
     if context.stop.is_requested:
-        deadline = _deadline(context)
+        deadline = deadline_of(context)
         return locate.again(target, context.adapter, timeout=GRACE / 2), deadline
     current = locate.again(target, context.adapter)
-    return current, _deadline(context)
+    return current, deadline_of(context)
 
 
-def _deadline(context: Context) -> Deadline:
+def deadline_of(context: Context) -> Deadline:
     """Return the deadline of a rollback; it is shorter after a request to stop, before the pod is killed."""
     seconds = context.settings.reload_timeout
     return Deadline(min(seconds, GRACE)) if context.stop.is_requested else Deadline(seconds, context.stop)

@@ -145,7 +145,7 @@ def _without_us(adapter: Adapter, owned: Ownership | None, change: FileChange) -
 
 # --- entry points -----------------------------------------------------------------------------------
 
-_SOON: Final = 5.0
+SOON: Final = 5.0
 """Seconds that a runtime which has nothing to load gets to become healthy."""
 
 
@@ -230,7 +230,7 @@ def carry_out(context: Context, plan: Plan) -> Record:
     except Exception as error:
         raise _failed(context, plan, record, error, notified=notified) from error
     with during("commit"):
-        return _commit(context, plan, record, state, verified)
+        return commit(context, plan, record, state, verified)
 
 
 # --- cleaning up after killed runs --------------------------------------------------------------
@@ -372,7 +372,7 @@ def _confirm_unchanged(context: Context, plan: Plan, baseline: Baseline | None) 
     was_healthy = plan.is_unsettled and baseline is not None and baseline.was_healthy
     if is_left_alone or not (was_healthy or is_asked(context, plan)):
         return None
-    deadline = context.deadline() if plan.is_unsettled else Deadline(_SOON, context.stop)
+    deadline = context.deadline() if plan.is_unsettled else Deadline(SOON, context.stop)
     expected = verify.expected(context, plan, baseline)
     with context.stats.during("verify"):
         state = expectation.confirmed(plan.target, context.adapter, expected, deadline)
@@ -452,7 +452,7 @@ def _is_untouched(plan: Plan, transaction: Transaction, record: Record) -> bool:
 # --- committing ---------------------------------------------------------------------------------
 
 
-def _commit(
+def commit(
     context: Context, plan: Plan, record: Record, state: Health | None, verified: Mapping[str, str] | None
 ) -> Record:
     """Close the transaction, remove what was saved for a rollback, and return the new record.
@@ -506,7 +506,7 @@ def _confirm_in_place(context: Context, plan: Plan) -> Plan:
         return readiness.write_readiness(context, plan, verify.runtime_state(context, plan))
     record = plan.record
     is_uncommitted = record.open is not None or record.pending_reload is not None
-    deadline = context.deadline() if is_uncommitted else Deadline(_SOON, context.stop)
+    deadline = context.deadline() if is_uncommitted else Deadline(SOON, context.stop)
     transaction, adapter = record.open, context.adapter
     baseline = None
     if transaction is not None:
@@ -528,6 +528,6 @@ def _confirm_in_place(context: Context, plan: Plan) -> Plan:
     if is_uncommitted:
         # The killed run may have been installing another version than this one.
         digest = plan.version.digest if plan.version is not None else record.toolkit_digest
-        _commit(context, plan, replace(record, toolkit_digest=digest), state, verified)
+        commit(context, plan, replace(record, toolkit_digest=digest), state, verified)
         return plan
     return readiness.write_readiness(context, plan, state)

@@ -26,7 +26,7 @@ from toolkit.settings.resolve import Settings
 from toolkit.state import binary_cache, created_directories, journal, readiness_record
 from toolkit.state.record import Operation, Record
 
-_SOON: Final = 5.0
+SOON: Final = 5.0
 """Seconds that the runtime gets to become healthy before its handlers are checked."""
 
 
@@ -179,7 +179,7 @@ def _with_loaded_handlers(context: Context, plan: Plan) -> Plan:
         return replace(
             plan, reload_pending=record.pending_reload is not None and context.mode is not RestartMode.NONE
         )
-    state = health.look(target, context.adapter, Deadline(_SOON, context.stop))
+    state = health.look(target, context.adapter, Deadline(SOON, context.stop))
     if state.problems and state.effective.handlers is None:
         raise StepError(
             f"{'; '.join(state.problems)}: cannot check whether the runtime still has the toolkit's"

@@ -18,7 +18,7 @@ from toolkit.state.record import UNTOLD, Baseline
 
 _PAUSE: Final = 0.05
 _LEAST: Final = 1.0
-_SETTLING: Final = 8.0
+SETTLING: Final = 8.0
 
 NOT_TAKEN_UP: Final = "the runtime did not apply the change"
 NOT_AS_WANTED: Final = "the runtime is not in the expected state"
@@ -108,7 +108,7 @@ def confirmed(
         if not problems:
             return now
         if not now.problems:
-            settling = settling or Deadline(_SETTLING)
+            settling = settling or Deadline(SETTLING)
         if deadline.is_over or (settling is not None and settling.is_over):
             raise ReloadError(
                 f"{subject}: {'; '.join(problems)}",

@@ -25,7 +25,7 @@ from toolkit.node.host import Host
 from toolkit.runtime import locate
 
 _LONGEST_ANSWER: Final = 30.0
-_LEAST: Final = 5.0
+LEAST_SECONDS: Final = 5.0
 
 
 def observe(
@@ -107,7 +107,7 @@ def _ask(target: locate.Target, question: BinaryQuery) -> BinaryResult:
                 command.run(
                     argv,
                     root=target.host.root,
-                    timeout=deadline.at_least(_LEAST),
+                    timeout=deadline.at_least(LEAST_SECONDS),
                     pass_fds=[*fds, *directories],
                 )
                 for _ in range(question.times)

@@ -33,7 +33,7 @@ _STATE: Final = ("LoadState", "ActiveState")
 _SHORTEST_WAIT: Final = 0.02
 _LONGEST_WAIT: Final = 0.25
 _LEAST: Final = 0.1
-_NOTICED: Final = 10.0
+NOTICED: Final = 10.0
 """Seconds within which a distribution that watches its drop-ins restarts the daemon (k0s waits for 3)."""
 
 
@@ -191,7 +191,7 @@ def perform(target: Target, adapter: Adapter, chosen: RestartMethod, deadline: D
     if before is not None and chosen.by_itself and _is_replaced(target, adapter, before, deadline):
         LOGGER.info("the distribution restarted %s", adapter.name)
     elif chosen.unit is not None:
-        _restart(target, chosen.unit, chosen.dependents, deadline)
+        restart_unit(target, chosen.unit, chosen.dependents, deadline)
     elif before is not None:
         _warn(chosen, before)
         before = _hang_up(target, adapter, before, deadline)
@@ -283,7 +283,7 @@ def _is_replaced(
     target: Target, adapter: Adapter, before: processes.RuntimeProcess, deadline: Deadline
 ) -> bool:
     """Wait some seconds for a process to end because the distribution restarts it; return whether it did."""
-    soon = Deadline(min(_NOTICED, deadline.left))
+    soon = Deadline(min(NOTICED, deadline.left))
     while before.is_alive():
         if soon.is_over:
             return False
@@ -328,7 +328,7 @@ def _answering(target: Target, adapter: Adapter, deadline: Deadline) -> processe
         deadline.pause(_LONGEST_WAIT)
 
 
-def _restart(target: Target, unit: str, dependents: Sequence[str], deadline: Deadline) -> None:
+def restart_unit(target: Target, unit: str, dependents: Sequence[str], deadline: Deadline) -> None:
     """Restart a unit, and leave the running units that depend on it alone."""
     also = f" alone: the units that depend on it keep running: {', '.join(dependents)}" if dependents else ""
     LOGGER.info("restarting %s%s", unit, also)

@@ -92,7 +92,7 @@ def start_pod(
 
     with _cleaned_up(clear, f"a pod of the handler {handler}", timeout) as time_left:
         _require_image(socket, image, time_left)
-        request = _pod(name, handler, cgroup_parent)
+        request = pod_request(name, handler, cgroup_parent)
         began = time.monotonic()
         try:
             cri.call(socket, "RunPodSandbox", request, timeout=time_left)
@@ -102,7 +102,7 @@ def start_pod(
             ) from error
 
 
-def _pod(name: str, handler: str, cgroup_parent: str) -> bytes:
+def pod_request(name: str, handler: str, cgroup_parent: str) -> bytes:
     """Return an encoded RunPodSandboxRequest (field numbers from CRI's api.proto)."""
     namespaces = protobuf.encode([
         # The host network needs no CNI plugin, which may not be installed yet.
@@ -211,8 +211,8 @@ def start_container(socket: Path, handler: str, *, timeout: Timeout) -> None:
     name, image = f"{_NAME}-{safe}", f"{_NAME}:{safe}"
 
     def clear(time_left: TimeLeft) -> None:
-        _delete(socket, f"/containers/{name}?force=1&v=1", time_left)
-        _delete(socket, f"/images/{image}", time_left)
+        delete(socket, f"/containers/{name}?force=1&v=1", time_left)
+        delete(socket, f"/images/{image}", time_left)
 
     with _cleaned_up(clear, f"a container of the handler {handler}", timeout) as time_left:
         began = time.monotonic()
@@ -236,11 +236,11 @@ def clear_containers(socket: Path, *, timeout: Timeout) -> None:
     for container in _listed(
         socket, f"/containers/json?all=1&filters={urllib.parse.quote(label)}", time_left
     ):
-        _delete(socket, f"/containers/{container.get('Id')}?force=1&v=1", time_left)
+        delete(socket, f"/containers/{container.get('Id')}?force=1&v=1", time_left)
     reference = json.dumps({"reference": [_NAME]})
     for image in _listed(socket, f"/images/json?filters={urllib.parse.quote(reference)}", time_left):
         for name in image.get("RepoTags") or ():
-            _delete(socket, f"/images/{name}", time_left)
+            delete(socket, f"/images/{name}", time_left)
 
 
 def _listed(socket: Path, target: str, time_left: TimeLeft) -> list[dict[str, Any]]:
@@ -330,7 +330,7 @@ def _archive(program: bytes) -> bytes:
     return out.getvalue()
 
 
-def _delete(socket: Path, target: str, time_left: TimeLeft) -> None:
+def delete(socket: Path, target: str, time_left: TimeLeft) -> None:
     """Delete a container or an image, if it exists. Raises StepError."""
     while True:
         answer = _request(socket, "DELETE", target, timeout=time_left)

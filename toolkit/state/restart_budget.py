@@ -49,7 +49,7 @@ class Budget:
         spent = self.spent()
         if not self.most or len(spent) < self.most:
             return ""
-        wait = spent[-self.most] + self.window - _now()
+        wait = spent[-self.most] + self.window - uptime()
         return (
             f"the runtime was restarted {len(spent)} times within {self.window:g} s,"
             f" and --restart-budget is {self.most}: next restart allowed in {wait:.0f} s"
@@ -58,7 +58,7 @@ class Budget:
     def spend(self) -> None:
         """Record a restart that is about to happen. Raises StepError if the file cannot be written."""
         history = self._read()
-        self._write(replace(history, restarts=[*history.restarts, _now()], vain=""))
+        self._write(replace(history, restarts=[*history.restarts, uptime()], vain=""))
 
     def spent(self) -> list[float]:
         """Return the times of the restarts within the window."""
@@ -84,7 +84,7 @@ class Budget:
         history = self._read()
         if not self.most or history.failed != mark or history.times < _FREE:
             return ""
-        wait = history.at + min(self.window * 2 ** (history.times - 1), _LONGEST) - _now()
+        wait = history.at + min(self.window * 2 ** (history.times - 1), _LONGEST) - uptime()
         if wait <= 0:
             return ""
         return (
@@ -96,7 +96,7 @@ class Budget:
         """Record that the change `mark` was rolled back. Raises StepError if the file cannot be written."""
         history = self._read()
         times = history.times + 1 if history.failed == mark else 1
-        self._write(replace(history, failed=mark, times=times, at=_now()))
+        self._write(replace(history, failed=mark, times=times, at=uptime()))
 
     def _write(self, history: _History) -> None:
         content = {"format": 1, "boot": procfs.boot_id(), **asdict(history)}
@@ -126,12 +126,13 @@ class Budget:
         ) as error:
             LOGGER.warning("%s cannot be read, so earlier restarts are not counted: %s", self.path, error)
             return _History()
-        now = _now()
+        now = uptime()
         if not is_this_boot or history.at > now:
             history = replace(history if is_this_boot else _History(), failed="")
         spent = sorted(moment for moment in history.restarts if now - self.window < moment <= now)
         return replace(history, restarts=spent)
 
 
-def _now() -> float:
+def uptime() -> float:
+    """Return the time since the boot in seconds, suspended time included."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
