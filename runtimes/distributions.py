@@ -28,7 +28,7 @@ containerd exits on SIGHUP, and its unit waits for `RestartSec=5` before it star
 """
 
 
-def words(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Return a duration in seconds as text, rounded because the measurements vary."""
     if seconds < 0.05:
         return "less than 0.1 s"

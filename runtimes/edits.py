@@ -70,7 +70,7 @@ def apply(form: Format, path: str, data: bytes | None, wants: Sequence[DesiredKe
             continue
         if _has_dates((old, new)):
             raise ConfigError(
-                path, f"{spell(want.key)} contains a date or time, which the state file cannot store"
+                path, f"{dotted(want.key)} contains a date or time, which the state file cannot store"
             )
         edits.append(Edit(key=want.key, old=copy.deepcopy(old), new=new, required_keys=want.required_keys))
         document = _change(form, document, want.key, old, new)
@@ -107,7 +107,7 @@ def _is_last(edit: Edit) -> bool:
     return is_required or edit.new == {}
 
 
-def given_back(path: str, content: Tree, edit: Edit) -> Iterator[DesiredKey]:
+def reverting_keys(path: str, content: Tree, edit: Edit) -> Iterator[DesiredKey]:
     """Yield the desired key that reverts one edit, if the key still has the value that we wrote."""
     if edit.new is not ABSENT and same(value(content, edit.key), edit.new):
         yield DesiredKey(path=path, key=edit.key, new=edit.old, exact=True)
@@ -127,7 +127,7 @@ def without(form: Format, owned: Ownership, data: bytes | None) -> tuple[bytes |
     if not owned.edits:
         return data, ("the whole file (edited since)",)
     rest, stayed = reverse(form, owned.path, data, owned.edits)
-    if owned.original is None and not solid(form.tree(rest, owned.path)):
+    if owned.original is None and not without_empty_tables(form.tree(rest, owned.path)):
         return None, stayed
     return rest, stayed
 
@@ -142,11 +142,11 @@ def value(content: Tree, key: Key) -> Any:
     return result
 
 
-def solid(tree: Tree) -> dict[str, Any]:
+def without_empty_tables(tree: Tree) -> dict[str, Any]:
     """Return a tree without empty tables; a header without keys has no effect."""
     result: dict[str, Any] = {}
     for name, item in tree.items():
-        reduced = solid(item) if isinstance(item, Mapping) else item
+        reduced = without_empty_tables(item) if isinstance(item, Mapping) else item
         if not isinstance(item, Mapping) or reduced:
             result[name] = reduced
     return result
@@ -182,7 +182,7 @@ def same(one: Any, other: Any) -> bool:
     return type(one) is type(other) and bool(one == other)
 
 
-def spell(key: Key) -> str:
+def dotted(key: Key) -> str:
     """Return a key in dotted notation, with quotes around parts that need them."""
     return ".".join(part if part.replace("-", "").replace("_", "").isalnum() else f'"{part}"' for part in key)
 
@@ -256,7 +256,7 @@ def _assign(tree: dict[str, Any], key: Key, new: Any, *, path: str = "") -> None
             return
         parent = parent.setdefault(part, {})
         if not isinstance(parent, dict):
-            raise ConfigError(path, f"{spell(key)} cannot be set: one of its parents is not a table")
+            raise ConfigError(path, f"{dotted(key)} cannot be set: one of its parents is not a table")
     if new is ABSENT:
         parent.pop(key[-1], None)
     else:
@@ -266,11 +266,11 @@ def _assign(tree: dict[str, Any], key: Key, new: Any, *, path: str = "") -> None
 def _check_result(form: Format, path: str, after: bytes, expected: Tree) -> None:
     """Raise ConfigError if the edited bytes do not parse to the expected values."""
     actual = form.tree(after, path)
-    wrong = [key for key, _, _ in differences(solid(expected), solid(actual))]
+    wrong = [key for key, _, _ in differences(without_empty_tables(expected), without_empty_tables(actual))]
     if wrong:
         raise ConfigError(
             path,
-            f"it cannot be edited without changing {', '.join(map(spell, wrong[:3]))} too",
+            f"it cannot be edited without changing {', '.join(map(dotted, wrong[:3]))} too",
             hint="please report this file: it is written in a way that the editor does not handle",
         )
 
@@ -279,9 +279,9 @@ def _reverted(tree: Tree, edit: Edit, current: Any) -> tuple[Any, list[str]]:
     """Return the value of a key after the removal, and a message for each change of others that stays."""
     if same(current, edit.old) or (current is ABSENT and edit.new is not ABSENT):
         return current, []
-    name = spell(edit.key)
+    name = dotted(edit.key)
     if same(current, edit.new):
-        siblings = solid(value(tree, edit.key[:-1])) if edit.required_keys else {}
+        siblings = without_empty_tables(value(tree, edit.key[:-1])) if edit.required_keys else {}
         if edit.key[-1] in edit.required_keys and any(k != edit.key[-1] for k in siblings):
             return current, [f"{name} = {current!r} (required by other keys)"]
         return edit.old, []
@@ -318,4 +318,4 @@ def _reverted_table(edit: Edit, current: Tree, name: str) -> tuple[Any, list[str
             _assign(rest, key, before[key])
         elif key[-1] not in edit.required_keys:
             _assign(rest, key, ABSENT)
-    return solid(rest), [f"{name}.{spell(key)} = {present[key]!r}" for key in foreign]
+    return without_empty_tables(rest), [f"{name}.{dotted(key)} = {present[key]!r}" for key in foreign]

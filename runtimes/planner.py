@@ -169,7 +169,9 @@ def unowned(
             result.append(Ownership(path=path, original=None, written=(fingerprint(data),), edits=()))
         elif own_edits := tuple(_unowned_edits(adapter, path, data, toolkit)):
             rest, _ = edits.reverse(adapter.form, path, data, own_edits)
-            is_all = _was_created_by_us(adapter, data) and not edits.solid(adapter.form.tree(rest, path))
+            is_all = _was_created_by_us(adapter, data) and not edits.without_empty_tables(
+                adapter.form.tree(rest, path)
+            )
             original = None if is_all else rest
             result.append(Ownership(path=path, original=original, written=(), edits=own_edits))
     return tuple(result)

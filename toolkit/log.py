@@ -37,7 +37,7 @@ def is_colourful(stream: IO[str]) -> bool:
     return not is_plain(stream) and "NO_COLOR" not in os.environ
 
 
-def painted(words: str, colour: str, *, wanted: bool) -> str:
+def coloured(words: str, colour: str, *, wanted: bool) -> str:
     """Return words, with `wanted` in a colour."""
     return f"\x1b[{colour}m{words}\x1b[0m" if wanted else words
 
@@ -118,7 +118,7 @@ class Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
         wanted = self._colour and record.levelno in _COLOURS
-        head = painted(
+        head = coloured(
             f"{record.levelname[0]} {_phase(record)}:",
             _COLOURS.get(record.levelno, ""),
             wanted=wanted,

@@ -133,7 +133,7 @@ def _searching(
             yield dump(_FIRST.format(count), files, facts, values, without=frozenset(paths[count:]))
 
 
-def culprit(desired: Desired, observation: Observation, files: Sequence[File]) -> str:
+def unloadable_file(desired: Desired, observation: Observation, files: Sequence[File]) -> str:
     """Return the path of the file that the binary does not load, the root config's if it is not known."""
     if binary_facts(observation).breaks:
         return desired.drop_in

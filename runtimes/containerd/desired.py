@@ -8,8 +8,8 @@ from pathlib import PurePosixPath
 from typing import Any, Final
 
 from runtimes.adapter import DesiredConfig, no_longer_isolated
-from runtimes.containerd.binary import Facts, binary_facts, cri_id, culprit, has_section
-from runtimes.containerd.distribution import is_merged_by_it, left_to_it, settled
+from runtimes.containerd.binary import Facts, binary_facts, cri_id, has_section, unloadable_file
+from runtimes.containerd.distribution import is_merged_by_it, left_to_distribution, with_drop_in
 from runtimes.containerd.handlers import HandlersView, built_in_runc
 from runtimes.containerd.imports import Dangling, File, dangling, load, patterns, read, read_patterns
 from runtimes.containerd.override import refuse_unusable
@@ -25,7 +25,7 @@ from runtimes.containerd.schema import (
     table_or_empty,
 )
 from runtimes.containerd.templates import variables
-from runtimes.edits import DesiredKey, given_back, leaves, value, without
+from runtimes.edits import DesiredKey, leaves, reverting_keys, value, without
 from runtimes.errors import ConfigError, UnsupportedSetup
 from runtimes.formats import toml_editor
 from runtimes.model import ABSENT, EMPTY, Desired, Edit, Key, Observation, Tree, fingerprint
@@ -88,7 +88,7 @@ def desired_config(desired: Desired, observation: Observation) -> DesiredConfig:
     is_outdated = _is_outdated(desired, observation)
     if is_outdated:
         observation = replace(observation, files={**observation.files, desired.config: None})
-    desired = settled(desired, observation)
+    desired = with_drop_in(desired, observation)
     files, _ = load(desired, observation)
     facts = binary_facts(observation)
     if not is_outdated:
@@ -198,7 +198,7 @@ def _without_drop_in(
             " merge imported files with it",
             hint="update the distribution to a release with containerd 2",
         )
-    return left_to_it(desired, files, facts, view)
+    return left_to_distribution(desired, files, facts, view)
 
 
 def _enabling(desired: Desired, files: Sequence[File], facts: Facts) -> Iterator[DesiredKey]:
@@ -241,7 +241,7 @@ def _refuse_unloadable(
         raise ConfigError(desired.config, _RANDOM, hint=_ONE_SCHEMA)
     if answer is None or answer.ok:
         return
-    path = culprit(desired, observation, files)
+    path = unloadable_file(desired, observation, files)
     is_drop_in = path != desired.config
     if facts.breaks and _is_replaceable(desired, observation) and facts.merges:
         return
@@ -319,7 +319,7 @@ def _in_place(
         is_elsewhere = (
             edit.key[:1] == ("plugins",) and edit.key[1:2] != cri[1:] and edit.key[1] in CRI.values()
         )
-        given = list(given_back(path, content.tree, edit)) if is_elsewhere else []
+        given = list(reverting_keys(path, content.tree, edit)) if is_elsewhere else []
         if given and facts.reads_first_schema and version == 1:
             # A header would be left, and an empty table may win as well.
             raise ConfigError(path, _RANDOM, hint=_OURS_ELSEWHERE)
@@ -357,7 +357,7 @@ def _without_obsolete(
         want
         for edit in _edits(observation, desired.config)
         if edit.key == ("imports",)
-        for want in given_back(desired.config, tree, edit)
+        for want in reverting_keys(desired.config, tree, edit)
     ]
     return replace(
         desired_keys,
@@ -431,7 +431,7 @@ def _handler_keys(
         # removed. The built-in runc, which we may have had to write down, stays.
         obsolete = edit.key[-1] not in desired.names and edit.required_keys == ESSENTIAL
         if obsolete and edit.key[-1] != "runc":
-            yield from given_back(path, content.tree, edit)
+            yield from reverting_keys(path, content.tree, edit)
     for handler in desired.handlers:
         key = (*runtimes, handler.name)
         created = any(edit.key == key and edit.old is ABSENT for edit in content.edits)
@@ -462,7 +462,7 @@ def _default_keys(
         return
     for edit in content.edits:
         if edit.key == key:
-            yield from given_back(path, content.tree, edit)
+            yield from reverting_keys(path, content.tree, edit)
 
 
 def _imports(

@@ -19,7 +19,7 @@ from runtimes.formats import toml_editor
 from runtimes.model import EMPTY, Desired, Handler, Observation, Tree
 
 
-def settled(desired: Desired, observation: Observation) -> Desired:
+def with_drop_in(desired: Desired, observation: Observation) -> Desired:
     """Return the desired configuration with the drop-in that the root config imports.
 
     `drop_in` is empty in the result if the distribution would read no drop-in of this program.
@@ -55,7 +55,9 @@ def merged(desired: Desired, observation: Observation, after: Mapping[str, bytes
     return {path: document.encode()}
 
 
-def left_to_it(desired: Desired, files: Sequence[File], facts: Facts, view: HandlersView) -> DesiredConfig:
+def left_to_distribution(
+    desired: Desired, files: Sequence[File], facts: Facts, view: HandlersView
+) -> DesiredConfig:
     """Return the desired config without keys or files, because the distribution creates the handlers.
 
     Raise UnsupportedSetup if the distribution does not do everything that is requested.

@@ -9,7 +9,15 @@ from typing import Any
 from runtimes.adapter import is_sandbox
 from runtimes.containerd.binary import Facts, cri_id
 from runtimes.containerd.imports import File
-from runtimes.containerd.schema import BINARY, CRI, RUNC_TYPES, ZERO, section_of, solid, table_at
+from runtimes.containerd.schema import (
+    BINARY,
+    CRI,
+    RUNC_TYPES,
+    ZERO,
+    section_of,
+    table_at,
+    without_zero_values,
+)
 from runtimes.edits import overlaid, value
 from runtimes.errors import ConfigError, NoCgroupDriver
 from runtimes.model import ABSENT, EMPTY, Desired, Handler, Observation, Tree
@@ -183,4 +191,4 @@ def built_in_runc(facts: Facts, desired: Desired) -> Tree:
     table = value(section or EMPTY, ("containerd", "runtimes", "runc"))
     if not isinstance(table, Mapping):
         return {"runtime_type": desired.runtime_type}
-    return solid(table) or {"runtime_type": desired.runtime_type}
+    return without_zero_values(table) or {"runtime_type": desired.runtime_type}

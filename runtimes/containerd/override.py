@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from runtimes.containerd.schema import word
-from runtimes.edits import spell
+from runtimes.containerd.schema import value_text
+from runtimes.edits import dotted
 from runtimes.errors import UnsupportedSetup
 from runtimes.model import EMPTY, Tree
 
@@ -93,7 +93,7 @@ def _of_handler(override: Tree) -> Iterator[str]:
     for key, item in override.items():
         expected = _HANDLER_KEYS.get(key.lower())
         if expected is not None and not _is_of(item, expected):
-            yield f"{OPTION}: {spell((key,))} must be {_TYPES[expected]}, but is {word(item)}"
+            yield f"{OPTION}: {dotted((key,))} must be {_TYPES[expected]}, but is {value_text(item)}"
 
 
 def _of_options(override: Tree, handler: Tree, source: str) -> Iterator[str]:
@@ -110,14 +110,14 @@ def _of_options(override: Tree, handler: Tree, source: str) -> Iterator[str]:
         if spelling is not None and not is_template:
             expected = _RUNC_OPTIONS[spelling]
             if not _is_of(item, expected):
-                name = spell(("options", key))
-                yield f"{where}: {name} must be {_TYPES[expected]}, but is {word(item)}"
+                name = dotted(("options", key))
+                yield f"{where}: {name} must be {_TYPES[expected]}, but is {value_text(item)}"
         elif is_given:
             from difflib import get_close_matches  # noqa: PLC0415  # Only needed for this message.
 
             close = get_close_matches(key.lower(), known, n=1)
             meant = f", did you mean {known[close[0]]}?" if close else ""
-            yield f"{where}: {spell(('options', key))} is not an option of runc's shim{meant}"
+            yield f"{where}: {dotted(('options', key))} is not an option of runc's shim{meant}"
 
 
 def _is_of(item: Any, expected: type) -> bool:
@@ -145,8 +145,8 @@ def _of_snapshotter(override: Tree, dump: Tree | None) -> Iterator[str]:
     }
     if known and name not in known:
         yield (
-            f"{OPTION}: containerd has no snapshotter {word(name)}, only {', '.join(sorted(known))} (others"
-            " are added in `proxy_plugins`)"
+            f"{OPTION}: containerd has no snapshotter {value_text(name)}, only"
+            f" {', '.join(sorted(known))} (others are added in `proxy_plugins`)"
         )
 
 

@@ -63,11 +63,11 @@ def table_at(holder: Tree, key: str, path: str) -> Tree:
     return result
 
 
-def solid(tree: Tree) -> dict[str, Any]:
+def without_zero_values(tree: Tree) -> dict[str, Any]:
     """Return a tree without zero values, which containerd treats like missing keys."""
     result = {}
     for key, item in tree.items():
-        reduced = solid(item) if isinstance(item, Mapping) else item
+        reduced = without_zero_values(item) if isinstance(item, Mapping) else item
         if reduced not in ZERO:
             result[key] = reduced
     return result
@@ -90,7 +90,7 @@ def table_or_empty(tree: Tree, key: Key) -> Tree:
     return result if isinstance(result, Mapping) else EMPTY
 
 
-def word(item: Any) -> str:
+def value_text(item: Any) -> str:
     """Return a value as text for messages; `nothing` for a missing key."""
     return "nothing" if item is ABSENT else repr(item)
 

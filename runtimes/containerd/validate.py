@@ -15,7 +15,7 @@ from runtimes import edits
 from runtimes.containerd import binary
 from runtimes.containerd.binary import binary_facts, dump, parsed
 from runtimes.containerd.desired import desired_config
-from runtimes.containerd.distribution import merged, settled
+from runtimes.containerd.distribution import merged, with_drop_in
 from runtimes.containerd.imports import File, load, patterns
 from runtimes.containerd.schema import (
     BINARY,
@@ -25,8 +25,8 @@ from runtimes.containerd.schema import (
     last_line,
     matches,
     section_of,
-    solid,
-    word,
+    value_text,
+    without_zero_values,
 )
 from runtimes.containerd.templates import variables
 from runtimes.edits import value
@@ -83,7 +83,7 @@ def candidate_query(
     """
     if observation.binary is None or binary_facts(observation).newest is None:
         return None
-    desired = settled(desired, observation)
+    desired = with_drop_in(desired, observation)
     after = {**after, **merged(desired, observation, after)}
     existing = {p for p, data in {**observation.files, **after}.items() if data is not None}
     patterns = {*observation.globs, *_own_globs(desired, after)}
@@ -191,18 +191,21 @@ def _unrequested(desired: Desired, observation: Observation, after: Tree) -> lis
         # Enabling the plugin also adds all its default settings to the dump.
         allowed += [("disabled_plugins",), *(("plugins", cri) for cri in OF_CRI)]
     return [
-        f"{edits.spell(key)} would change from {word(old)} to {word(new)}"
-        for key, old, new in edits.differences(solid(before), solid(after))
+        f"{edits.dotted(key)} would change from {value_text(old)} to {value_text(new)}"
+        for key, old, new in edits.differences(without_zero_values(before), without_zero_values(after))
         if not any(key[: len(prefix)] == prefix for prefix in allowed)
     ]
 
 
 def _not_overridden(desired: Desired, handler: str, table: Tree) -> list[str]:
     """Return a message for each key of `override` without effect, such as one unknown to containerd."""
-    result = {tuple(part.lower() for part in key): item for key, item in edits.leaves(solid(table))}
+    result = {
+        tuple(part.lower() for part in key): item for key, item in edits.leaves(without_zero_values(table))
+    }
     return [
-        f"the handler {handler} would have no {edits.spell(key)} = {word(item)} (--runtime-config-override)"
-        for key, item in edits.leaves(solid(desired.override))
+        f"the handler {handler} would have no {edits.dotted(key)} = {value_text(item)}"
+        " (--runtime-config-override)"
+        for key, item in edits.leaves(without_zero_values(desired.override))
         if result.get(tuple(part.lower() for part in key)) != item
     ]
 
@@ -230,9 +233,9 @@ def _overridden(desired: Desired, observation: Observation, section: Tree) -> li
                 continue
             others = [f for f in files if f.path != wanted.path and _sets(f, key, effective)]
             by = f" by {others[-1].path}" if others else ""
-            name = edits.spell(key[3:])
+            name = edits.dotted(key[3:])
             problems.append(
-                f"{name} of the handler {key[2]} would be {word(effective)}{by}, not {word(item)}"
+                f"{name} of the handler {key[2]} would be {value_text(effective)}{by}, not {value_text(item)}"
             )
     return problems
 
@@ -259,5 +262,5 @@ def _missing(desired: Desired, section: Tree) -> list[str]:
         problems += _not_overridden(desired, handler.name, table)
     default = value(section, ("containerd", "default_runtime_name"))
     if desired.default and not desired.legacy and default != desired.default:
-        problems.append(f"the default handler would be {word(default)}, not {desired.default}")
+        problems.append(f"the default handler would be {value_text(default)}, not {desired.default}")
     return problems

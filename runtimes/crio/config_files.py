@@ -55,7 +55,7 @@ def handlers(desired: Desired, observation: Observation, *, without: str) -> dic
     return result
 
 
-def said_default(desired: Desired, observation: Observation, *, without: str) -> str:
+def configured_default(desired: Desired, observation: Observation, *, without: str) -> str:
     """Return the default handler that the files set, except for the file `without`; empty if none does."""
     default = ""
     for path, tree in _in_order(desired, observation.files):

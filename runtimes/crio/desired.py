@@ -12,13 +12,13 @@ from runtimes.crio.config_files import (
     ESSENTIAL,
     RUNTIME,
     RUNTIMES,
+    configured_default,
     handlers,
     is_ours,
-    said_default,
 )
 from runtimes.crio.oci_hook import hook_file
 from runtimes.crio.validate import answered, complete, last_line
-from runtimes.edits import DesiredKey, given_back, value, without
+from runtimes.edits import DesiredKey, reverting_keys, value, without
 from runtimes.errors import ConfigError, UnsupportedSetup
 from runtimes.formats import toml_editor
 from runtimes.model import ABSENT, EMPTY, Desired, Edit, Observation, Tree
@@ -100,7 +100,7 @@ def _refuse_unread_hooks(desired: Desired, observation: Observation) -> None:
 
 def _warnings(desired: Desired, observation: Observation, view: Mapping[str, Tree]) -> Iterator[str]:
     """Yield the warning about a default handler that isolates pods."""
-    default = said_default(desired, observation, without=desired.drop_in)
+    default = configured_default(desired, observation, without=desired.drop_in)
     table = view.get(default, EMPTY)
     is_vm = table.get("runtime_type") == "vm"
     if (
@@ -137,7 +137,7 @@ def _model(desired: Desired, observation: Observation, view: dict[str, Tree]) ->
     built_in = value(complete(observation, ""), RUNTIMES) if answered(observation, "default") else EMPTY
     for handler, table in (built_in if isinstance(built_in, Mapping) else EMPTY).items():
         view.setdefault(handler, {k: v for k, v in table.items() if v not in ("", [], {}, False, 0)})
-    current = said_default(desired, observation, without=desired.drop_in)
+    current = configured_default(desired, observation, without=desired.drop_in)
     recorded = [e.old for o in observation.owned for e in o.edits if e.key == DEFAULT]
     default = value(complete(observation, ""), DEFAULT) if answered(observation, "default") else ""
     for candidate in (current, *recorded, default, "crun", "runc"):
@@ -187,7 +187,7 @@ def _handler_keys(
         want
         for edit in owned
         if edit.key[:-1] == RUNTIMES and edit.key[-1] not in desired.names
-        for want in given_back(path, tree, edit)
+        for want in reverting_keys(path, tree, edit)
     ]
     for handler in desired.handlers:
         new = {"runtime_path": handler.binary, "runtime_type": _type(base), **inherited}
@@ -205,4 +205,4 @@ def _default_keys(desired: Desired, observation: Observation, path: str, tree: T
     owned = observation.ownership(path)
     for edit in owned.edits if owned else ():
         if edit.key == DEFAULT:
-            yield from given_back(path, tree, edit)
+            yield from reverting_keys(path, tree, edit)

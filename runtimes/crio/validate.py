@@ -12,10 +12,10 @@ from runtimes.crio.config_files import (
     DEFAULT,
     RUNTIME,
     RUNTIMES,
+    configured_default,
     drop_ins,
     handlers,
     listed,
-    said_default,
     table,
 )
 from runtimes.edits import value
@@ -66,7 +66,7 @@ def candidate_problems(desired: Desired, observation: Observation, answer: Binar
     former = {e.key[-1] for o in observation.owned for e in o.edits if e.key[:-1] == RUNTIMES}
     allowed = [(*RUNTIMES, handler) for handler in desired.names | former]
     problems = [
-        f"{edits.spell(key)} would change from {old!r} to {new!r}"
+        f"{edits.dotted(key)} would change from {old!r} to {new!r}"
         for key, old, new in edits.differences(before, after)
         if key != DEFAULT and not any(key[: len(prefix)] == prefix for prefix in allowed)
     ]
@@ -91,7 +91,7 @@ def not_applied(desired: Desired, files: Mapping[str, bytes | None], body: str) 
     wanted = desired.names & handlers(desired, observation, without="").keys()
     problems = [f"CRI-O does not know the handler {handler}" for handler in sorted(wanted - known)]
     problems += [f"CRI-O still knows the handler {h}" for h in sorted((desired.names & known) - wanted)]
-    expected = said_default(desired, observation, without="")
+    expected = configured_default(desired, observation, without="")
     if expected and default != expected:
         problems.append(f"CRI-O's default handler is {default}, not {expected}")
     return problems

@@ -91,7 +91,7 @@ def _obsolete(desired: Desired, observation: Observation, tree: Tree) -> Iterato
         is_former = edit.key[:-1] == (schema.RUNTIMES,) and edit.key[-1] not in desired.names
         is_default = edit.key == (schema.DEFAULT,) and not desired.default
         if is_former or is_default:
-            yield from edits.given_back(desired.config, tree, edit)
+            yield from edits.reverting_keys(desired.config, tree, edit)
 
 
 def _recorded_default(desired: Desired, observation: Observation) -> Any:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from runtimes.formats.toml_scanner import Document, Statement, indent_of, respliced
+from runtimes.formats.toml_scanner import Document, Statement, indent_of, replace_span
 from runtimes.model import Key, Tree
 
 
@@ -144,7 +144,7 @@ def spell(key: Key) -> str:
 
 def splice(document: Document, start: int, end: int, text: str) -> Document:
     """Return a document with a span of its text replaced."""
-    return respliced(document, start, end, text)
+    return replace_span(document, start, end, text)
 
 
 def insert(document: Document, position: int, lines: list[str]) -> Document:

@@ -169,7 +169,7 @@ def _not_toml(text: str, path: str, message: str) -> ConfigError:
     )
 
 
-def respliced(document: Document, start: int, end: int, new: str) -> Document:
+def replace_span(document: Document, start: int, end: int, new: str) -> Document:
     """Return a document with a span of its text replaced, scanning only the statements around it.
 
     After the span, statements from the next header on do not depend on the text before them. Arrays

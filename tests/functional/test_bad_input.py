@@ -436,7 +436,7 @@ def _edits_meanwhile(node: Node, call: Callable[..., Any]) -> Callable[..., Any]
 def test_an_edit_between_the_plan_and_its_application_is_a_conflict(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preflight, "look_ahead", _edits_meanwhile(node, preflight.look_ahead))
+    monkeypatch.setattr(preflight, "check", _edits_meanwhile(node, preflight.check))
     with pytest.raises(Conflict) as caught:
         transaction.converge(node.settings(restart_mode="none"), containerd)
     assert str(caught.value) == (

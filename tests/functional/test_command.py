@@ -161,7 +161,7 @@ def _is_gone(pid: int) -> bool:
 def test_a_child_reads_what_is_staged() -> None:
     contents = [b"one\n", b"", b"\x00\xff" * 100_000]
     code = "import sys; sys.stdout.write(','.join(str(len(open(p, 'rb').read())) for p in sys.argv[1:]))"
-    with command.staged(contents) as (fds, paths):
+    with command.staged_files(contents) as (fds, paths):
         result = command.run(python(code, *paths), pass_fds=fds)
         again = command.run(["cat", paths[0]], pass_fds=fds)
     assert result.out == "4,0,200000"
@@ -169,14 +169,14 @@ def test_a_child_reads_what_is_staged() -> None:
 
 
 def test_a_child_that_is_not_given_it_sees_nothing() -> None:
-    with command.staged([b"secret"]) as (_, paths):
+    with command.staged_files([b"secret"]) as (_, paths):
         assert not command.run(["cat", paths[0]]).ok
 
 
 @pytest.mark.parametrize("fails", [True, False], ids=["after a failure", "after success"])
 def test_nothing_staged_stays_open(*, fails: bool) -> None:
     before = set(os.listdir("/proc/self/fd"))
-    with suppress(ZeroDivisionError), command.staged([b"a", b"b"]) as (fds, _):
+    with suppress(ZeroDivisionError), command.staged_files([b"a", b"b"]) as (fds, _):
         assert set(map(str, fds)) <= set(os.listdir("/proc/self/fd"))
         if fails:
             raise ZeroDivisionError

@@ -17,7 +17,7 @@ QEMU = "qemu-aarch64-static"
 
 
 def made(machine: str) -> bytes:
-    data = elf.smallest(machine)
+    data = elf.minimal(machine)
     assert data is not None
     return data
 
@@ -31,7 +31,7 @@ def written(directory: Path, data: bytes) -> str:
 
 @pytest.mark.skipif(platform.machine() not in MACHINES, reason="nobody assembled one for this machine")
 def test_runs_here_and_says_nothing(tmp_path: Path) -> None:
-    data = elf.smallest()
+    data = elf.minimal()
     assert data is not None
     done = subprocess.run([written(tmp_path, data)], capture_output=True, check=False, timeout=10)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
@@ -103,4 +103,4 @@ def test_instructions_as_a_disassembler_reads_them(machine: str, wanted: list[st
 
 @pytest.mark.parametrize("machine", ["riscv64", "i686", "armv7l"])
 def test_no_program_for_other_machines(machine: str) -> None:
-    assert elf.smallest(machine) is None
+    assert elf.minimal(machine) is None

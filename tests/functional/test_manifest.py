@@ -67,13 +67,15 @@ print(rounds, *sorted(missing), sep="\\n")
 
 
 def wanted(node: fake_node.Node, *low_level: str, **options: str) -> Version:
-    return manifest.wanted(node.settings(**options), Host(root=Path("/")), node.install_dir, low_level)
+    return manifest.desired_version(
+        node.settings(**options), Host(root=Path("/")), node.install_dir, low_level
+    )
 
 
 def install(node: fake_node.Node, *low_level: str, **options: str) -> Version:
     version = wanted(node, *low_level, **options)
     versions.install(version, node.install_dir, Host(root=Path("/")))
-    versions.tidy(node.install_dir, version.digest)
+    versions.remove_old(node.install_dir, version.digest)
     assert wanted(node, *low_level, **options).is_installed
     return version
 
@@ -155,7 +157,7 @@ def test_the_package_type_follows_the_node(node: fake_node.Node) -> None:
             (node.root / "usr/bin").mkdir(parents=True)
             (node.root / "usr/bin/rpm").touch()
         with pytest.raises(UsageProblem) as caught:
-            manifest.wanted(node.settings(toolkit_source_root=""), host, node.install_dir, ())
+            manifest.desired_version(node.settings(toolkit_source_root=""), host, node.install_dir, ())
         assert str(caught.value) == f"the toolkit's source /artifacts/{kind} is no directory"
 
 
@@ -504,7 +506,7 @@ def other(node: fake_node.Node) -> fake_node.Node:
 
 def test_a_plain_directory_comes_back_as_it_was(other: fake_node.Node) -> None:
     before = fake_node.snapshot(other.install_dir)
-    kept = versions.in_the_way(other.install_dir)
+    kept = versions.foreign_directory(other.install_dir)
     assert kept is not None
     install(other)
     assert other.toolkit.is_symlink()
@@ -515,13 +517,13 @@ def test_a_plain_directory_comes_back_as_it_was(other: fake_node.Node) -> None:
 
 def test_the_oldest_directory_is_the_one_that_comes_back(other: fake_node.Node) -> None:
     before = fake_node.content(other.install_dir)
-    kept = versions.in_the_way(other.install_dir)
+    kept = versions.foreign_directory(other.install_dir)
     install(other)
     for turn in range(2):  # the other installer runs again and again
         other.toolkit.unlink()
         other.toolkit.mkdir()
         (other.toolkit / "later").write_bytes(b"%d" % turn)
-        assert versions.in_the_way(other.install_dir) == kept
+        assert versions.foreign_directory(other.install_dir) == kept
         install(other)
     versions.remove(other.install_dir, Path(kept or ""))
     assert fake_node.content(other.install_dir) == before

@@ -167,7 +167,7 @@ def specified(node: Node, **changed: str) -> Made:
     adapter = registry.ADAPTERS[RuntimeName.CONTAINERD]
     assert adapter is not None
     context = Context(settings=found, adapter=adapter, stop=Cancellation())
-    cdi.settle(context, make_plan(context))
+    cdi.update(context, make_plan(context))
     trees = {each.name: json.loads(each.read_bytes()) for each in node.root.glob("cdi/*")}
     return Made(found=trees, asked=asked.read_text(encoding="utf-8"))
 

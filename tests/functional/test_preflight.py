@@ -84,7 +84,7 @@ def seen(node: Node, **options: str) -> tuple[Context, Plan]:
 
 
 def look(node: Node, **options: str) -> Baseline:
-    return preflight.look_ahead(*seen(node, **options))
+    return preflight.check(*seen(node, **options))
 
 
 def findings(node: Node, **options: str) -> list[str]:
@@ -235,9 +235,9 @@ def test_one_disk_has_to_have_room_for_everything_that_will_lie_on_it(
     monkeypatch.setattr(os, "statvfs", lambda _: disk)
     if lacks:
         with pytest.raises(StepError, match=rf"^{node.config.parent} has \d+ KiB of free space, "):
-            preflight.look_ahead(context, found)
+            preflight.check(context, found)
     else:
-        assert preflight.look_ahead(context, found).was_healthy
+        assert preflight.check(context, found).was_healthy
 
 
 @fake_node.needs_root
@@ -399,7 +399,7 @@ def test_a_file_system_that_cannot_be_looked_at_is_told(
 
 
 def probe_is(monkeypatch: pytest.MonkeyPatch, program: bytes | None) -> None:
-    monkeypatch.setattr(elf, "smallest", lambda: program)
+    monkeypatch.setattr(elf, "minimal", lambda: program)
 
 
 def test_a_probe_that_fails_is_told(node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -435,7 +435,7 @@ def test_where_there_is_no_program_for_this_machine_none_is_run(
 
 
 def test_the_smallest_program_runs(node: Node, tmp_path: Path) -> None:
-    program = elf.smallest()
+    program = elf.minimal()
     if program is None:
         pytest.skip("there is none for this machine")
     path = tmp_path / "probe"
@@ -555,7 +555,7 @@ def test_a_sick_runtime_is_left_alone_but_for_repair(
 def test_a_runtime_that_is_only_slow_to_become_well_is_waited_for(node: Node, running: Daemon) -> None:
     say(node, ready=False)
     asked = 0
-    real: Callable[..., Any] = health.once
+    real: Callable[..., Any] = health.query
 
     def once(*words: Any, **named: Any) -> Any:
         nonlocal asked

@@ -292,7 +292,7 @@ def test_a_run_writes_the_record_beside_the_pid_file_and_status_says_so(node: No
     fake_node.done("-n", *node.options())
     said = json.loads(record(node).read_bytes())
     assert said["pid"] == running.pid
-    assert said["started"] == procfs.ticks(running.pid)
+    assert said["started"] == procfs.start_time(running.pid)
     assert said["handlers"] == [*OURS, "runc"]
     assert said["default"] == "nvidia"
     assert said["toolkit"] == os.readlink(node.toolkit).rpartition("/")[2]
@@ -458,21 +458,21 @@ def test_another_toolkit_is_another_record(node: Node, running: Daemon) -> None:
     assert {name for name in first if first[name] != second[name]} == {"toolkit"}
 
 
-@pytest.mark.parametrize("room", [journal, apply], ids=["the first byte is remembered", "a file changes"])
+@pytest.mark.parametrize("module", [journal, apply], ids=["the first byte is remembered", "a file changes"])
 def test_the_record_is_gone_before(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch, room: Any
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch, module: Any
 ) -> None:
     converge(node)
     assert record(node).exists()
-    step = "save" if room is journal else "changes"
-    real, seen = getattr(room, step), []
+    step = "save" if module is journal else "changes"
+    real, seen = getattr(module, step), []
 
     def watched(*words: Any, **named: Any) -> Any:
         seen.append(record(node).exists())
         return real(*words, **named)
 
     with monkeypatch.context() as patch:
-        patch.setattr(room, step, watched)
+        patch.setattr(module, step, watched)
         converge(node, runtime_class="gpu")
     assert seen
     assert not any(seen)

@@ -205,19 +205,19 @@ def test_a_change_that_failed_again_waits_twice_as_long_each_time_up_to_a_day(
     for _ in range(12):
         at(monkeypatch, moment)
         counted(path).note_failed("a change")
-        said = counted(path).put_off("a change")
+        said = counted(path).postponement("a change")
         waits.append(float(match[1]) if (match := re.search(r"next attempt in (\d+) s", said)) else 0.0)
-        assert counted(path).put_off("another change") == ""
+        assert counted(path).postponement("another change") == ""
         moment += waits[-1]
         at(monkeypatch, moment)
-        assert counted(path).put_off("a change") == ""
+        assert counted(path).postponement("a change") == ""
     window = counted(path).window
     assert waits[:4] == [0, 2 * window, 4 * window, 8 * window]
     assert waits[-1] == 86_400
     counted(path).spend()
-    assert counted(path, most=0).put_off("a change") == ""
+    assert counted(path, most=0).postponement("a change") == ""
     counted(path).note_failed("another change")
-    assert counted(path).put_off("another change") == ""
+    assert counted(path).postponement("another change") == ""
 
 
 def test_restarts_add_up_until_the_budget_is_used(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -169,9 +169,9 @@ def test_the_directory_of_another_installer_stands_where_it_stood(
     assert node.toolkit.stat().st_ino == inode
 
 
-def breaks(monkeypatch: pytest.MonkeyPatch, room: Any, step: str, *, after: Callable[[], object]) -> None:
+def breaks(monkeypatch: pytest.MonkeyPatch, module: Any, step: str, *, after: Callable[[], object]) -> None:
     """Let a step fail the first time: it is done, something else happens, and an error is raised."""
-    real: Callable[..., Any] = getattr(room, step)
+    real: Callable[..., Any] = getattr(module, step)
     calls: list[object] = []
 
     def broken(*words: Any, **named: Any) -> Any:
@@ -182,17 +182,17 @@ def breaks(monkeypatch: pytest.MonkeyPatch, room: Any, step: str, *, after: Call
             raise StepError("no room", hint="make some")
         return done
 
-    monkeypatch.setattr(room, step, broken)
+    monkeypatch.setattr(module, step, broken)
 
 
 @pytest.mark.parametrize(
-    ("room", "step"), [(versions, "install"), (apply, "changes")], ids=["files", "config"]
+    ("module", "step"), [(versions, "install"), (apply, "changes")], ids=["files", "config"]
 )
 def test_a_runtime_that_was_not_told_is_not_told_of_the_way_back_either(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch, room: Any, step: str
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch, module: Any, step: str
 ) -> None:
     before, pid = tree(node), running.pid
-    breaks(monkeypatch, room, step, after=lambda: None)
+    breaks(monkeypatch, module, step, after=lambda: None)
     with pytest.raises(RolledBack) as caught:
         converge(node)
     assert (str(caught.value), caught.value.hint) == (f"no room{TAKEN_BACK}", "make some")
@@ -660,7 +660,7 @@ WITHOUT_US: Final = r"\A(?!(?s:.)*nvidia-cdi)"
 
 
 @pytest.mark.parametrize(
-    ("room", "step", "after"),
+    ("module", "step", "after"),
     [(apply, "changes", True), (expectation, "confirmed", False), (rollback, "undo", False)],
     ids=["after the write", "after the reload", "before the way back"],
 )
@@ -668,7 +668,7 @@ def test_a_revert_goes_on_after_a_kill_as_if_there_had_been_none(
     node: Node,
     running: Daemon,
     monkeypatch: pytest.MonkeyPatch,
-    room: Any,
+    module: Any,
     step: str,
     *,
     after: bool,
@@ -677,7 +677,7 @@ def test_a_revert_goes_on_after_a_kill_as_if_there_had_been_none(
     converge(node)
     before = tree(node)
     say(node, WITHOUT_US, {"handlers": ["nvidia"]})
-    killed_in(monkeypatch, room, step, after=after)
+    killed_in(monkeypatch, module, step, after=after)
     with pytest.raises(Killed):
         revert(node, reload_timeout="1")
     monkeypatch.undo()
@@ -1297,16 +1297,16 @@ def test_a_way_back_to_the_former_version_that_fails_before_the_switch_is_still_
     assert link.endswith(str(journal.load(node.install_dir).toolkit_digest))
 
 
-def killed_in(monkeypatch: pytest.MonkeyPatch, room: Any, step: str, *, after: bool) -> None:
+def killed_in(monkeypatch: pytest.MonkeyPatch, module: Any, step: str, *, after: bool) -> None:
     """Let a run be killed when it comes to a step, or right after it."""
-    real: Callable[..., Any] = getattr(room, step)
+    real: Callable[..., Any] = getattr(module, step)
 
     def kill(*words: Any, **named: Any) -> None:
         if after:
             real(*words, **named)
         raise Killed
 
-    monkeypatch.setattr(room, step, kill)
+    monkeypatch.setattr(module, step, kill)
 
 
 # --- the CDI specification ----------------------------------------------------------------------
@@ -1316,11 +1316,11 @@ def test_a_specification_made_beside_an_open_transaction_is_not_forgotten_with_i
     node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is made after the transaction, and so it is none that the way back of one may lose."""
-    monkeypatch.setattr(spec, "mark", lambda *_: "of this driver")
+    monkeypatch.setattr(spec, "dependencies", lambda *_: "of this driver")
     monkeypatch.setattr(spec, "wants_nodes", lambda _: False)
     monkeypatch.setattr(driver, "absence", lambda *_: "")
     monkeypatch.setattr(driver, "roots", lambda *_: SimpleNamespace(named=("/", "/")))
-    monkeypatch.setattr(nvidia_ctk, "see", lambda *_: None)
+    monkeypatch.setattr(nvidia_ctk, "require", lambda *_: None)
     monkeypatch.setattr(nvidia_ctk, "specification", lambda *_, **__: b'{"cdiVersion": "0.5.0"}\n')
     options = {"cdi_enabled": "true", "cdi_output_dir": str(node.root / "cdi")}
     before = tree(node)
@@ -1441,22 +1441,22 @@ def stand(root: Path) -> tuple[str, list[str]]:
 
 def test_the_link_goes_back_and_the_failed_version_goes(root: Path) -> None:
     (root / VERSIONS / "three.partial").mkdir()
-    versions.go_back(root, "one", "two", None)
+    versions.switch_back(root, "one", "two", None)
     assert stand(root) == ("one", ["one"])
-    versions.go_back(root, "one", "two", None)
+    versions.switch_back(root, "one", "two", None)
     assert stand(root) == ("one", ["one"])
 
 
 @pytest.mark.parametrize("failed", [None, "two"], ids=["none was installed", "the same one"])
 def test_where_the_version_did_not_change_nothing_does(root: Path, failed: str | None) -> None:
     before = fake_node.snapshot(root)
-    versions.go_back(root, "two", failed, None)
+    versions.switch_back(root, "two", failed, None)
     assert fake_node.snapshot(root) == before
 
 
 @pytest.mark.parametrize("failed", [None, "one"], ids=["none was installed", "the one from before"])
 def test_a_link_that_a_killed_run_left_at_another_version_goes_back(root: Path, failed: str | None) -> None:
-    versions.go_back(root, "one", failed, None)
+    versions.switch_back(root, "one", failed, None)
     assert stand(root) == ("one", ["one", "two"])
 
 
@@ -1466,12 +1466,12 @@ def test_what_another_installer_put_in_place_of_the_link_stays_where_no_version_
     (root / "toolkit").unlink()
     (root / "toolkit").mkdir()
     (root / "toolkit/nvidia-ctk").write_text("theirs", encoding="utf-8")
-    versions.go_back(root, "one", "one", None)
+    versions.switch_back(root, "one", "one", None)
     assert stand(root) == ("theirs", ["one", "two"])
 
 
 def test_without_an_earlier_version_all_of_them_go(root: Path) -> None:
-    versions.go_back(root, None, "two", None)
+    versions.switch_back(root, None, "two", None)
     assert list(root.iterdir()) == []
 
 
@@ -1479,7 +1479,7 @@ def test_a_version_from_before_that_is_gone_is_told_and_the_failed_one_stays(roo
     (root / "toolkit").unlink()
     (root / "toolkit").symlink_to(f"{VERSIONS}/gone")
     with pytest.raises(StepError) as caught:
-        versions.go_back(root, "zero", "two", None)
+        versions.switch_back(root, "zero", "two", None)
     assert str(caught.value) == f"{root}/{VERSIONS}/zero, the previous version, was not found"
     assert sorted(path.name for path in (root / VERSIONS).iterdir()) == ["one", "two"]
 

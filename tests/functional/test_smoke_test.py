@@ -575,7 +575,7 @@ def test_what_the_container_is_made_of(path: Path, docker: Docker, tmp_path: Pat
         "Labels": {LABEL: "true"},
         "HostConfig": {"Runtime": "nvidia", "NetworkMode": "none", "LogConfig": {"Type": "none"}},
     }
-    assert program.read_bytes() == elf.smallest()
+    assert program.read_bytes() == elf.minimal()
     assert subprocess.run([program], check=False, timeout=10).returncode == 0
 
 

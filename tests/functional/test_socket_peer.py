@@ -70,7 +70,7 @@ def test_the_daemon_is_found(path: Path, speech: str, *, first: bool) -> None:
         assert found.pid == daemon.pid
         assert found.argv[0] == str(path.parent / "d/containerd")
         assert found.executable == os.path.realpath(f"/proc/{daemon.pid}/exe")
-        assert found.start_ticks == procfs.ticks(daemon.pid)
+        assert found.start_ticks == procfs.start_time(daemon.pid)
         assert found.is_alive()
         assert daemon.signals() == []
 
@@ -92,16 +92,16 @@ def test_argv_is_what_the_kernel_says(
     monkeypatch: pytest.MonkeyPatch, said: bytes, words: tuple[str, ...]
 ) -> None:
     monkeypatch.setattr("builtins.open", lambda *_: io.BytesIO(said))
-    assert procfs.words(1) == words
+    assert procfs.argv(1) == words
 
 
 def test_the_argv_of_a_process_that_runs_is_found() -> None:
     with subprocess.Popen([sys.executable, "-c", "input()", "", "a b"], stdin=subprocess.PIPE) as process:
-        fake_node.wait_for(lambda: len(procfs.words(process.pid)) == 5, "it did not become the program")
-        assert procfs.words(process.pid) == (sys.executable, "-c", "input()", "", "a b")
+        fake_node.wait_for(lambda: len(procfs.argv(process.pid)) == 5, "it did not become the program")
+        assert procfs.argv(process.pid) == (sys.executable, "-c", "input()", "", "a b")
 
     with pytest.raises(OSError, match=str(process.pid)):
-        procfs.words(process.pid)
+        procfs.argv(process.pid)
 
 
 def test_not_the_one_who_listened_is_found_but_the_one_who_answers(path: Path) -> None:
@@ -296,7 +296,7 @@ def test_an_answer_of_a_process_that_cannot_be_seen_names_nobody(
 ) -> None:
     """Without SYS_PTRACE a process is there and may not be looked at, which is not to be gone."""
     monkeypatch.setattr(processes, "inspect", lambda _pid: None)
-    monkeypatch.setattr(processes, "is_there", lambda _pid: is_there)
+    monkeypatch.setattr(processes, "is_running", lambda _pid: is_there)
     with fake_node.daemon(path, home=path.parent / "d") as daemon:
         with pytest.raises(socket_peer.NoPeer) as caught:
             socket_peer.find(path, CONTAINERD)

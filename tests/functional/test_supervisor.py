@@ -126,7 +126,7 @@ def test_a_bad_change_to_what_nothing_starts_again_is_rolled_back(node: Node) ->
         assert result.returncode == 6, result.stderr
         assert node.config.read_bytes() == config
         assert not node.drop_in.exists()
-        assert processes.is_there(newest(daemon))
+        assert processes.is_running(newest(daemon))
         assert daemon.starts() == 3
         assert fake_node.cli("status", *options).stdout.startswith("not in sync\n")
 

@@ -71,10 +71,10 @@ def pending(node: Node) -> bool:
 
 
 def killed_in(
-    node: Node, monkeypatch: pytest.MonkeyPatch, room: Any, step: str, *, after: bool = False
+    node: Node, monkeypatch: pytest.MonkeyPatch, module: Any, step: str, *, after: bool = False
 ) -> None:
     """Run a transaction that is killed when it comes to a step, or right after it."""
-    real = getattr(room, step)
+    real = getattr(module, step)
 
     def kill(*words: Any, **named: Any) -> None:
         if after:
@@ -82,7 +82,7 @@ def killed_in(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(room, step, kill)
+        patch.setattr(module, step, kill)
         with pytest.raises(Killed):
             transaction.converge(node.settings(), containerd)
 
@@ -265,13 +265,13 @@ def test_files_that_cannot_be_installed_leave_the_configuration_alone(
 
 
 @pytest.mark.parametrize(
-    ("room", "step", "after"),
+    ("module", "step", "after"),
     [
         (apply, "changes", False),
         (apply, "changes", True),
         (restart, "perform", False),
         (restart, "perform", True),
-        (journal, "settled", False),
+        (journal, "close_transaction", False),
     ],
     ids=[
         "before the write",
@@ -285,13 +285,13 @@ def test_the_next_run_brings_a_killed_one_to_its_end(
     node: Node,
     running: Daemon,
     monkeypatch: pytest.MonkeyPatch,
-    room: Any,
+    module: Any,
     step: str,
     *,
     after: bool,
 ) -> None:
     before = before_us(node)
-    killed_in(node, monkeypatch, room, step, after=after)
+    killed_in(node, monkeypatch, module, step, after=after)
     assert pending(node)
     install(node)
     assert b'default_runtime_name = "nvidia"' in node.config.read_bytes()
@@ -362,7 +362,7 @@ def test_what_is_owed_by_a_process_is_owed_by_it_whatever_the_clock_says(
     place = locate.target(node.settings(), containerd)
     pending = record.pending_reload
     assert pending is not None
-    assert pending.process == (running.pid, procfs.ticks(running.pid))
+    assert pending.process == (running.pid, procfs.start_time(running.pid))
     moved = replace(pending, since=pending.since + jump)
     assert is_pending(place, replace(record, pending_reload=moved), RestartMode.SIGNAL)
     other = replace(record, pending_reload=replace(moved, process=(running.pid, 1)))
@@ -414,22 +414,22 @@ def test_a_killed_run_can_be_taken_back(
     assert before_us(node) == before
 
 
-@pytest.mark.parametrize("step", ["begin", "changes", "perform", "settled", "remove", "forget"])
+@pytest.mark.parametrize("step", ["begin", "changes", "perform", "close_transaction", "remove", "forget"])
 def test_a_killed_revert_can_be_done_again(
     node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     before = before_us(node)
     install(node)
-    room: Any = {
-        "begin": transaction, "changes": apply, "perform": restart, "settled": journal, "remove": versions,
-        "forget": journal,
+    module: Any = {
+        "begin": transaction, "changes": apply, "perform": restart, "close_transaction": journal,
+        "remove": versions, "forget": journal,
     }[step]  # fmt: skip
 
     def kill(*_: Any, **__: Any) -> None:
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(room, step, kill)
+        patch.setattr(module, step, kill)
         with pytest.raises(Killed):
             uninstall.revert(node.settings(), containerd)
     revert(node)

@@ -47,4 +47,4 @@ def test_that_of_a_hang_up_is_the_documented_one() -> None:
     ],
 )
 def test_it_is_said_as_roughly_as_it_is_known(seconds: float, words: str) -> None:
-    assert distributions.words(seconds) == words
+    assert distributions.duration(seconds) == words

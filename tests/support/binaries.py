@@ -103,7 +103,7 @@ def load(binary: Binary, config: str, files: frozenset[tuple[str, bytes]]) -> Bi
             entry = tarfile.TarInfo(path.lstrip("/"))
             entry.size, entry.mtime = len(data), _OLD
             archive.addfile(entry, io.BytesIO(data))
-    with command.staged([packed.getvalue()]) as (fds, paths):
+    with command.staged_files([packed.getvalue()]) as (fds, paths):
         words = (
             "unshare",
             "--mount",
@@ -122,7 +122,7 @@ def load(binary: Binary, config: str, files: frozenset[tuple[str, bytes]]) -> Bi
 
 @cache
 def _asked(binary: Binary, argv: tuple[str, ...], staged: tuple[bytes, ...]) -> BinaryResult:
-    with command.staged([b""] * len(staged)) as (fds, paths):
+    with command.staged_files([b""] * len(staged)) as (fds, paths):
         tokens = {token(index): path for index, path in enumerate(paths)}
         for fd, data in zip(fds, staged, strict=True):
             os.pwrite(fd, _replaced(data.decode(), tokens).encode(), 0)

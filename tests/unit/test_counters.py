@@ -52,11 +52,11 @@ def tally(*, restarts: int = 0, reloads: int = 0, went_back: bool = False) -> Ru
     ids=["in sync", "a repair", "the set-up", "a reload", "only reported", "taken back"],
 )
 def test_a_round_counts(done: SyncReport, account: RunStats, wanted: dict[str, float]) -> None:
-    before = counters.fresh()
+    before = counters.initial()
     after = counters.after(before, done, account)
     assert {name: after[name] for name in counters.COUNTS if after[name]} == wanted
     assert after["outcomes"][done["outcome"]] == 1
-    assert before == counters.fresh()
+    assert before == counters.initial()
     twice = counters.after(after, done, account)
     assert {name: twice[name] for name in counters.COUNTS if twice[name]} == {
         n: 2 * v for n, v in wanted.items()
@@ -64,14 +64,14 @@ def test_a_round_counts(done: SyncReport, account: RunStats, wanted: dict[str, f
 
 
 def test_failed_checks_are_counted_by_name() -> None:
-    counts = counters.fresh()
+    counts = counters.initial()
     for check in ("preflight", "verify", "preflight", ""):
         counts = counters.after(counts, report("failed" if check else "in sync", check=check), tally())
     assert counts["failed"] == {"preflight": 2, "verify": 1}
 
 
 def test_metrics_are_what_prometheus_reads() -> None:
-    counts = counters.fresh()
+    counts = counters.initial()
     failed = report("failed", check="preflight", ready=False)
     for done, account in ((report("changed"), tally(restarts=1)), (failed, tally())):
         counts = counters.after(counts, done, account)

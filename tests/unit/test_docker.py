@@ -496,7 +496,10 @@ def test_null_is_taken_as_absent(data: bytes, *, cdi: bool | None, default: str 
     # Somebody edited it since: only what is ours goes.
     edited = change.after.rstrip()[:-1] + b', "mtu": 1400}\n'
     (back,) = planner.removal(ADAPTER, observe(edited, owned=owned, wish=wish)).changes
-    assert edits.solid(json.loads(back.after or b"")) == {**(json.loads(data) or {}), "mtu": 1400}
+    assert edits.without_empty_tables(json.loads(back.after or b"")) == {
+        **(json.loads(data) or {}),
+        "mtu": 1400,
+    }
 
 
 @pytest.mark.parametrize(

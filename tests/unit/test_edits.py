@@ -273,7 +273,7 @@ SPELLED: Final = {
 
 @pytest.mark.parametrize(("key", "text"), SPELLED.values(), ids=SPELLED)
 def test_a_key_is_spelled_as_people_write_it(key: Key, text: str) -> None:
-    assert edits.spell(key) == text
+    assert edits.dotted(key) == text
 
 
 class Careless:

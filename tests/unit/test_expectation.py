@@ -354,7 +354,7 @@ class Runtime:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *says: Health) -> None:
         self.says = list(says)
         self.timeouts: list[float] = []
-        monkeypatch.setattr(health, "once", self._once)
+        monkeypatch.setattr(health, "query", self._once)
 
     def _once(self, *_: Any, timeout: Callable[[], float]) -> Health:
         self.timeouts.append(timeout())

@@ -73,7 +73,7 @@ def scene(path: Path) -> Target:
 
 
 def once(path: Path, adapter: Adapter = containerd, *, timeout: float = 5) -> Health:
-    return health.once(scene(path), adapter, timeout=timeout)
+    return health.query(scene(path), adapter, timeout=timeout)
 
 
 @contextmanager
@@ -361,30 +361,30 @@ def falling_silent(*answers: bytes) -> BinaryResult:
 def test_a_runtime_is_asked_again_until_it_is_well(path: Path) -> None:
     answer = falling_silent(status(runtime=False), b"", b"\x0a", status())
     with serving(path, Status=answer):
-        assert health.look(scene(path), containerd, Deadline(20)) == Health(effective=HAS)
+        assert health.wait_healthy(scene(path), containerd, Deadline(20)) == Health(effective=HAS)
 
 
 def test_a_runtime_that_is_well_is_asked_once(path: Path) -> None:
     with serving(path, Status=falling_silent(status(), b"")):
-        assert health.look(scene(path), containerd, Deadline(20)).problems == ()
+        assert health.wait_healthy(scene(path), containerd, Deadline(20)).problems == ()
 
 
 def test_a_runtime_that_stays_unwell_is_told_so_when_patience_is_over(path: Path) -> None:
     with serving(path, Status=said(runtime=False)):
         begin = time.monotonic()
-        found = health.look(scene(path), containerd, Deadline(0.3))
+        found = health.wait_healthy(scene(path), containerd, Deadline(0.3))
         assert time.monotonic() - begin >= 0.3
     assert found.problems[0].startswith("the runtime is not ready: ")
 
 
 def test_without_any_patience_it_is_asked_once(path: Path) -> None:
     with serving(path, Status=falling_silent(status(runtime=False), status())):
-        assert health.look(scene(path), containerd, Deadline(0)).problems != ()
+        assert health.wait_healthy(scene(path), containerd, Deadline(0)).problems != ()
 
 
 def test_what_is_only_off_is_not_waited_for(path: Path) -> None:
     with serving(path):
-        assert health.look(scene(path), containerd, Deadline(_FOR_EVER)).problems == ()
+        assert health.wait_healthy(scene(path), containerd, Deadline(_FOR_EVER)).problems == ()
 
 
 # --- over HTTP ----------------------------------------------------------------------------------

@@ -191,7 +191,7 @@ def test_what_is_not_needed_any_more_is_pruned(tmp_path: Path) -> None:
     kept = InstallDir(tmp_path).originals
     journal.prune(tmp_path, record)
     assert {path.name for path in kept.iterdir()} == {sha(ORIGINAL), sha(b"before")}
-    journal.prune(tmp_path, journal.settled(record))
+    journal.prune(tmp_path, journal.close_transaction(record))
     assert {path.name for path in kept.iterdir()} == {sha(ORIGINAL)}
 
 
@@ -298,10 +298,10 @@ def test_every_save_replaces_the_record_in_one_step(tmp_path: Path, monkeypatch:
 
 def test_the_oldest_original_wins_over_two_upgrades(tmp_path: Path) -> None:
     record = remember(tmp_path, Record(), change(ORIGINAL, b"one", a=(1, 2)), without_us=ORIGINAL, mode=0o640)
-    record = journal.settled(record)
+    record = journal.close_transaction(record)
     record = remember(tmp_path, record, change(b"one", b"two", a=(2, 3)), without_us=b"never asked for")
     assert record.owned[0].written == (sha(b"two"), sha(b"one"))
-    record = journal.settled(record)
+    record = journal.close_transaction(record)
     record = remember(
         tmp_path, record, change(b"two", b"three", b=(ABSENT, 1)), without_us=b"never asked for"
     )
@@ -315,7 +315,7 @@ def test_the_oldest_original_wins_over_two_upgrades(tmp_path: Path) -> None:
 
 def test_an_edit_by_someone_between_two_writes_is_part_of_the_original(tmp_path: Path) -> None:
     record = remember(tmp_path, Record(), change(ORIGINAL, b"ours", a=(1, 2)), without_us=ORIGINAL)
-    record = journal.settled(record)
+    record = journal.close_transaction(record)
     theirs = change(b"ours and theirs", b"ours again and theirs", b=(1, 2))
     record = remember(tmp_path, record, theirs, without_us=b"# original\ntheirs", mode=0o600)
     assert original(tmp_path, record) == b"# original\ntheirs"
@@ -341,23 +341,25 @@ def test_a_crash_before_the_write_does_not_make_the_plan_an_original(tmp_path: P
 
 
 def test_a_crash_after_the_write_knows_both_contents(tmp_path: Path) -> None:
-    record = journal.settled(remember(tmp_path, Record(), change(ORIGINAL, b"one"), without_us=ORIGINAL))
+    record = journal.close_transaction(
+        remember(tmp_path, Record(), change(ORIGINAL, b"one"), without_us=ORIGINAL)
+    )
     record = remember(tmp_path, record, change(b"one", b"two"), without_us=None)
     journal.save(tmp_path, record)
     assert journal.load(tmp_path).owned[0].written == (sha(b"two"), sha(b"one"))
 
 
 def test_settled_forgets_what_was_written_before_and_what_is_owed() -> None:
-    record = journal.settled(RECORD)
+    record = journal.close_transaction(RECORD)
     assert record.pending_reload is None
     assert [owned.written for owned in record.owned] == [("aa",), ("cc",)]
     assert record.owned[0].original == RECORD.owned[0].original
 
 
 def test_settled_keeps_what_is_still_owed() -> None:
-    assert journal.settled(RECORD, pending=PendingReload(since=7.5)).pending_reload == PendingReload(
-        since=7.5
-    )
+    assert journal.close_transaction(
+        RECORD, pending=PendingReload(since=7.5)
+    ).pending_reload == PendingReload(since=7.5)
 
 
 @pytest.mark.parametrize("damage", ["missing", "changed"])

@@ -291,7 +291,7 @@ def test_what_is_cut_anew_is_right_wherever_the_text_changes(data: bytes, drawn:
     )
     if document.text[:start] and not document.text[:start].endswith("\n"):
         new = f"\n{new}"
-    after = toml_scanner.respliced(document, start, end, new)
+    after = toml_scanner.replace_span(document, start, end, new)
     assert after.text == document.text[:start] + new + document.text[end:]
     assert after.statements == tuple(toml_scanner.statements(after.text))
 

@@ -24,7 +24,7 @@ COUNTS: Final = (
 )
 
 
-def fresh() -> dict[str, Any]:
+def initial() -> dict[str, Any]:
     """Return the initial counters of an agent."""
     return {
         "outcomes": dict.fromkeys(OUTCOMES, 0),

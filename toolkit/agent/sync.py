@@ -41,7 +41,7 @@ def first(context: Context) -> SyncReport:
 
     Raises ToolkitError if that fails: the agent is not started then.
     """
-    return _reported(context, CONVERGE, counters.fresh(), _set_up)
+    return _reported(context, CONVERGE, counters.initial(), _set_up)
 
 
 def later(context: Context, kind: str, previous: SyncReport) -> SyncReport:
@@ -49,7 +49,7 @@ def later(context: Context, kind: str, previous: SyncReport) -> SyncReport:
 
     `previous` holds the counters of the earlier syncs, and whether the API server knows the DaemonSet.
     """
-    counts = previous.get("counts") or counters.fresh()
+    counts = previous.get("counts") or counters.initial()
     act = _repair if kind == CONVERGE else _check
     began = time.monotonic()
     try:
@@ -101,17 +101,17 @@ def _set_up(context: Context) -> tuple[Plan, str, str]:
         return make_plan(context), counters.DRIFT, error.message
     if waits_for := plan.specification.waits_for:
         LOGGER.warning("no CDI specification yet: %s", waits_for)
-    return _settled(context, plan)
+    return _outcome(context, plan)
 
 
 def _repair(context: Context) -> tuple[Plan, str, str]:
     plan = transaction.converge(
         context.settings, context.adapter, context.stop, tally=context.stats, announce=_announce
     )
-    return _settled(context, plan)
+    return _outcome(context, plan)
 
 
-def _settled(context: Context, plan: Plan) -> tuple[Plan, str, str]:
+def _outcome(context: Context, plan: Plan) -> tuple[Plan, str, str]:
     """Return the plan, the outcome and why the node is not ready; observe the node again after a change."""
     if plan.is_noop:
         return plan, counters.IN_SYNC, readiness.unready(context, plan)
@@ -211,7 +211,7 @@ def _reported(
         },
         "versions": _versions(context, plan),
         "driver": driver.is_loaded(plan.target.host),
-        "signs": driver.signs(plan.target.host),
+        "signs": driver.marker_paths(plan.target.host),
         "verified": {} if unready else readiness.verified(context),
     }
     return _finished(context, done, counts)
@@ -253,7 +253,7 @@ def _versions(context: Context, plan: Plan) -> dict[str, str]:
         if context.adapter.supports_cri:
             version = cri.version(target.socket, timeout=_SOON)
         else:
-            version = health.once(target, context.adapter, timeout=_SOON).effective.version
+            version = health.query(target, context.adapter, timeout=_SOON).effective.version
     except StepError:
         version = ""  # the runtime does not answer now, which the readiness check reports
     return {**versions, "runtime_version": version}

@@ -81,7 +81,7 @@ class Version:
         return not self.differing
 
 
-def wanted(settings: Settings, host: Host, install_dir: Path, low_level: tuple[str, ...]) -> Version:
+def desired_version(settings: Settings, host: Host, install_dir: Path, low_level: tuple[str, ...]) -> Version:
     """Return the version that results from source and settings, compared with the installed one.
 
     `low_level` are the node's low-level runtimes, the default one first. Raises UsageProblem if the
@@ -109,7 +109,7 @@ def _wanted(settings: Settings, host: Host, install_dir: Path, low_level: tuple[
     }
     features |= {("features", name): True for name in settings.opt_in_features}
     config = toolkit_config.configuration(
-        present, path, {**toolkit_config.asked(settings, toolkit, low_level), **features}
+        present, path, {**toolkit_config.desired_keys(settings, toolkit, low_level), **features}
     )
     result.append(Entry(name=toolkit_config.CONFIG, mode=0o644, content=config))
     link = InstallDir(install_dir).toolkit

@@ -77,7 +77,7 @@ def configuration(present: bytes | None, path: str, asked: Mapping[Key, Any]) ->
     return (present or b"") if change is None else (change.after or b"")
 
 
-def asked(settings: Settings, toolkit: str, low_level: tuple[str, ...]) -> dict[Key, Any]:
+def desired_keys(settings: Settings, toolkit: str, low_level: tuple[str, ...]) -> dict[Key, Any]:
     """Return the keys of the toolkit's configuration that follow from the settings.
 
     `toolkit` is the node path of the toolkit's directory, `low_level` the node's low-level runtimes.

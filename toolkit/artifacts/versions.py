@@ -63,7 +63,9 @@ def install(version: Version, install_dir: Path, host: Host, *, like: str = "") 
         raise StepError(f"{target} cannot be written: {error.strerror}") from error
 
 
-def go_back(install_dir: Path, digest: str | None, failed: str | None, replaced: Path | None) -> str | None:
+def switch_back(
+    install_dir: Path, digest: str | None, failed: str | None, replaced: Path | None
+) -> str | None:
     """Switch back to the previous version and remove the one that `failed`; return the version in use.
 
     `digest` is the previous version; None if there was none, then the toolkit is removed. `replaced` is
@@ -100,13 +102,13 @@ def room_needed(version: Version, install_dir: Path) -> int:
     return sum(e.content.stat().st_size if isinstance(e.content, Path) else len(e.content) for e in missing)
 
 
-def in_the_way(install_dir: Path) -> str | None:
+def foreign_directory(install_dir: Path) -> str | None:
     """Return the path that a foreign directory at `ROOT/toolkit` is moved to; None if there is none."""
     displaced = install_dir / BEFORE
     return str(displaced) if _is_foreign(displaced) or _is_foreign(InstallDir(install_dir).toolkit) else None
 
 
-def immovable(install_dir: Path) -> str:
+def immovable_reason(install_dir: Path) -> str:
     """Return why a foreign directory at `ROOT/toolkit` cannot be moved aside, and the remedy; "" if it can.
 
     A mount point cannot be renamed, and neither can a directory of a lower layer of an overlay. The kernel
@@ -368,7 +370,7 @@ def _sweep(versions: Path) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
-def tidy(install_dir: Path, digest: str, before: str | None = None) -> None:
+def remove_old(install_dir: Path, digest: str, before: str | None = None) -> None:
     """Remove old versions, except those that a process runs from, and the previous one.
 
     `digest` is the version in use, `before` the previous one; if it is not given or the same, the newest

@@ -86,15 +86,15 @@ def _below(host: Host, node_path: str) -> Path | None:
     return None
 
 
-def signs(host: Host) -> list[str]:
+def marker_paths(host: Host) -> list[str]:
     """Return the local paths that show the driver: one of them exists if it is loaded."""
-    paths = (path for sign in wrappers.DRIVER_SIGNS for path in system.places(host, sign))
+    paths = (path for sign in wrappers.DRIVER_SIGNS for path in system.local_paths(host, sign))
     return [str(path) for path in dict.fromkeys(paths)]
 
 
 def is_loaded(host: Host) -> bool:
     """Return whether the driver is loaded; the toolkit's wrappers check the same paths."""
-    return procfs.any_exists(signs(host))
+    return procfs.any_exists(marker_paths(host))
 
 
 def mode(host: Host) -> str:
@@ -103,10 +103,10 @@ def mode(host: Host) -> str:
     WSL2 and a Tegra whose only module is nvgpu have no device nodes /dev/nvidia*, which the mode
     `management` looks for.
     """
-    if not system.is_there(host, _MODULE):
-        if system.is_there(host, _WSL):
+    if not system.exists(host, _MODULE):
+        if system.exists(host, _WSL):
             return "wsl"
-        if system.is_there(host, _TEGRA):
+        if system.exists(host, _TEGRA):
             return "csv"
     return MANAGEMENT
 
@@ -128,12 +128,12 @@ def missing_control_nodes(host: Host, result: Roots) -> tuple[str, ...]:
     return tuple(name for name in _CONTROL if not (result.local[1] / "dev" / name).exists())
 
 
-def traits(host: Host, result: Roots) -> list[str]:
+def identity(host: Host, result: Roots) -> list[str]:
     """Return strings that identify the driver: its version, its device nodes, and its files.
 
     They change when the driver or the node's devices change.
     """
-    version = system.words(host, f"{_MODULE}/version") or ""
+    version = system.read_text(host, f"{_MODULE}/version") or ""
     dev = result.local[1] / "dev"
     nodes = [
         *_characters(dev, _NODES),
@@ -197,12 +197,12 @@ def _names(directory: Path) -> list[str]:
 
 def driver(settings: Settings, host: Host) -> dict[str, Any]:
     """Return a description of the driver, without loading a module or running a program."""
-    version = system.words(host, "/proc/driver/nvidia/version")
+    version = system.read_text(host, "/proc/driver/nvidia/version")
     nodes = list(_nodes(_dev(settings, host)))
     return {
         "version": version.splitlines()[0] if version else None,
         "modules": sorted(_modules(host)),
-        "loaded": next((sign for sign in wrappers.DRIVER_SIGNS if system.is_there(host, sign)), None),
+        "loaded": next((sign for sign in wrappers.DRIVER_SIGNS if system.exists(host, sign)), None),
         "devices": nodes,
         "missing_links": [f"/dev/char/{n['number']}" for n in nodes if not n["link"]],
         "root": _root(settings, host),
@@ -210,7 +210,7 @@ def driver(settings: Settings, host: Host) -> dict[str, Any]:
 
 
 def _modules(host: Host) -> Iterator[str]:
-    for line in (system.words(host, "/proc/modules") or "").splitlines():
+    for line in (system.read_text(host, "/proc/modules") or "").splitlines():
         if re.match(r"(nvidia\w*|nvgpu)\s", line):
             yield line.split()[0]
 

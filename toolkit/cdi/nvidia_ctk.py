@@ -29,7 +29,7 @@ _HINT: Final = (
 _NOT_THERE: Final = "--no-install uses the node's toolkit: install it there, or leave out --no-install"
 
 
-def see(host: Host, tools: Tools) -> None:
+def require(host: Host, tools: Tools) -> None:
     """Raise StepError if nvidia-ctk does not exist, as on a node whose own toolkit is incomplete."""
     if not _is_there(host, tools, tools.ctk):
         raise StepError(f"{tools.ctk} not found on the node", hint=_NOT_THERE)

@@ -50,7 +50,7 @@ class Specification:
         return self.is_lacking and not self.waits_for
 
     @property
-    def is_settled(self) -> bool:
+    def needs_nothing(self) -> bool:
         """Return whether there is nothing to do now: it is in sync, or waits for the driver."""
         return not self.is_due and not self.is_stale
 
@@ -58,7 +58,7 @@ class Specification:
 NONE: Final = Specification()
 
 
-def look(settings: Settings, host: Host, install_dir: Path, record: Record) -> Specification:
+def observe(settings: Settings, host: Host, install_dir: Path, record: Record) -> Specification:
     """Return the state of the specification. Raises NodeConfigError if its file cannot be read."""
     owned = record.specification
     if not is_wanted(settings):
@@ -69,7 +69,7 @@ def look(settings: Settings, host: Host, install_dir: Path, record: Record) -> S
     content = fingerprint(snapshot.data if snapshot else None)
     is_ours = owned is not None and owned.path == path
     waits_for = driver.absence(settings, host)
-    made_of = "" if waits_for else mark(settings, host, install_dir)
+    made_of = "" if waits_for else dependencies(settings, host, install_dir)
     is_as_written = owned is not None and is_ours and owned.written[0] == content
     return Specification(
         path=path,
@@ -113,7 +113,7 @@ def wants_nodes(settings: Settings) -> bool:
     return bool(devices) and "none" not in devices
 
 
-def mark(settings: Settings, host: Host, install_dir: Path) -> str:
+def dependencies(settings: Settings, host: Host, install_dir: Path) -> str:
     """Return a digest of everything that a specification depends on: settings, tools, driver and devices.
 
     Returns "" if the driver is not found.
@@ -129,7 +129,7 @@ def mark(settings: Settings, host: Host, install_dir: Path) -> str:
         commands.hook,
         _stamp(commands.local / Path(commands.ctk).name),
         *(f"without {name}" for name in missing),
-        *driver.traits(host, result),
+        *driver.identity(host, result),
     ]
     return fingerprint(json.dumps(inputs).encode())
 

@@ -125,7 +125,7 @@ def keep(invocation: Invocation) -> int:
     stop = Cancellation()
     stop.listen()
     previous = from_json(child.read(child.REPORT))
-    with lock.lent(invocation.lock, child.LOCK):
+    with lock.inherited(invocation.lock, child.LOCK):
         context = invocation.context(stop, previous.get("found"))
         report = sync.later(context, str(invocation.extra["kind"]), previous)
     child.write(child.REPORT, report)

@@ -90,9 +90,9 @@ def _report(problems: Sequence[str], error: Exception, *, as_json: bool = False)
         if log.is_json():
             log.LOGGER.error("%s", problem, extra=log.facts(hint=hint, code=code))
         else:
-            click.echo(f"{log.painted('error:', log.RED, wanted=colour)} {problem}", err=True)
+            click.echo(f"{log.coloured('error:', log.RED, wanted=colour)} {problem}", err=True)
     if hint and not log.is_json():
-        click.echo(f"{log.painted('hint:', log.CYAN, wanted=colour)} {hint}", err=True)
+        click.echo(f"{log.coloured('hint:', log.CYAN, wanted=colour)} {hint}", err=True)
     if as_json:
         # A program that parses stdout gets a JSON object for errors, too.
         document = {"error": {"problems": list(problems), "hint": hint, "code": code}}

@@ -22,7 +22,7 @@ _COLOURS: Final = {"+": GREEN, "-": RED, "@": CYAN}
 def plan_text(plan: Plan, *, colour: bool) -> str:
     """Return a plan as text: the diff of every file, whether the runtime would be reloaded, and why."""
     host = plan.target.host
-    lines = [painted(describe.diff(host, change), colour=colour) for change in plan.config_plan.changes]
+    lines = [colour_diff(describe.diff(host, change), colour=colour) for change in plan.config_plan.changes]
     lines += [f"# {note}\n" for note in describe.notes(plan)]
     lines.append(f"# {describe.summary(plan)}\n")
     return "".join(lines)
@@ -65,14 +65,14 @@ def status_text(plan: Plan, unready: str, verified: Mapping[str, str], *, colour
     for each handler: those through which no container was started are listed.
     """
     if not plan.is_noop:
-        head = log.painted("not in sync", YELLOW, wanted=colour)
+        head = log.coloured("not in sync", YELLOW, wanted=colour)
         return "".join([f"{head}\n", *(f"  {line}\n" for line in describe.differences(plan))])
-    ready = log.painted("ready", GREEN, wanted=colour)
+    ready = log.coloured("ready", GREEN, wanted=colour)
     if unready:
-        ready = f"{log.painted('not ready', YELLOW, wanted=colour)}: {unready}"
+        ready = f"{log.coloured('not ready', YELLOW, wanted=colour)}: {unready}"
     listed = {} if unready else {name: text for name, text in verified.items() if text != STARTED}
     lines = [f"  {handler}: {result}\n" for handler, result in listed.items()]
-    return "".join([f"{log.painted('in sync', GREEN, wanted=colour)}\n{ready}\n", *lines])
+    return "".join([f"{log.coloured('in sync', GREEN, wanted=colour)}\n{ready}\n", *lines])
 
 
 def status_json(plan: Plan, unready: str, verified: Mapping[str, str]) -> str:
@@ -91,12 +91,12 @@ def removal_json(done: Removal) -> str:
     )
 
 
-def painted(text: str, *, colour: bool) -> str:
+def colour_diff(text: str, *, colour: bool) -> str:
     """Return a diff, with `colour` in the colours of a terminal."""
     if not colour:
         return text
     return "".join(
-        f"{log.painted(line.rstrip(), _COLOURS[line[0]], wanted=True)}\n" if line[0] in _COLOURS else line
+        f"{log.coloured(line.rstrip(), _COLOURS[line[0]], wanted=True)}\n" if line[0] in _COLOURS else line
         for line in text.splitlines(keepends=True)
     )
 

@@ -56,7 +56,7 @@ def collect(context: Context) -> dict[str, Any]:
     install_dir = snapshot.target.install_dir if snapshot.target else Path(settings.toolkit_install_dir)
     report = {
         "format": FORMAT,
-        "tool": {"runtime": str(context.adapter.name), **_section(sections.tool, settings)},
+        "tool": {"runtime": str(context.adapter.name), **_section(sections.program, settings)},
         "node": _section(system.node, host),
         "runtimes": runtimes,
         "configuration": _section(_configuration, context, snapshot),

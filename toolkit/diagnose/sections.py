@@ -32,7 +32,7 @@ _SOON: Final = 5.0
 _FIRST_NAMESPACE: Final = "pid:[4026531836]"
 
 
-def tool(settings: Settings) -> dict[str, Any]:
+def program(settings: Settings) -> dict[str, Any]:
     """Return the version of the program, its environment, and the settings that are not defaults."""
     return {
         "version": __version__,
@@ -101,7 +101,7 @@ def effective(context: Context, target: Target, observation: Observation) -> dic
 
 def running(context: Context, target: Target) -> dict[str, Any]:
     """Return the health and the configuration that the running daemon reports."""
-    now = health.once(target, context.adapter, timeout=_SOON)
+    now = health.query(target, context.adapter, timeout=_SOON)
     return {
         "healthy": not now.problems,
         "problems": list(now.problems),

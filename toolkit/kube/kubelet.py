@@ -74,7 +74,7 @@ def configs(root: Path | None = None, proc: Path = PROC) -> tuple[KubeletConfig,
 
 
 def ignored(root: Path | None = None, proc: Path = PROC) -> tuple[Ignored, ...]:
-    """Return the untrusted processes with a kubelet's name, ordered by PID; see `words`."""
+    """Return the untrusted processes with a kubelet's name, ordered by PID; see `configs`."""
     return tuple(
         Ignored(pid=int(pid), program=name, problem=problem)
         for pid, name in _candidates(proc)

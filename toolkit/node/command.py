@@ -259,7 +259,7 @@ def staged_directories(
 
 
 @contextmanager
-def staged(files: Sequence[bytes]) -> Iterator[tuple[list[int], list[str]]]:
+def staged_files(files: Sequence[bytes]) -> Iterator[tuple[list[int], list[str]]]:
     """Create files in memory that a child process can open.
 
     Yields their descriptors, to be passed to the child, and the paths at which the child can open them.

@@ -40,7 +40,7 @@ _LOADED: Final = 1
 _READ_AND_EXECUTE: Final = 4 | 1
 
 
-def smallest(machine: str | None = None) -> bytes | None:
+def minimal(machine: str | None = None) -> bytes | None:
     """Return the executable for a machine, named as by `uname -m`; by default the machine of this process.
 
     Return None for a machine that is not supported. The layout is that of elf(5) and of the processor

@@ -214,7 +214,7 @@ def writable(directory: Path) -> str | None:
     return f"{directory} is {'on a read-only file system' if read_only else 'not writable'}"
 
 
-def fixed(path: Path) -> str:
+def immutable_reason(path: Path) -> str:
     """Return why nobody can replace an existing file: a phrase, empty if somebody can, perhaps only root."""
     for place in (path, path.parent):
         if _inode_flags(place) & (_IMMUTABLE | _APPEND_ONLY):

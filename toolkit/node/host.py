@@ -60,7 +60,7 @@ class Host:
 
     def seen(self, node_path: str) -> Path:
         """Return the local path of a node path; the node path itself if it is the same file here."""
-        own, below = Path(node_path), self.through(node_path)
+        own, below = Path(node_path), self.resolve(node_path)
         return own if below is not None and same_place(own, below) else self.local(node_path)
 
     def node(self, local_path: Path, *candidates: str) -> str:
@@ -76,13 +76,13 @@ class Host:
 
     def _found(self, local_path: Path, candidates: Sequence[str]) -> str | None:
         """Return the candidate that is the same file, or the file's name in a candidate's directory."""
-        seen = {candidate: self.through(candidate) for candidate in candidates}
+        seen = {candidate: self.resolve(candidate) for candidate in candidates}
         for candidate, below in seen.items():
             if below is not None and same_place(local_path, below):
                 return candidate
         for candidate in candidates[1:]:
             directory = PurePosixPath(candidate).parent
-            below = self.through(str(directory))
+            below = self.resolve(str(directory))
             if below is not None and same_place(local_path.parent, below):
                 return str(directory / local_path.name)
         return None
@@ -107,13 +107,13 @@ class Host:
                 raise _not_mounted(local_path, to)
         raise StepError(f"{local_path} is a loop of symbolic links")
 
-    def shows(self, node_path: str, local: Path, *, directory_of: bool = False) -> bool:
+    def is_same_place(self, node_path: str, local: Path, *, directory_of: bool = False) -> bool:
         """Return whether a node path is the same as a local path without links.
 
         Of a path that does not exist yet the nearest existing parents are compared, and with
         `directory_of` the directories of both. Other mounted directories than the root are ignored.
         """
-        seen = self.through(node_path)
+        seen = self.resolve(node_path)
         if seen is not None and directory_of:
             seen, local = seen.parent, local.parent
         while seen is not None and not local.exists() and local != local.parent:
@@ -170,7 +170,7 @@ class Host:
 
     def _real(self, place: PurePosixPath) -> PurePosixPath | None:
         """Return the path without links of a mounted directory; None if the node's root does not show it."""
-        below = self.through(str(place))
+        below = self.resolve(str(place))
         if below is None or not same_place(self.local(str(place)), below):
             return None
         return PurePosixPath("/") / below.relative_to(self.root)
@@ -222,12 +222,12 @@ class Host:
         directories = [""] if name.startswith("/") else search_path.split(":")
         for directory in directories:
             node_path = f"{directory}/{name}" if directory else name
-            path = self.through(node_path)
+            path = self.resolve(node_path)
             if path is not None and os.access(path, os.X_OK) and path.is_file():
                 return node_path
         return None
 
-    def through(self, node_path: str) -> Path | None:
+    def resolve(self, node_path: str) -> Path | None:
         """Resolve a node path below the root; absolute links are relative to the root. None for a loop."""
         done = Path(self.root)
         parts = list(PurePosixPath(node_path).parts[1:])

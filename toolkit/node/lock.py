@@ -32,7 +32,7 @@ def held(path: Path) -> Iterator[int]:
     files.make_directory(path.parent)
     fd = _locked(path)
     try:
-        _sign(fd, path)
+        _write_pid(fd, path)
         yield fd
     finally:
         # Truncated, not removed: a process that has opened the file would otherwise lock a removed inode.
@@ -42,7 +42,7 @@ def held(path: Path) -> Iterator[int]:
 
 
 @contextmanager
-def lent(path: Path, fd: int) -> Iterator[None]:
+def inherited(path: Path, fd: int) -> Iterator[None]:
     """Use the lock of the parent process, whose descriptor was inherited.
 
     If the file has been removed or replaced, that lock has no effect any more, and the file at the path
@@ -68,7 +68,7 @@ def is_held(path: Path) -> bool | None:
     return status is not None and bool(holding(status))
 
 
-def _sign(fd: int, path: Path) -> None:
+def _write_pid(fd: int, path: Path) -> None:
     try:
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)

@@ -33,10 +33,10 @@ class RuntimeProcess:
 
     def is_alive(self) -> bool:
         """Return whether the process still runs, and its PID has not been reused."""
-        return procfs.ticks(self.pid) == self.start_ticks
+        return procfs.start_time(self.pid) == self.start_ticks
 
 
-def is_there(pid: int) -> bool:
+def is_running(pid: int) -> bool:
     """Return whether a process exists, a zombie included."""
     return os.path.exists(f"/proc/{pid}")
 
@@ -44,8 +44,8 @@ def is_there(pid: int) -> bool:
 def inspect(pid: int) -> RuntimeProcess | None:
     """Return the process with a PID; None if it does not exist or may not be examined."""
     try:
-        started = procfs.ticks(pid)
-        argv = procfs.words(pid)
+        started = procfs.start_time(pid)
+        argv = procfs.argv(pid)
         executable = os.readlink(f"/proc/{pid}/exe").removesuffix(" (deleted)")
         unit = _unit(pid)
     except OSError:

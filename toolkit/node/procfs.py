@@ -32,7 +32,7 @@ def any_exists(paths: Iterable[str]) -> bool:
     return any(os.path.exists(path) for path in paths)
 
 
-def ticks(pid: int) -> int | None:
+def start_time(pid: int) -> int | None:
     """Return the start time of a process in clock ticks since boot; None if it has ended.
 
     A process whose parent does not ask for its end remains as a zombie.
@@ -63,7 +63,7 @@ def name(pid: int) -> str | None:
         return None
 
 
-def words(pid: int) -> tuple[str, ...]:
+def argv(pid: int) -> tuple[str, ...]:
     """Return the argv of a process; empty for a zombie. Raises OSError."""
     with open(f"/proc/{pid}/cmdline", "rb") as stream:
         content = stream.read()

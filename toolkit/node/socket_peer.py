@@ -66,7 +66,7 @@ def find(
             f"{path} is answered by PID {pid} ({process.executable}), which {problem}: it is not trusted",
             hint="name the socket of the node's own runtime with --socket",
         )
-    if process is None and processes.is_there(pid):
+    if process is None and processes.is_running(pid):
         raise NoPeer(
             f"{path} is answered by PID {pid}, which cannot be examined: permission denied",
             hint="the pod needs `privileged: true`, or the capability SYS_PTRACE",

@@ -25,7 +25,7 @@ _MOST: Final = 65536
 
 def node(host: Host) -> dict[str, Any]:
     """Return the facts about a node as JSON values; None for facts that cannot be determined."""
-    uptime = words(host, "/proc/uptime")
+    uptime = read_text(host, "/proc/uptime")
     return {
         "root": str(host.root),
         "kernel": platform.release(),
@@ -33,23 +33,23 @@ def node(host: Host) -> dict[str, Any]:
         "os": _distribution(host),
         "cgroup": _cgroup(host),
         "selinux": _selinux(host),
-        "apparmor": "on" if words(host, "/sys/module/apparmor/parameters/enabled") == "Y" else "off",
+        "apparmor": "on" if read_text(host, "/sys/module/apparmor/parameters/enabled") == "Y" else "off",
         "systemd": _systemd(host),
-        "boot": words(host, "/proc/sys/kernel/random/boot_id"),
+        "boot": read_text(host, "/proc/sys/kernel/random/boot_id"),
         "uptime_s": int(float(uptime.split()[0])) if uptime else None,
     }
 
 
-def words(host: Host, node_path: str) -> str | None:
+def read_text(host: Host, node_path: str) -> str | None:
     """Return the stripped content of a small file of the node; None if it cannot be read."""
-    for path in places(host, node_path):
+    for path in local_paths(host, node_path):
         # O_NONBLOCK, since a FIFO at the path must not block.
         with suppress(OSError), open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as stream:
             return (stream.read(_MOST) or b"").decode(errors="replace").strip()
     return None
 
 
-def places(host: Host, node_path: str) -> Iterator[Path]:
+def local_paths(host: Host, node_path: str) -> Iterator[Path]:
     """Yield the local paths of a node path: below the root, then, for /proc and /sys, the path itself.
 
     The kernel's files have the same content in every mount namespace.
@@ -60,9 +60,9 @@ def places(host: Host, node_path: str) -> Iterator[Path]:
         yield Path(node_path)
 
 
-def is_there(host: Host, node_path: str) -> bool:
+def exists(host: Host, node_path: str) -> bool:
     """Return whether a path of the node exists; False if it cannot be examined."""
-    for path in places(host, node_path):
+    for path in local_paths(host, node_path):
         with suppress(OSError):
             if path.exists():
                 return True
@@ -71,7 +71,7 @@ def is_there(host: Host, node_path: str) -> bool:
 
 def os_release(host: Host) -> str:
     """Return the content of the node's os-release file; empty if there is none."""
-    return words(host, "/etc/os-release") or words(host, "/usr/lib/os-release") or ""
+    return read_text(host, "/etc/os-release") or read_text(host, "/usr/lib/os-release") or ""
 
 
 def _distribution(host: Host) -> str | None:
@@ -85,15 +85,15 @@ def _distribution(host: Host) -> str | None:
 
 
 def _cgroup(host: Host) -> str | None:
-    if is_there(host, "/sys/fs/cgroup/cgroup.controllers"):
+    if exists(host, "/sys/fs/cgroup/cgroup.controllers"):
         return "v2"
-    if is_there(host, "/sys/fs/cgroup/unified/cgroup.controllers"):
+    if exists(host, "/sys/fs/cgroup/unified/cgroup.controllers"):
         return "hybrid"
-    return "v1" if is_there(host, "/sys/fs/cgroup/memory") else None
+    return "v1" if exists(host, "/sys/fs/cgroup/memory") else None
 
 
 def _selinux(host: Host) -> str:
-    enforce = words(host, "/sys/fs/selinux/enforce")
+    enforce = read_text(host, "/sys/fs/selinux/enforce")
     return "off" if enforce is None else "enforcing" if enforce == "1" else "permissive"
 
 

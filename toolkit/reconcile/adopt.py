@@ -27,7 +27,7 @@ from toolkit.state.record import Record
 _RUN: Final = re.compile(rb"(/[^\s\"'=:\0]*)/toolkit/nvidia-container-runtime")
 
 
-def recollected(target: Target, record: Record) -> Record:
+def restored_record(target: Target, record: Record) -> Record:
     """Return the record; if it was lost, with the digest of the installed toolkit."""
     if not is_lost(record) or record.toolkit_digest is not None:
         return record
@@ -50,7 +50,7 @@ def adopted(
     return _unowned(target, adapter, observation) if is_lost(record) else ()
 
 
-def words(target: Target, adopted: Iterable[Ownership]) -> tuple[str, ...]:
+def notes(target: Target, adopted: Iterable[Ownership]) -> tuple[str, ...]:
     """Return a note for every adopted file."""
     return tuple(
         f"{target.host.local(each.path)} has handlers of the toolkit that are missing from the state file:"
@@ -99,7 +99,7 @@ def _unowned(target: Target, adapter: Adapter, observation: Observation) -> tupl
     If another installer's toolkit lies in this place, the handlers belong to that installer: nothing
     is returned. Raises NodeConfigError if a file cannot be parsed.
     """
-    if versions.in_the_way(target.install_dir):
+    if versions.foreign_directory(target.install_dir):
         return ()
     try:
         return planner.unowned(adapter, target.desired, observation, _toolkit(target).rstrip("/"))

@@ -45,9 +45,9 @@ def overwritten(host: Host, changes: Sequence[FileChange]) -> list[str]:
     return result
 
 
-def obstacles(host: Host, changes: Sequence[FileChange]) -> list[str]:
+def unwritable(host: Host, changes: Sequence[FileChange]) -> list[str]:
     """Return a message for every file that cannot be replaced, and every directory that is not writable."""
-    result = fixed(host, changes)
+    result = immutable_files(host, changes)
     named = {host.file(change.path).parent for change in changes if _fixed(host, change)}
     rest: dict[Path, str] = {}
     for change in changes:
@@ -59,7 +59,7 @@ def obstacles(host: Host, changes: Sequence[FileChange]) -> list[str]:
     return [*result, *rest.values()]
 
 
-def fixed(host: Host, changes: Sequence[FileChange]) -> list[str]:
+def immutable_files(host: Host, changes: Sequence[FileChange]) -> list[str]:
     """Return a message for every existing file that nobody can replace where it is."""
     return [problem for change in changes if (problem := _fixed(host, change))]
 
@@ -73,7 +73,7 @@ def _fixed(host: Host, change: FileChange) -> str:
         target = host.target(local)
     except StepError:
         return ""
-    why = files.fixed(target)
+    why = files.immutable_reason(target)
     if not why:
         return ""
     other = target if target != local else Path(os.path.realpath(local))

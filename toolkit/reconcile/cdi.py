@@ -35,12 +35,12 @@ class NotSpecified(StepError):
     """Raised when the specification could not be generated; the runtime and its files are in sync."""
 
 
-def settle(context: Context, plan: Plan) -> None:
+def update(context: Context, plan: Plan) -> None:
     """Generate the specification if it is due, and remove one that is no longer wanted.
 
     The readiness record is updated afterwards. Raises NotSpecified.
     """
-    if plan.specification.is_settled:
+    if plan.specification.needs_nothing:
         return
     target = plan.target
     with context.stats.during("cdi"):
@@ -48,11 +48,11 @@ def settle(context: Context, plan: Plan) -> None:
             record = journal.load(target.install_dir)
             if plan.specification.is_stale:
                 record, _ = take_back(target.host, target.install_dir, record)
-            if spec.look(context.settings, target.host, target.install_dir, record).is_due:
+            if spec.observe(context.settings, target.host, target.install_dir, record).is_due:
                 record = _generate(context, target.host, target.install_dir, record)
         except (ToolkitError, OSError) as error:
             raise _not_specified(error) from error
-        specification = spec.look(context.settings, target.host, target.install_dir, record)
+        specification = spec.observe(context.settings, target.host, target.install_dir, record)
         if record.pending_reload is None:
             after = replace(plan, record=record, specification=specification)
             readiness.write_readiness(context, after, verify.runtime_state(context, after))
@@ -119,7 +119,7 @@ def _generate(context: Context, host: Host, install_dir: Path, record: Record) -
     """
     settings = context.settings
     tools = spec.tools(settings, host, install_dir)
-    nvidia_ctk.see(host, tools)
+    nvidia_ctk.require(host, tools)
     deadline = Deadline(_LONGEST, context.stop).at_least(_LEAST)
     roots = driver.roots(settings, host)
     if roots is None:
@@ -127,11 +127,11 @@ def _generate(context: Context, host: Host, install_dir: Path, record: Record) -
     if spec.wants_nodes(settings) and driver.missing_control_nodes(host, roots):
         nvidia_ctk.make_control_nodes(tools, roots, timeout=deadline)
         LOGGER.info("created the driver's device nodes in %s", roots.named[1])
-    specification = spec.look(settings, host, install_dir, record)
+    specification = spec.observe(settings, host, install_dir, record)
     data = nvidia_ctk.specification(
         host, tools, roots, settings.cdi_kind, mode=driver.mode(host), timeout=deadline
     )
-    if spec.mark(settings, host, install_dir) != specification.made_of:
+    if spec.dependencies(settings, host, install_dir) != specification.made_of:
         raise StepError(
             "the driver or its devices changed while the specification was generated",
             hint="run again when they no longer change",

@@ -121,7 +121,7 @@ class Context:
         return self.settings.readiness
 
     @property
-    def scaffold(self) -> Path:
+    def created_directories(self) -> Path:
         """Return the path of the file that lists the directories created by an installation."""
         return RunDir.of(self.settings.pid_file).directories
 

@@ -146,7 +146,7 @@ def _restart_words(plan: Plan) -> str:
         if restart_method.unit
         else restart_method.words(plan.target.process)
     )
-    return f"{action} (unavailable for {distributions.words(seconds)})" if seconds is not None else action
+    return f"{action} (unavailable for {distributions.duration(seconds)})" if seconds is not None else action
 
 
 def unavailable_seconds(plan: Plan) -> float | None:

@@ -67,7 +67,7 @@ class Plan:
     @property
     def is_noop(self) -> bool:
         """Return whether nothing has to be done."""
-        return self.is_in_place and self.specification.is_settled
+        return self.is_in_place and self.specification.needs_nothing
 
     @property
     def is_in_place(self) -> bool:
@@ -80,7 +80,7 @@ class Plan:
         return self.config_plan.is_noop and installed and not self.reload_pending
 
     @property
-    def is_unsettled(self) -> bool:
+    def is_interrupted(self) -> bool:
         """Return whether an earlier run of the same operation was killed before it committed."""
         transaction = self.record.open
         return transaction is not None and transaction.operation is self.operation
@@ -125,8 +125,8 @@ def make_plan(context: context.Context) -> Plan:
     record, record_problem = _record(target)
     if record.open is not None:
         paths = tuple(each.path for each in record.open.files)
-        record = journal.as_on_disk(record, observe.read(target.host, paths))
-    record = adopt.recollected(target, record)
+        record = journal.without_unwritten(record, observe.read(target.host, paths))
+    record = adopt.restored_record(target, record)
     adopted: tuple[Ownership, ...] = ()
     if settings.no_runtime_config:
         note = "the runtime is not configured (--no-runtime-config)"
@@ -139,7 +139,7 @@ def make_plan(context: context.Context) -> Plan:
         adopted = adopt.adopted(target, adapter, record, observation)
         observation = replace(observation, owned=(*observation.owned, *adopted))
         plan = compute(target, adapter, observation)
-    plan = replace(plan, notes=(*plan.notes, *adopt.words(target, adopted)))
+    plan = replace(plan, notes=(*plan.notes, *adopt.notes(target, adopted)))
     if record_problem:
         plan = replace(plan, notes=(*plan.notes, record_problem))
     version, problem = _toolkit(context, target, plan)
@@ -157,7 +157,7 @@ def make_plan(context: context.Context) -> Plan:
         reload_pending=is_configured
         and (pending_restart or method.is_revival(target) or is_pending(target, record, context.mode)),
         installs=not settings.no_install,
-        specification=spec.look(settings, target.host, target.install_dir, record),
+        specification=spec.observe(settings, target.host, target.install_dir, record),
         adopted=adopted,
     )
     return with_supervisor(context, made)
@@ -184,7 +184,9 @@ def _toolkit(
     if context.settings.no_install:
         return None, programs.lacking(context.settings, target.host, target.desired)
     try:
-        return manifest.wanted(context.settings, target.host, target.install_dir, plan.low_level), None
+        return manifest.desired_version(
+            context.settings, target.host, target.install_dir, plan.low_level
+        ), None
     except UsageProblem as error:
         return None, error
 

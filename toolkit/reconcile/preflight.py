@@ -54,7 +54,7 @@ SELINUX: Final = Path("/sys/fs/selinux/enforce")
 SEARCH_PATH: Final = command.SEARCH_PATH
 
 
-def look_ahead(context: Context, plan: Plan) -> Baseline:
+def check(context: Context, plan: Plan) -> Baseline:
     """Run all checks and return the baseline of the change.
 
     Raises StepError with all problems, and Interrupted if the run was asked to stop. Nothing is
@@ -87,7 +87,7 @@ def look_ahead(context: Context, plan: Plan) -> Baseline:
         raise StepError(f"{'; '.join(problems)}: nothing was changed", hint=hint)
     if context.stop.is_requested:
         raise Interrupted(context.stop.signal)
-    return verify.taken(context.adapter, plan, state)
+    return verify.baseline_of(context.adapter, plan, state)
 
 
 def _of_override(context: Context, plan: Plan) -> list[str]:
@@ -106,7 +106,7 @@ def _of_override(context: Context, plan: Plan) -> list[str]:
 def read_only(plan: Plan) -> tuple[list[str], str]:
     """Return a message for every file of the plan that nobody can replace, and a hint what to do instead."""
     target = plan.target
-    fixed = apply.fixed(target.host, plan.config_plan.changes)
+    fixed = apply.immutable_files(target.host, plan.config_plan.changes)
     return fixed, (_system_hint(target) or _GENERATED) if fixed else ""
 
 
@@ -125,7 +125,7 @@ def _state(context: Context, plan: Plan) -> Health | None:
     is_affected = plan.reload_needed or is_asked(context, plan)
     if not is_affected or plan.target.process is None:
         return None
-    state = health.look(plan.target, context.adapter, Deadline(SOON, context.stop))
+    state = health.wait_healthy(plan.target, context.adapter, Deadline(SOON, context.stop))
     if state.problems and context.stop.is_requested:
         raise Interrupted(context.stop.signal)
     if state.problems:
@@ -175,7 +175,7 @@ def _in_use(context: Context, plan: Plan) -> str:
         target, adapter, plan.observation, context.deadline(), context.stop, by_name=True
     )
     what = f"{', '.join(sorted(removed))}, which would be removed"
-    return f"{in_use.words(using, what)} (stop them first)" if using else ""
+    return f"{in_use.describe(using, what)} (stop them first)" if using else ""
 
 
 def _ended_containers(context: Context, plan: Plan) -> str:
@@ -209,7 +209,7 @@ def sweep(install_dir: Path) -> None:
 
 def _of_files(target: Target, changes: tuple[FileChange, ...]) -> list[str]:
     """Return the problems that would keep the runtime's files from being written."""
-    result = apply.obstacles(target.host, changes)
+    result = apply.unwritable(target.host, changes)
     points = mounts.mount_points()
     for change in changes:
         path = target.host.file(change.path)
@@ -244,7 +244,7 @@ def _of_toolkit(plan: Plan) -> list[str]:
         return problems
     if version is not None and not version.is_installed:
         problems += _probe(target)
-        if immovable := versions.immovable(target.install_dir):
+        if immovable := versions.immovable_reason(target.install_dir):
             problems.append(immovable)
     if not plan.config_plan.is_noop and plan.installs:
         problems += _low_level(
@@ -272,7 +272,7 @@ def _of_budget(budget: Budget, change: str) -> list[str]:
     """Return why the runtime may not be restarted: the budget is used up, or its file cannot be written."""
     if not budget.most:
         return []
-    if refusal := budget.put_off(change) or budget.refusal():
+    if refusal := budget.postponement(change) or budget.refusal():
         return [refusal]
     if budget.path.is_dir():
         return [f"{budget.path}, the file that counts restarts, is a directory"]
@@ -292,7 +292,7 @@ def _probe(target: Target) -> list[str]:
     """Write, rename and run a probe file where the toolkit will be installed; return the problems."""
     directory = mounts.nearest(target.install_dir)
     probe, renamed = directory / _PROBE, directory / f"{_PROBE}-renamed"
-    program = elf.smallest()
+    program = elf.minimal()
     try:
         sweep(target.install_dir)
         fd = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o700)
@@ -316,7 +316,7 @@ def _runs(target: Target, probe: Path) -> list[str]:
     failed = f"no program can be run in {probe.parent}"
     seen = visibility.of_runtime(target) if os.geteuid() == 0 else None
     root: Path | None = None
-    if seen is not None and target.process is not None and seen.shows(node_path, host.target(probe)):
+    if seen is not None and target.process is not None and seen.is_same_place(node_path, host.target(probe)):
         root = seen.root
         directory = os.path.dirname(node_path)
         failed = f"{target.desired.runtime} (PID {target.process.pid}) can run no program in {directory}"

@@ -171,6 +171,6 @@ def _facts(context: Context, plan: Plan, state: Health, daemon: RuntimeProcess |
     files = verify.configuration(plan)
     if plan.specification.path:
         files[str(plan.specification.local)] = plan.specification.content
-    signs = driver.signs(plan.target.host) if context.settings.readiness_requires_driver else None
+    signs = driver.marker_paths(plan.target.host) if context.settings.readiness_requires_driver else None
     runtime = plan.target.desired.runtime
     return readiness_record.facts(runtime, daemon, state.effective, digest, files, signs)

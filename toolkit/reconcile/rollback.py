@@ -64,7 +64,7 @@ def undo(context: Context, target: Target, record: Record, why: str, *, notified
         if transaction.files and not transaction.notified:
             current, transaction = _locate_again(context, current, transaction)
         if is_restored or is_first:
-            record = _save(target, pending_reload.incurred(record, is_written=True))
+            record = _save(target, pending_reload.add(record, is_written=True))
         if target.desired.delivery.provided_handlers:
             # The distribution defines handlers for the toolkit that it finds when it is restarted.
             _restore_toolkit(target, record, transaction)
@@ -103,7 +103,7 @@ def _restore_runtime(
 def _restore_toolkit(target: Target, record: Record, transaction: Transaction) -> str | None:
     """Switch back to the previous toolkit version and return its digest, None if there was none."""
     previous, failed = transaction.previous.toolkit_digest, record.toolkit_digest
-    return versions.go_back(target.install_dir, previous, failed, _path(record.displaced))
+    return versions.switch_back(target.install_dir, previous, failed, _path(record.displaced))
 
 
 def _locate_again(context: Context, target: Target, transaction: Transaction) -> tuple[Target, Transaction]:
@@ -133,13 +133,13 @@ def close(context: Context, target: Target, record: Record, transaction: Transac
     )
     created = [path for path in record.directories if path not in previous.directories]
     with contextlib.suppress(StepError):  # If the run is killed now, an empty directory may remain.
-        created_directories.note(context.scaffold, created)
+        created_directories.note(context.created_directories, created)
     if previous.is_empty:
         journal.forget(target.install_dir)
     else:
         previous = journal.save(target.install_dir, previous)
         journal.prune(target.install_dir, previous)
-    created_directories.take_down(context.scaffold, created)
+    created_directories.take_down(context.created_directories, created)
     return previous
 
 
@@ -170,12 +170,12 @@ def restore_files(
     plan = planner.removal(context.adapter, Observation(files=current, owned=owned))
     if transaction.notified and plan.reset_contents and _reloads_in_place(context, target):
         for reset in plan.reset_contents:
-            record = journal.also_written(record, reset.path, reset.after or b"")
+            record = journal.with_content(record, reset.path, reset.after or b"")
         record = _save(target, record)
         apply.changes(target.host, plan.reset_contents, root_config)
         _reload(context, target, None, deadline, is_first=True)  # A reload in place is never counted.
     if plan.changes:
-        record = _save(target, pending_reload.incurred(record, is_written=False))
+        record = _save(target, pending_reload.add(record, is_written=False))
     apply.changes(target.host, plan.changes, root_config, give_back=transaction.files)
     for name in plan.stayed:
         LOGGER.warning("kept, because it was modified meanwhile: %s", name)

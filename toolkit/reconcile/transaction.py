@@ -48,8 +48,8 @@ def begin(context: Context, plan: Plan, baseline: Baseline) -> Record:
         *map(str, files.missing_directories(install_dir)),
         *map(str, apply.missing_directories(target.host, plan.config_plan.changes)),
     ]
-    created_directories.note(context.scaffold, missing)
-    directories = {*plan.record.directories, *created_directories.noted(context.scaffold), *missing}
+    created_directories.note(context.created_directories, missing)
+    directories = {*plan.record.directories, *created_directories.read(context.created_directories), *missing}
     transaction = plan.record.open
     if transaction is None or (
         plan.operation is Operation.REVERT and transaction.operation is not Operation.REVERT
@@ -62,7 +62,7 @@ def begin(context: Context, plan: Plan, baseline: Baseline) -> Record:
     try:
         # Saving the originals creates the first of these directories, so the record is written before.
         record = journal.save(install_dir, record)
-        created_directories.clear(context.scaffold)
+        created_directories.clear(context.created_directories)
         record = _adopting(target, record, plan.adopted)
         for change in plan.config_plan.changes:
             local, snapshot = target.host.local(change.path), snapshots[change.path]
@@ -86,11 +86,11 @@ def begin(context: Context, plan: Plan, baseline: Baseline) -> Record:
                 )
                 record = replace(record, owned=owned)
             elif change.reset_content is not None:
-                record = journal.also_written(record, change.path, change.reset_content)
+                record = journal.with_content(record, change.path, change.reset_content)
         version = plan.version
         displaced = record.displaced
         if version is not None and not version.is_installed:
-            displaced = displaced or versions.in_the_way(install_dir)
+            displaced = displaced or versions.foreign_directory(install_dir)
         return journal.save(
             install_dir,
             replace(
@@ -126,7 +126,7 @@ def _adopting(target: Target, record: Record, adopted: tuple[Ownership, ...]) ->
         local = target.host.local(each.path)
         snapshot = files.read(target.host.target(local))
         owned.append(journal.adopt(target.install_dir, each, local=local, snapshot=snapshot))
-    for line in adopt.words(target, adopted):
+    for line in adopt.notes(target, adopted):
         LOGGER.warning("%s", line)
     return replace(record, owned=tuple(owned))
 
@@ -182,7 +182,7 @@ def converge(
         LOGGER.warning("%s", warning)
     if not plan.is_in_place:
         carry_out(context, plan)
-    cdi.settle(context, plan)
+    cdi.update(context, plan)
     LOGGER.info("done: %s", context.stats.words())
     return plan
 
@@ -202,11 +202,11 @@ def carry_out(context: Context, plan: Plan) -> Record:
     # Before anything else: a container whose handler is removed may not be removable any more.
     handlers.clear(context, plan.target)
     with during("preflight"):
-        baseline = preflight.look_ahead(context, plan)
+        baseline = preflight.check(context, plan)
     with during("begin"):
         record = begin(context, plan, baseline)
     # Whether the runtime may have loaded the change.
-    notified = plan.is_unsettled and plan.config_plan.is_noop
+    notified = plan.is_interrupted and plan.config_plan.is_noop
     try:
         if record.open is not None and record.open.baseline is not baseline:
             baseline = verify.refreshed_baseline(
@@ -271,7 +271,7 @@ def sweep(context: Context, plan: Plan) -> None:
     journal.sweep(target.install_dir)
     if not plan.record.is_empty:
         journal.prune(target.install_dir, plan.record)
-        created_directories.clear(context.scaffold)
+        created_directories.clear(context.created_directories)
 
 
 # --- the steps ----------------------------------------------------------------------------------
@@ -293,7 +293,7 @@ def _save_pending(plan: Plan, record: Record, *, written: bool) -> Record:
     if not plan.reload_needed:
         return record
     ends = written and plan.restart_method.replaces and plan.restart_method.mode is not RestartMode.NONE
-    pending = pending_reload.incurred(record, is_written=written, by=plan.target.process, ends=ends)
+    pending = pending_reload.add(record, is_written=written, by=plan.target.process, ends=ends)
     return journal.save(plan.target.install_dir, pending)
 
 
@@ -369,14 +369,14 @@ def _confirm_unchanged(context: Context, plan: Plan, baseline: Baseline | None) 
     Returns None if the runtime is not managed. Raises ReloadError.
     """
     is_left_alone = context.mode is RestartMode.NONE or context.settings.no_runtime_config
-    was_healthy = plan.is_unsettled and baseline is not None and baseline.was_healthy
+    was_healthy = plan.is_interrupted and baseline is not None and baseline.was_healthy
     if is_left_alone or not (was_healthy or is_asked(context, plan)):
         return None
-    deadline = context.deadline() if plan.is_unsettled else Deadline(SOON, context.stop)
+    deadline = context.deadline() if plan.is_interrupted else Deadline(SOON, context.stop)
     expected = verify.expected(context, plan, baseline)
     with context.stats.during("verify"):
         state = expectation.confirmed(plan.target, context.adapter, expected, deadline)
-        if plan.is_unsettled:
+        if plan.is_interrupted:
             restart.confirm_dependents(plan.target, _dependents(plan, baseline), deadline)
         return state
 
@@ -466,7 +466,7 @@ def commit(
         restart.takes_effect(context.adapter, plan.restart_method) and not context.settings.no_runtime_config
     )
     pending = None if is_loaded else record.pending_reload
-    settled = journal.settled(record, plan.files_after, pending=pending)
+    settled = journal.close_transaction(record, plan.files_after, pending=pending)
     for attempt in (1, 2):
         try:
             record = journal.save(install_dir, settled)
@@ -477,7 +477,7 @@ def commit(
     sweep(context, after)
     if plan.version is not None:
         previous = plan.record.open.previous if plan.record.open is not None else plan.record
-        versions.tidy(install_dir, plan.version.digest, previous.toolkit_digest)
+        versions.remove_old(install_dir, plan.version.digest, previous.toolkit_digest)
     if plan.operation is Operation.INSTALL:
         # A change that the runtime still has to load is not in use yet.
         now = (state or verify.runtime_state(context, after)) if pending is None else None
@@ -490,7 +490,7 @@ def _not_confirmed(context: Context, plan: Plan, error: StepError) -> Plan:
 
     Raises `error` if the runtime is unhealthy.
     """
-    if health.once(plan.target, context.adapter, timeout=verify.soon(context)).problems:
+    if health.query(plan.target, context.adapter, timeout=verify.soon(context)).problems:
         raise error
     return verify.with_pending_reload(context, plan, error)
 

@@ -59,7 +59,7 @@ def revert(settings: Settings, adapter: Adapter, stop: Cancellation | None = Non
     if plan.config_plan.is_noop and record.open is not None and record.open.failure and not is_forced:
         # An unfinished rollback restored the files already. It remains to be verified by the runtime.
         transaction.recover(context)
-        record = adopt.recollected(target, journal.load(target.install_dir))
+        record = adopt.restored_record(target, journal.load(target.install_dir))
         plan = _view(context, locate.again(target, adapter), record)
     transaction.sweep(context, plan)
     if using := _using_before(context, plan):
@@ -67,7 +67,7 @@ def revert(settings: Settings, adapter: Adapter, stop: Cancellation | None = Non
         raise _in_use(using, "the handlers and their files are kept")
     if not is_forced:
         plan = _with_loaded_handlers(context, plan)
-    if plan.reload_needed or plan.is_unsettled:
+    if plan.reload_needed or plan.is_interrupted:
         record = transaction.carry_out(context, plan)
     _refuse_if_needed(context, plan)
     target = plan.target
@@ -79,7 +79,7 @@ def revert(settings: Settings, adapter: Adapter, stop: Cancellation | None = Non
     versions.remove(target.install_dir, Path(record.displaced) if record.displaced else None)
     if target.desired.delivery.provided_handlers and not context.settings.no_runtime_config:
         _restart_distribution(context, plan)
-    created_directories.note(context.scaffold, record.directories)
+    created_directories.note(context.created_directories, record.directories)
     _clean(context, target, record.directories)
     kept = (*plan.config_plan.stayed, *([kept_specification] if kept_specification else ()))
     return Removal(target=target, plan=replace(plan.config_plan, stayed=kept), was_empty=False)
@@ -87,7 +87,7 @@ def revert(settings: Settings, adapter: Adapter, stop: Cancellation | None = Non
 
 def _plan(context: Context, target: Target) -> Plan | None:
     """Return the plan of the uninstall, None if there is nothing to revert. Raises ToolkitError."""
-    record = adopt.recollected(target, journal.load(target.install_dir))
+    record = adopt.restored_record(target, journal.load(target.install_dir))
     if record.is_empty and not adopt.are_named(target):
         return None
     same_runtime(record, target)
@@ -108,7 +108,7 @@ def _restart_distribution(context: Context, plan: Plan) -> None:
     """
     target = locate.supervised(locate.again(plan.target, context.adapter), context.adapter)
     state = (
-        health.once(target, context.adapter, timeout=verify.soon(context))
+        health.query(target, context.adapter, timeout=verify.soon(context))
         if target.process is not None
         else None
     )
@@ -144,7 +144,7 @@ def _clean(context: Context, target: Target, directories: tuple[str, ...]) -> No
     binary_cache.forget(context.settings)
     preflight.sweep(target.install_dir)
     journal.forget(target.install_dir)
-    if remaining := created_directories.take_down(context.scaffold, directories):
+    if remaining := created_directories.take_down(context.created_directories, directories):
         raise StepError(f"{', '.join(remaining)} cannot be removed", hint="run revert again")
 
 
@@ -179,7 +179,7 @@ def _with_loaded_handlers(context: Context, plan: Plan) -> Plan:
         return replace(
             plan, reload_pending=record.pending_reload is not None and context.mode is not RestartMode.NONE
         )
-    state = health.look(target, context.adapter, Deadline(SOON, context.stop))
+    state = health.wait_healthy(target, context.adapter, Deadline(SOON, context.stop))
     if state.problems and state.effective.handlers is None:
         raise StepError(
             f"{'; '.join(state.problems)}: cannot check whether the runtime still has the toolkit's"
@@ -274,7 +274,7 @@ def _view(context: Context, target: Target, record: Record) -> Plan:
     opened = record.open
     if opened is not None:
         paths = tuple(each.path for each in opened.files)
-        record = journal.as_on_disk(record, observe.read(target.host, paths))
+        record = journal.without_unwritten(record, observe.read(target.host, paths))
     # The runtime may still have the handlers of a change that is being rolled back, even if no file
     # defines them any more.
     named = record.owned or (opened.files if opened is not None else ())
@@ -326,7 +326,7 @@ def _using_before(context: Context, plan: Plan) -> tuple[str, ...]:
 
 
 def _in_use(using: tuple[str, ...], what: str) -> StepError:
-    users = in_use.words(using, "the toolkit's handlers")
+    users = in_use.describe(using, "the toolkit's handlers")
     return StepError(
         f"{users}; {what}",
         hint="stop them and run revert again, or use --force (they can then no longer be stopped cleanly)",

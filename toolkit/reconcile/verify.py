@@ -43,7 +43,7 @@ _LEAST: Final = 1.0
 # --- the baseline -----------------------------------------------------------------------------------
 
 
-def taken(adapter: Adapter, plan: Plan, now: Health | None) -> Baseline:
+def baseline_of(adapter: Adapter, plan: Plan, now: Health | None) -> Baseline:
     """Return the baseline of a change.
 
     `now` is the runtime's state before the change, None if it was not queried because the change
@@ -192,7 +192,7 @@ def runtime_state(context: Context, plan: Plan) -> Health | None:
         return Health(effective=UNTOLD)
     if is_pending(plan.target, plan.record, RestartMode.AUTO):
         return None
-    state = health.once(plan.target, context.adapter, timeout=soon(context))
+    state = health.query(plan.target, context.adapter, timeout=soon(context))
     return None if state.problems or expected(context, plan, None).unmet(context.adapter, state) else state
 
 
@@ -212,7 +212,7 @@ def with_missing_handlers(context: Context, plan: Plan) -> Plan:
     """
     if plan.reload_needed or plan.target.process is None or not is_asked(context, plan):
         return plan
-    state = health.once(plan.target, context.adapter, timeout=soon(context))
+    state = health.query(plan.target, context.adapter, timeout=soon(context))
     unmet = [] if state.problems else expected(context, plan, None).unmet(context.adapter, state)
     return with_pending_reload(context, plan, ReloadError("; ".join(unmet))) if unmet else plan
 

@@ -26,7 +26,7 @@ def find_socket(settings: Settings, host: Host) -> Path:
     path = Path(settings.socket)
     if settings.is_given("socket") or host.is_here or os.path.exists(path):
         return path
-    below = host.through(str(path))
+    below = host.resolve(str(path))
     return below if below is not None and os.path.exists(below) else path
 
 
@@ -63,7 +63,7 @@ def unread(host: Host, adapter: Adapter, given: str | None, config: str) -> str:
     read = given or ("" if host.is_here else runtime_default(adapter.name, "config"))
     if not read.startswith("/") or read == config:
         return ""
-    path = host.through(read)
+    path = host.resolve(read)
     if path is None or same_place(host.file(config), path):
         return ""
     how = f"was started with {read}" if given else f"reads its default config {read}"

@@ -103,7 +103,7 @@ def confirmed(
     """
     settling = None
     while True:
-        now = health.once(target, adapter, timeout=deadline.at_least(_LEAST))
+        now = health.query(target, adapter, timeout=deadline.at_least(_LEAST))
         problems = [*now.problems] or expected.unmet(adapter, now)
         if not problems:
             return now

@@ -38,19 +38,19 @@ class Health:
         return not self.no_cri
 
 
-def look(target: Target, adapter: Adapter, deadline: Deadline) -> Health:
+def wait_healthy(target: Target, adapter: Adapter, deadline: Deadline) -> Health:
     """Return the runtime's health as soon as it is healthy, or its last state at the deadline.
 
     A daemon accepts connections before its CRI is ready, so a single query is not enough.
     """
     while True:
-        health_now = once(target, adapter, timeout=deadline.at_least(_LEAST))
+        health_now = query(target, adapter, timeout=deadline.at_least(_LEAST))
         if not health_now.problems or deadline.is_over:
             return health_now
         deadline.pause(_PAUSE)
 
 
-def once(target: Target, adapter: Adapter, *, timeout: Timeout) -> Health:
+def query(target: Target, adapter: Adapter, *, timeout: Timeout) -> Health:
     """Return the runtime's health now; `timeout` applies to every request."""
     body = ""
     health_now = Health(effective=Effective(), no_cri="this runtime has no CRI")

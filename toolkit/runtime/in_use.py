@@ -75,7 +75,7 @@ def using(
             answers[request.path] = http.get(target.socket, request.path, timeout=timeout, gone="null")
 
 
-def words(using: tuple[str, ...], what: str) -> str:
+def describe(using: tuple[str, ...], what: str) -> str:
     """Return a message with the number and the first names of the containers that use `what`."""
     users = "1 container still uses" if len(using) == 1 else f"{len(using)} containers still use"
     return f"{users} {what}: {', '.join(sorted(using)[:_MOST_NAMED])}"

@@ -89,7 +89,7 @@ def ask(target: locate.Target, question: BinaryQuery) -> BinaryResult:
 
 def _ask(target: locate.Target, question: BinaryQuery) -> BinaryResult:
     with (
-        command.staged(question.files) as (fds, paths),
+        command.staged_files(question.files) as (fds, paths),
         command.staged_directories(question.directories) as (directories, directory_paths),
     ):
         marks = {token(i): path for i, path in enumerate(paths)}

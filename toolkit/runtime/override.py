@@ -54,7 +54,7 @@ def _program(target: Target, key: str, path: str) -> Iterator[str]:
 
 
 def _file(target: Target, key: str, path: str) -> Iterator[str]:
-    found = target.host.through(path) if path.startswith("/") else None
+    found = target.host.resolve(path) if path.startswith("/") else None
     if found is None or not os.path.isfile(found):
         yield f"{_OPTION}: {key} names {path}, which is not a file on the node"
 

@@ -18,7 +18,7 @@ from toolkit.state.record import PendingReload, Record
 _TICKS: Final = 0.05
 
 
-def incurred(
+def add(
     record: Record,
     *,
     is_written: bool,

@@ -95,7 +95,7 @@ def restart_method(
     if process is None:
         return RestartMethod(mode=mode, unit=None, replaces=ends, obstacle=target.no_process)
     is_known = found is not None
-    found = found or supervisor.presumed(process)
+    found = found or supervisor.presume(process)
     no_unit = f"{found.no_unit} (use --restart-mode signal or none)" if found.no_unit else ""
     by_unit = RestartMethod(
         mode=RestartMode.SYSTEMD,

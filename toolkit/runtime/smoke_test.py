@@ -292,7 +292,7 @@ def _run(socket: Path, handler: str, name: str, image: str, time_left: TimeLeft)
 
 def _import(socket: Path, image: str, time_left: TimeLeft) -> None:
     """Create the image. Raises NotTried."""
-    program = elf.smallest()
+    program = elf.minimal()
     if program is None:
         raise NotTried("no test program for this CPU architecture")
     repository, tag = image.split(":")

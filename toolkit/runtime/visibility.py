@@ -47,7 +47,7 @@ class _Place(NamedTuple):
         return f"{self.option}={self.directory}" if self.option else self.directory
 
     def is_shown(self, host: Host) -> bool:
-        return host.shows(self.node_path, self.local, directory_of=self.is_file)
+        return host.is_same_place(self.node_path, self.local, directory_of=self.is_file)
 
 
 class Invisible(NamedTuple):
@@ -92,7 +92,7 @@ def check(
 
 
 def _hidden(runtime: str, seen: Host, place: _Place) -> str:
-    at_path = seen.through(place.directory)
+    at_path = seen.resolve(place.directory)
     what = "is another directory" if at_path is not None and at_path.exists() else "does not exist"
     return f"{runtime} does not see {place.name}: in its mount namespace that path {what}"
 

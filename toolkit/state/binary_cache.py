@@ -76,13 +76,13 @@ class AnswerCache:
 
 def identity(host: Host, binary: str | None) -> str:
     """Return a text that identifies the file of the runtime's binary (a node path); empty if unknown."""
-    path = host.through(binary) if binary else None
+    path = host.resolve(binary) if binary else None
     return _identity(path) if path is not None else ""
 
 
 def of(settings: Settings, host: Host, binary: str | None) -> AnswerCache:
     """Return the cache of the runtime's binary, which is named by its path on the node."""
-    return AnswerCache(path=_path(settings), binary=host.through(binary) if binary else None)
+    return AnswerCache(path=_path(settings), binary=host.resolve(binary) if binary else None)
 
 
 def forget(settings: Settings) -> None:

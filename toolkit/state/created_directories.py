@@ -23,7 +23,7 @@ _ACCEPTED: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENOTEMPTY, errn
 
 def note(path: Path, directories: Iterable[str]) -> None:
     """Add directories to the note at a path. Raises StepError if the note cannot be written."""
-    everything = sorted({*noted(path), *directories})
+    everything = sorted({*read(path), *directories})
     if not everything:
         return
     try:
@@ -34,7 +34,7 @@ def note(path: Path, directories: Iterable[str]) -> None:
         raise
 
 
-def noted(path: Path) -> tuple[str, ...]:
+def read(path: Path) -> tuple[str, ...]:
     """Return the directories in the note, outermost first; none if the note cannot be read."""
     try:
         snapshot = files.read(path)
@@ -56,7 +56,7 @@ def take_down(path: Path, directories: Iterable[str]) -> tuple[str, ...]:
 
     Return the paths that could not be removed because of an error; the note then stays as well.
     """
-    everything = sorted({*noted(path), *directories}, reverse=True)
+    everything = sorted({*read(path), *directories}, reverse=True)
     refused = tuple(directory for directory in everything if not _is_done(directory))
     if refused:  # try again: an outer directory may have been kept only because an inner one was
         refused = tuple(directory for directory in everything if not _is_done(directory))

@@ -171,7 +171,7 @@ def _encoded_attributes(attributes: files.Attributes) -> tuple[tuple[str, str], 
     return tuple((name, base64.b64encode(value).decode()) for name, value in attributes)
 
 
-def also_written(record: Record, path: str, data: bytes) -> Record:
+def with_content(record: Record, path: str, data: bytes) -> Record:
     """Return the record with a content of a file added to those that this program wrote.
 
     The open transaction, if any, is changed as well.
@@ -187,7 +187,7 @@ def also_written(record: Record, path: str, data: bytes) -> Record:
     return replace(record, owned=marked(record.owned), open=opened)
 
 
-def as_on_disk(record: Record, now: Mapping[str, bytes | None]) -> Record:
+def without_unwritten(record: Record, now: Mapping[str, bytes | None]) -> Record:
     """Return the record without the changes that a killed run had planned but not written.
 
     `now` holds the current content of the files of the open transaction, by path. A file that still has
@@ -206,7 +206,7 @@ def as_on_disk(record: Record, now: Mapping[str, bytes | None]) -> Record:
     return replace(record, owned=tuple(owned))
 
 
-def settled(
+def close_transaction(
     record: Record, now: Mapping[str, bytes | None] = EMPTY, *, pending: PendingReload | None = None
 ) -> Record:
     """Return the record of a finished transaction.

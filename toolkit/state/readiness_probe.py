@@ -40,7 +40,7 @@ def _differing(content: Mapping[str, Any]) -> str:
     if content.get("boot") != procfs.boot_id():
         return "the readiness record is from another boot"
     pid = content.get("pid")
-    if pid is not None and procfs.ticks(pid) != content.get("started"):
+    if pid is not None and procfs.start_time(pid) != content.get("started"):
         return f"PID {pid} is no longer the runtime's process"
     signs = content.get("driver")
     if signs is not None and not procfs.any_exists(signs):

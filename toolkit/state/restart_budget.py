@@ -75,7 +75,7 @@ class Budget:
         """
         self._write(replace(self._read(), vain=mark))
 
-    def put_off(self, mark: str) -> str:
+    def postponement(self, mark: str) -> str:
         """Return why a change that was rolled back before must wait; empty if it may be tried again.
 
         A second attempt is limited by the budget alone. After that each delay is twice the one before, up

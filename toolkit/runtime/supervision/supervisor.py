@@ -61,7 +61,7 @@ class Supervisor:
     launch: Launch | None = None
 
 
-def presumed(process: processes.RuntimeProcess | None) -> Supervisor:
+def presume(process: processes.RuntimeProcess | None) -> Supervisor:
     """Return the supervisor that the control group suggests, for a daemon that has nothing to load."""
     unit = process.unit if process is not None else None
     no_unit = _no_unit(process.pid) if process is not None and unit is None else ""
@@ -78,7 +78,7 @@ def find(
     ancestors = _ancestors(process.pid)
     unusable = systemd.unusable(host)
     properties: dict[str, str] = {}
-    problem = systemd.unseen(host) if process.unit is not None else ""
+    problem = systemd.invisible_reason(host) if process.unit is not None else ""
     if process.unit is not None and not problem:
         try:
             properties = systemd.show(host, [process.unit], _PROPERTIES, timeout=timeout)[process.unit]

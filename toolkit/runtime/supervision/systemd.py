@@ -23,7 +23,7 @@ ALONE: Final = "--job-mode=ignore-requirements"
 Properties = Mapping[str, str]
 
 
-def unseen(host: Host) -> str:
+def invisible_reason(host: Host) -> str:
     """Return why the node's systemd is not visible, or "" if it is."""
     if not host.below("/run/systemd/system").is_dir() or host.executable("systemctl") is None:
         return f"the node's systemd is not visible below {host.root}: mount the node's /run there"
@@ -32,7 +32,7 @@ def unseen(host: Host) -> str:
 
 def unusable(host: Host) -> str:
     """Return why a unit of the node's systemd cannot be restarted, or "" if it can."""
-    return "only root can use the node's systemd" if os.geteuid() != 0 else unseen(host)
+    return "only root can use the node's systemd" if os.geteuid() != 0 else invisible_reason(host)
 
 
 def systemctl(host: Host, *words: str, timeout: Timeout) -> command.Result:
