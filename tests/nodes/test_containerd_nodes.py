@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import artifacts, containers, nodes, real
+from tests.support import artifacts, containers, node_fixtures, nodes
 from tests.support.nodes import Node
 
 pytestmark = [pytest.mark.node, pytest.mark.timeout(300)]
@@ -34,11 +34,7 @@ HANDLERS = {
 
 @pytest.fixture(scope="module", params=nodes.SUITES)
 def node(request: pytest.FixtureRequest) -> Iterator[Node]:
-    if reason := nodes.why_not():
-        pytest.skip(reason)
-    with nodes.boot(request.param) as booted:
-        version = nodes.run(booted, ["containerd", "--version"]).stdout.split()[2]
-        real.USED.add(f"containerd {version} on a booted {booted.suite} node")
+    with node_fixtures.booted(request.param) as booted:
         yield booted
 
 

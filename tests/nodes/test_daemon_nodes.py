@@ -16,7 +16,7 @@ from typing import Final
 
 import pytest
 
-from tests.support import binaries, containers, nodes, pods, real
+from tests.support import binaries, containers, node_fixtures, nodes, pods, real
 from tests.support.nodes import Node
 from tests.support.pods import Pod
 
@@ -38,19 +38,13 @@ LONGEST: Final = 0.9
 
 @pytest.fixture(scope="module", params=nodes.SUITES)
 def node(request: pytest.FixtureRequest) -> Iterator[Node]:
-    if reason := nodes.why_not():
-        pytest.skip(reason)
-    with nodes.boot(request.param) as booted:
-        version = nodes.run(booted, ["containerd", "--version"]).stdout.split()[2]
-        real.USED.add(f"containerd {version} watched by the daemon on a booted {booted.suite} node")
+    with node_fixtures.booted(request.param, "watched by the daemon") as booted:
         yield booted
 
 
 @pytest.fixture(scope="module")
 def trixie() -> Iterator[Node]:
-    if reason := nodes.why_not():
-        pytest.skip(reason)
-    with nodes.boot("trixie") as booted:
+    with node_fixtures.booted("trixie") as booted:
         yield booted
 
 

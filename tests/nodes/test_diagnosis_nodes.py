@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import pytest
 
-from tests.support import containers, nodes, real
+from tests.support import containers, node_fixtures, nodes
 from tests.support.nodes import Node
 
 pytestmark = [pytest.mark.node, pytest.mark.timeout(300)]
@@ -48,11 +48,7 @@ def installed(node: Node, source: Path) -> Iterator[Node]:
 
 @pytest.fixture(scope="module")
 def node() -> Iterator[Node]:
-    if reason := nodes.why_not():
-        pytest.skip(reason)
-    with nodes.boot("trixie") as booted:
-        version = nodes.run(booted, ["containerd", "--version"]).stdout.split()[2]
-        real.USED.add(f"containerd {version} on a booted {booted.suite} node")
+    with node_fixtures.booted("trixie") as booted:
         yield booted
 
 

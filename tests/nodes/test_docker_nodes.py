@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import artifacts, containers, nodes, real
+from tests.support import artifacts, containers, node_fixtures, nodes, real
 from tests.support.nodes import Node
 
 pytestmark = [pytest.mark.node, pytest.mark.timeout(300)]
@@ -35,9 +35,7 @@ ORIGINAL = (
 
 @pytest.fixture(scope="module", params=nodes.SUITES)
 def node(request: pytest.FixtureRequest) -> Iterator[Node]:
-    if reason := nodes.why_not():
-        pytest.skip(reason)
-    with nodes.boot(request.param, units=("containerd", "docker")) as booted:
+    with node_fixtures.booted(request.param, units=("containerd", "docker")) as booted:
         nodes.path(booted, "/etc/docker").mkdir(exist_ok=True)
         real.USED.add(f"dockerd {info(booted)['ServerVersion']} on a booted {booted.suite} node")
         yield booted

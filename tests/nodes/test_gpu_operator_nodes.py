@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import artifacts, containers, crio, driver, gpu_operator, nodes, real
+from tests.support import artifacts, containers, crio, driver, gpu_operator, node_fixtures, nodes, real
 from tests.support.gpu_operator import Rendered
 from tests.support.nodes import Node
 
@@ -60,9 +60,7 @@ CASES = (
 
 @pytest.fixture(scope="module")
 def node(request: pytest.FixtureRequest) -> Iterator[Node]:
-    if reason := nodes.why_not():
-        pytest.skip(reason)
-    with nodes.boot(request.param, units=("containerd", "docker")) as booted:
+    with node_fixtures.booted(request.param, units=("containerd", "docker")) as booted:
         # The image has its artifacts; here the node lends a directory for that.
         # Its handlers are stand-ins, which tell that they ran; what makes the specification is real.
         artifacts.make_real(nodes.path(booted, "/srv/artifacts/deb"), ("nvidia-ctk", "nvidia-cdi-hook"))

@@ -15,7 +15,7 @@ from typing import Final
 
 import pytest
 
-from tests.support import artifacts, containers, nodes, real
+from tests.support import artifacts, containers, node_fixtures, nodes, real
 from tests.support.nodes import Node
 
 pytestmark = [pytest.mark.node, pytest.mark.timeout(900)]
@@ -34,11 +34,7 @@ LONGEST: Final = 0.8
 
 @pytest.fixture(scope="module")
 def node() -> Iterator[Node]:
-    if reason := nodes.why_not():
-        pytest.skip(reason)
-    with nodes.boot("trixie") as booted:
-        version = nodes.run(booted, ["containerd", "--version"]).stdout.split()[2]
-        real.USED.add(f"containerd {version} under {KILLS} kills on a booted {booted.suite} node")
+    with node_fixtures.booted("trixie", f"under {KILLS} kills") as booted:
         yield booted
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import containers, nodes, real
+from tests.support import containers, node_fixtures, nodes
 from tests.support.nodes import Node
 
 pytestmark = [pytest.mark.node, pytest.mark.timeout(300)]
@@ -32,11 +32,7 @@ NAMED = {
 
 @pytest.fixture(scope="module")
 def node() -> Iterator[Node]:
-    if reason := nodes.why_not():
-        pytest.skip(reason)
-    with nodes.boot(nodes.SUITES[-1]) as booted:  # containerd 2.x merges drop-ins
-        version = nodes.run(booted, ["containerd", "--version"]).stdout.split()[2]
-        real.USED.add(f"containerd {version} on a booted {booted.suite} node")
+    with node_fixtures.booted(nodes.SUITES[-1]) as booted:  # containerd 2.x merges drop-ins
         yield booted
 
 

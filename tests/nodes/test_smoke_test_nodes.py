@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import pytest
 
-from tests.support import artifacts, containers, crio, nodes, real
+from tests.support import artifacts, containers, crio, node_fixtures, nodes, real
 from tests.support.nodes import Node
 from toolkit.errors import StepError
 from toolkit.runtime import smoke_test
@@ -288,11 +288,7 @@ def containerd_config() -> str:
 @pytest.fixture(scope="module", params=nodes.SUITES)
 def bare(request: pytest.FixtureRequest, source: Path) -> Iterator[Place]:
     """A node with containerd and our handlers, but without any image."""
-    if reason := nodes.why_not():
-        pytest.skip(reason)
-    with nodes.boot(request.param) as booted:
-        version = nodes.run(booted, ["containerd", "--version"]).stdout.split()[2]
-        real.USED.add(f"containerd {version}, handlers tried on a booted {booted.suite} node")
+    with node_fixtures.booted(request.param, "handlers tried") as booted:
         put(booted, HANGS, _HANGS)
         put(booted, "/etc/containerd/config.toml", containerd_config(), mode=0o644)
         nodes.run(booted, ["systemctl", "restart", "containerd"])
@@ -588,9 +584,7 @@ DOCKER_MOUNTS: Final = {
 @pytest.fixture(scope="module", params=nodes.SUITES)
 def docker(request: pytest.FixtureRequest, source: Path) -> Iterator[Place]:
     """A node with Docker and our handlers, once a container was there."""
-    if reason := nodes.why_not():
-        pytest.skip(reason)
-    with nodes.boot(request.param, units=("containerd", "docker")) as booted:
+    with node_fixtures.booted(request.param, units=("containerd", "docker")) as booted:
         put(booted, HANGS, _HANGS)
         # dockerd refuses to take up a handler whose binary is not there. Later it may go.
         put(booted, GONE, "#!/bin/sh\n")

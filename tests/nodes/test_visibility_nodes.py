@@ -13,7 +13,7 @@ from typing import Final
 import pytest
 
 from tests.nodes.test_containerd_nodes import RESTARTS, Tool, picture
-from tests.support import containers, gpu_operator, nodes, real
+from tests.support import containers, gpu_operator, node_fixtures, nodes, real
 from tests.support.nodes import Node
 
 pytestmark = [pytest.mark.node, pytest.mark.timeout(300)]
@@ -31,9 +31,7 @@ HIDDEN: Final = {
 
 @pytest.fixture(scope="module", params=("bookworm", "forky"))
 def node(request: pytest.FixtureRequest) -> Iterator[Node]:
-    if reason := nodes.why_not():
-        pytest.skip(reason)
-    with nodes.boot(request.param) as booted:
+    with node_fixtures.booted(request.param) as booted:
         nodes.path(booted, INSTALL_DIR).mkdir(exist_ok=True)
         yield booted
 

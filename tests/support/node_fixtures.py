@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import pytest
 
@@ -17,6 +18,17 @@ def node_machine() -> None:
         pytest.skip(reason)
 
 
+@contextmanager
+def booted(suite: str, about: str = "", *, units: Sequence[str] = ("containerd",)) -> Iterator[Node]:
+    """Boot a node, or skip where that is not possible; note that its containerd was used `about` that."""
+    if reason := nodes.why_not():
+        pytest.skip(reason)
+    with nodes.boot(suite, units=units) as node:
+        version = nodes.run(node, ("containerd", "--version")).stdout.split()[2]
+        real.USED.add(f"containerd {version}{about and ' '}{about} on a booted {suite} node")
+        yield node
+
+
 @pytest.fixture(params=nodes.SUITES)
 def suite(request: pytest.FixtureRequest) -> str:
     """Name each suite in turn; a test that wants some of them parametrizes `suite` itself."""
@@ -26,10 +38,8 @@ def suite(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def node(node_machine: None, suite: str) -> Iterator[Node]:
     """Boot a fresh node with containerd; it may be spoilt."""
-    with nodes.boot(suite) as booted:
-        _, _, version, *_ = nodes.run(booted, ("containerd", "--version")).stdout.split()
-        real.USED.add(f"containerd {version}, under systemd on Debian {suite}")
-        yield booted
+    with booted(suite) as made:
+        yield made
 
 
 @pytest.fixture
