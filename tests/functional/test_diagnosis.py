@@ -146,7 +146,7 @@ def test_the_node_is_what_its_files_say(node: Node) -> None:
 )
 def test_older_control_groups(node: Node, monkeypatch: pytest.MonkeyPatch, path: str, version: str) -> None:
     write(node, f"/sys/fs/cgroup/{path}", "")
-    monkeypatch.setattr("toolkit.node.system.places", lambda host, name: iter([host.below(name)]))
+    monkeypatch.setattr("toolkit.node.system.local_paths", lambda host, name: iter([host.below(name)]))
     assert collected(node)["node"]["cgroup"] == version
 
 

@@ -565,7 +565,7 @@ def test_a_runtime_that_is_only_slow_to_become_well_is_waited_for(node: Node, ru
         return real(*words, **named)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("toolkit.runtime.health.once", once)
+        patch.setattr("toolkit.runtime.health.query", once)
         assert look(node).was_healthy
     assert asked >= 3
 
