@@ -68,7 +68,9 @@ class AnswerCache:
         answers = {mark: {"out": result.out, "err": result.err} for mark, result in self._known.items()}
         try:
             files.make_directory(self.path.parent)
-            files.put(self.path, json.dumps({**self._head, "answers": answers}).encode() + b"\n")
+            # What a binary prints of the configuration contains the passwords of registries.
+            content = json.dumps({**self._head, "answers": answers}).encode() + b"\n"
+            files.put(self.path, content, mode=0o600)
             self._is_new = False
         except StepError as error:
             LOGGER.debug("%s", error.message)
@@ -100,8 +102,9 @@ def _path(settings: Settings) -> Path:
 def _read(path: Path, head: Mapping[str, Any]) -> dict[str, BinaryResult]:
     try:
         snapshot = files.read(path)
-        # A file that other users can write is not trusted: they could forge the results.
-        if snapshot is None or snapshot.uid not in {0, os.geteuid()} or snapshot.mode & 0o022:
+        # Results in a file that other users can write may be forged. A file that others can read was
+        # written by an earlier version; it is written again.
+        if snapshot is None or snapshot.uid not in {0, os.geteuid()} or snapshot.mode & 0o077:
             return {}
         content = json.loads(snapshot.data)
         if any(content[name] != fact for name, fact in head.items()):

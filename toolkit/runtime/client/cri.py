@@ -78,9 +78,11 @@ class CriFailed(StepError):
     """
 
     def __init__(self, message: str, *, code: str | None = None, detail: str = "") -> None:
+        from toolkit import redact  # noqa: PLC0415  # The text may quote the URL of a registry.
+
         self.code = code
-        self.detail = detail
-        super().__init__(message, hint=_HINTS.get(code, ""))
+        self.detail = redact.text(detail)
+        super().__init__(redact.text(message), hint=_HINTS.get(code, ""))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
