@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import re
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
+import tomlkit
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from runtimes import registry
+from runtimes.model import BinaryQuery, BinaryResult, RuntimeName
 from tests.support import fake_node, pods
 from tests.support.fake_node import Daemon, Node
 from tests.support.pods import staying
+from toolkit import log
+from toolkit.agent import sync
+from toolkit.cli import output
+from toolkit.deadline import Cancellation
+from toolkit.diagnose import collect
+from toolkit.diagnose import text as text_of
+from toolkit.errors import ToolkitError
+from toolkit.reconcile.context import Context
+from toolkit.reconcile.planning import make_plan
+from toolkit.state.binary_cache import AnswerCache
 
 CANARY: Final = "Zq7canary7qZ"
-CRI: Final = 'plugins."io.containerd.grpc.v1.cri"'
+CRI_PATH: Final = "io.containerd.grpc.v1.cri"
+CRI: Final = f'plugins."{CRI_PATH}"'
 # In tables and comments, above and below what is edited: a diff with context would show most of it.
 SECRETS: Final = f"""
 # password of the mirror: {CANARY} ({CANARY})
@@ -149,9 +168,6 @@ def test_a_terminal_gets_the_real_diff_and_others_only_if_they_ask_for_it(node: 
 
 @pytest.mark.parametrize("mode", [0o644, 0o640])
 def test_a_cache_that_others_can_read_is_written_again(tmp_path: Path, mode: int) -> None:
-    from runtimes.model import BinaryQuery, BinaryResult  # noqa: PLC0415
-    from toolkit.state.binary_cache import AnswerCache  # noqa: PLC0415
-
     program = tmp_path / "containerd"
     program.write_bytes(b"\x7fELF")
     path = tmp_path / "answers.json"
@@ -171,3 +187,56 @@ def test_a_cache_that_others_can_read_is_written_again(tmp_path: Path, mode: int
     second.keep()
     assert path.stat().st_mode & 0o777 == 0o600
     assert cache().get(query) is not None
+
+
+PLACES: Final = st.sampled_from(
+    [
+        (CRI_PATH, "registry", "headers", "X-Team"),
+        (CRI_PATH, "registry", "configs", "r.example", "auth", "x"),
+        (CRI_PATH, "registry", "configs", "r.example", "tls", "x"), (CRI_PATH, "containerd", "db_pw"),
+        (CRI_PATH, "containerd", "runtimes", "kata", "options", "ssh_key"), ("stream_processors", "x", "env"),
+        (CRI_PATH, "containerd", "runtimes", "kata", "environment", "A"),
+        ("proxies", "http-proxy"), ("MYPASS",),
+    ]
+)  # fmt: skip
+SPELLED: Final = st.text(max_size=10).map(lambda text: f"{CANARY}{text}{CANARY}")
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    places=st.lists(PLACES, min_size=1, max_size=4, unique=True),
+    secret=st.one_of(SPELLED, st.lists(SPELLED, min_size=1, max_size=2)),
+    comment=st.sampled_from(["", f"# {CANARY}\n"]),
+)
+def test_no_secret_of_a_generated_file_leaves_the_program(
+    places: list[tuple[str, ...]], secret: object, comment: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    node = fake_node.make_node(tmp_path_factory.mktemp("node"), None)
+    tree: dict[str, Any] = {"version": 2}
+    for place in places:
+        path = ("plugins", *place) if place[0] == CRI_PATH else place
+        below = tree
+        for name in path[:-1]:
+            below = below.setdefault(name, {})
+        below[path[-1]] = secret
+    text = tomlkit.dumps(tree)
+    node.config.write_text(text + comment, encoding="utf-8")
+    context = Context(
+        settings=node.settings(), adapter=registry.ADAPTERS[RuntimeName.CONTAINERD], stop=Cancellation()
+    )
+    with suppress(ToolkitError):  # tomlkit does not write every character so that it is read again
+        plan = make_plan(context)
+        said = io.StringIO()
+        handler = logging.StreamHandler(said)
+        log.LOGGER.addHandler(handler)
+        sync._announce(plan)
+        log.LOGGER.removeHandler(handler)
+        assert "default_runtime_name" in said.getvalue()
+        printed = [
+            output.plan_json(plan, is_full=False), output.plan_text(plan, colour=False, is_full=False),
+            output.status_json(plan, "", {}), said.getvalue(),
+        ]  # fmt: skip
+        assert CANARY not in "".join(printed)
+    report = collect.collect(context)
+    assert CANARY not in json.dumps(report)
+    assert CANARY not in text_of.text(report)
