@@ -171,8 +171,8 @@ def _value(said: str, item: re.Match[str], *, is_hidden_table: bool) -> tuple[st
         return f'"{MASK}"', _balanced(said, position)
     if not is_bare and (end := _matched(_JSON_SCALAR, said, position)) > position:
         return f'"{MASK}"', end
-    end_of = _after_colon if has_colon else _after_equals
-    end = end_of(said, item.start(), position, names[-1].lower())
+    start, name = item.start(), names[-1].lower()
+    end = _after_colon(said, start, position, name) if has_colon else _after_equals(said, start, position)
     return (MASK, end) if end > position else None
 
 
@@ -187,7 +187,7 @@ def _after_colon(said: str, start: int, position: int, name: str) -> int:
     return position if is_word else min(end, _end_of_string(said, start, end))
 
 
-def _after_equals(said: str, start: int, position: int, _name: str) -> int:
+def _after_equals(said: str, start: int, position: int) -> int:
     """Return where the plain value of `key=value` ends: with the line, the string or the word."""
     line_start = said.rfind("\n", 0, start) + 1
     if _LINE_START.match(said[line_start:start]):

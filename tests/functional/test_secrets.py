@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtimes import registry
+from runtimes.errors import ConfigError
 from runtimes.model import BinaryQuery, BinaryResult, RuntimeName
 from tests.support import fake_node, pods
 from tests.support.fake_node import Daemon, Node
@@ -29,8 +30,12 @@ from toolkit.deadline import Cancellation
 from toolkit.diagnose import collect
 from toolkit.diagnose import text as text_of
 from toolkit.errors import ToolkitError
+from toolkit.node import command
 from toolkit.reconcile.context import Context
 from toolkit.reconcile.planning import make_plan
+from toolkit.runtime import observe
+from toolkit.runtime.client import cri
+from toolkit.runtime.supervision import launch
 from toolkit.state.binary_cache import AnswerCache
 
 CANARY: Final = "Zq7canary7qZ"
@@ -88,8 +93,8 @@ def shown(node: Node, *words: str, debug: bool = True) -> str:
 
 def commands(node: Node) -> Iterator[tuple[str, str]]:
     """Yield every command that changes nothing, and what it prints."""
-    for command in ("plan", "status", "detect", "diagnose"):
-        for words in ([command], [command, "-o", "json"]):
+    for name in ("plan", "status", "detect", "diagnose"):
+        for words in ([name], [name, "-o", "json"]):
             yield " ".join(words), shown(node, *words)
 
 
@@ -113,8 +118,8 @@ def test_no_command_shows_a_secret(node: Node, running: Daemon) -> None:
         if state == "drifted":
             text = node.config.read_text(encoding="utf-8")
             node.config.write_text(re.sub(r'default_runtime_name = "nvidia"\n', "", text), encoding="utf-8")
-        for command, printed in commands(node):
-            assert CANARY not in printed, (state, command)
+        for name, printed in commands(node):
+            assert CANARY not in printed, (state, name)
         assert ("default_runtime_name" in shown(node, "plan")) == (state != "installed")
     assert files_with_secrets(node) != []
     assert CANARY not in shown(node, "revert", "-o", "json")
@@ -240,3 +245,42 @@ def test_no_secret_of_a_generated_file_leaves_the_program(
     report = collect.collect(context)
     assert CANARY not in json.dumps(report)
     assert CANARY not in text_of.text(report)
+
+
+# --- text from outside that messages quote ------------------------------------------------------
+
+
+def test_what_a_failed_command_prints_is_masked() -> None:
+    script = f"echo 'toml: line 3: password = \"{CANARY}\"' >&2; exit 1"
+    result = command.run(["/bin/sh", "-c", script])
+    assert (result.code, result.err) == (1, 'toml: line 3: password = "***"')
+
+
+def test_what_a_runtime_answers_is_masked() -> None:
+    said = f"pulling https://h.example/x?sig={CANARY} failed"
+    error = cri.CriFailed(f"PullImage failed: {said}", detail=said)
+    assert error.message == "PullImage failed: pulling https://h.example/x?sig=*** failed"
+    assert error.detail == "pulling https://h.example/x?sig=*** failed"
+
+
+def test_what_a_refusal_quotes_of_a_file_is_masked() -> None:
+    said = f"the change would do more: registry.headers.X-Team would change from '{CANARY}' to '{CANARY}'"
+    error = observe.not_understood(ConfigError("/etc/x", said))
+    assert error.message.endswith("the change would do more: registry.headers.X-Team would change from ***")
+
+
+def test_the_command_that_starts_a_daemon_again_is_masked() -> None:
+    found = launch.Launch(
+        executable="/usr/bin/dockerd", argv=("dockerd", "--cluster-store-token", CANARY), environment=(),
+        directory="/", output="", groups=(), limits=(), score="0", namespaces=(),
+    )  # fmt: skip
+    assert found.words() == "cd / && /usr/bin/dockerd --cluster-store-token '***'"
+
+
+def test_a_report_of_a_node_without_secrets_masks_nothing(tmp_path: Path) -> None:
+    node = fake_node.make_node(tmp_path / "node")
+    fake_node.name_low_level(node)
+    with fake_node.daemon(node.socket, home=tmp_path / "d"):
+        fake_node.done("run", "-n", *node.options())
+        for name, printed in commands(node):
+            assert "***" not in printed, name
