@@ -1,7 +1,7 @@
 """Redaction of secrets with `***`: by place in parsed values, by name and by form in other text.
 
 In doubt a value is hidden: a missing word in a bug report is harmless, a leaked password is not.
-Redaction is idempotent.
+Text that is redacted twice may lose a little more, but shows nothing again.
 """
 
 from __future__ import annotations
@@ -61,10 +61,12 @@ _QUOTED: Final = re.compile(
 _BRACKET: Final = re.compile(rf"{_STRING.pattern}|[\[\]{{}}]", re.DOTALL)
 _JSON_SCALAR: Final = re.compile(r"[^\s,}\]]*+")
 _OF_QUERY: Final = re.compile(r"[^\s\"'<>`&#]*+")
-_SHELL_WORD: Final = re.compile(r"""(?:[^\s"'`\\]|\\.|"[^"\n]*"?|'[^'\n]*'?)*""", re.DOTALL)
+_SHELL_WORD: Final = re.compile(
+    r"""(?:[^\s"'`\\]|\\.|"[^"\\\n]*(?:\\.[^"\\\n]*)*"?|'[^'\n]*'?)*""", re.DOTALL
+)
 _LINE: Final = re.compile(r"[^\n]*+")
 _LONG_LINE: Final = re.compile(r"[^\n\\]*+(?:\\.[^\n\\]*+)*+\\?", re.DOTALL)
-_FLAG: Final = re.compile(r"""(?<![\w-])(--?[\w.-]++)(\s++)("(?:[^"\\]|\\.){0,999}"|'[^']{0,999}+'|\S++)""")
+_FLAG: Final = re.compile(rf"(?<![\w-])(--?[\w.-]++)(\s++)(?!\s)({_SHELL_WORD.pattern})", re.DOTALL)
 
 
 def is_secret(name: str) -> bool:
@@ -163,14 +165,17 @@ def _value(said: str, item: re.Match[str], *, is_hidden_table: bool) -> tuple[st
         return MASK, _matched(_LINE, said, position)
     # Not every word before a colon is a key: "env: 'x': No such file", "tls: bad certificate".
     is_word = is_bare and has_colon and names[-1].lower() in _PLACES
+    quote, end = '"', 0
     if not is_word and (quoted := _QUOTED.match(said, position)):
-        quote = quoted[1] or '"'
-        end = _matched(_SHELL_WORD, said, position) if is_bare and item["sign"] == "=" else 0
-        return f"{quote}{MASK}{quote}", max(end, quoted.end())
-    if said[position : position + 1] in ("[", "{"):
-        return f'"{MASK}"', _balanced(said, position)
-    if not is_bare and (end := _matched(_JSON_SCALAR, said, position)) > position:
-        return f'"{MASK}"', end
+        quote, end = quoted[1] or '"', quoted.end()
+    elif said[position : position + 1] in ("[", "{"):
+        end = _balanced(said, position)
+    elif not is_bare:
+        end = _matched(_JSON_SCALAR, said, position)
+    if end > position:
+        if is_bare and item["sign"] == "=":
+            end = _matched(_SHELL_WORD, said, end)  # NAME="a"b is one word for a shell
+        return f"{quote}{MASK}{quote}", end
     start, name = item.start(), names[-1].lower()
     end = _after_colon(said, start, position, name) if has_colon else _after_equals(said, start, position)
     return (MASK, end) if end > position else None
