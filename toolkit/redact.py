@@ -160,25 +160,22 @@ def _value(said: str, item: re.Match[str], *, is_hidden_table: bool) -> tuple[st
     # `Environment=` of a unit file contains variables with names of their own.
     if not is_hidden or _SHOWN_VALUE.match(said, position) or item[0] == "Environment=":
         return None
-    is_bare = item["key"][-1] not in "\"'"
     if "change" in item["sign"]:  # from one value to another
         return MASK, _matched(_LINE, said, position)
+    start, name, is_bare = item.start(), names[-1].lower(), item["key"][-1] not in "\"'"
     # Not every word before a colon is a key: "env: 'x': No such file", "tls: bad certificate".
-    is_word = is_bare and has_colon and names[-1].lower() in _PLACES
-    quote, end = '"', 0
+    is_word = is_bare and has_colon and name in _PLACES
     if not is_word and (quoted := _QUOTED.match(said, position)):
-        quote, end = quoted[1] or '"', quoted.end()
+        mask, end = (quoted[1] or '"').join(["", MASK, ""]), quoted.end()
     elif said[position : position + 1] in ("[", "{"):
-        end = _balanced(said, position)
-    elif not is_bare:
-        end = _matched(_JSON_SCALAR, said, position)
-    if end > position:
-        if is_bare and item["sign"] == "=":
-            end = _matched(_SHELL_WORD, said, end)  # NAME="a"b is one word for a shell
-        return f"{quote}{MASK}{quote}", end
-    start, name = item.start(), names[-1].lower()
-    end = _after_colon(said, start, position, name) if has_colon else _after_equals(said, start, position)
-    return (MASK, end) if end > position else None
+        mask, end = f'"{MASK}"', _balanced(said, position)
+    elif not is_bare and (end := _matched(_JSON_SCALAR, said, position)) > position:
+        return f'"{MASK}"', end
+    else:
+        end = _after_colon(said, start, position, name) if has_colon else _after_equals(said, start, position)
+        return (MASK, end) if end > position else None
+    # NAME="a"b is one word for a shell.
+    return mask, _matched(_SHELL_WORD, said, end) if is_bare and item["sign"] == "=" else end
 
 
 def _after_colon(said: str, start: int, position: int, name: str) -> int:
