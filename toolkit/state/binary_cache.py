@@ -1,7 +1,8 @@
-"""A cache of what the runtime's binary reports about itself, such as its version, valid for one boot.
+"""A cache of what the runtime's binary reports, such as its defaults, valid for one boot.
 
-Results that depend on a configuration are not cached. The file is on a tmpfs, in the directory of the PID
-file. If it cannot be read or written, the binary is executed instead.
+Of the results that depend on a configuration, only that of the files without owned keys is cached; it may
+contain passwords. The file is on a tmpfs, in the directory of the PID file, for root alone. If it cannot
+be read or written, the binary is executed instead.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class AnswerCache:
         return self._known.get(_mark(question)) if question.is_lasting else None
 
     def put(self, question: BinaryQuery, answer: BinaryResult) -> BinaryResult:
-        """Cache the result of a query if it depends only on the binary and succeeded; return the result."""
+        """Cache the result of a query that may be cached if it succeeded; return the result."""
         if self._head and (question.is_lasting or question.is_stored) and answer.ok:
             mark = _mark(question)
             self._is_new = self._is_new or self._known.get(mark) != answer
