@@ -1,203 +1,234 @@
-"""Redaction of secrets with `***`: in JSON values, command lines, URLs, files and diffs.
+"""Redaction of secrets with `***`: by place in parsed values, by name and by form in other text.
 
 In doubt a value is hidden: a missing word in a bug report is harmless, a leaked password is not.
-Redaction is idempotent.
+Text that is redacted twice may lose a little more, but shows nothing again.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from typing import Any, Final
 
 MASK: Final = "***"
 
-_SECRET: Final = re.compile(
-    r"auth|token|passw|passphrase|(?<![a-z])(?:pass|pwd)(?![a-z])|secret|credential|user-?_?name"
-    r"|(?:api|access|private)[-_]?key|cookie",
-    re.IGNORECASE,
+# --- what is a secret -------------------------------------------------------------------------------
+
+_PLACES: Final = frozenset({"auth", "auths", "env", "environment", "header", "headers", "proxies", "tls"})
+"""Names of tables below which every value is hidden."""
+_NAME: Final = re.compile(
+    r"passw|passphrase|token|secret|credential|cookie|signature|authorization|username|jwt|bearer"
+    r"|apikey|accesskey|privatekey|(?:auth|auths|pass|pw|pwd|psk|sig|keys?|(?:key|cert|authority|auth)data)$"
 )
-# Possessive quantifiers, as in runtimes/formats/toml_scanner.py, and upper bounds limit backtracking.
-_PART: Final = r"""(?:"(?:[^"\\\n]|\\.){0,256}"|'[^'\n]{0,256}+'|(?<![\w-])[\w-]++)"""
-_KEY: Final = re.compile(rf"""({_PART}(?:\s*+\.\s*+{_PART}){{0,16}})(\\*+["']?+\s*+[=:]+\s*+)""")
-_HEADER: Final = re.compile(r"^[-+ ]?\s*+\[{1,2}+([^=\]]*+)\]{1,2}+\s*+(?:#.*)?$")
-_FLAG: Final = re.compile(r"""(?<![\w-])(--?[\w.-]++)(\s++)("(?:[^"\\]|\\.){0,999}"|'[^']{0,999}+'|\S++)""")
-_STRING: Final = re.compile(r""""[^"\\]*+(?:\\.[^"\\]*+)*+"|'[^'\\]*+(?:\\.[^'\\]*+)*+'""")
-_WORD: Final = re.compile(r"""[^\s"'<>`]++""")
-_DIGEST: Final = ("sha256:", "sha512:")
-_HTTP: Final = re.compile(r"\b(Bearer|Basic)(\s+)[\w+/=.~-]{6,}", re.IGNORECASE)
-_PEM: Final = re.compile(r"(-----BEGIN [A-Z ]*PRIVATE KEY-----).*?(?:(?=-----END)|\Z)", re.DOTALL)
-_OPEN: Final = {"[": 1, "{": 1, "]": -1, "}": -1}
+"""Names of secrets, in lower case and without punctuation."""
+_SHOWN: Final = re.compile(r"(?:file|path|dir|mode)s?$")
+"""Names whose values are shown although they match `_NAME`: the path of a key is no secret."""
+
+# Quantifiers are possessive or bounded, so that a hostile text costs linear time. See
+# runtimes/formats/toml_scanner.py for where CPython matches possessive groups correctly.
+_STRING: Final = re.compile(
+    r'"[^"\\]*+(?:\\.[^"\\]*+)*+\\?(?:"|\Z)' + r"|'[^'\\]*+(?:\\.[^'\\]*+)*+\\?(?:'|\Z)", re.DOTALL
+)
+_PEM: Final = re.compile(r"(-----BEGIN [A-Z ]{0,64}-----).*?(?:(?=-----END)|\Z)", re.DOTALL)
+_FORMS: Final = (
+    (_PEM, rf"\1{MASK}"),
+    # The login of a URL, also without a scheme, as curl accepts it for a proxy. `@sha256:` is a digest.
+    (re.compile(r"(://)(?:[^\s\"'<>`/@]{0,512}@)+(?!sha\d+:)"), rf"\1{MASK}@"),
+    (re.compile(r"(://)[^\s\"'<>`/@:]{0,512}:[^\s\"'<>`@]{0,512}@(?!sha\d+:)"), rf"\1{MASK}@"),
+    (re.compile(r"(?<![\w.+:/-])[\w.+-]++:[^\s\"'<>`@/][^\s\"'<>`@]{0,512}@(?!sha\d+:)"), f"{MASK}@"),
+    (re.compile(r"\b(Bearer|Basic)(\s+)[\w+/=.~-]{6,}", re.IGNORECASE), rf"\1\2{MASK}"),
+    # JSON web tokens, and keys of NVIDIA's registry, GitHub, GitLab, Hugging Face and AWS.
+    (re.compile(r"\beyJ[\w-]{8,}+\.[\w-]*+(?:\.[\w-]*+)?"), MASK),
+    (re.compile(r"\b(?:nvapi-|gh[a-z]_|github_pat_|glpat-|hf_|AKIA|ASIA)[\w-]{16,}+"), MASK),
+)
+_PART: Final = r"""(?:"(?:[^"\\\n]|\\.){0,256}"|'[^'\n]{0,256}'|(?<![\w-])[\w-]++)"""
+_PARTS: Final = re.compile(_PART)
+_ITEM: Final = re.compile(
+    r"^[-+ \t]*+\[{1,2}(?P<table>[^\n]*?)\]{1,2}[ \t]*+(?:\#[^\n]*+)?$"
+    rf"|(?P<key>{_PART}(?:[ \t]*+\.[ \t]*+{_PART}){{0,16}})"
+    r"""(?P<sign>\\*+["']?[ \t]*+[=:]++[ \t]*+|[ ]would[ ]change[ ]from[ ])""",
+    re.MULTILINE,
+)
+_LINE_START: Final = re.compile(r"[-+#;\s]*+(?:export\s+|set\s+)?\Z")
+_SHOWN_VALUE: Final = re.compile(r"(?:true|false|null|none)(?=[\s,;}\])\"']|\Z)", re.IGNORECASE)
+_QUOTED: Final = re.compile(
+    r'"{3}.*?(?:"{3}|\Z)' + r"|'{3}.*?(?:'{3}|\Z)" + rf"|{_STRING.pattern}" + r"|(\\+[\"']).*?(?:\1|\Z)",
+    re.DOTALL,
+)
+_BRACKET: Final = re.compile(rf"{_STRING.pattern}|[\[\]{{}}]", re.DOTALL)
+_JSON_SCALAR: Final = re.compile(r"[^\s,}\]]*+")
+_OF_QUERY: Final = re.compile(r"[^\s\"'<>`&#]*+")
+_SHELL_WORD: Final = re.compile(
+    r"""(?:[^\s"'`\\]|\\.|"[^"\\\n]*(?:\\.[^"\\\n]*)*"?|'[^'\n]*'?)*""", re.DOTALL
+)
+_LINE: Final = re.compile(r"[^\n]*+")
+_LONG_LINE: Final = re.compile(r"[^\n\\]*+(?:\\.[^\n\\]*+)*+\\?", re.DOTALL)
+_FLAG: Final = re.compile(rf"(?<![\w-])(--?[\w.-]++)(\s++)(?!\s)({_SHELL_WORD.pattern})", re.DOTALL)
 
 
-def is_secret(key: str) -> bool:
-    """Return whether the value of a key is a secret."""
-    if "\\" in key:
+def is_secret(name: str) -> bool:
+    """Return whether the value of a key, an option or a variable is a secret."""
+    if "\\" in name:
         with suppress(ValueError):
-            key += str(json.loads(key if key.startswith('"') else f'"{key}"'))
-    return _SECRET.search(key) is not None
+            name += str(json.loads(name if name.startswith('"') else f'"{name}"'))
+    plain = re.sub(r"[\W_]", "", name).lower()
+    return _NAME.search(plain) is not None and _SHOWN.search(plain) is None
 
 
-def value(result: Any) -> Any:
-    """Return a JSON value with secrets masked, which are recognized by key, by option, or by form."""
-    if isinstance(result, str):
-        return text(result)
-    if isinstance(result, Mapping):
-        return {
-            text(str(key)): MASK if item is not None and is_secret(str(key)) else value(item)
-            for key, item in result.items()
-        }
-    if isinstance(result, Sequence) and not isinstance(result, bytes):
-        is_words = all(isinstance(item, str) for item in result)
-        return argv(result) if is_words else [value(item) for item in result]
-    return result
+def _is_hidden(path: Sequence[str]) -> bool:
+    """Return whether a place in a document is hidden: a secret, or something below a table of `_PLACES`."""
+    return (
+        any(is_secret(part) or part.lower() in _PLACES for part in path)
+        or ("registry", "configs") in pairwise(path)
+    )  # fmt: skip
+
+
+# --- parsed values ----------------------------------------------------------------------------------
+
+
+def value(item: Any, path: Sequence[str] = ()) -> Any:
+    """Return a JSON value with secrets masked; `path` are the keys above it."""
+    if item is None or isinstance(item, bool) or item in ("", [], {}, ()):
+        return item
+    if _is_hidden(path):
+        return MASK
+    if isinstance(item, str):
+        return text(item)
+    if isinstance(item, Mapping):
+        # The keys above were checked already, except that `registry` says what `configs` is.
+        return {text(str(key)): value(below, (*path[-1:], str(key))) for key, below in item.items()}
+    if isinstance(item, Sequence) and not isinstance(item, bytes):
+        is_words = all(isinstance(each, str) for each in item)
+        return argv(item) if is_words else [value(each) for each in item]
+    return item
 
 
 def argv(words: Sequence[str]) -> list[str]:
-    """Return a command line with the values of secret options masked."""
+    """Return a command line with the values of secret options and variables masked."""
     masked: list[str] = []
     hide = False
     for word in words:
-        name, equals, _ = word.partition("=")
-        secret = name.startswith("-") and is_secret(name)
+        name, equals, given = word.partition("=")
+        secret = is_secret(name) and " " not in name
         if hide:
             masked.append(MASK)
-        elif secret and equals:
+        elif secret and equals and not _SHOWN_VALUE.fullmatch(given):
             masked.append(f"{name}={MASK}")
         else:
             masked.append(text(word))
-        hide = secret and not equals and not hide
+        hide = secret and name.startswith("-") and not equals and not hide
     return masked
 
 
-def data(content: bytes | None) -> bytes | None:
-    """Return the content of a file with secrets masked."""
-    return None if content is None else text(content.decode(errors="replace")).encode()
+# --- text -------------------------------------------------------------------------------------------
 
 
-def text(name: str) -> str:
-    """Return text with secrets masked: TOML, JSON, environment variables, HTTP headers, or a diff of such."""
-    name = _PEM.sub(rf"\1{MASK}", name)
-    lines = _lines(name)
-    return "".join(_loose(line) for line in lines)
+def text(said: str) -> str:
+    """Return text with secrets masked: a log, a command line, variables, a unit file, YAML, TOML, JSON."""
+    for form, mask in _FORMS:
+        said = form.sub(mask, said)
+    return _FLAG.sub(lambda m: f"{m[1]}{m[2]}{MASK}" if is_secret(m[1]) else m[0], _named(said))
 
 
-def _loose(line: str) -> str:
-    """Mask secrets that have no key: logins in URLs and headers, and the values of secret options."""
-    if "@" in line:
-        line = _WORD.sub(lambda m: _without_login(m[0]), line)
-    line = _HTTP.sub(rf"\1\2{MASK}", line)
-    return _FLAG.sub(lambda m: f"{m[1]}{m[2]}{MASK}" if is_secret(m[1]) else m[0], line)
+def _named(said: str) -> str:
+    """Mask the values of secret keys, and all values of a TOML table whose header is a hidden place."""
+    done: list[str] = []
+    position, is_hidden_table = 0, False
+    while item := _ITEM.search(said, position):
+        end = item.end()
+        done.append(said[position:end])
+        if item["table"] is not None:
+            is_hidden_table = _is_hidden(_names(item["table"]))
+        elif span := _value(said, item, is_hidden_table=is_hidden_table):
+            mask, end = span
+            done.append(mask)
+        position = end
+    return "".join([*done, said[position:]])
 
 
-def _without_login(word: str) -> str:
-    """Mask the login of a URL, also without a scheme, as Docker and curl accept it for a proxy."""
-    if "@" not in word:
-        return word
-    scheme, mark, rest = word.partition("://")
-    if not mark:
-        before, _, host = word.rpartition("@")
-        colon = before.find(":")
-        if colon < 0 or host.startswith(_DIGEST):
-            return word
-        begin = max(before.rfind(sign, 0, colon) for sign in "=(,[{") + 1
-        return f"{before[:begin]}{MASK}@{host}"
-    if ":" in rest.partition("/")[0] and "@" in rest:
-        return f"{scheme}://{MASK}@{rest.rpartition('@')[2]}"
-    return "://".join([scheme, *(_without_user(part) for part in rest.split("://"))])
+def _names(key: str) -> list[str]:
+    return [part.strip("\"'") for part in _PARTS.findall(key)]
 
 
-def _without_user(rest: str) -> str:
-    """Mask the user before the host of a URL; the path may contain an `@` as well."""
-    location, slash, path = rest.partition("/")
-    if ":" in location and "@" in path:
-        return f"{MASK}@{path.rpartition('@')[2]}"
-    return f"{MASK}@{location.rpartition('@')[2]}{slash}{path}" if "@" in location else rest
+def _value(said: str, item: re.Match[str], *, is_hidden_table: bool) -> tuple[str, int] | None:
+    """Return the mask of the value of a key and where the value ends; None if it is shown."""
+    names, position, has_colon = _names(item["key"]), item.end(), "=" not in item["sign"]
+    is_hidden = _is_hidden(names) or (is_hidden_table and not has_colon)
+    # `Environment=` of a unit file contains variables with names of their own.
+    if not is_hidden or _SHOWN_VALUE.match(said, position) or item[0] == "Environment=":
+        return None
+    if "change" in item["sign"]:  # from one value to another
+        return MASK, _matched(_LINE, said, position)
+    start, name, is_bare = item.start(), names[-1].lower(), item["key"][-1] not in "\"'"
+    # Not every word before a colon is a key: "env: 'x': No such file", "tls: bad certificate".
+    is_word = is_bare and has_colon and name in _PLACES
+    if not is_word and (quoted := _QUOTED.match(said, position)):
+        mask, end = (quoted[1] or '"').join(["", MASK, ""]), quoted.end()
+    elif said[position : position + 1] in ("[", "{"):
+        mask, end = f'"{MASK}"', _balanced(said, position)
+    elif not is_bare and (end := _matched(_JSON_SCALAR, said, position)) > position:
+        return f'"{MASK}"', end
+    else:
+        end = _after_colon(said, start, position, name) if has_colon else _after_equals(said, start, position)
+        return (MASK, end) if end > position else None
+    # NAME="a"b is one word for a shell.
+    return mask, _matched(_SHELL_WORD, said, end) if is_bare and item["sign"] == "=" else end
 
 
-def _lines(name: str) -> Iterator[str]:
-    """Yield the lines of a text with the values of secret keys masked; a value may span many lines."""
-    table, until = False, ""
-    # Not splitlines(), which also splits at characters that do not end a line in JSON and TOML.
-    for whole in re.split(r"(?<=\n)", name):
-        line = whole.rstrip("\r\n")
-        end = whole[len(line) :]
-        if line.startswith("@@"):
-            until = ""
-        if until:
-            line, until = _going_on(line, until)
-        elif header := _HEADER.match(line):
-            table = is_secret(header[1])
-        else:
-            line, until = _keyed(line, 0, hide_all=table)
-        yield line + end
+def _after_colon(said: str, start: int, position: int, name: str) -> int:
+    """Return where the plain value of `key: value` ends: with the line, or with a block of YAML below it."""
+    end = _matched(_LINE, said, position)
+    column = start - said.rfind("\n", 0, start) - 1
+    if _LINE_START.match(said[start - column : start]):
+        below = _block_end(said, end, column)
+        return position if name in _PLACES and below == end else below
+    is_word = said[start - 1] == "/" or name in {"key", "keys", *_PLACES}
+    return position if is_word else min(end, _end_of_string(said, start, end))
 
 
-def _keyed(line: str, start: int, *, hide_all: bool) -> tuple[str, str]:
-    """Return a line with the values of secret keys masked, and the end mark of a value that continues."""
-    done = []
-    position = start
-    while match := _KEY.search(line, position):
-        done.append(line[position : match.end()])
-        position = match.end()
-        is_path = ":" in match[2] and line[match.start() - 1 : match.start()] == "/"
-        if (is_secret(match[1]) and not is_path) or (hide_all and "=" in match[2]):
-            shown, position, until = _value(line, position, may_wait=":" in match[2])
-            done.append(shown)
-            if until:
-                return "".join(done), until
-    return line[:start] + "".join(done) + line[position:], ""
+def _after_equals(said: str, start: int, position: int) -> int:
+    """Return where the plain value of `key=value` ends: with the line, the string or the word."""
+    line_start = said.rfind("\n", 0, start) + 1
+    if _LINE_START.match(said[line_start:start]):
+        return _matched(_LONG_LINE, said, position)
+    word = _OF_QUERY if said[start - 1] in "?&" else _SHELL_WORD
+    return max(position, _end_of_string(said, start, _matched(word, said, position)))
 
 
-def _value(line: str, position: int, *, may_wait: bool) -> tuple[str, int, str]:
-    """Return the mask of a value, its end in the line, and its end mark if it continues on the next line."""
-    rest = line[position:]
-    for mark in ('"""', "'''"):
-        if rest.startswith(mark):
-            close = line.find(mark, position + 3)
-            if close < 0:
-                return f'"{MASK}"', len(line), mark
-            return f'"{MASK}"', close + 3, ""
-    if string := _STRING.match(line, position):
-        return f'"{MASK}"', string.end(), ""
-    if rest[:1] in ("[", "{"):
-        close, depth = _balance(line, position, 0)
-        return f'"{MASK}"', close, str(depth) if depth else ""
-    if not rest:
-        # In JSON the value may follow on the next line.
-        return "", len(line), "value" if may_wait else ""
-    return MASK, len(line), ""
+def _end_of_string(said: str, start: int, otherwise: int) -> int:
+    """Return the end of the string that begins right before a key, as in `"NAME=a b"`."""
+    string = _STRING.match(said, start - 1) if start else None
+    return string.end() - (said[string.end() - 1] == string[0][0]) if string else otherwise
 
 
-def _going_on(line: str, until: str) -> tuple[str, str]:
-    """Mask the rest of a value that began on an earlier line."""
-    indent = re.match(r"[-+ ]?\s*", line)
-    at = indent.end() if indent else 0
-    if until == "value":
-        if at == len(line):
-            return line, until
-        shown, position, until = _value(line, at, may_wait=False)
-        after, later = _keyed(line, position, hide_all=False)
-        return line[:at] + shown + after[position:], until or later
-    if until.isdecimal():
-        end, depth = _balance(line, at, int(until))
-        return line[:at] + MASK + line[end:], str(depth) if depth else ""
-    end = line.find(until)
-    return (line[:at] + MASK + (line[end + 3 :] if end >= 0 else "")), ("" if end >= 0 else until)
+def _matched(pattern: re.Pattern[str], said: str, position: int) -> int:
+    """Return where a pattern that matches everywhere ends."""
+    found = pattern.match(said, position)
+    return found.end() if found else position
 
 
-def _balance(line: str, position: int, depth: int) -> tuple[int, int]:
-    """Return the position behind the closing bracket, and the number of brackets that are still open."""
-    while position < len(line):
-        if string := _STRING.match(line, position):
-            position = string.end()
-            continue
-        if line[position] in "\"'":
-            return len(line), depth  # an unterminated string: hide the rest of the line
-        depth += _OPEN.get(line[position], 0)
-        position += 1
-        if depth <= 0:
-            return position, 0
-    return position, depth
+def _balanced(said: str, position: int) -> int:
+    """Return the position behind the bracket that closes the one at a position."""
+    depth = 0
+    for found in _BRACKET.finditer(said, position):
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(found[0], 0)
+        if depth == 0:
+            return found.end()
+    return len(said)
+
+
+def _block_end(said: str, end: int, column: int) -> int:
+    """Return the end of the following lines that are indented deeper than a key of YAML."""
+    last = end
+    while end < len(said):
+        start, end = end + 1, _matched(_LINE, said, end + 1)
+        body = said[start:end].lstrip(" \t")
+        indent = end - start - len(body)
+        if body.strip():
+            if indent < column or (indent == column and not body.startswith("- ")):
+                break
+            last = end
+    return last

@@ -64,3 +64,27 @@ def test_a_later_run_asks_only_about_the_configuration(
     uninstall.revert(settings, containerd)
     assert not notes.exists()
     assert locate.target(settings, containerd).answers.get(LASTING) is None
+
+
+@pytest.mark.binary
+def test_a_password_in_the_configuration_lies_in_no_file_that_others_can_read(
+    tmp_path: Path, judge: str
+) -> None:
+    node = fake_node.make_node(tmp_path / "node")
+    headers = '[plugins."io.containerd.grpc.v1.cri".registry.headers]\nX-Team = ["Zq7canary7qZ"]\n'
+    node.config.write_text(node.config.read_text(encoding="utf-8") + headers, encoding="utf-8")
+    settings = node.settings(executable_path=judge, config_source="command", restart_mode="none")
+    transaction.converge(settings, containerd)
+    written = [
+        path
+        for path in node.root.rglob("*")
+        if path.is_file() and path != node.config and b"Zq7canary7qZ" in path.read_bytes()
+    ]
+    # containerd's dump of the whole configuration, and the original of the file.
+    assert node.pid_file.with_name("answers.json") in written
+    assert len(written) > 1
+    assert {path.stat().st_mode & 0o777 for path in written} == {0o600}
+    for options in ([], ["-o", "json"]):
+        for name in ("plan", "status", "diagnose"):
+            done = fake_node.cli(name, *options, *node.options(executable_path=judge))
+            assert "Zq7canary7qZ" not in done.stdout + done.stderr

@@ -45,7 +45,7 @@ def recalled(notes: Path, program: Path, question: BinaryQuery = LASTING) -> Bin
 
 def test_an_answer_is_remembered(notes: Path, program: Path) -> None:
     assert recalled(notes, program) == SAID
-    assert notes.stat().st_mode & 0o777 == 0o644
+    assert notes.stat().st_mode & 0o777 == 0o600
 
 
 def replaced(program: Path) -> None:

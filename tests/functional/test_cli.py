@@ -71,7 +71,7 @@ def test_a_flag_does_not_eat_the_next_word(quiet: list[str]) -> None:
 def test_a_flag_can_be_denied(quiet: list[str], word: str) -> None:
     done = fake_node.done("plan", word, *quiet)
     assert "default_runtime_name" not in done.stdout
-    assert "runtimes.nvidia]" in done.stdout
+    assert "runtimes.nvidia." in done.stdout
 
 
 @pytest.mark.parametrize("word", ["-n", "--no-daemon", "--no-daemon=true"])
@@ -148,7 +148,8 @@ def test_the_plan_as_json(node: fake_node.Node, quiet: list[str]) -> None:
     assert (change["path"], change["node_path"], change["action"]) == (
         str(node.config), str(node.config), "modify",
     )  # fmt: skip
-    assert change["diff"].startswith(f"--- {node.config}\n+++ {node.config}\n@@ ")
+    head = f"--- {node.config}\n+++ {node.config}\n"
+    assert change["diff"].startswith(f'{head}+plugins."io.containerd.grpc.v1.cri".containerd.default_')
     assert answer["specification"] is None
     assert answer["toolkit"].keys() == {"path", "version", "in_sync", "differing"}
     assert answer["toolkit"]["path"] == str(node.toolkit)
@@ -219,7 +220,7 @@ def test_a_revert_as_json(node: fake_node.Node, quiet: list[str]) -> None:
 def test_the_diff_is_one_that_patch_understands(tmp_path: Path, config: bytes | None) -> None:
     node = fake_node.make_node(tmp_path / "node", config)
     quiet = node.options(restart_mode="none")
-    answer = json.loads(fake_node.done("plan", "-o", "json", *quiet).stdout)
+    answer = json.loads(fake_node.done("plan", "-o", "json", "--diff=full", *quiet).stdout)
     with fake_node.daemon(node.socket, home=tmp_path / "d"):
         fake_node.done("-n", *quiet)
     for change in answer["changes"]:

@@ -93,7 +93,8 @@ def test_an_overwritten_config_is_repaired_at_once_with_one_restart(
     assert after["nvidia_toolkit_last_restart_unavailable_seconds"] > 0
     told = pod.says("the node is not in sync")
     assert "+++ " in told
-    assert "runtimes.nvidia]" in told
+    assert "+plugins" in told
+    assert "runtimes.nvidia.runtime_type" in told
 
 
 def test_a_file_of_the_toolkit_that_goes_comes_back_without_a_restart(node: Node, running: Daemon) -> None:

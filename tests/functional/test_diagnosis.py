@@ -242,11 +242,10 @@ def test_a_file_that_cannot_be_understood_is_said_in_its_place(node: Node) -> No
 
 
 def test_no_secret_of_the_registry_is_shown(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Right before and after the place of the change, so that a diff shows it as context.
+    # Right before and after the place of the change, so that a diff with context would show it.
     node.config.write_bytes(b"version = 2\n" + AUTH)
     found = collected(node)
-    diff = found["configuration"]["plan"]["changes"][0]["diff"]
-    assert 'password = "***"' in diff
+    assert "default_runtime_name" in found["configuration"]["plan"]["changes"][0]["diff"]
     for secret in ("hunter2", "robot", "cm9ib3Q6"):
         assert secret not in json.dumps(found)
         assert secret not in text.text(found)
@@ -647,11 +646,10 @@ def test_the_document_names_every_key(node: Node) -> None:
         assert set(keys) - documented == set(), name
 
 
-def test_masks_are_made_before_files_are_compared(node: Node) -> None:
+def test_only_changed_keys_are_shown(node: Node) -> None:
     before = b'tokens = [\n  "hunter2hunter2",\n  "a", "b", "c", "d",\n  "last secret"\n]\nx = 1\n'
     wish = context(node)
     found = make_plan(wish)
     change = replace(found.config_plan.changes[0], before=before, after=before + b"y = 2\n")
     shown = sections.plan(replace(found, config_plan=replace(found.config_plan, changes=(change,))))
-    assert "last secret" not in shown["changes"][0]["diff"]
-    assert "+y = 2" in shown["changes"][0]["diff"]
+    assert shown["changes"][0]["diff"].splitlines()[2:] == ["+y = 2"]

@@ -76,9 +76,9 @@ def test_the_file_wins_over_the_environment_and_an_option_over_both(tmp_path: Pa
     path.write_text("CONTAINERD_RUNTIME_CLASS=of-the-file\n", encoding="utf-8")
     environment = {"CONTAINERD_RUNTIME_CLASS": "of-the-environment", "TOOLKIT_ENV_FILE": str(path)}
     by_file = fake_node.done("plan", *node.options(), environment=environment)
-    assert "runtimes.of-the-file]" in by_file.stdout
+    assert "runtimes.of-the-file." in by_file.stdout
     by_option = fake_node.done("plan", *node.options(runtime_class="mine"), environment=environment)
-    assert "runtimes.mine]" in by_option.stdout
+    assert "runtimes.mine." in by_option.stdout
 
 
 def test_a_file_that_cannot_be_read_is_wrong_usage(tmp_path: Path) -> None:

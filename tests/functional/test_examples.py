@@ -31,7 +31,7 @@ def test_example_is_planned_without_a_node(runtime: str, config: str, drop_in: s
         "--config-source=file",
     ]
     done = subprocess.run(
-        [sys.executable, "-m", "toolkit", "plan", "-o", "json", *options],
+        [sys.executable, "-m", "toolkit", "plan", "-o", "json", "--diff=full", *options],
         capture_output=True, text=True, check=True, timeout=60,
     )  # fmt: skip
     (change,) = json.loads(done.stdout)["changes"]

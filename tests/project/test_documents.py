@@ -96,7 +96,7 @@ def test_make_and_pytest_know_what_is_named(block: Block) -> None:
 def test_the_plan_in_the_readme_is_the_one_that_is_printed() -> None:
     [shown] = [b.text for b in documents.blocks(ROOT / "README.md") if "--- /src/" in b.text]
     config = ROOT / "examples/containerd/config.toml"
-    done = fake_node.done("plan", "--runtime", "containerd", "--config", str(config))
+    done = fake_node.done("plan", "--diff=full", "--runtime", "containerd", "--config", str(config))
     diff = "".join(line for line in done.stdout.splitlines(keepends=True) if not line.startswith("#"))
     assert diff.replace(str(ROOT), "/src/nvidia-toolkit") == shown
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any, Final
 
-from runtimes.model import FileChange, fingerprint
+from runtimes.model import fingerprint
 from toolkit import __version__
 from toolkit.agent import counters, watch_list
 from toolkit.agent.report import AgentSettings, SyncReport
@@ -130,11 +129,11 @@ def _check(context: Context) -> tuple[Plan, str, str]:
 
 
 def _announce(plan: Plan) -> None:
-    """Log what differs, with the diff of every file, truncated to a sensible length."""
+    """Log what differs, with the changed keys of every file, truncated to a sensible length."""
     from toolkit.reconcile import describe  # noqa: PLC0415  # not needed while the node is in sync
 
     host = plan.target.host
-    diffs = "".join(describe.diff(host, _masked(change)) for change in plan.config_plan.changes)
+    diffs = "".join(describe.changed_keys(host, change) for change in plan.config_plan.changes)
     shown = diffs if len(diffs) <= _LONGEST_DIFF else f"{diffs[:_LONGEST_DIFF]}\n(truncated)"
     shown = f"\n{shown.rstrip()}" if shown else ""
     paths = [str(host.local(change.path)) for change in plan.config_plan.changes]
@@ -144,13 +143,6 @@ def _announce(plan: Plan) -> None:
         shown,
         extra=facts(paths=paths),
     )
-
-
-def _masked(change: FileChange) -> FileChange:
-    """Return a change with secrets masked: the file may contain a registry's password."""
-    from toolkit import redact  # noqa: PLC0415
-
-    return replace(change, before=redact.data(change.before), after=redact.data(change.after))
 
 
 def _greeted(context: Context) -> SyncReport:

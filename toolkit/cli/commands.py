@@ -29,6 +29,7 @@ from toolkit.settings.resolve import Settings, resolve
 from toolkit.state import readiness_probe
 
 _PENDING: Final = 2
+_FULL: Final = "full"
 _NONE: Final = 2
 _FALLBACK: Final[Mapping[str, str]] = MappingProxyType({"runtime": "docker"})
 
@@ -138,10 +139,13 @@ def plan(invocation: Invocation) -> int:
 
     end_at_once()
     pending = make_plan(invocation.context())
+    asked = invocation.extra["diff"]
     if invocation.is_json:
-        _print(output.plan_json(pending))
+        _print(output.plan_json(pending, is_full=asked == _FULL))
     else:
-        _print(output.plan_text(pending, colour=log.is_colourful(sys.stdout)))
+        # At a terminal sits somebody who can read the files; elsewhere the output may be stored or sent.
+        is_full = asked == _FULL if asked else sys.stdout.isatty()
+        _print(output.plan_text(pending, colour=log.is_colourful(sys.stdout), is_full=is_full))
     return _PENDING if invocation.extra["exit_code"] and not pending.is_noop else 0
 
 

@@ -19,26 +19,31 @@ from toolkit.state.readiness_record import STARTED
 _COLOURS: Final = {"+": GREEN, "-": RED, "@": CYAN}
 
 
-def plan_text(plan: Plan, *, colour: bool) -> str:
-    """Return a plan as text: the diff of every file, whether the runtime would be reloaded, and why."""
-    host = plan.target.host
-    lines = [colour_diff(describe.diff(host, change), colour=colour) for change in plan.config_plan.changes]
+def plan_text(plan: Plan, *, colour: bool, is_full: bool) -> str:
+    """Return a plan as text: the change of every file, whether the runtime would be reloaded, and why.
+
+    With `is_full`, a change is a unified diff with context; otherwise only its keys, secrets masked.
+    """
+    host, shown = plan.target.host, describe.diff if is_full else describe.changed_keys
+    lines = [colour_diff(shown(host, change), colour=colour) for change in plan.config_plan.changes]
     lines += [f"# {note}\n" for note in describe.notes(plan)]
     lines.append(f"# {describe.summary(plan)}\n")
     return "".join(lines)
 
 
-def plan_json(plan: Plan) -> str:
-    """Return a plan as one JSON object; docs/output.md describes its keys."""
-    return _json(_plan(plan))
+def plan_json(plan: Plan, *, is_full: bool) -> str:
+    """Return a plan as one JSON object; docs/output.md describes its keys. `is_full` as in `plan_text`."""
+    return _json(_plan(plan, is_full=is_full))
 
 
-def _plan(plan: Plan) -> dict[str, Any]:
+def _plan(plan: Plan, *, is_full: bool = False) -> dict[str, Any]:
     return {
         "runtime": str(plan.target.desired.runtime),
         "in_sync": plan.is_noop,
         "binary": plan.target.binary,
-        "changes": [_change(plan.target.host, change) for change in plan.config_plan.changes],
+        "changes": [
+            _change(plan.target.host, change, is_full=is_full) for change in plan.config_plan.changes
+        ],
         "toolkit": _toolkit(plan),
         "specification": describe.specification(plan),
         "reload": {
@@ -101,12 +106,12 @@ def colour_diff(text: str, *, colour: bool) -> str:
     )
 
 
-def _change(host: Host, change: FileChange) -> dict[str, Any]:
+def _change(host: Host, change: FileChange, *, is_full: bool = False) -> dict[str, Any]:
     return {
         "path": str(host.local(change.path)),
         "node_path": change.path,
         "action": change.action,
-        "diff": describe.diff(host, change),
+        "diff": describe.diff(host, change) if is_full else describe.changed_keys(host, change),
     }
 
 

@@ -80,6 +80,7 @@ def app() -> click.Group:
             "Show as a diff what `run` would change; change nothing.",
             _exit_code(),
             _output(),
+            _diff(),
         ),
         _command("revert", "Uninstall: remove everything that `run` added and changed.", _output()),
         _command(
@@ -232,6 +233,16 @@ def _kind() -> click.Option:
 
 def _exit_code() -> click.Option:
     return click.Option(["--exit-code"], is_flag=True, help="Exit with 2 if changes are pending.")
+
+
+def _diff() -> click.Option:
+    return click.Option(
+        ["--diff"],
+        type=click.Choice(["full", "keys"]),
+        help="How a file's change is shown. full: as a unified diff with its context, passwords included;"
+        " keys: only the keys that change, with secrets masked. [default: full as text on a terminal,"
+        " otherwise keys]",
+    )
 
 
 def _output() -> click.Option:

@@ -8,13 +8,12 @@ import platform
 import stat
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from runtimes.adapter import SighupEffect
 from runtimes.model import Effective, Observation, fingerprint
-from toolkit import __version__, redact
+from toolkit import __version__
 from toolkit.errors import StepError, ToolkitError
 from toolkit.node import files, lock, mounts
 from toolkit.reconcile import describe, preflight, readiness
@@ -64,7 +63,7 @@ def listed(target: Target, record: Record, names: Sequence[str]) -> list[dict[st
 
 
 def plan(plan: Plan) -> dict[str, Any]:
-    """Return the planned changes. Secrets are redacted before the files are compared."""
+    """Return the planned changes."""
     host = plan.target.host
     problems, hint = preflight.read_only(plan)
     return {
@@ -73,10 +72,7 @@ def plan(plan: Plan) -> dict[str, Any]:
             {
                 "path": change.path,
                 "action": change.action,
-                "diff": describe.diff(
-                    host,
-                    replace(change, before=redact.data(change.before), after=redact.data(change.after)),
-                ),
+                "diff": describe.changed_keys(host, change),
             }
             for change in plan.config_plan.changes
         ],

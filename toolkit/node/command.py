@@ -40,7 +40,10 @@ class NotStarted(StepError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """The result of a command: argv, exit status, stdout, and the end of stderr."""
+    """The result of a command: argv, exit status, stdout, and the end of stderr.
+
+    Secrets are masked in the `err` of a command that failed, because messages quote it.
+    """
 
     argv: tuple[str, ...]
     code: int
@@ -189,6 +192,10 @@ def _run(
         kind = NotStarted if error.errno in _NOT_EXECUTABLE else StepError
         raise kind(f"`{' '.join(argv)}` cannot be started: {error}") from error
     err = err_bytes.decode(errors="replace")[-_TAIL:].strip()
+    if err and child.returncode != 0:
+        from toolkit import redact  # noqa: PLC0415  # A daemon's message may quote its configuration.
+
+        err = redact.text(err)
     _log(argv, child.returncode, err)
     return Result(argv=tuple(argv), code=child.returncode, out=out.decode(errors="replace"), err=err)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any, Final
 
-from runtimes import distributions
-from runtimes.model import FileChange
+from runtimes import distributions, edits
+from runtimes.errors import ConfigError
+from runtimes.model import ABSENT, FileChange, Tree
+from toolkit import redact
 from toolkit.node.host import Host
 from toolkit.reconcile import preflight
 from toolkit.reconcile.planning import Plan
@@ -45,13 +48,49 @@ def removal_text(removal: Removal) -> str:
 
 
 def diff(host: Host, change: FileChange) -> str:
-    """Return the change of a file as a unified diff, with its local path."""
+    """Return the change of a file as a unified diff, with its local path, its context and its secrets."""
+    return _unified(*_names(host, change), change.before, change.after, context=3)
+
+
+def changed_keys(host: Host, change: FileChange) -> str:
+    """Return the keys that a change adds, changes and removes, with their values, and nothing else.
+
+    Secrets are masked by their place in the file. This is what leaves the node: in the log, the JSON
+    output and `diagnose`. A file that is neither TOML nor JSON is compared by lines, without context.
+    """
+    from runtimes.formats import json_scanner, toml_scanner  # noqa: PLC0415  # only if there is a difference
+
+    old, new = _names(host, change)
+    for form in (toml_scanner, json_scanner):
+        try:
+            before, after = (form.tree(data or b"", change.path) for data in (change.before, change.after))
+        except ConfigError:
+            continue
+        return "".join([f"--- {old}\n+++ {new}\n", *_key_lines(before, after)])
+    texts = (change.before, change.after)
+    masked = (None if data is None else redact.text(data.decode(errors="replace")).encode() for data in texts)
+    return _unified(old, new, *masked, context=0)
+
+
+def _key_lines(before: Tree, after: Tree) -> Iterator[str]:
+    """Yield a line for the old and the new value of every key that differs."""
+    for key, *values in edits.differences(before, after):
+        name = redact.text(edits.dotted(key))
+        for sign, item in zip("-+", values, strict=True):
+            if item is not ABSENT:
+                yield f"{sign}{name} = {json.dumps(redact.value(item, key), default=str)}\n"
+
+
+def _names(host: Host, change: FileChange) -> tuple[str, str]:
+    """Return the names of the old and the new file in the head of a diff."""
     path = str(host.local(change.path))
-    old = "/dev/null" if change.before is None else path
-    new = "/dev/null" if change.after is None else path
+    return ("/dev/null" if change.before is None else path), ("/dev/null" if change.after is None else path)
+
+
+def _unified(old: str, new: str, before: bytes | None, after: bytes | None, *, context: int) -> str:
     import difflib  # noqa: PLC0415  # Only needed if there is a difference to show.
 
-    lines = difflib.unified_diff(_lines(change.before), _lines(change.after), old, new)
+    lines = difflib.unified_diff(_lines(before), _lines(after), old, new, n=context)
     return "".join(_with_newlines(lines))
 
 

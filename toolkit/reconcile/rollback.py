@@ -178,7 +178,9 @@ def restore_files(
         record = _save(target, pending_reload.add(record, is_written=False))
     apply.changes(target.host, plan.changes, root_config, give_back=transaction.files)
     for name in plan.stayed:
-        LOGGER.warning("kept, because it was modified meanwhile: %s", name)
+        from toolkit import redact  # noqa: PLC0415  # rarely needed
+
+        LOGGER.warning("kept, because it was modified meanwhile: %s", redact.text(name))
     return record, pending_reload.is_unwritten(record)
 
 

@@ -11,6 +11,7 @@ from runtimes import planner
 from runtimes.adapter import Adapter
 from runtimes.errors import ConfigError
 from runtimes.model import ConfigPlan
+from toolkit import redact
 from toolkit.artifacts import versions
 from toolkit.deadline import Cancellation, Deadline
 from toolkit.errors import NodeConfigError, StepError
@@ -82,7 +83,8 @@ def revert(settings: Settings, adapter: Adapter, stop: Cancellation | None = Non
     created_directories.note(context.created_directories, record.directories)
     _clean(context, target, record.directories)
     kept = (*plan.config_plan.stayed, *([kept_specification] if kept_specification else ()))
-    return Removal(target=target, plan=replace(plan.config_plan, stayed=kept), was_empty=False)
+    masked = tuple(map(redact.text, kept))
+    return Removal(target=target, plan=replace(plan.config_plan, stayed=masked), was_empty=False)
 
 
 def _plan(context: Context, target: Target) -> Plan | None:

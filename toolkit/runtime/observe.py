@@ -123,8 +123,10 @@ def _ask(target: locate.Target, question: BinaryQuery) -> BinaryResult:
 
 
 def not_understood(error: ConfigError) -> NodeConfigError:
-    """Return an error of `runtimes` as an error with an exit code."""
-    return NodeConfigError(str(error), hint=error.hint)
+    """Return an error of `runtimes` as an error with an exit code. It may quote values of the file."""
+    from toolkit import redact  # noqa: PLC0415  # needed for errors only
+
+    return NodeConfigError(redact.text(str(error)), hint=error.hint)
 
 
 def _named(data: bytes, marks: Mapping[str, str]) -> bytes:

@@ -378,9 +378,11 @@ def _wait(time_left: TimeLeft, problem: StepError) -> None:
 
 
 def _error_text(answer: Response) -> str:
-    """Return dockerd's error message, as one line."""
+    """Return dockerd's error message, as one line, with secrets masked."""
+    from toolkit import redact  # noqa: PLC0415  # needed for errors only
+
     text = _json_object(answer.body).get("message") or answer.body or f"{answer.status} {answer.reason}"
-    return _one_line(str(text))
+    return _one_line(redact.text(str(text)))
 
 
 def _json_object(text: str) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""A cache of what the runtime's binary reports about itself, such as its version, valid for one boot.
+"""A cache of what the runtime's binary reports, such as its defaults, valid for one boot.
 
-Results that depend on a configuration are not cached. The file is on a tmpfs, in the directory of the PID
-file. If it cannot be read or written, the binary is executed instead.
+Of the results that depend on a configuration, only that of the files without owned keys is cached; it may
+contain passwords. The file is on a tmpfs, in the directory of the PID file, for root alone. If it cannot
+be read or written, the binary is executed instead.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class AnswerCache:
         return self._known.get(_mark(question)) if question.is_lasting else None
 
     def put(self, question: BinaryQuery, answer: BinaryResult) -> BinaryResult:
-        """Cache the result of a query if it depends only on the binary and succeeded; return the result."""
+        """Cache the result of a query that may be cached if it succeeded; return the result."""
         if self._head and (question.is_lasting or question.is_stored) and answer.ok:
             mark = _mark(question)
             self._is_new = self._is_new or self._known.get(mark) != answer
@@ -68,7 +69,9 @@ class AnswerCache:
         answers = {mark: {"out": result.out, "err": result.err} for mark, result in self._known.items()}
         try:
             files.make_directory(self.path.parent)
-            files.put(self.path, json.dumps({**self._head, "answers": answers}).encode() + b"\n")
+            # What a binary prints of the configuration contains the passwords of registries.
+            content = json.dumps({**self._head, "answers": answers}).encode() + b"\n"
+            files.put(self.path, content, mode=0o600)
             self._is_new = False
         except StepError as error:
             LOGGER.debug("%s", error.message)
@@ -100,8 +103,9 @@ def _path(settings: Settings) -> Path:
 def _read(path: Path, head: Mapping[str, Any]) -> dict[str, BinaryResult]:
     try:
         snapshot = files.read(path)
-        # A file that other users can write is not trusted: they could forge the results.
-        if snapshot is None or snapshot.uid not in {0, os.geteuid()} or snapshot.mode & 0o022:
+        # Results in a file that other users can write may be forged. A file that others can read was
+        # written by an earlier version; it is written again.
+        if snapshot is None or snapshot.uid not in {0, os.geteuid()} or snapshot.mode & 0o077:
             return {}
         content = json.loads(snapshot.data)
         if any(content[name] != fact for name, fact in head.items()):

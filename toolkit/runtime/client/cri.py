@@ -53,7 +53,7 @@ def _plugins(socket: Path, filter_: str, *, timeout: Timeout) -> list[tuple[str,
     try:
         response = grpc.unary(socket, _METHOD, protobuf.encode([(1, filter_)]), timeout=timeout)
         plugins = protobuf.decode(response).messages(_PLUGINS)
-        return [(plugin.text(_ID), plugin.message(_INIT_ERROR).text(_MESSAGE)) for plugin in plugins]
+        return [(plugin.text(_ID), _masked(plugin.message(_INIT_ERROR).text(_MESSAGE))) for plugin in plugins]
     except (grpc.CallFailed, protobuf.Malformed, OSError):
         return []
 
@@ -79,8 +79,8 @@ class CriFailed(StepError):
 
     def __init__(self, message: str, *, code: str | None = None, detail: str = "") -> None:
         self.code = code
-        self.detail = detail
-        super().__init__(message, hint=_HINTS.get(code, ""))
+        self.detail = _masked(detail)
+        super().__init__(_masked(message), hint=_HINTS.get(code, ""))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,13 +230,22 @@ def _answer(
         raise CriFailed(f"{method} on {socket} failed: the response is not valid CRI: {error}") from error
 
 
+def _masked(said: str) -> str:
+    """Return what the runtime says of a failure with secrets masked: it may quote the URL of a registry."""
+    if not said:
+        return said
+    from toolkit import redact  # noqa: PLC0415  # needed for errors only
+
+    return redact.text(said)
+
+
 def _why_not(name: str, condition: Message | None) -> str | None:
     """Return why a condition is not true, or None if it is."""
     if condition is None:
         return f"{name} is not reported"
     if condition.flag(2):
         return None
-    return ": ".join(filter(None, (f"{name} is false", condition.text(3), condition.text(4))))
+    return ": ".join(filter(None, (f"{name} is false", condition.text(3), _masked(condition.text(4)))))
 
 
 def _configured(config: Mapping[str, Any] | None) -> tuple[str, ...] | None:

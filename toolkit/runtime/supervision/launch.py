@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from toolkit import redact
 from toolkit.errors import StepError
 from toolkit.node import command, processes, trust
 from toolkit.node.host import Host
@@ -48,9 +49,10 @@ class Launch:
     namespaces: tuple[str, ...]
 
     def words(self) -> str:
-        """Return the command that starts the daemon, as a shell reads it."""
+        """Return the command that starts the daemon, as a shell reads it, with secrets masked."""
         program = self.argv[0] if self.argv and self.argv[0].startswith("/") else self.executable
-        return f"cd {shlex.quote(self.directory)} && {shlex.join([program, *self.argv[1:]])}"
+        words = [program, *redact.argv(self.argv)[1:]]
+        return f"cd {shlex.quote(self.directory)} && {shlex.join(words)}"
 
 
 def of(host: Host, process: processes.RuntimeProcess) -> Launch | None:
