@@ -8,10 +8,11 @@ import importlib
 import json
 import sys
 import time
-import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
+
+import tomli
 
 from runtimes import edits
 from runtimes.edits import DesiredKey
@@ -31,7 +32,8 @@ for _codec in (
     "utf-32-le",
 ):
     codecs.lookup(_codec)
-importlib.import_module("heapq")  # so does Counter.most_common
+for _module in ("heapq", "tomlkit"):  # so are these modules
+    importlib.import_module(_module)
 _BOM: Final = "\ufeff"
 _MOST_SECONDS: Final = 4.0
 _BUG: Final = "please report this file"
@@ -41,8 +43,8 @@ _BUG: Final = "please report this file"
 
 
 def read_toml(data: bytes) -> dict[str, Any]:
-    """Return what TOML says. Raises ValueError, RecursionError."""
-    return tomllib.loads(data.decode().removeprefix(_BOM))
+    """Return what TOML 1.1 says. Raises ValueError, RecursionError."""
+    return tomli.loads(data.decode().removeprefix(_BOM))
 
 
 def read_json(data: bytes) -> dict[str, Any]:

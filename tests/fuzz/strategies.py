@@ -141,6 +141,9 @@ _VALUES: Final = st.sampled_from(
         "''''two quotes'''''", '"""\\\n   joined"""', "{ x = 1, y.z = 2 }", '{ "q.q" = [1, {r = "}"}] }',
         "[ { a = 1 }, { a = 2 } ]", "{ a = { b = { c = [ [ ] ] } } }", "        []", "0.10", "+1_000",
         "9223372036854775808", '"' + "x" * 300 + '"',
+        # TOML 1.1
+        "{ x = 1, }", "{\n  x = 1, # one\n\n  y.z = 2\n}", "{ # only a comment\n}", '"f\\xfcr \\e["', "07:32",
+        '{\n\tx = { # }\n\t\ty = "}",\n\t},\n\tz = [ {\n} ]\n\t, "q.q" = 1,\n\t# end\n}', "1979-05-27 07:32Z",
     ]
 )  # fmt: skip
 _SPACES: Final = st.sampled_from(["", "", "", " ", "  ", "\t", "    "])
@@ -170,7 +173,8 @@ def _spelled(name: str, style: int) -> str:
     if style == 9 and "'" not in name and "\t" not in name:
         return f"'{name}'"
     if style == 8:
-        return '"' + "".join(f"\\U{ord(c):08x}" for c in name) + '"'
+        escape = "\\U{:08x}" if any(ord(c) > 255 for c in name) else "\\x{:02x}"
+        return '"' + "".join(escape.format(ord(c)) for c in name) + '"'
     return json.dumps(name, ensure_ascii=False)
 
 
