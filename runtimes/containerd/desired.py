@@ -34,6 +34,10 @@ _RANDOM: Final = (
     "it has no `version` and tables of two schema generations: this containerd takes one of them at random"
     " at each start"
 )
+_NEWER_TOML: Final = (
+    r". It is TOML 1.1, which this containerd does not read: write inline tables on one line without a"
+    r" comma at the end, and no \x or \e in strings"
+)
 _ONE_SCHEMA: Final = (
     f'move the keys of `plugins.cri` to `plugins."{CRI[2]}"` and write `version = 2`,'
     " or let `containerd config migrate` write the file"
@@ -246,10 +250,11 @@ def _refuse_unloadable(
     if facts.breaks and _is_replaceable(desired, observation) and facts.merges:
         return
     repair = f"remove {path} or repair it" if is_drop_in else "repair it"
+    more = _NEWER_TOML if toml_editor.needs_1_1(observation.data(path) or b"") else ""
     raise ConfigError(
         path,
         f"{observation.binary} does not load it: {last_line(answer.err)}",
-        hint=f"containerd would not start with this configuration; {repair} first",
+        hint=f"containerd would not start with this configuration; {repair} first{more}",
     )
 
 

@@ -23,10 +23,19 @@ from runtimes.formats.toml_layout import (
     spell,
     splice,
 )
-from runtimes.formats.toml_scanner import Document, Statement, indent_of, loads, parse, read, tree
+from runtimes.formats.toml_scanner import (
+    Document,
+    Statement,
+    indent_of,
+    loads,
+    needs_1_1,
+    parse,
+    read,
+    tree,
+)
 from runtimes.model import ABSENT, Key, Tree
 
-__all__ = ["drop", "parse", "put", "read", "render", "tree"]
+__all__ = ["drop", "needs_1_1", "parse", "put", "read", "render", "text_of", "tree"]
 
 # tomlkit scans the whole array for each item that is removed.
 _MOST_SURPLUS: Final = 64
@@ -74,6 +83,12 @@ def drop(document: Document, key: Key) -> Document:
         document = splice(document, 0, position, rest)
     holder = _inline_holder(document, key)
     return document if holder is None else _rewrite(document, holder, key, ABSENT)
+
+
+def text_of(document: Document, key: Key) -> str:
+    """Return the lines of the `key = value` statement of a key; empty if there is none."""
+    found = _exact(document, key)
+    return document.text[found.start : found.end] if found else ""
 
 
 # --- finding ------------------------------------------------------------------------------------
@@ -206,6 +221,13 @@ def _rewrite(document: Document, statement: Statement, key: Key, new: Any) -> Do
         del holder[inside[-1]]
     else:
         holder[inside[-1]] = plain(new)
+    return _spliced(document, statement, fragment)
+
+
+def _spliced(document: Document, statement: Statement, fragment: Any) -> Document:
+    """Return the document with one statement replaced. Raise ConfigError if tomlkit broke its syntax."""
+    import tomlkit  # noqa: PLC0415
+
     written = tomlkit.dumps(fragment)
     if value_in(written, ()) is None:
         raise _not_editable(document, statement)
@@ -224,10 +246,10 @@ def _fragment(document: Document, statement: Statement) -> Any:
 
 
 def _not_editable(document: Document, statement: Statement) -> ConfigError:
-    """Return the error for a value that tomlkit cannot edit (with 0.15.2: comments in inline tables)."""
+    """Return the error for a value that tomlkit cannot edit (0.15.2: a comma in a comment inside it)."""
     return ConfigError(
         document.path,
-        f"nvidia-toolkit cannot edit {'.'.join(statement.path)} as it is written",
+        f"nvidia-toolkit cannot edit the value of {'.'.join(statement.path)} as it is written",
         line=document.text.count("\n", 0, statement.start) + 1,
         hint="write this inline table on one line without comments, or as a table with a header",
     )

@@ -15,7 +15,8 @@ from typing import Any, Final
 from runtimes.errors import ConfigError
 from runtimes.model import Key
 
-_HINT: Final = "repair the file; start the runtime by hand to see its own error message"
+_HINT: Final = "repair the file, even if the runtime accepts it as it is"
+_NOT_UTF8: Final = "save the file as UTF-8, even if the runtime accepts it as it is (containerd 1.x does)"
 _BOM: Final = "\ufeff"
 # Quantifiers are possessive wherever a match could backtrack: a hostile file must cost neither
 # exponential time nor memory for backtracking. CPython before 3.11.5 (Debian 12 has 3.11.2) misses
@@ -119,6 +120,15 @@ def loads(text: str) -> dict[str, Any]:
         return tomli.loads(text)
 
 
+def needs_1_1(data: bytes) -> bool:
+    """Return whether valid TOML is not valid in TOML 1.0, as far as this Python knows (3.15 does not)."""
+    try:
+        tomllib.loads(data.decode().removeprefix(_BOM))
+    except tomllib.TOMLDecodeError:
+        return True
+    return False
+
+
 def tree(data: bytes, path: str) -> dict[str, Any]:
     """Return a file's content as plain values.
 
@@ -134,7 +144,7 @@ def tree(data: bytes, path: str) -> dict[str, Any]:
         line = data.count(b"\n", 0, error.start) + 1
         column = error.start - (data.rfind(b"\n", 0, error.start) + 1) + 1
         why = f"it is not UTF-8 text (byte 0x{data[error.start]:02x})"
-        raise ConfigError(path, why, line=line, column=column, hint=_HINT) from error
+        raise ConfigError(path, why, line=line, column=column, hint=_NOT_UTF8) from error
     except RecursionError as error:
         raise ConfigError(path, _TOO_DEEP, hint=_HINT) from error
     except ValueError as error:

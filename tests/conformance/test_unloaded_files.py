@@ -16,7 +16,7 @@ from runtimes.model import BinaryResult, ConfigPlan, Ownership, fingerprint
 from tests.support import binaries, pure_plan
 from tests.support.pure_plan import CONFIG, DROP_IN
 
-MERGING: Final = ("2.1", "2.2", "2.3")
+MERGING: Final = ("2.1", "2.2", "2.3", "2.4")
 OTHER: Final = "/etc/containerd/conf.d/10-x.toml"
 GONE: Final = "/opt/kata/containerd/config.d/kata-deploy.toml"
 OURS: Final = {handler.name for handler in pure_plan.HANDLERS}

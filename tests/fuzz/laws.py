@@ -37,6 +37,7 @@ for _module in ("heapq", "tomlkit"):  # so are these modules
 _BOM: Final = "\ufeff"
 _MOST_SECONDS: Final = 4.0
 _BUG: Final = "please report this file"
+_REWRITE: Final = "write this inline table"
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -178,8 +179,12 @@ def taken_back(form: edits.Format, read: Read, data: bytes, change: FileChange) 
         path=change.path, original=data, written=(fingerprint(change.after),), edits=change.edits
     )
     assert edits.without(form, owned, change.after) == (data, ())
-    with bounded():
-        back, stayed = edits.reverse(form, change.path, change.after, change.edits)
+    try:
+        with bounded():
+            back, stayed = edits.reverse(form, change.path, change.after, change.edits)
+    except ConfigError as error:
+        assert error.hint.startswith(_REWRITE), error  # noqa: PT017 - the law holds without an error as well
+        return
     assert stayed == ()
     assert alike(solid(read(back)), solid(read(data))), "the reversal gives something else"
 

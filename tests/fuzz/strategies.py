@@ -373,6 +373,32 @@ def edited_toml(draw: st.DrawFn) -> Work:
     return data, _wishes(draw, _tree(laws.read_toml, data), NAMES, _TOML_LEAVES)
 
 
+_INSIDE: Final = ("a", "b", '"c"', "d.e", "d.f", "'g'", '"\\x69"')
+_BETWEEN: Final = st.sampled_from(["", "", "", " ", "\n", "\n  ", " # c, } x\n", "\n\n", "\r\n"])
+_FLAT: Final = st.sampled_from(
+    ["1", "07:32", '"\\xfc}"', "'a}'", '"x,#"', "[]", "[\n1, # ]\n]", '["}", ]', '"""a\n}"""']
+)
+
+
+@st.composite
+def _inline_tables(draw: st.DrawFn, below: st.SearchStrategy[str]) -> str:
+    """Return an inline table of TOML 1.1, with newlines and comments wherever they are allowed."""
+    names = draw(st.lists(st.sampled_from(_INSIDE), max_size=4, unique=True))
+    members = [f"{draw(_BETWEEN)}{name} = {draw(below)}{draw(_BETWEEN)}" for name in names]
+    end = draw(st.sampled_from(["", ","])) if members else ""
+    return "{" + ",".join(members) + end + draw(_BETWEEN) + "}"
+
+
+_INLINE: Final = _inline_tables(st.recursive(_FLAT, _inline_tables, max_leaves=8))
+
+
+@st.composite
+def edited_inline(draw: st.DrawFn) -> Work:
+    """Return a file with an inline table of TOML 1.1, and what is wanted of it."""
+    data = f"version = 2\nk = {draw(_INLINE)} # end\n[last]\na = 1\n".encode()
+    return data, _wishes(draw, _tree(laws.read_toml, data), ("a", "b", "c", "d", "e", "i", "z"), _TOML_LEAVES)
+
+
 @st.composite
 def edited_json(draw: st.DrawFn) -> Work:
     """Return a file and what is wanted of it."""
