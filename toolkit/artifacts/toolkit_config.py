@@ -17,6 +17,8 @@ from toolkit.settings.resolve import Settings
 _PREFIXES: Final[Key] = ("nvidia-container-runtime", "modes", "cdi", "annotation-prefixes")
 
 
+_OLDER_TOML: Final = r"write inline tables on one line without a comma at the end, and no \x or \e in strings"
+
 CONFIG: Final = ".config/nvidia-container-runtime/config.toml"
 # The defaults of the toolkit's programs, as the upstream installer writes them.
 DEFAULTS: Final[Mapping[Key, Any]] = {
@@ -63,6 +65,8 @@ def configuration(present: bytes | None, path: str, asked: Mapping[Key, Any]) ->
     """
     try:
         tree = toml_editor.tree(present or b"", path)
+        if toml_editor.needs_1_1(present or b""):
+            raise ConfigError(path, "the toolkit's programs do not read TOML 1.1", hint=_OLDER_TOML)
         wants = [
             DesiredKey(path=path, key=key, new=item)
             for key, item in DEFAULTS.items()
