@@ -15,9 +15,8 @@ from toolkit.errors import NodeConfigError
 from toolkit.settings.resolve import Settings
 
 _PREFIXES: Final[Key] = ("nvidia-container-runtime", "modes", "cdi", "annotation-prefixes")
-
-
 _OLDER_TOML: Final = r"write inline tables on one line without a comma at the end, and no \x or \e in strings"
+
 
 CONFIG: Final = ".config/nvidia-container-runtime/config.toml"
 # The defaults of the toolkit's programs, as the upstream installer writes them.
@@ -65,8 +64,6 @@ def configuration(present: bytes | None, path: str, asked: Mapping[Key, Any]) ->
     """
     try:
         tree = toml_editor.tree(present or b"", path)
-        if toml_editor.needs_1_1(present or b""):
-            raise ConfigError(path, "the toolkit's programs do not read TOML 1.1", hint=_OLDER_TOML)
         wants = [
             DesiredKey(path=path, key=key, new=item)
             for key, item in DEFAULTS.items()
@@ -78,7 +75,10 @@ def configuration(present: bytes | None, path: str, asked: Mapping[Key, Any]) ->
         change = edits.apply(toml_editor, path, present, wants)
     except ConfigError as error:
         raise NodeConfigError(str(error), hint=error.hint) from error
-    return (present or b"") if change is None else (change.after or b"")
+    result = (present or b"") if change is None else (change.after or b"")
+    if toml_editor.needs_1_1(result):
+        raise NodeConfigError(f"{path}: the toolkit's programs do not read TOML 1.1", hint=_OLDER_TOML)
+    return result
 
 
 def asked(settings: Settings, toolkit: str, low_level: tuple[str, ...]) -> dict[Key, Any]:
