@@ -24,6 +24,7 @@ from runtimes.formats.toml_layout import (
     splice,
 )
 from runtimes.formats.toml_scanner import (
+    IN_1_0,
     Document,
     Statement,
     indent_of,
@@ -31,11 +32,12 @@ from runtimes.formats.toml_scanner import (
     needs_1_1,
     parse,
     read,
+    refuse_1_1,
     tree,
 )
 from runtimes.model import ABSENT, Key, Tree
 
-__all__ = ["drop", "needs_1_1", "parse", "put", "read", "render", "text_of", "tree"]
+__all__ = ["IN_1_0", "drop", "needs_1_1", "parse", "put", "read", "refuse_1_1", "render", "text_of", "tree"]
 
 # tomlkit scans the whole array for each item that is removed.
 _MOST_SURPLUS: Final = 64

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import tomllib
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -17,6 +17,8 @@ from runtimes.model import Key
 
 _HINT: Final = "repair the file, even if the runtime accepts it as it is"
 _NOT_UTF8: Final = "save the file as UTF-8, even if the runtime accepts it as it is (containerd 1.x does)"
+IN_1_0: Final = r"write inline tables on one line without a comma at the end, and no \x or \e in strings"
+"""What to change in TOML 1.1 for a program that reads TOML 1.0."""
 _BOM: Final = "\ufeff"
 # Quantifiers are possessive wherever a match could backtrack: a hostile file must cost neither
 # exponential time nor memory for backtracking. CPython before 3.11.5 (Debian 12 has 3.11.2) misses
@@ -127,6 +129,14 @@ def needs_1_1(data: bytes) -> bool:
     except tomllib.TOMLDecodeError:
         return True
     return False
+
+
+def refuse_1_1(files: Iterable[tuple[str, bytes | None]]) -> None:
+    """Raise ConfigError if a file is in TOML 1.1, for which a binary is needed that loads it."""
+    for path, data in files:
+        if data is not None and needs_1_1(data):
+            why = "it is TOML 1.1, and there is no binary that tells whether the runtime reads that"
+            raise ConfigError(path, why, hint=IN_1_0)
 
 
 def tree(data: bytes, path: str) -> dict[str, Any]:

@@ -516,6 +516,15 @@ def test_a_root_in_toml_1_1_is_refused_with_what_to_write_where_its_binary_does_
     assert "write inline tables on one line without a comma at the end" in caught.value.hint
 
 
+def test_toml_1_1_is_refused_where_no_binary_can_load_it() -> None:
+    """containerd 1.7 would not start again with it, and no rollback would help: it was there before."""
+    files = {pure_plan.CONFIG: RUNC.encode() + b"[x]\ny = { z = 1, }\n"}
+    refusal = pure_plan.refusal(pure_plan.desired(), files)
+    assert refusal is not None
+    assert refusal.why.startswith("it is TOML 1.1, and there is no binary")
+    assert "one line without a comma at the end" in refusal.hint
+
+
 def test_imports_that_only_toml_1_1_can_read_are_not_staged_in_another_spelling() -> None:
     """The binary gets other paths: it would load what it does not load in the file."""
     data = b'version = 2\nimports = ["/etc/containerd/\\x61.toml"]\n'

@@ -15,7 +15,6 @@ from toolkit.errors import NodeConfigError
 from toolkit.settings.resolve import Settings
 
 _PREFIXES: Final[Key] = ("nvidia-container-runtime", "modes", "cdi", "annotation-prefixes")
-_OLDER_TOML: Final = r"write inline tables on one line without a comma at the end, and no \x or \e in strings"
 
 
 CONFIG: Final = ".config/nvidia-container-runtime/config.toml"
@@ -77,7 +76,7 @@ def configuration(present: bytes | None, path: str, asked: Mapping[Key, Any]) ->
         raise NodeConfigError(str(error), hint=error.hint) from error
     result = (present or b"") if change is None else (change.after or b"")
     if toml_editor.needs_1_1(result):
-        raise NodeConfigError(f"{path}: the toolkit's programs do not read TOML 1.1", hint=_OLDER_TOML)
+        raise NodeConfigError(f"{path}: the toolkit's programs do not read TOML 1.1", hint=toml_editor.IN_1_0)
     return result
 
 
