@@ -53,11 +53,29 @@ def locked(wanted: Sequence[str]) -> list[str]:
         for wheel in Path(scratch).glob("*.whl"):
             name, version, *_ = wheel.name.split("-")
             known = found.setdefault((name.lower().replace("_", "-"), version), set())
-            known.add(hashlib.sha256(wheel.read_bytes()).hexdigest())
+            known.add(hashlib.sha256(portable(wheel).read_bytes()).hexdigest())
     return [
         " \\\n".join([f"{name}=={version}", *(f"    --hash=sha256:{each}" for each in sorted(hashes))])
         for (name, version), hashes in sorted(found.items())
     ]
+
+
+def portable(wheel: Path) -> Path:
+    """Return the wheel without machine code in place of one that is for a single Python, if there is one.
+
+    The image may have another Python than this one. pip takes the wheel whose hash is listed.
+    """
+    name, version, python, abi, _ = wheel.name.split("-")
+    if python != abi:
+        return wheel
+    target = wheel.parent / "portable"
+    done = subprocess.run(
+        (sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:", "--no-deps",
+         "--disable-pip-version-check", "--platform=any", "--implementation=py", "--abi=none",
+         f"--dest={target}", f"{name}=={version}"),
+        check=False,
+    )  # fmt: skip
+    return next(target.glob(f"{name}-{version}-*.whl")) if done.returncode == 0 else wheel
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -13,6 +14,7 @@ from runtimes.containerd.imports import File, is_ambiguous, load, probe_mark, pr
 from runtimes.containerd.schema import CRI, table_or_empty
 from runtimes.containerd.templates import filled, variables
 from runtimes.edits import value
+from runtimes.errors import ConfigError
 from runtimes.formats import toml_editor
 from runtimes.model import EMPTY, BinaryQuery, Desired, Observation, Tree, token
 
@@ -21,6 +23,7 @@ _FIRST: Final = "effective, first {}"
 _MOST_SEARCHED: Final = 20
 """The number of files among which one that the binary does not load is searched for."""
 _LOADS: Final = 8
+_NEW_ESCAPE: Final = re.compile(r"\\[xe]")
 
 # --- results ----------------------------------------------------------------------------------------
 
@@ -213,6 +216,7 @@ def dump(
     for file in files:
         document = toml_editor.parse(file.data, file.path)
         if file.imports or "imports" in file.tree:
+            _require_known_escapes(file, toml_editor.text_of(document, ("imports",)))
             targets = [p for _, result in file.imports for p in result if p not in without]
             names = [token(staged[p]) if p in staged else p for p in targets if p != file.path]
             document = toml_editor.put(document, ("imports",), names)
@@ -222,6 +226,19 @@ def dump(
     return BinaryQuery(
         name=question, argv=argv, files=tuple(data), names=tuple(staged), times=_times(files, facts)
     )
+
+
+def _require_known_escapes(file: File, text: str) -> None:
+    r"""Raise ConfigError if `imports` has escapes of TOML 1.1 (\xHH, \e), which not every release reads.
+
+    The staged files have other paths there, so the binary would load what it does not load in the file.
+    """
+    if _NEW_ESCAPE.search(text):
+        raise ConfigError(
+            file.path,
+            r"its `imports` has an escape of TOML 1.1 (\x or \e), with which it cannot be validated",
+            hint="write these paths without the escape",
+        )
 
 
 def cri_id(file: File, facts: Facts) -> str:

@@ -239,17 +239,21 @@ def _refuse_unloadable(
         if without_us is not None and without_us.ok:
             return  # It is random because of our keys, which the plan moves.
         raise ConfigError(desired.config, _RANDOM, hint=_ONE_SCHEMA)
+    if answer is None:
+        toml_editor.refuse_1_1((file.path, file.data) for file in files)
     if answer is None or answer.ok:
         return
     path = unloadable_file(desired, observation, files)
     is_drop_in = path != desired.config
     if facts.breaks and _is_replaceable(desired, observation) and facts.merges:
         return
-    repair = f"remove {path} or repair it" if is_drop_in else "repair it"
+    repair = f"remove {path} or repair it first" if is_drop_in else "repair it first"
+    if toml_editor.needs_1_1(observation.data(path) or b""):
+        repair += f". It is TOML 1.1, which this containerd does not read: {toml_editor.IN_1_0}"
     raise ConfigError(
         path,
         f"{observation.binary} does not load it: {last_line(answer.err)}",
-        hint=f"containerd would not start with this configuration; {repair} first",
+        hint=f"containerd would not start with this configuration; {repair}",
     )
 
 

@@ -175,7 +175,7 @@ def patterns(tree: Tree, path: str) -> Iterator[str]:
     """Yield the import patterns of a file as absolute paths.
 
     The `imports` in the output of `config default` (2.2 and later) have no effect: containerd follows
-    only the imports in the file itself (seen with 2.2.7 and 2.3.4).
+    only the imports in the file itself (seen with 2.2.9 and 2.4.2).
     """
     imports = tree.get("imports", [])
     if not isinstance(imports, list) or not all(isinstance(item, str) for item in imports):

@@ -98,4 +98,4 @@ def value_text(item: Any) -> str:
 def last_line(text: str) -> str:
     """Return the last line of containerd's error output that is not blank."""
     lines = [line for line in text.splitlines() if line.strip()]
-    return lines[-1].removeprefix("containerd: ") if lines else "no error message"
+    return lines[-1].strip().removeprefix("containerd: ") if lines else "no error message"

@@ -15,6 +15,7 @@ from runtimes.crio.config_files import (
     configured_default,
     handlers,
     is_ours,
+    listed,
 )
 from runtimes.crio.oci_hook import hook_file
 from runtimes.crio.validate import answered, complete, last_line
@@ -34,6 +35,9 @@ def desired_config(desired: Desired, observation: Observation) -> DesiredConfig:
     """
     view = handlers(desired, observation, without=desired.drop_in)
     answer = observation.results.get("effective")
+    if answer is None:
+        paths = (desired.config, *listed(desired, observation.files))
+        toml_editor.refuse_1_1((path, observation.data(path)) for path in paths)
     if answer is not None and not answer.ok:
         raise ConfigError(
             desired.config,

@@ -3,13 +3,12 @@
 The scanner splits the text into statements, and only the affected statements are rewritten, with
 tomlkit. A whole document never passes through tomlkit: some real files do not survive that byte for
 byte (image-builder's Azure config, seen with 0.15.2), and editing moves tables that are declared out
-of order. The caller checks the result with `tomllib`, an independent parser. tomlkit is imported only
-where something is written, because most runs only read.
+of order. The caller checks the result with an independent parser. tomlkit is imported only where
+something is written, because most runs only read.
 """
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any, Final
 
@@ -24,10 +23,21 @@ from runtimes.formats.toml_layout import (
     spell,
     splice,
 )
-from runtimes.formats.toml_scanner import Document, Statement, indent_of, parse, read, tree
+from runtimes.formats.toml_scanner import (
+    IN_1_0,
+    Document,
+    Statement,
+    indent_of,
+    loads,
+    needs_1_1,
+    parse,
+    read,
+    refuse_1_1,
+    tree,
+)
 from runtimes.model import ABSENT, Key, Tree
 
-__all__ = ["drop", "parse", "put", "read", "render", "tree"]
+__all__ = ["IN_1_0", "drop", "needs_1_1", "parse", "put", "read", "refuse_1_1", "render", "text_of", "tree"]
 
 # tomlkit scans the whole array for each item that is removed.
 _MOST_SURPLUS: Final = 64
@@ -75,6 +85,12 @@ def drop(document: Document, key: Key) -> Document:
         document = splice(document, 0, position, rest)
     holder = _inline_holder(document, key)
     return document if holder is None else _rewrite(document, holder, key, ABSENT)
+
+
+def text_of(document: Document, key: Key) -> str:
+    """Return the lines of the `key = value` statement of a key; empty if there is none."""
+    found = _exact(document, key)
+    return document.text[found.start : found.end] if found else ""
 
 
 # --- finding ------------------------------------------------------------------------------------
@@ -145,8 +161,7 @@ def _put_array(document: Document, statement: Statement, key: Key, new: list[Any
     import tomlkit  # noqa: PLC0415
     from tomlkit.items import Array  # noqa: PLC0415
 
-    text = document.text[statement.start : statement.end]
-    fragment = tomlkit.parse(text)
+    fragment = _fragment(document, statement)
     array = _walk(fragment, key[len(statement.table) :])
     old = array.unwrap() if isinstance(array, Array) else None
     if isinstance(array, Array) and old is not None and old == new[: len(old)]:
@@ -177,10 +192,10 @@ def _surplus(old: list[Any], new: list[Any]) -> list[int] | None:
 def value_in(text: str, key: Key) -> Any:
     """Return the value of a key in a piece of TOML; None if the TOML is invalid or lacks the key."""
     try:
-        result: Any = tomllib.loads(text)
+        result: Any = loads(text)
         for part in key:
             result = result[part]
-    except (tomllib.TOMLDecodeError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return None
     return result
 
@@ -189,8 +204,7 @@ def _rewrite(document: Document, statement: Statement, key: Key, new: Any) -> Do
     """Rewrite one statement with a key in its value set, or removed if `new` is ABSENT."""
     import tomlkit  # noqa: PLC0415
 
-    text = document.text[statement.start : statement.end]
-    fragment = tomlkit.parse(text)
+    fragment = _fragment(document, statement)
     inside = key[len(statement.table) :]
     holder: Any = fragment
     for part in inside[:-1]:
@@ -209,7 +223,38 @@ def _rewrite(document: Document, statement: Statement, key: Key, new: Any) -> Do
         del holder[inside[-1]]
     else:
         holder[inside[-1]] = plain(new)
-    return splice(document, statement.start, statement.end, tomlkit.dumps(fragment))
+    return _spliced(document, statement, fragment)
+
+
+def _spliced(document: Document, statement: Statement, fragment: Any) -> Document:
+    """Return the document with one statement replaced. Raise ConfigError if tomlkit broke its syntax."""
+    import tomlkit  # noqa: PLC0415
+
+    written = tomlkit.dumps(fragment)
+    if value_in(written, ()) is None:
+        raise _not_editable(document, statement)
+    return splice(document, statement.start, statement.end, written)
+
+
+def _fragment(document: Document, statement: Statement) -> Any:
+    """Return a statement as a tomlkit document. Raise ConfigError if tomlkit does not read it."""
+    import tomlkit  # noqa: PLC0415
+    from tomlkit.exceptions import TOMLKitError  # noqa: PLC0415
+
+    try:
+        return tomlkit.parse(document.text[statement.start : statement.end])
+    except TOMLKitError as error:
+        raise _not_editable(document, statement) from error
+
+
+def _not_editable(document: Document, statement: Statement) -> ConfigError:
+    """Return the error for a value that tomlkit cannot edit (0.15.2: a comma in a comment inside it)."""
+    return ConfigError(
+        document.path,
+        f"nvidia-toolkit cannot edit the value of {'.'.join(statement.path)} as it is written",
+        line=document.text.count("\n", 0, statement.start) + 1,
+        hint="write this inline table on one line without comments, or as a table with a header",
+    )
 
 
 def _parent_is_no_table(document: Document, key: Key, new: Any) -> Document:
@@ -284,10 +329,7 @@ def _defines(document: Document, key: Key) -> bool:
     holder = _inline_holder(document, key)
     if holder is None:
         return False
-    import tomlkit  # noqa: PLC0415
-
-    fragment = tomlkit.parse(document.text[holder.start : holder.end])
-    return _walk(fragment, key[len(holder.table) :]) is not None
+    return _walk(_fragment(document, holder), key[len(holder.table) :]) is not None
 
 
 def _walk(fragment: Any, key: Key) -> Any:

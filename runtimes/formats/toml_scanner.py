@@ -1,6 +1,6 @@
 """Scanner that finds the position of every statement in a TOML text.
 
-It reads only text that `tomllib` has accepted, so it does not check the syntax again.
+It reads only text that a parser has accepted, so it does not check the syntax again.
 """
 
 from __future__ import annotations
@@ -8,14 +8,17 @@ from __future__ import annotations
 import re
 import tomllib
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from runtimes.errors import ConfigError
 from runtimes.model import Key
 
-_HINT: Final = "repair the file; start the runtime by hand to see its own error message"
+_HINT: Final = "repair the file, even if the runtime accepts it as it is"
+_NOT_UTF8: Final = "save the file as UTF-8, even if the runtime accepts it as it is (containerd 1.x does)"
+IN_1_0: Final = r"write inline tables on one line without a comma at the end, and no \x or \e in strings"
+"""What to change in TOML 1.1 for a program that reads TOML 1.0."""
 _BOM: Final = "\ufeff"
 # Quantifiers are possessive wherever a match could backtrack: a hostile file must cost neither
 # exponential time nor memory for backtracking. CPython before 3.11.5 (Debian 12 has 3.11.2) misses
@@ -106,8 +109,38 @@ def read(data: bytes, path: str) -> tuple[Document, dict[str, Any]]:
     return Document(path, text, tuple(statements(text)), newline, bom), content
 
 
+def loads(text: str) -> dict[str, Any]:
+    """Return a text in TOML 1.1 as plain values. Raise ValueError if it is not valid.
+
+    Python before 3.15 reads TOML 1.0. What it refuses is read by tomli, which most starts do not load.
+    """
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        import tomli  # noqa: PLC0415
+
+        return tomli.loads(text)
+
+
+def needs_1_1(data: bytes) -> bool:
+    """Return whether valid TOML is not valid in TOML 1.0, as far as this Python knows (3.15 does not)."""
+    try:
+        tomllib.loads(data.decode().removeprefix(_BOM))
+    except tomllib.TOMLDecodeError:
+        return True
+    return False
+
+
+def refuse_1_1(files: Iterable[tuple[str, bytes | None]]) -> None:
+    """Raise ConfigError if a file is in TOML 1.1, for which a binary is needed that loads it."""
+    for path, data in files:
+        if data is not None and needs_1_1(data):
+            why = "it is TOML 1.1, and there is no binary that tells whether the runtime reads that"
+            raise ConfigError(path, why, hint=IN_1_0)
+
+
 def tree(data: bytes, path: str) -> dict[str, Any]:
-    """Return a file's content as plain values, parsed by `tomllib`.
+    """Return a file's content as plain values.
 
     Raise ConfigError with line and column if it is not valid TOML.
     """
@@ -116,18 +149,16 @@ def tree(data: bytes, path: str) -> dict[str, Any]:
     try:
         text = data.decode().removeprefix(_BOM)
         # Checked first, because tomllib needs quadratic time and memory for a key with many parts.
-        result = None if _LONG_KEY.search(text) else tomllib.loads(text)
+        result = None if _LONG_KEY.search(text) else loads(text)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         column = error.start - (data.rfind(b"\n", 0, error.start) + 1) + 1
         why = f"it is not UTF-8 text (byte 0x{data[error.start]:02x})"
-        raise ConfigError(path, why, line=line, column=column, hint=_HINT) from error
+        raise ConfigError(path, why, line=line, column=column, hint=_NOT_UTF8) from error
     except RecursionError as error:
         raise ConfigError(path, _TOO_DEEP, hint=_HINT) from error
-    except tomllib.TOMLDecodeError as error:
-        raise _not_toml(data.decode().removeprefix(_BOM), path, str(error)) from error
-    except ValueError as error:  # Python refuses to convert more than 4300 digits.
-        raise ConfigError(path, "a number in it has too many digits", hint=_HINT) from error
+    except ValueError as error:
+        raise _not_toml(path, error) from error
     if result is None or _is_deep(result):
         raise ConfigError(path, _TOO_DEEP, hint=_HINT)
     return result
@@ -151,22 +182,14 @@ def indent_of(document: Document, statement: Statement) -> str:
     return document.text[statement.start : _skip(document.text, statement.start)]
 
 
-def _not_toml(text: str, path: str, message: str) -> ConfigError:
-    """Return the error for a message of `tomllib`, with the line and column that it contains."""
-    result = re.search(r" \(at line (\d+), column (\d+)\)$", message)
-    if result:
-        line, column = int(result[1]), int(result[2])
-    else:  # The message ends in "(at end of document)".
-        line = text.count("\n") + 1
-        column = len(text) - (text.rfind("\n") + 1) + 1
-    why = re.sub(r" \(at [^)]*\)$", "", message)
-    return ConfigError(
-        path,
-        f"it is not valid TOML: {why[:1].lower() + why[1:]}",
-        line=line,
-        column=column,
-        hint=_HINT,
-    )
+def _not_toml(path: str, error: ValueError) -> ConfigError:
+    """Return the error for a text that `loads` refused."""
+    from tomli import TOMLDecodeError  # noqa: PLC0415
+
+    if not isinstance(error, TOMLDecodeError):  # Python refuses to convert more than 4300 digits.
+        return ConfigError(path, "a number in it has too many digits", hint=_HINT)
+    why = f"it is not valid TOML: {error.msg[:1].lower()}{error.msg[1:]}"
+    return ConfigError(path, why, line=error.lineno, column=error.colno, hint=_HINT)
 
 
 def replace_span(document: Document, start: int, end: int, new: str) -> Document:
@@ -248,7 +271,7 @@ def _key(text: str, position: int) -> tuple[Key, Key, int]:
         spelled = result[1]
         raw.append(spelled)
         if spelled[0] == '"' and "\\" in spelled:
-            parts.append(next(iter(tomllib.loads(f"{spelled}=0"))))
+            parts.append(next(iter(loads(f"{spelled}=0"))))
         else:
             parts.append(spelled[1:-1] if spelled[0] in "\"'" else spelled)
         position = result.end()

@@ -17,7 +17,7 @@ from runtimes.formats import toml_editor
 from tests.support import binaries, distros, nodes, pure_plan
 
 OLD: Final = ("1.6", "1.7")
-NEW: Final = ("2.1", "2.2", "2.3")
+NEW: Final = ("2.1", "2.2", "2.3", "2.4")
 DROP_IN: Final = "/var/lib/rancher/k3s/agent/etc/containerd/config-v3.toml.d/99-nvidia.toml"
 SECTIONS: Final = ("io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri")
 CORPUS: Final = nodes.CHECKOUT.parent / "shared" / "corpus"

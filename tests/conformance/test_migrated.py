@@ -14,7 +14,7 @@ from tests.conformance.test_corpus import OURS, told
 from tests.conformance.test_replaced_binary import NODES, owned
 from tests.support import binaries, pure_plan
 
-MIGRATING: Final = ("2.1", "2.2", "2.3")
+MIGRATING: Final = ("2.1", "2.2", "2.3", "2.4")
 
 
 def migrated(line: str, data: bytes) -> bytes:

@@ -39,7 +39,7 @@ NODES: Final[Mapping[str, pure_plan.Files]] = {
 }
 PAIRS: Final = [
     pair for pair in permutations(binaries.LINES, 2) if {pair[0][0], pair[1][0]} == {"1", "2"}
-] + [("2.3", "2.1"), ("2.1", "2.3")]
+] + [("2.3", "2.1"), ("2.1", "2.3"), ("2.4", "2.2"), ("2.2", "2.4")]
 
 
 def owned(plan: ConfigPlan, before: tuple[Ownership, ...] = ()) -> tuple[Ownership, ...]:

@@ -153,3 +153,14 @@ def test_what_a_user_set_and_we_have_no_option_for_stays(node: Node) -> None:
         {"own": 1},
         "cdi",
     )
+
+
+@pytest.mark.parametrize("newer", ["features = {\n  x = true,\n}\n", 'my-own = "\\xfc"\n'])
+def test_toml_1_1_is_refused_because_the_toolkit_s_programs_do_not_read_it(node: Node, newer: str) -> None:
+    install(node)
+    path = node.toolkit / CONFIG
+    path.write_text(newer + path.read_text(encoding="utf-8"), encoding="utf-8")
+    assert asked("nvidia-ctk", node, "config", check=False).returncode != 0
+    refused = fake_node.cli("run", "-n", "--no-runtime-config", *node.options())
+    assert "the toolkit's programs do not read TOML 1.1" in refused.stderr
+    assert refused.returncode == 3

@@ -16,7 +16,9 @@ from runtimes.model import BinaryResult, ConfigPlan, Ownership, fingerprint
 from tests.support import binaries, pure_plan
 from tests.support.pure_plan import CONFIG, DROP_IN
 
-MERGING: Final = ("2.1", "2.2", "2.3")
+MERGING: Final = ("2.1", "2.2", "2.3", "2.4")
+# 2.3.7 and later load a drop-in whose version is higher than that of the root config.
+BREAKING: Final = ("2.1", "2.2")
 OTHER: Final = "/etc/containerd/conf.d/10-x.toml"
 GONE: Final = "/opt/kata/containerd/config.d/kata-deploy.toml"
 OURS: Final = {handler.name for handler in pure_plan.HANDLERS}
@@ -68,7 +70,7 @@ def handlers(line: str, files: Mapping[str, bytes]) -> Dump:
 # --- a drop-in of upstream that breaks containerd ------------------------------------------------------
 
 
-@pytest.mark.parametrize("line", MERGING)
+@pytest.mark.parametrize("line", BREAKING)
 @pytest.mark.parametrize("extra", [b"", b'[plugins."io.containerd.cri.v1.runtime"]\nenable_cdi = true\n'])
 def test_a_drop_in_of_upstream_that_breaks_containerd_is_replaced(line: str, extra: bytes) -> None:
     files = {CONFIG: ROOT, DROP_IN: UPSTREAM + extra}
@@ -91,7 +93,21 @@ def test_a_drop_in_of_upstream_that_breaks_containerd_is_replaced(line: str, ext
     assert set(handlers(line, back)) == {"runc"}
 
 
-@pytest.mark.parametrize("line", ["1.7", *MERGING])
+@pytest.mark.parametrize("line", sorted(set(MERGING) - set(BREAKING)))
+def test_a_drop_in_of_upstream_that_is_loaded_is_edited_and_given_back(line: str) -> None:
+    files = {CONFIG: ROOT, DROP_IN: UPSTREAM}
+    assert load(line, files).ok
+    found = plan(line, files)
+    assert [(change.path, change.discards) for change in found.changes] == [(DROP_IN, False)]
+    after = pure_plan.after(files, found)
+    effective = handlers(line, after)
+    assert set(effective) == {"runc", *OURS}
+    assert effective["nvidia"]["options"]["SystemdCgroup"]
+    ask, owned = partial(binaries.ask, binaries.find(line)), pure_plan.ownership(found)
+    assert pure_plan.after(after, pure_plan.removal(pure_plan.desired(), after, owned, ask)) == files
+
+
+@pytest.mark.parametrize("line", ["1.7", *BREAKING])
 def test_a_drop_in_that_breaks_and_has_keys_of_others_is_named(line: str) -> None:
     other = b'[plugins."io.containerd.cri.v1.runtime".cni]\nbin_dirs = ["/opt/cni/bin"]\n'
     error = refusal(line, {CONFIG: ROOT, DROP_IN: UPSTREAM + other})

@@ -75,7 +75,7 @@ def test_options_are_inherited_from_a_drop_in_without_version(binary: binaries.B
 
 
 @pytest.mark.binary
-@pytest.mark.parametrize("line", ["2.3"])
+@pytest.mark.parametrize("line", ["2.3", "2.4"])
 @pytest.mark.parametrize("order", [1, -1])
 def test_a_file_that_is_random_before_us_is_refused_with_that_reason(line: str, order: int) -> None:
     files = {pure_plan.CONFIG: "".join([FIRST, MIRROR][::order]).encode()}

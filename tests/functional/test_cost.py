@@ -27,10 +27,11 @@ from toolkit.runtime.client import grpc
 needs_strace = fake_node.needs_program("strace", package="strace")
 
 _UNUSED: Final = (
-    "tomlkit", "ssl", "http.client", "email", "tempfile", "tarfile", "difflib", "ctypes", "prometheus_client",
-    "runtimes.crio", "runtimes.docker", "runtimes.formats.json_editor", "toolkit.kube.apiserver",
-    "toolkit.kube.daemonset", "toolkit.diagnose.collect", "toolkit.runtime.client.http", "toolkit.redact",
-    "toolkit.reconcile.uninstall", "toolkit.reconcile.describe", "toolkit.runtime.smoke_test",
+    "tomlkit", "tomli", "ssl", "http.client", "email", "tempfile", "tarfile", "difflib", "ctypes",
+    "prometheus_client", "runtimes.crio", "runtimes.docker", "runtimes.formats.json_editor",
+    "toolkit.kube.apiserver", "toolkit.kube.daemonset", "toolkit.diagnose.collect",
+    "toolkit.runtime.client.http", "toolkit.redact", "toolkit.reconcile.uninstall",
+    "toolkit.reconcile.describe", "toolkit.runtime.smoke_test",
 )  # fmt: skip
 # Of Python's own modules those that a start imports, itself or by click and h2.
 _LIBRARY: Final = (

@@ -445,6 +445,12 @@ def test_what_a_user_wrote_stays() -> None:
     assert tree["nvidia-container-cli"]["root"] == "/run/nvidia/driver"
 
 
+@pytest.mark.parametrize("newer", [b"features = {\n  x = true,\n}\n", b'my-own = "\\xfc"\n'])
+def test_toml_that_the_toolkit_s_programs_do_not_read_is_refused(newer: bytes) -> None:
+    with pytest.raises(NodeConfigError, match=r"^config\.toml: the toolkit's programs do not read TOML 1\.1"):
+        toolkit_config.configuration(newer, "config.toml", _ASKED)
+
+
 def test_what_is_no_toml_is_named_with_its_place() -> None:
     with pytest.raises(NodeConfigError, match=r"^config\.toml:2:5: "):
         toolkit_config.configuration(b"a = 1\nb = \n", "config.toml", _ASKED)

@@ -8,10 +8,11 @@ import importlib
 import json
 import sys
 import time
-import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
+
+import tomli
 
 from runtimes import edits
 from runtimes.edits import DesiredKey
@@ -31,18 +32,20 @@ for _codec in (
     "utf-32-le",
 ):
     codecs.lookup(_codec)
-importlib.import_module("heapq")  # so does Counter.most_common
+for _module in ("heapq", "tomlkit"):  # so are these modules
+    importlib.import_module(_module)
 _BOM: Final = "\ufeff"
 _MOST_SECONDS: Final = 4.0
 _BUG: Final = "please report this file"
+_REWRITE: Final = "write this inline table"
 
 
 # --- reading --------------------------------------------------------------------------------------
 
 
 def read_toml(data: bytes) -> dict[str, Any]:
-    """Return what TOML says. Raises ValueError, RecursionError."""
-    return tomllib.loads(data.decode().removeprefix(_BOM))
+    """Return what TOML 1.1 says. Raises ValueError, RecursionError."""
+    return tomli.loads(data.decode().removeprefix(_BOM))
 
 
 def read_json(data: bytes) -> dict[str, Any]:
@@ -176,8 +179,12 @@ def taken_back(form: edits.Format, read: Read, data: bytes, change: FileChange) 
         path=change.path, original=data, written=(fingerprint(change.after),), edits=change.edits
     )
     assert edits.without(form, owned, change.after) == (data, ())
-    with bounded():
-        back, stayed = edits.reverse(form, change.path, change.after, change.edits)
+    try:
+        with bounded():
+            back, stayed = edits.reverse(form, change.path, change.after, change.edits)
+    except ConfigError as error:
+        assert error.hint.startswith(_REWRITE), error  # noqa: PT017 - the law holds without an error as well
+        return
     assert stayed == ()
     assert alike(solid(read(back)), solid(read(data))), "the reversal gives something else"
 

@@ -141,6 +141,9 @@ _VALUES: Final = st.sampled_from(
         "''''two quotes'''''", '"""\\\n   joined"""', "{ x = 1, y.z = 2 }", '{ "q.q" = [1, {r = "}"}] }',
         "[ { a = 1 }, { a = 2 } ]", "{ a = { b = { c = [ [ ] ] } } }", "        []", "0.10", "+1_000",
         "9223372036854775808", '"' + "x" * 300 + '"',
+        # TOML 1.1
+        "{ x = 1, }", "{\n  x = 1, # one\n\n  y.z = 2\n}", "{ # only a comment\n}", '"f\\xfcr \\e["', "07:32",
+        '{\n\tx = { # }\n\t\ty = "}",\n\t},\n\tz = [ {\n} ]\n\t, "q.q" = 1,\n\t# end\n}', "1979-05-27 07:32Z",
     ]
 )  # fmt: skip
 _SPACES: Final = st.sampled_from(["", "", "", " ", "  ", "\t", "    "])
@@ -170,7 +173,8 @@ def _spelled(name: str, style: int) -> str:
     if style == 9 and "'" not in name and "\t" not in name:
         return f"'{name}'"
     if style == 8:
-        return '"' + "".join(f"\\U{ord(c):08x}" for c in name) + '"'
+        escape = "\\U{:08x}" if any(ord(c) > 255 for c in name) else "\\x{:02x}"
+        return '"' + "".join(escape.format(ord(c)) for c in name) + '"'
     return json.dumps(name, ensure_ascii=False)
 
 
@@ -367,6 +371,32 @@ def edited_toml(draw: st.DrawFn) -> Work:
     """Return a file and what is wanted of it."""
     data = draw(TOML)
     return data, _wishes(draw, _tree(laws.read_toml, data), NAMES, _TOML_LEAVES)
+
+
+_INSIDE: Final = ("a", "b", '"c"', "d.e", "d.f", "'g'", '"\\x69"')
+_BETWEEN: Final = st.sampled_from(["", "", "", " ", "\n", "\n  ", " # c, } x\n", "\n\n", "\r\n"])
+_FLAT: Final = st.sampled_from(
+    ["1", "07:32", '"\\xfc}"', "'a}'", '"x,#"', "[]", "[\n1, # ]\n]", '["}", ]', '"""a\n}"""']
+)
+
+
+@st.composite
+def _inline_tables(draw: st.DrawFn, below: st.SearchStrategy[str]) -> str:
+    """Return an inline table of TOML 1.1, with newlines and comments wherever they are allowed."""
+    names = draw(st.lists(st.sampled_from(_INSIDE), max_size=4, unique=True))
+    members = [f"{draw(_BETWEEN)}{name} = {draw(below)}{draw(_BETWEEN)}" for name in names]
+    end = draw(st.sampled_from(["", ","])) if members else ""
+    return "{" + ",".join(members) + end + draw(_BETWEEN) + "}"
+
+
+_INLINE: Final = _inline_tables(st.recursive(_FLAT, _inline_tables, max_leaves=8))
+
+
+@st.composite
+def edited_inline(draw: st.DrawFn) -> Work:
+    """Return a file with an inline table of TOML 1.1, and what is wanted of it."""
+    data = f"version = 2\nk = {draw(_INLINE)} # end\n[last]\na = 1\n".encode()
+    return data, _wishes(draw, _tree(laws.read_toml, data), ("a", "b", "c", "d", "e", "i", "z"), _TOML_LEAVES)
 
 
 @st.composite

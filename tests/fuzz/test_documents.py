@@ -12,7 +12,7 @@ from runtimes.errors import ConfigError
 from runtimes.formats import json_editor, toml_editor
 from runtimes.model import Absent
 from tests.fuzz import laws
-from tests.fuzz.strategies import JSON, PATH, TOML, Work, budget, edited_json, edited_toml
+from tests.fuzz.strategies import JSON, PATH, TOML, Work, budget, edited_inline, edited_json, edited_toml
 
 
 @budget(200)
@@ -42,6 +42,14 @@ def test_json_is_read_or_refused(data: bytes) -> None:
 @budget(300)
 @given(edited_toml())
 def test_toml_is_edited_in_the_wanted_keys_alone(work: Work) -> None:
+    data, wants = work
+    if _is_settable(laws.read_toml, data, wants):
+        laws.edit(toml_editor, laws.read_toml, data, wants)
+
+
+@budget(300)
+@given(edited_inline())
+def test_inline_tables_are_edited_in_the_wanted_keys_alone_or_refused(work: Work) -> None:
     data, wants = work
     if _is_settable(laws.read_toml, data, wants):
         laws.edit(toml_editor, laws.read_toml, data, wants)

@@ -12,7 +12,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
@@ -374,6 +374,49 @@ def test_comments_in_a_list_of_imports_stay(node: Node, tool: Tool) -> None:
         assert '  # of the other team\n  "/etc/containerd/theirs.d/*.toml", # keep\n' in text
         tool("revert")
         assert path.read_bytes() == edited
+    finally:
+        path.write_bytes(original)
+        restart(node)
+
+
+INLINE: Final = b"""\
+version = 2
+[plugins."io.containerd.grpc.v1.cri".containerd]
+  runtimes = {
+    # the usual one
+    runc = { runtime_type = "io.containerd.runc.v2", options = {
+      SystemdCgroup = true
+    } }
+  }
+"""
+
+
+def test_inline_tables_over_several_lines_are_edited_where_containerd_loads_them(
+    node: Node, tool: Tool
+) -> None:
+    """Each containerd loads them; only the newest of the three allows a comma at the end."""
+    path = nodes.path(node, CONFIG)
+    original = path.read_bytes()
+    with_comma = INLINE.replace(b"= true\n", b"= true, # \\x is no escape here\n")
+    try:
+        for data in (INLINE, with_comma):
+            path.write_bytes(data)
+            if data == with_comma and node.suite != "forky":
+                refused = tool("run", "--no-daemon", code=3)
+                assert "does not load it: " in refused
+                assert "write inline tables on one line without a comma at the end" in refused
+                assert path.read_bytes() == data
+                return
+            restart(node)
+            tool("run", "--no-daemon")
+            section = cri(dump(node))["containerd"]["runtimes"]
+            assert {name: section[name]["options"]["SystemdCgroup"] for name in HANDLERS} == dict.fromkeys(
+                HANDLERS, True
+            )
+            assert b"    # the usual one\n    runc = {" in path.read_bytes()
+            assert tool("status").startswith("in sync\nready\n")
+            tool("revert")
+            assert path.read_bytes() == data
     finally:
         path.write_bytes(original)
         restart(node)

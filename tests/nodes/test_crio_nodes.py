@@ -195,6 +195,18 @@ def test_keys_go_into_crio_conf_where_no_drop_in_is_wanted(node: Node, tool: Too
         crio.start(node)
 
 
+def test_toml_1_1_of_others_is_read(node: Node, tool: Tool) -> None:
+    path = nodes.path(node, "/etc/crio/crio.conf.d/20-newer.conf")
+    path.write_bytes(b'[crio.runtime]\ndefault_env = ["A=\\x42"]\n[crio]\nx = {\n  y = 1, # why\n}\n')
+    try:
+        tool("run", "--no-daemon")
+        assert set(HANDLERS) <= set(crio.handlers(node))
+        assert crio.config(node)["crio"]["runtime"]["default_env"] == ["A=B"]
+        tool("revert")
+    finally:
+        path.unlink()
+
+
 def test_broken_drop_in_of_others_is_named(node: Node, tool: Tool) -> None:
     broken = nodes.path(node, "/etc/crio/crio.conf.d/50-broken")
     broken.write_text("[crio\n", encoding="utf-8")

@@ -21,7 +21,7 @@ from typing import Any
 import click
 import pytest
 
-from tests.support import documents, fake_node
+from tests.support import binaries, documents, fake_node
 from tests.support.documents import ROOT, Block
 from toolkit.cli import parser
 from toolkit.settings.options import SETTINGS
@@ -51,6 +51,18 @@ def test_there_is_something_to_look_at() -> None:
     assert len(documents.DOCUMENTS) > 10
     for name in ("desk", "node", "make", "cluster"):
         assert documents.of_kind(f"sh {name}"), name
+
+
+def test_the_versions_of_containerd_are_those_that_are_tested() -> None:
+    text = (ROOT / "docs/compatibility.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| containerd ([\d., ]+) \(([\d., ]+)[,)].*\|$", text, re.MULTILINE)
+    named = {
+        line: version
+        for lines, versions in rows
+        for line, version in zip(lines.split(", "), versions.split(", "), strict=True)
+    }
+    assert tuple(named) == binaries.LINES
+    assert {line: f"v{named[line]}" for line in binaries.MODULES} == binaries.MODULES
 
 
 @pytest.mark.parametrize("document", documents.DOCUMENTS, ids=lambda path: path.name)

@@ -24,7 +24,7 @@ from tests.support import nodes, real
 from toolkit.node import command
 
 SUITES: Final = {"1.6": "bookworm", "1.7": "trixie", "2.1": "forky"}
-MODULES: Final = {"2.2": "v2.2.7", "2.3": "v2.3.4"}
+MODULES: Final = {"2.2": "v2.2.9", "2.3": "v2.3.7", "2.4": "v2.4.2"}
 LINES: Final = (*SUITES, *MODULES)
 """The release lines that are asked, oldest first."""
 

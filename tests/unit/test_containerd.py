@@ -504,6 +504,39 @@ def test_a_root_that_its_own_binary_does_not_load_is_refused() -> None:
     assert caught.value.hint == "containerd would not start with this configuration; repair it first"
 
 
+def test_a_root_in_toml_1_1_is_refused_with_what_to_write_where_its_binary_does_not_read_it() -> None:
+    def ask(question: BinaryQuery) -> BinaryResult:
+        if question.name == "effective":
+            return BinaryResult(code=1, out="", err="containerd: toml: invalid character at start of key: \n")
+        return BinaryResult(code=0, out="version = 2\n", err="")
+
+    with pytest.raises(ConfigError) as caught:
+        pure_plan.plan(pure_plan.desired(), {pure_plan.CONFIG: b"grpc = {\n uid = 0,\n}\n"}, ask)
+    assert caught.value.why.endswith("does not load it: toml: invalid character at start of key:")
+    assert "write inline tables on one line without a comma at the end" in caught.value.hint
+
+
+def test_toml_1_1_is_refused_where_no_binary_can_load_it() -> None:
+    """containerd 1.7 would not start again with it, and no rollback would help: it was there before."""
+    files = {pure_plan.CONFIG: RUNC.encode() + b"[x]\ny = { z = 1, }\n"}
+    refusal = pure_plan.refusal(pure_plan.desired(), files)
+    assert refusal is not None
+    assert refusal.why.startswith("it is TOML 1.1, and there is no binary")
+    assert "one line without a comma at the end" in refusal.hint
+
+
+def test_imports_that_only_toml_1_1_can_read_are_not_staged_in_another_spelling() -> None:
+    """The binary gets other paths: it would load what it does not load in the file."""
+    data = b'version = 2\nimports = ["/etc/containerd/\\x61.toml"]\n'
+    with pytest.raises(ConfigError) as caught:
+        pure_plan.plan(
+            pure_plan.desired(),
+            {pure_plan.CONFIG: data, "/etc/containerd/a.toml": b"version = 2\n"},
+            lambda _: BinaryResult(code=0, out="version = 2\n", err=""),
+        )
+    assert caught.value.why.startswith("its `imports` has an escape of TOML 1.1")
+
+
 STATES: Final = {
     "default": ("version = 2\n", "/run/containerd"),
     "moved": ('state = "/x"\n', "/x"),

@@ -7,13 +7,13 @@ Where a binary is asked, a small model of CRI-O answers: it merges the files as 
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any, Final, cast
 
 import pytest
+import tomli
 import tomlkit
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -95,7 +95,7 @@ def merged(files: list[bytes]) -> Content:
     """Merge files over the built-in values: a handler that comes later replaces the one before whole."""
     result = BUILT_IN
     for data in files:
-        content = tomllib.loads(data.decode()).get("crio", {})
+        content = tomli.loads(data.decode()).get("crio", {})
         handlers = content.get("runtime", {}).pop("runtimes", {})
         old = result["runtime"]["runtimes"]
         result = deep(result, content)
@@ -125,7 +125,7 @@ def model(question: BinaryQuery) -> BinaryResult:
     order = sorted(staged, key=lambda name: PurePosixPath(name).parts)
     try:
         content = merged([root, *(staged[name] for name in order)])
-    except tomllib.TOMLDecodeError as error:
+    except tomli.TOMLDecodeError as error:
         return BinaryResult(code=1, out="", err=f"level=fatal\n{error}\n")
     return BinaryResult(code=0, out=printed(content, below=BUILT_IN), err="")
 
@@ -193,7 +193,7 @@ def installed(
 
 
 def runtime(data: bytes | None) -> Content:
-    content: Content = tomllib.loads((data or b"").decode()).get("crio", {}).get("runtime", {})
+    content: Content = tomli.loads((data or b"").decode()).get("crio", {}).get("runtime", {})
     return content
 
 
@@ -444,7 +444,7 @@ def test_a_fresh_drop_in_holds_our_keys_alone_below_the_banner() -> None:
     [change] = found.changes
     assert (change.path, change.action) == (DROP_IN, "create")
     assert (change.after or b"").startswith(ADAPTER.banner.encode())
-    content = tomllib.loads((change.after or b"").decode())
+    content = tomli.loads((change.after or b"").decode())
     assert content.keys() == {"crio"}
     assert content["crio"].keys() == {"runtime"}
     assert content["crio"]["runtime"].keys() == {"default_runtime", "runtimes"}
@@ -489,7 +489,7 @@ def test_a_drop_in_that_somebody_edited_is_edited() -> None:
     assert handlers(second[DROP_IN])["nvidia"]["runtime_root"] == "/new"
     assert plan(desired(), second, owned).is_noop
     left = pure_plan.after(second, removal(desired(), second, owned))
-    assert solid(tomllib.loads(left[DROP_IN].decode())) == {"crio": {"image": {"pause_image": "x"}}}
+    assert solid(tomli.loads(left[DROP_IN].decode())) == {"crio": {"image": {"pause_image": "x"}}}
     assert b"# mine" in left[DROP_IN]
 
 
@@ -717,7 +717,7 @@ def test_to_hook_mode_what_somebody_added_to_our_drop_in_stays() -> None:
     first, owned = installed(desired(), {})
     edited = {**first, DROP_IN: first[DROP_IN] + b'[crio.image]\npause_image = "x"\n'}
     after, _ = installed(HOOK_MODE, edited, owned)
-    left = tomllib.loads(after[DROP_IN].decode())["crio"]
+    left = tomli.loads(after[DROP_IN].decode())["crio"]
     # The header of our default stays, empty: it says nothing.
     assert (left.pop("runtime"), left) == ({}, {"image": {"pause_image": "x"}})
 
@@ -796,6 +796,14 @@ def test_a_configuration_that_does_not_load_today_is_refused() -> None:
     assert caught.value.hint == "CRI-O would not start with it; repair it first"
 
 
+def test_toml_1_1_is_read_by_crio_or_refused() -> None:
+    files = {PACKAGE: toml("crun") + b"[x]\ny = {\n  z = 1,\n}\n"}
+    with pytest.raises(ConfigError) as caught:
+        plan(desired(), files)
+    assert str(caught.value).startswith(f"{PACKAGE}: it is TOML 1.1, and there is no binary")
+    assert plan(desired(), files, ask=model).changes
+
+
 # --- what the binary says -------------------------------------------------------------------------
 
 
@@ -806,7 +814,7 @@ def lying(*, handlers: Content | None = None, runtime: Content | None = None, **
         answer = model(question)
         if question.name != "candidate":
             return answer
-        content = tomllib.loads(answer.out)["crio"]
+        content = tomli.loads(answer.out)["crio"]
         content = deep(content, crio | {"runtime": (runtime or {}) | {"runtimes": handlers or {}}})
         return BinaryResult(code=0, out=tomlkit.dumps({"crio": content}), err="")
 
@@ -852,7 +860,7 @@ def test_keys_behind_the_last_handler_are_no_keys_of_it() -> None:
     """They stand behind another handler once ours are there, and nothing has changed."""
     files = {CONFIG: b'[crio.runtime]\ntimezone = "UTC"\ndisable_hostport_mapping = true\n'}
     before, after = (
-        tomllib.loads(model(question).out)["crio"]["runtime"]["runtimes"]
+        tomli.loads(model(question).out)["crio"]["runtime"]["runtimes"]
         for question in (
             crio_validate.merged("effective", desired(), files),
             crio_validate.merged("effective", desired(), installed(desired(), files, ask=model)[0]),
@@ -1182,8 +1190,8 @@ def test_humble(wish: Desired, files: pure_plan.Files) -> None:
     back = removal(wish, edited, owned)
     assert back.stayed == ()
     left = pure_plan.after(edited, back)
-    before = tomllib.loads(files.get(path, b"").decode())
-    assert solid(tomllib.loads(left[path].decode())) == solid(deep(before, {"crio": {"foreign": {"x": 1}}}))
+    before = tomli.loads(files.get(path, b"").decode())
+    assert solid(tomli.loads(left[path].decode())) == solid(deep(before, {"crio": {"foreign": {"x": 1}}}))
     assert b"# mine" in left[path]
     assert {k: v for k, v in left.items() if k != path} == {k: v for k, v in files.items() if k != path}
 
@@ -1246,6 +1254,4 @@ def test_the_corpus_leads_there_and_back(name: str, place: str, way: str) -> Non
     own = wish.drop_in or wish.config
     edited = {**after, own: after[own] + b"\n# mine\n"}
     left = pure_plan.after(edited, removal(wish, edited, owned, ask))
-    assert solid(tomllib.loads(left.get(own, b"").decode())) == solid(
-        tomllib.loads(files.get(own, b"").decode())
-    )
+    assert solid(tomli.loads(left.get(own, b"").decode())) == solid(tomli.loads(files.get(own, b"").decode()))

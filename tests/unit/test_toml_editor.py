@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tomllib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from copy import deepcopy
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import pytest
+import tomli
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
@@ -36,6 +36,8 @@ _VALUES: Final = st.sampled_from(
         '[\n  "x", # one\n\n  "y",\n]', '[\n  # only a comment\n]', '"""\n[no.header]\nk = 1\n"""',
         "'''\n# none\n'''", '"""ends in a quote\\""""', "''", "{}", "{ x = 1, y.z = 2 }",
         '{ "q.q" = [1, {r = "}"}] }',
+        # TOML 1.1
+        "{ x = 1, }", "{\n  x = 1,\n  y.z = 2, # why\n}", '{\n\tr = "}"\n}', '"f\\xfcr \\e"', "07:32",
     ]
 )  # fmt: skip
 _COMMENTS: Final = st.sampled_from(["", "  # why", " #", "\t# [not.a.header]"])
@@ -49,7 +51,7 @@ _EQUALS: Final = st.sampled_from([" = ", "=", "  =\t"])
 def spelled(name: str, *, single: bool) -> str:
     """Return a key part as a file may spell it."""
     if name and all(c.isascii() and (c.isalnum() or c in "-_") for c in name):
-        return f'"{name}"' if single and name == "b" else name
+        return {"a": r'"\x61"', "b": '"b"'}.get(name, name) if single else name
     if single and "'" not in name:
         return f"'{name}'"
     return '"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"'
@@ -83,8 +85,8 @@ def texts(draw: st.DrawFn) -> str:
     text = ""
     for statement in draw(st.lists(statements(), max_size=14)):
         try:
-            tomllib.loads(text + statement)
-        except tomllib.TOMLDecodeError:
+            tomli.loads(text + statement)
+        except tomli.TOMLDecodeError:
             continue
         text += statement
     return text + draw(_GAPS)
@@ -192,7 +194,7 @@ def test_the_statements_are_the_document(data: bytes) -> None:
         between = document.text[position : statement.start]
         assert all(not line.strip() or line.strip().startswith("#") for line in between.splitlines())
         position = statement.end
-    assert tomllib.loads(document.text[position:].lstrip("\ufeff")) == {}
+    assert tomli.loads(document.text[position:].lstrip("\ufeff")) == {}
     named = {s.path for s in document.statements if not s.header and not s.array}
     tree = toml_editor.tree(data, PATH)
     assert all(value(tree, path) is not ABSENT for path in named)
@@ -294,6 +296,53 @@ def test_what_is_cut_anew_is_right_wherever_the_text_changes(data: bytes, drawn:
     after = toml_scanner.replace_span(document, start, end, new)
     assert after.text == document.text[:start] + new + document.text[end:]
     assert after.statements == tuple(toml_scanner.statements(after.text))
+
+
+RUNTIMES: Final = b"""\
+runtimes = {
+  # the usual one
+  runc = { runtime_type = "a", options = {
+    Systemd\x43group = true, } }, # why
+  "\\x6bata" = { runtime_type = "b" },
+}
+# end
+"""
+
+
+def test_an_inline_table_over_several_lines_is_edited_in_one_place() -> None:
+    data = RUNTIMES.replace(rb"Systemd\x43", b"SystemdC")
+    document = toml_editor.put(toml_editor.parse(data, PATH), ("runtimes", "nvidia"), {"runtime_type": "c"})
+    start, end = touched(data.decode(), document.text)
+    assert start == end == data.index(b"}\n# end")
+    assert b'nvidia = {runtime_type = "c"}' in document.encode()
+    document = toml_editor.drop(document, ("runtimes", "kata"))
+    tree = tomli.loads(document.text)["runtimes"]
+    assert {name: table["runtime_type"] for name, table in tree.items()} == {"runc": "a", "nvidia": "c"}
+    assert "# the usual one" in document.text
+    assert "# why" in document.text
+
+
+def test_what_tomlkit_would_break_is_refused_with_the_line() -> None:
+    data = b"version = 2\nk = {\n  a = 1,\n  b = 2 # two, not three\n}\n"
+    with pytest.raises(ConfigError) as caught:
+        toml_editor.put(toml_editor.parse(data, PATH), ("k", "c", "d"), 1)
+    assert str(caught.value) == f"{PATH}:2: nvidia-toolkit cannot edit the value of k as it is written"
+    assert caught.value.hint.startswith("write this inline table on one line")
+
+
+@pytest.mark.parametrize(
+    ("data", "where", "why"),
+    [
+        (b"a = {\n  b = 1\n  c = 2\n}\n", "3:3", "it is not valid TOML: unclosed inline table"),
+        (b'a = "\\y"\n', "1:8", "it is not valid TOML: unescaped '\\' in a string"),
+        (b"a = 1\n# f\xfcr\n", "2:4", "it is not UTF-8 text (byte 0xfc)"),
+    ],
+)
+def test_a_file_that_no_parser_takes_is_refused_with_its_place(data: bytes, where: str, why: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        toml_editor.parse(data, PATH)
+    assert str(caught.value) == f"{PATH}:{where}: {why}"
+    assert "even if the runtime accepts it as it is" in caught.value.hint
 
 
 def calls(action: Callable[[], object]) -> int:

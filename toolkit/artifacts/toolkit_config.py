@@ -74,7 +74,10 @@ def configuration(present: bytes | None, path: str, asked: Mapping[Key, Any]) ->
         change = edits.apply(toml_editor, path, present, wants)
     except ConfigError as error:
         raise NodeConfigError(str(error), hint=error.hint) from error
-    return (present or b"") if change is None else (change.after or b"")
+    result = (present or b"") if change is None else (change.after or b"")
+    if toml_editor.needs_1_1(result):
+        raise NodeConfigError(f"{path}: the toolkit's programs do not read TOML 1.1", hint=toml_editor.IN_1_0)
+    return result
 
 
 def desired_keys(settings: Settings, toolkit: str, low_level: tuple[str, ...]) -> dict[Key, Any]:
