@@ -68,12 +68,16 @@ _LINE: Final = re.compile(r"[^\n]*+")
 _LONG_LINE: Final = re.compile(r"[^\n\\]*+(?:\\.[^\n\\]*+)*+\\?", re.DOTALL)
 _FLAG: Final = re.compile(rf"(?<![\w-])(--?[\w.-]++)(\s++)(?!\s)({_SHELL_WORD.pattern})", re.DOTALL)
 
+_HEX: Final = re.compile(r"\\(?:x|U000000)([0-9A-Fa-f]{2})")
+
 
 def is_secret(name: str) -> bool:
     """Return whether the value of a key, an option or a variable is a secret."""
     if "\\" in name:
         with suppress(ValueError):
-            name += str(json.loads(name if name.startswith('"') else f'"{name}"'))
+            # Of the escapes of TOML, JSON lacks those of a code point by two or by eight digits.
+            spelled = _HEX.sub(lambda found: f"\\u00{found[1]}", name)
+            name += str(json.loads(spelled if spelled.startswith('"') else f'"{spelled}"'))
     plain = re.sub(r"[\W_]", "", name).lower()
     return _NAME.search(plain) is not None and _SHOWN.search(plain) is None
 
