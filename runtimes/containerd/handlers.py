@@ -12,7 +12,7 @@ from runtimes.containerd.imports import File
 from runtimes.containerd.schema import BINARY, CRI, RUNC_TYPES, ZERO, section_of, solid, table_at
 from runtimes.edits import overlaid, value
 from runtimes.errors import ConfigError, NoCgroupDriver
-from runtimes.model import ABSENT, EMPTY, Desired, Handler, Observation, Tree
+from runtimes.model import ABSENT, EMPTY, Desired, Handler, Observation, Origin, Tree
 
 
 class HandlersView:
@@ -92,6 +92,27 @@ class HandlersView:
             if self._filled(str(kind)).startswith(RUNC_TYPES):
                 return candidate
         return None
+
+    def origin(self) -> Origin:
+        """Return the handlers that ours are made from; the built-in runc if no file defines a source."""
+        source = self.source()
+        table = self.handlers[source] if source is not None else EMPTY
+        return Origin(
+            source=source or "runc",
+            settings=self._filled_table(table),
+            default=self.default if self._desired.default else "",
+        )
+
+    def _filled_table(self, table: Tree) -> dict[str, Any]:
+        """Return a table of a template with the variables in its strings replaced."""
+        return {
+            key: self._filled_table(item)
+            if isinstance(item, Mapping)
+            else self._filled(item)
+            if isinstance(item, str)
+            else item
+            for key, item in table.items()
+        }
 
     def is_sandbox(self, handler: str) -> bool:
         """Return whether a handler isolates pods; one that no file defines does not."""
