@@ -314,10 +314,11 @@ class ConfigPlan:
     """The planned changes of configuration files, and notes for the user.
 
     `low_level` are the binaries of the handlers of others, the default handler's first; the toolkit's
-    runtime calls one of them. `origin` is what our handlers are made from. `stayed` lists what a removal
-    leaves in place because somebody else edited it. `provided` are the handlers that the distribution
-    itself creates once the toolkit is installed. `pending_restart` describes what the next start of the distribution changes;
-    it is empty if there is nothing left to do. `warnings` are the notes that a run logs as well.
+    runtime calls one of them. `origin` is what our handlers are made from. `stayed` lists what a
+    removal leaves in place because somebody else edited it. `provided` are the handlers that the
+    distribution itself creates once the toolkit is installed. `pending_restart` describes what the next
+    start of the distribution changes; it is empty if there is nothing left to do. `warnings` are the
+    notes that a run logs as well.
     """
 
     changes: tuple[FileChange, ...] = ()

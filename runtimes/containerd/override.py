@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from runtimes.containerd.schema import word
-from runtimes.edits import spell
+from runtimes.edits import spell, word
 from runtimes.errors import UnsupportedSetup
 from runtimes.model import EMPTY, Tree
 

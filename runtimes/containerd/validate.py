@@ -26,10 +26,9 @@ from runtimes.containerd.schema import (
     matches,
     section_of,
     solid,
-    word,
 )
 from runtimes.containerd.templates import variables
-from runtimes.edits import value
+from runtimes.edits import value, word
 from runtimes.errors import ConfigError
 from runtimes.formats import toml_editor
 from runtimes.model import (
@@ -253,7 +252,7 @@ def _missing(desired: Desired, section: Tree) -> list[str]:
         options = table.get("options") or EMPTY
         binaries = {k: v for k, v in options.items() if k.lower() == BINARY.lower()}
         if binaries != {BINARY: handler.binary}:
-            problems.append(f"the handler {handler.name} would run {binaries}, not {handler.binary}")
+            problems.append(f"the handler {handler.name} would run {word(binaries)}, not {handler.binary}")
         if not table.get("runtime_type"):
             problems.append(f"the handler {handler.name} would have no runtime_type")
         problems += _not_overridden(desired, handler.name, table)

@@ -826,7 +826,7 @@ LIES: Final = {
     ),
     "another key of the runtime": (
         lying(runtime={"selinux": True}),
-        "crio.runtime.selinux would change from False to True",
+        "crio.runtime.selinux would change from false to true",
     ),
     "a stray key": (
         lying(handlers={"nvidia": {"timezone": "UTC"}}),
