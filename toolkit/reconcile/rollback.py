@@ -164,7 +164,7 @@ def _restore_files(
     transaction = record.open
     assert transaction is not None  # noqa: S101  # Only an open transaction is rolled back.
     root_config = target.desired.config
-    apply.sweep(target.host, (), root_config, open_files=transaction.files)
+    apply.sweep(target.host, (), root_config, owned=record.owned, open_files=transaction.files)
     current = {each.path: _bytes(target, each.path) for each in transaction.files}
     owned = journal.ownerships(target.install_dir, transaction.files)
     plan = planner.removal(context.adapter, Observation(files=current, owned=owned))

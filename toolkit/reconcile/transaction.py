@@ -260,13 +260,9 @@ def recover(context: Context) -> None:
 def sweep(context: Context, plan: Plan) -> None:
     """Remove the temporary files of killed runs beside the runtime's files and the toolkit."""
     target = plan.target
-    paths = {
-        target.desired.config,
-        target.desired.drop_in,
-        *(o.path for o in plan.record.owned),
-    } - {""}
+    paths, owned = {target.desired.config, target.desired.drop_in} - {""}, plan.record.owned
     open_files = plan.record.open.files if plan.record.open is not None else ()
-    apply.sweep(target.host, sorted(paths), target.desired.config, open_files=open_files)
+    apply.sweep(target.host, sorted(paths), target.desired.config, owned=owned, open_files=open_files)
     preflight.sweep(target.install_dir)
     journal.sweep(target.install_dir)
     if not plan.record.is_empty:
