@@ -286,6 +286,8 @@ def killed_after_an_exchange(node: Node, monkeypatch: pytest.MonkeyPatch) -> Non
     with monkeypatch.context() as patch:
         patch.setattr(files, "_check_moved", kill)
         patch.setattr(files, "rename", exchanged_once(files.rename))
+        # With the lease, a writer waits for as long as the kernel lets it (45 s).
+        patch.setattr(files, "_lease", lambda *_: False)
         with pytest.raises(Killed):
             converge(node)
     assert b"pause:3.99" not in node.config.read_bytes()
