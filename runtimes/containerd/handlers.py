@@ -10,6 +10,7 @@ from runtimes.adapter import is_sandbox
 from runtimes.containerd.binary import Facts, cri_id
 from runtimes.containerd.imports import File
 from runtimes.containerd.schema import BINARY, CRI, RUNC_TYPES, ZERO, section_of, solid, table_at
+from runtimes.containerd.templates import filled_value
 from runtimes.edits import overlaid, value
 from runtimes.errors import ConfigError, NoCgroupDriver
 from runtimes.model import ABSENT, EMPTY, Desired, Handler, Observation, Origin, Tree
@@ -74,9 +75,7 @@ class HandlersView:
 
     def _filled(self, text: str) -> str:
         """Return a string of a template with its variables replaced."""
-        for name, item in self._values.items():
-            text = text.replace(f"${{{name}}}", item)
-        return text
+        return str(filled_value(text, self._values))
 
     def _is_ours(self, handler: str) -> bool:
         """Return whether a handler belongs to this or another NVIDIA installer and cannot be a source."""
@@ -99,20 +98,9 @@ class HandlersView:
         table = self.handlers[source] if source is not None else EMPTY
         return Origin(
             source=source or "runc",
-            settings=self._filled_table(table),
+            settings=filled_value(table, self._values),
             default=self.default if self._desired.default else "",
         )
-
-    def _filled_table(self, table: Tree) -> dict[str, Any]:
-        """Return a table of a template with the variables in its strings replaced."""
-        return {
-            key: self._filled_table(item)
-            if isinstance(item, Mapping)
-            else self._filled(item)
-            if isinstance(item, str)
-            else item
-            for key, item in table.items()
-        }
 
     def is_sandbox(self, handler: str) -> bool:
         """Return whether a handler isolates pods; one that no file defines does not."""

@@ -27,7 +27,7 @@ from runtimes.containerd.schema import (
     section_of,
     solid,
 )
-from runtimes.containerd.templates import variables
+from runtimes.containerd.templates import filled_value, variables
 from runtimes.edits import value, word
 from runtimes.errors import ConfigError
 from runtimes.formats import toml_editor
@@ -36,7 +36,6 @@ from runtimes.model import (
     EMPTY,
     BinaryQuery,
     BinaryResult,
-    DeliveryKind,
     Desired,
     Key,
     Observation,
@@ -135,7 +134,7 @@ def candidate_problems(desired: Desired, observation: Observation, answer: Binar
     section = section_of(after)
     if section is not None:
         problems += _missing(desired, section)
-        if not problems and desired.delivery.kind is not DeliveryKind.TEMPLATE:  # it has variables
+        if not problems:
             problems += _overridden(desired, observation, section)
     return problems
 
@@ -212,6 +211,7 @@ def _overridden(desired: Desired, observation: Observation, section: Tree) -> li
     Keys that the dump does not have are ignored: later schema versions rename or drop some.
     """
     files, _ = load(desired, observation)
+    values = variables(desired, observation)
     problems = []
     for wanted in desired_config(desired, observation).keys:
         place = wanted.key[2:] if wanted.key[:1] == ("plugins",) else wanted.key
@@ -220,7 +220,7 @@ def _overridden(desired: Desired, observation: Observation, section: Tree) -> li
         )
         if not is_handler or wanted.new is ABSENT:
             continue
-        for rest, item in edits.leaves({place[-1]: wanted.new}):
+        for rest, item in edits.leaves({place[-1]: filled_value(wanted.new, values)}):
             key = (*place[:-1], *rest)
             effective = value(section, key)
             if effective in (ABSENT, item) or not (item or effective):
