@@ -106,7 +106,8 @@ def test_install_repeat_and_revert(node: Node, tool: Tool) -> None:
     said = default(node)
     pid = nodes.main_pid(node, "crio")
     assert "crio.service to restart (unavailable for about 0.2 s)" in tool("plan")
-    tool("run", "--no-daemon")
+    told = tool("run", "--no-daemon")
+    assert "from which the toolkit's handlers inherit" not in told
     handlers = crio.handlers(node)
     assert {name: handlers[name]["runtime_path"] for name in HANDLERS} == HANDLERS
     assert default(node) == "nvidia"
