@@ -8,7 +8,7 @@ from typing import Final
 import pytest
 
 from runtimes.errors import ConfigError
-from tests.conformance.test_corpus import check_way, root, runc
+from tests.conformance.test_corpus import check_way, dump, root, runc
 from tests.support import binaries, distros, pure_plan
 
 LATER: Final = "/etc/containerd/conf.d/gpu.toml"
@@ -61,3 +61,26 @@ def test_a_later_file_that_changes_a_handler_of_a_template_is_named(line: str, c
     assert f"{problem} {LATER}, not " in str(caught.value)
     files[LATER] = b"version = 2\n"
     assert not pure_plan.plan(wish, files, partial(binaries.ask, binaries.find(line))).is_noop
+
+
+@pytest.mark.binary
+@pytest.mark.parametrize("line", [line for line in binaries.LINES if line.startswith("2")])
+def test_a_handler_of_upstream_that_was_made_from_kata_runs_runc_again(line: str) -> None:
+    other = f"""\
+version = 3
+[{HANDLER}]
+runtime_type = "io.containerd.kata.v2"
+[{HANDLER}.options]
+BinaryName = "/usr/bin/nvidia-container-runtime"
+"""
+    files: pure_plan.Files = {
+        pure_plan.CONFIG: root(3, 'imports = ["/etc/containerd/conf.d/*.toml"]', runc(3)),
+        pure_plan.DROP_IN: other.encode(),
+    }
+    binary = binaries.find(line)
+    assert check_way(pure_plan.desired(), files, binary) is None
+    found = pure_plan.plan(pure_plan.desired(), files, partial(binaries.ask, binary))
+    loaded = dump(binary, pure_plan.after(files, found))
+    section = loaded["plugins"]["io.containerd.cri.v1.runtime"]["containerd"]["runtimes"]
+    assert section["nvidia"]["runtime_type"] == "io.containerd.runc.v2"
+    assert section["nvidia"]["options"]["SystemdCgroup"] is True
