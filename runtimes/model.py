@@ -301,7 +301,7 @@ class Origin:
     """The handlers of others that our handlers are made from.
 
     `source` is the handler from which they inherit `settings`, "" if they inherit from none. `default` is
-    the default handler that one of ours replaces, "" if the default is left unchanged.
+    the default handler that one of them replaces, "" if the default is left unchanged.
     """
 
     source: str = ""

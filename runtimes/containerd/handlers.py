@@ -93,7 +93,7 @@ class HandlersView:
         return None
 
     def origin(self) -> Origin:
-        """Return the handlers that ours are made from; the built-in runc if no file defines a source."""
+        """Return what our handlers are made from: the built-in runc if no file defines a source."""
         source = self.source()
         table = self.handlers[source] if source is not None else EMPTY
         return Origin(

@@ -111,7 +111,7 @@ def _former_default(desired: Desired, observation: Observation, tree: Tree) -> s
 
 
 def _origin(desired: Desired, observation: Observation, tree: Tree) -> Origin:
-    """Return the runtimes that ours stand for: they inherit no settings, but call the default's program."""
+    """Return the runtimes that our handlers stand for: they call their program, and inherit no settings."""
     default = _former_default(desired, observation, tree)
     if _is_ours(desired, default):
         default = schema.BUILT_IN
