@@ -258,6 +258,28 @@ def test_a_rollback_that_was_killed_starts_it_with_the_old_files(node: Node) -> 
         assert node.config.read_bytes() == before
 
 
+def test_a_run_that_is_killed_before_the_signal_leaves_a_runtime_that_is_not_started_again(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with unsupervised(node) as daemon:
+        with monkeypatch.context() as patch:
+            patch.setattr(processes, "send", kill)
+            with pytest.raises(KeyboardInterrupt):
+                transaction.converge(node.settings(restart_mode="signal"), containerd)
+        assert launch_file(node).exists()
+        assert locate.target(node.settings(), containerd).supervisor is None
+        # What wrote the temporary file of it may be killed as well.
+        left = launch_file(node).with_name(".launch.json.nvidia-toolkit-new")
+        left.write_bytes(launch_file(node).read_bytes())
+        fake_node.done("run", "--no-daemon", *node.options(restart_mode="none"))
+        assert (daemon.signals(), daemon.starts()) == ([], 1)
+        assert not launch_file(node).exists()
+        assert not left.exists()
+
+
 def test_one_that_is_started_meanwhile_is_not_started_twice(node: Node) -> None:
     with unsupervised(node) as daemon:
         was = killed_after_the_signal(node, daemon)
