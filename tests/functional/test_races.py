@@ -273,22 +273,68 @@ def exchanged_once(real: Callable[[Path, Path, int], bool]) -> Callable[[Path, P
     return rename
 
 
-def test_what_somebody_wrote_at_the_moment_of_a_kill_is_put_back(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The kill came after the exchange, and before what came back was looked at."""
-    theirs = fake_node.KUBEADM.replace(b"pause:3.9", b"pause:3.99")
+THEIRS: Final = fake_node.KUBEADM.replace(b"pause:3.9", b"pause:3.99")
+
+
+def killed_after_an_exchange(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kill a run after the exchange, before it looked at what came back: the content THEIRS."""
 
     def kill(swap: Path, *_: Any) -> None:
-        swap.write_bytes(theirs)
+        swap.write_bytes(THEIRS)
         raise Killed
 
     with monkeypatch.context() as patch:
         patch.setattr(files, "check_moved", kill)
         patch.setattr(files, "rename", exchanged_once(files.rename))
+        # With the lease, a writer waits for as long as the kernel lets it (45 s).
+        patch.setattr(files, "take_lease", lambda *_: False)
         with pytest.raises(Killed):
             converge(node)
     assert b"pause:3.99" not in node.config.read_bytes()
+
+
+def kept(node: Node) -> Path:
+    """Return the only file beside the configuration."""
+    (found,) = (path for path in node.config.parent.iterdir() if path != node.config)
+    return found
+
+
+def test_unknown_content_is_kept_where_the_record_is_lost(
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    killed_after_an_exchange(node, monkeypatch)
+    shutil.rmtree(node.state.parent)
+    with suppress(ToolkitError):
+        converge(node, reload_timeout="2")
+    found = kept(node)
+    assert found.read_bytes() == THEIRS
+    line = f"{found} holds what was at {node.config} and is not known: compare them, then remove it"
+    assert caplog.messages.count(line) == 1
+    # It is named once, and no later write replaces it.
+    start_anew(running)
+    with suppress(ToolkitError):
+        converge(node, reload_timeout="2")
+    revert(node)
+    assert (kept(node), found.read_bytes()) == (found, THEIRS)
+    assert caplog.messages.count(line) == 1
+
+
+def test_unknown_content_does_not_replace_what_was_written_after_the_kill(
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed_after_an_exchange(node, monkeypatch)
+    newer = node.config.read_bytes() + b"# newer\n"
+    node.config.write_bytes(newer)
+    with suppress(ToolkitError):
+        converge(node, reload_timeout="2")
+    assert b"# newer\n" in node.config.read_bytes()
+    assert kept(node).read_bytes() == THEIRS
+
+
+def test_what_somebody_wrote_at_the_moment_of_a_kill_is_put_back(
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed_after_an_exchange(node, monkeypatch)
     with suppress(ToolkitError):
         converge(node)
     assert b"pause:3.99" in node.config.read_bytes()
@@ -296,5 +342,5 @@ def test_what_somebody_wrote_at_the_moment_of_a_kill_is_put_back(
     converge(node)
     assert b"pause:3.99" in node.config.read_bytes()
     revert(node)
-    assert node.config.read_bytes() == theirs
+    assert node.config.read_bytes() == THEIRS
     assert [path.name for path in node.config.parent.iterdir()] == [node.config.name]

@@ -427,7 +427,8 @@ def daemon(  # noqa: PLR0913  # each is a property of the stand-in
     name of the supervisor that does so.
     """
     (home / "bin").mkdir(parents=True, exist_ok=True)
-    write_program(home / "bin/runc", "#!/bin/sh\n")
+    for low_level in ("runc", "containerd-shim-runc-v2"):
+        write_program(home / "bin" / low_level, "#!/bin/sh\n")
     program = home / name
     program.unlink(missing_ok=True)
     program.symlink_to(sys.executable)

@@ -311,6 +311,13 @@ def exchanged(path: Path, aside: Path | None) -> Path | None:
     return next((p for d in directories if (p := _swap(d, path)).is_file() and not p.is_symlink()), None)
 
 
+def keep(left: Path, path: Path) -> None:
+    """Keep a file that `exchanged` returned under a name that no later write replaces, and log the name."""
+    kept = left.with_name(f".{path.name}.nvidia-toolkit-kept-{left.stat().st_ino:x}")
+    os.rename(left, kept)
+    LOGGER.warning("%s holds what was at %s and is not known: compare them, then remove it", kept, path)
+
+
 def refuse_writers(path: Path) -> None:
     """Raise Conflict if another program has a file open for writing."""
     with _unwritten(path):
@@ -374,7 +381,7 @@ def _remove_checked(path: Path, aside: Path, check: _Check) -> bool:
             try:
                 rename(swap, path, _RENAME_NOREPLACE)
             except FileExistsError:
-                os.unlink(swap)  # somebody created a new file meanwhile
+                keep(swap, path)  # somebody created a new file meanwhile
             raise
         os.unlink(swap)
     return True

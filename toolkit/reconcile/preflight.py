@@ -20,6 +20,7 @@ from runtimes.model import DeliveryKind, FileChange
 from toolkit.artifacts import versions
 from toolkit.deadline import Deadline
 from toolkit.errors import Interrupted, StepError
+from toolkit.log import LOGGER
 from toolkit.node import command, elf, files, mounts, processes, system
 from toolkit.reconcile import apply, verify
 from toolkit.reconcile.context import Context
@@ -74,6 +75,8 @@ def check(context: Context, plan: Plan) -> Baseline:
     problems += _of_runtime(context, plan, state) if plan.operation is Operation.INSTALL else []
     unusable = _of_override(context, plan)
     problems += unusable
+    broken, correct_it = _of_origin(context, plan)
+    problems += broken
     if problems:
         fixed, way_out = read_only(plan)
         hints = [
@@ -81,6 +84,7 @@ def check(context: Context, plan: Plan) -> Baseline:
             invisible[0].hint if invisible else "",
             _TOO_OFTEN if any("--restart-budget" in problem for problem in problems) else "",
             _CORRECT if problems == unusable else "",
+            correct_it if problems == broken else "",
             _OWN_IT if distrusted else _system_hint(target) or (way_out if fixed else ""),
         ]
         hint = next((each for each in hints if each), "")
@@ -101,6 +105,26 @@ def _of_override(context: Context, plan: Plan) -> list[str]:
     from toolkit.runtime import override  # noqa: PLC0415  # Only needed with that option.
 
     return list(override.problems(plan.target, timeout=verify.soon(context)))
+
+
+def _of_origin(context: Context, plan: Plan) -> tuple[list[str], str]:
+    """Return what the handlers inherit and the node does not have, and a hint what to do.
+
+    It is only logged if the handler of the node that lacks it is the default already, or if the default
+    stays: no pod that starts today fails because of it.
+    """
+    origin = plan.config_plan.origin
+    if plan.operation is not Operation.INSTALL or plan.config_plan.is_noop or not origin.settings:
+        return [], ""
+    from toolkit.runtime import override  # noqa: PLC0415  # Only needed if something changes.
+
+    found = list(override.inherited_problems(plan.target, origin, timeout=verify.soon(context)))
+    if origin.default not in {"", origin.source}:
+        keeps = f"--set-as-default=false, which keeps {origin.default} as the default"
+        return found, f"correct the handler {origin.source}, or use {keeps}"
+    for problem in found:
+        LOGGER.warning("%s: no pod starts through either", problem)
+    return [], ""
 
 
 def read_only(plan: Plan) -> tuple[list[str], str]:

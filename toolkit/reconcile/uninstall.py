@@ -127,6 +127,7 @@ def _restart_distribution(context: Context, plan: Plan) -> None:
         return
     with suppress(StepError):
         context.budget.spend()
+    restart.save_launch(target, method)
     deadline = context.deadline()
     context.stats.note_reload(
         restart.perform(target, context.adapter, method, deadline), replaces=method.replaces

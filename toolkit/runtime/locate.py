@@ -28,6 +28,7 @@ from toolkit.runtime import config_paths
 from toolkit.runtime.supervision import supervisor
 from toolkit.settings import checks
 from toolkit.settings.defaults import runtime_default
+from toolkit.settings.layout import RunDir
 from toolkit.settings.resolve import Settings
 from toolkit.state import binary_cache
 
@@ -67,12 +68,14 @@ class Target:
     program that validates a change, None if there is none. A query to it is cut short when `stop` is
     requested. `answers` caches its results. With `contradictions` between the settings and the node, the
     node may be inspected but not changed. `supervisor` is what starts the daemon again; it is None until it
-    has to be known (see `supervised`).
+    has to be known (see `supervised`). `launch_file` is where it is saved before the daemon is ended; if a
+    killed run has ended it, `supervisor` is the one that was saved.
     """
 
     host: Host
     desired: Desired
     install_dir: Path
+    launch_file: Path
     socket: Path
     process: processes.RuntimeProcess | None
     no_process: str
@@ -115,6 +118,7 @@ def target(settings: Settings, adapter: Adapter, stop: Cancellation | None = Non
         host = host.mapped(str(Path(hook).parent), Path(settings.hooks_dir))
     install_dir = Path(os.path.abspath(settings.toolkit_install_dir))
     binary, notes = _binary(settings, host, adapter, process)
+    launch_file = RunDir.of(settings.pid_file).launch
     notes += tuple(
         f"{path} not found on the node: the handler {name} is not added"
         for name, path in programs.absent(settings, host, install_dir).items()
@@ -135,7 +139,18 @@ def target(settings: Settings, adapter: Adapter, stop: Cancellation | None = Non
         stop=stop,
         contradictions=contradictions,
         answers=binary_cache.of(settings, host, binary),
+        supervisor=_ended(launch_file) if process is None else None,
+        launch_file=launch_file,
     )
+
+
+def _ended(launch_file: Path) -> supervisor.Supervisor | None:
+    """Return the supervisor of a daemon that a killed run has ended, None if none has."""
+    if not launch_file.exists():
+        return None
+    from toolkit.runtime.supervision import launch_file as of_file  # noqa: PLC0415  # Rarely needed.
+
+    return of_file.saved(launch_file)
 
 
 def usual_units(target: Target) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from runtimes.model import (
     BinaryResult,
     Observation,
     Ownership,
+    RuntimeName,
     directory_token,
     token,
 )
@@ -26,6 +27,7 @@ from toolkit.runtime import locate
 
 _LONGEST_ANSWER: Final = 30.0
 LEAST_SECONDS: Final = 5.0
+_INCLUDED: Final = "{} includes it: put a file there, or remove it from `imports`"
 
 
 def observe(
@@ -49,7 +51,7 @@ def observe(
             if request.files or request.globs:
                 observation = replace(
                     observation,
-                    files={**observation.files, **read(target.host, request.files)},
+                    files={**observation.files, **_requested(target, request.files)},
                     globs={**observation.globs, **{g: target.host.glob(g) for g in request.globs}},
                 )
                 continue
@@ -60,6 +62,24 @@ def observe(
             observation = replace(observation, results={**observation.results, **answers})
     except ConfigError as error:
         raise not_understood(error) from error
+
+
+def _requested(target: locate.Target, paths: tuple[str, ...]) -> dict[str, bytes | None]:
+    """Return the content of the files that an adapter requests.
+
+    The error about a file that only an import of containerd names says what to do with such a file.
+    """
+    desired = target.desired
+    named = {desired.config, desired.drop_in, *desired.generated}
+    result: dict[str, bytes | None] = {}
+    for path in paths:
+        try:
+            result |= read(target.host, (path,))
+        except NodeConfigError as error:
+            if path in named or desired.runtime != RuntimeName.CONTAINERD:
+                raise
+            raise NodeConfigError(error.message, hint=_INCLUDED.format(desired.config)) from error
+    return result
 
 
 def read(host: Host, paths: tuple[str, ...]) -> dict[str, bytes | None]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -17,7 +18,7 @@ from runtimes.adapter import Adapter, SighupEffect
 from toolkit.deadline import Deadline
 from toolkit.errors import ReloadError, StepError
 from toolkit.log import LOGGER
-from toolkit.node import command, processes, socket_peer
+from toolkit.node import command, files, processes, socket_peer
 from toolkit.runtime.locate import Target
 from toolkit.runtime.supervision import supervisor, systemd
 from toolkit.runtime.supervision.supervisor import Supervisor
@@ -45,7 +46,7 @@ class RestartMethod:
     "" if it can. `by_itself` is whether the distribution notices the change and restarts the daemon
     itself; the unit is restarted only if it does not. `after_signal` names what starts a daemon again that
     SIGHUP ends; if nothing is known to, `warning` says so. `dependents` are the running units that depend
-    on the runtime's.
+    on the runtime's. With `is_as_before`, it starts a runtime that a killed run has ended.
     """
 
     mode: RestartMode
@@ -56,10 +57,11 @@ class RestartMethod:
     after_signal: str = ""
     warning: str = ""
     dependents: tuple[str, ...] = ()
+    is_as_before: bool = False
 
     def is_revival(self, target: Target) -> bool:
         """Return whether this starts a runtime that is down."""
-        return target.process is None and self.unit is not None
+        return target.process is None and (self.unit is not None or self.is_as_before)
 
     @property
     def dependents_end(self) -> bool:
@@ -74,6 +76,8 @@ class RestartMethod:
             return "restarted by the distribution"
         if self.unit is not None:
             return f"restart {self.unit}"
+        if self.is_as_before:
+            return "start it as it was started before a killed run ended it"
         to = f"SIGHUP to PID {process.pid}" if process else "SIGHUP to the process that owns the socket"
         if self.after_signal:
             return f"{to}, which ends it: {self.after_signal} starts it again"
@@ -92,6 +96,8 @@ def restart_method(
         return RestartMethod(mode=mode, unit=None, replaces=False)
     process = target.process
     ends = adapter.on_hangup is SighupEffect.TERMINATES
+    if process is None and found is not None and found.was_ended:
+        return RestartMethod(mode=RestartMode.SIGNAL, unit=None, replaces=True, is_as_before=True)
     if process is None:
         return RestartMethod(mode=mode, unit=None, replaces=ends, obstacle=target.no_process)
     is_known = found is not None
@@ -200,7 +206,26 @@ def perform(target: Target, adapter: Adapter, chosen: RestartMethod, deadline: D
     if chosen.unit is None and chosen.replaces:
         _start_again(target, adapter, before, deadline)
     _wait(target, adapter, before, chosen, deadline)
+    forget_launch(target)
     return time.monotonic() - begin
+
+
+def save_launch(target: Target, chosen: RestartMethod) -> None:
+    """Save how a daemon was started that SIGHUP is about to end and that nothing is known to start again.
+
+    The next run starts it if this one is killed in between. Raises StepError.
+    """
+    if chosen.warning and target.process is not None and target.supervisor is not None:
+        from toolkit.runtime.supervision import launch_file  # noqa: PLC0415  # Only needed where nothing starts it again.
+
+        launch_file.save(target.launch_file, target.process, target.supervisor)
+
+
+def forget_launch(target: Target) -> None:
+    """Remove the file of `save_launch`, once the daemon runs: its environment may hold secrets."""
+    files.sweep(target.launch_file, None)
+    with suppress(OSError):
+        target.launch_file.unlink()
 
 
 def _warn(chosen: RestartMethod, process: processes.RuntimeProcess) -> None:
