@@ -64,6 +64,8 @@ def look_ahead(context: Context, plan: Plan) -> Baseline:
     problems = [*_of_files(target, config_plan.changes), *_of_space(plan)]
     distrusted = () if config_plan.is_noop else locate.distrusted_files(target, plan.observation)
     problems += [f"{problem}, so it is not edited" for problem in distrusted]
+    if place := locate.distrusted_place(target):
+        problems.append(f"{place}, so nothing is installed in {target.install_dir}")
     invisible = plan.invisible() if plan.operation is Operation.INSTALL else []
     problems += [each.problem for each in invisible]
     problems += _of_toolkit(plan) if plan.operation is Operation.INSTALL else _writable(target.install_dir)
@@ -81,7 +83,7 @@ def look_ahead(context: Context, plan: Plan) -> Baseline:
             invisible[0].hint if invisible else "",
             _TOO_OFTEN if any("--restart-budget" in problem for problem in problems) else "",
             _CORRECT if problems == unusable else "",
-            _OWN_IT if distrusted else _system_hint(target) or (way_out if fixed else ""),
+            _OWN_IT if distrusted or place else _system_hint(target) or (way_out if fixed else ""),
         ]
         hint = next((each for each in hints if each), "")
         raise StepError(f"{'; '.join(problems)}: nothing was changed", hint=hint)

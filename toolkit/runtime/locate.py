@@ -211,6 +211,16 @@ def distrusted_files(target: Target, observation: Observation) -> tuple[str, ...
     return tuple(dict.fromkeys(problem for problem in problems if problem))
 
 
+def distrusted_place(target: Target) -> str:
+    """Return why other users control the install directory on the node; empty if they do not.
+
+    The directory as this process sees it is checked with the record in it. In a container its parents are
+    those of the container.
+    """
+    host = target.host
+    return "" if host.is_here else trust.place_problem(host.node(target.install_dir), host.root)
+
+
 # --- paths and programs -------------------------------------------------------------------------
 
 
