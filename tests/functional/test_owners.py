@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import stat
+import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +20,14 @@ import pytest
 
 from tests.support import fake_node
 from tests.support.fake_node import Node, needs_root
+from toolkit.artifacts import versions
+from toolkit.cdi import spec
+from toolkit.errors import StepError
+from toolkit.node import processes
+from toolkit.node.host import Host
+from toolkit.reconcile import cdi
+from toolkit.runtime.supervision import launch
+from toolkit.state.record import Record
 from toolkit.state.restart_budget import Budget
 
 pytestmark = needs_root
@@ -195,6 +206,22 @@ def test_the_next_version_is_not_linked_to_a_file_that_others_control(
     assert not old.exists() or new.stat().st_ino != old.stat().st_ino
 
 
+@pytest.mark.parametrize("change", [owned_by_a_user, for_everybody])
+@pytest.mark.parametrize("which", ["", "nvidia-ctk"])
+def test_a_rollback_does_not_return_to_a_version_that_others_control(
+    tmp_path: Path, which: str, change: Change, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("one", "two"):
+        (tmp_path / ".toolkit-versions" / name).mkdir(parents=True)
+        fake_node.write_program(tmp_path / ".toolkit-versions" / name / "nvidia-ctk", "#!/bin/sh\n")
+    (tmp_path / "toolkit").symlink_to(".toolkit-versions/two")
+    change(tmp_path / ".toolkit-versions/one" / which)
+    assert versions.go_back(tmp_path, "one", "two", None) != "one"
+    assert os.readlink(tmp_path / "toolkit") == ".toolkit-versions/two"
+    (said,) = caplog.messages
+    assert "is controlled by other users" in said
+
+
 def test_a_file_that_a_user_added_to_the_toolkit_is_removed(installed: Node) -> None:
     """The wrappers put the directory on the search path for libraries."""
     added = installed.toolkit.resolve() / "libseccomp.so.2"
@@ -363,3 +390,49 @@ def test_an_original_that_others_control_is_not_restored(installed: Node, kind: 
     if done.returncode:
         assert str(original) in done.stderr
         assert installed.config.read_bytes() == installed_config
+
+
+# --- other files --------------------------------------------------------------------------------
+
+
+@CHANGES
+def test_a_directory_that_others_control_gets_no_specification(tmp_path: Path, change: Change) -> None:
+    """A CDI specification names what the runtime mounts into a container, and runs as root."""
+    directory = tmp_path / "cdi"
+    directory.mkdir()
+    change(directory)
+    path = directory / "management.yaml"
+    specification = spec.Specification(path=str(path), local=path, made_of="inputs")
+    with pytest.raises(StepError, match=str(directory)) as caught:
+        cdi._put(tmp_path / "toolkit", Record(), specification, b"cdiVersion: 0.5.0\n")
+    assert "--cdi-output-dir" in caught.value.hint
+    assert not path.exists()
+    assert not (tmp_path / "toolkit").exists()
+
+
+def test_a_runtime_s_output_does_not_go_to_what_a_user_linked_to_its_log(tmp_path: Path) -> None:
+    directory, victim, pids = tmp_path / "logs", tmp_path / "victim", tmp_path / "pids"
+    directory.mkdir()
+    victim.touch()
+    log, script = directory / "log", tmp_path / "daemon"
+    fake_node.write_program(script, f"#!/bin/sh\necho output\necho $$ >>{pids}\nexec sleep 600\n")
+    with log.open("w") as stream:
+        first = subprocess.Popen([script], cwd=tmp_path, stdout=stream)
+    try:
+        fake_node.wait_for(lambda: pids.exists() and pids.read_text() != "", "it does not run")
+        process = processes.inspect(first.pid)
+        assert process is not None
+        found = launch.of(Host(root=Path("/")), process)
+    finally:
+        first.kill()
+        first.wait()
+    assert found is not None
+    assert found.output == str(log)
+    log.unlink()
+    log.symlink_to(victim)
+    owned_by_a_user(directory)
+    # The interpreter's own path is that of the process.
+    launch.start(Host(root=Path("/")), replace(found, executable=str(script), argv=(str(script),)))
+    fake_node.wait_for(lambda: pids.read_text().count("\n") == 2, "it was not started again")
+    os.kill(int(pids.read_text().split()[1]), signal.SIGKILL)
+    assert victim.read_bytes() == b""

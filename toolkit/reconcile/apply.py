@@ -88,14 +88,16 @@ def sweep(host: Host, paths: Sequence[str], root_config: str, *, open_files: Seq
     """
     expected = {owned.path: {owned.original, *owned.written} for owned in open_files}
     for path in dict.fromkeys((*paths, *expected)):
-        with contextlib.suppress(StepError, OSError):  # A dangling link: nothing was written there.
+        with contextlib.suppress(ToolkitError, OSError):  # A dangling link: nothing was written there.
             local = host.file(path)
             aside = None if path == root_config else local.parent.parent
             files.sweep(local, aside)
             left = files.exchanged(local, aside)
             if left is None:
                 continue
-            if path not in expected or fingerprint(left.read_bytes()) in expected[path]:
+            snapshot = files.read(left)
+            known = fingerprint(snapshot.data if snapshot else None)
+            if path not in expected or known in expected[path]:
                 left.unlink()
             else:
                 left.rename(local)
