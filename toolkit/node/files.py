@@ -213,6 +213,8 @@ def writable(directory: Path) -> str | None:
         directory = directory.parent
     if not directory.is_dir():
         return f"{directory} is no directory"
+    if problem := attribute(directory):
+        return problem
     if os.access(directory, os.W_OK | os.X_OK, effective_ids=True):
         return None
     read_only = os.statvfs(directory).f_flag & os.ST_RDONLY
@@ -230,6 +232,13 @@ def fixed(path: Path) -> str:
     except OSError:
         return ""
     return "is on a read-only file system" if is_read_only else ""
+
+
+def attribute(path: Path) -> str:
+    """Return that a path has an attribute which keeps even root from changing it; empty if it has none."""
+    if not _inode_flags(path) & (_IMMUTABLE | _APPEND_ONLY):
+        return ""
+    return f"{path} has the attribute i or a (lsattr): remove it with `chattr -ia {path}`"
 
 
 def _inode_flags(path: Path) -> int:

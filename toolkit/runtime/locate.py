@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -225,9 +226,19 @@ def distrusted_place(target: Target) -> str:
 
 
 def root(settings: Settings) -> Path:
-    """Return the local path of the node's root. Raises UsageProblem if `host_root` is not a directory."""
+    """Return the local path of the node's root.
+
+    Raises UsageProblem if `host_root` is not a directory, or an empty one: the image has one as the mount
+    point of the node's root.
+    """
     given = Path(settings.host_root)
     if given.is_dir():
+        with suppress(PermissionError):
+            if not os.listdir(given):
+                raise UsageProblem(
+                    [f"--host-root={given} is empty: the node's root directory is not mounted there"],
+                    hint="mount the node's / there, or use --host-root=/ to run directly on the node",
+                )
         return given
     if settings.is_given("host_root"):
         raise UsageProblem([f"--host-root={given}: no such directory"])
