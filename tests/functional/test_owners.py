@@ -110,6 +110,28 @@ def test_nothing_is_installed_below_a_directory_that_others_control(node: Node, 
     assert everything(node) == before
 
 
+@CHANGES
+def test_a_pod_sees_the_parents_that_the_directory_has_on_the_node(node: Node, change: Change) -> None:
+    """The pod has the directory alone, mounted into directories of the image, and the node's root."""
+    parent = node.root / "mnt"
+    (parent / "nvidia").mkdir(parents=True)
+    change(parent)
+    text = node.config.read_text(encoding="utf-8")
+    node.config.write_text(text.replace(f"{node.root}/opt", "/opt"), encoding="utf-8")
+    script = 'mount -t tmpfs pod /mnt\nmkdir /mnt/nvidia\nmount --bind "$1" /mnt/nvidia\nshift'
+    prefix = fake_node.in_mounts(script, str(parent / "nvidia"))
+    words = options(node, host_root=str(node.root), toolkit_install_dir="/mnt/nvidia")
+    done = fake_node.cli("run", "--no-daemon", *words, prefix=prefix)
+    assert done.returncode == 4, done.stderr
+    assert "so nothing is installed in /mnt/nvidia" in done.stderr
+    assert "/mnt " in done.stderr
+    assert not list((parent / "nvidia").iterdir())
+    os.chown(parent, 0, 0)
+    parent.chmod(0o755)
+    done = fake_node.cli("run", "--no-daemon", *words, prefix=prefix)
+    assert " install: " in done.stderr  # where it fails, since this node has no shell for the stand-ins
+
+
 def test_links_and_directories_of_root_s_are_accepted(node: Node) -> None:
     """On ostree /usr/local is a link to /var/usrlocal."""
     (node.root / "var/usrlocal").mkdir(parents=True)
