@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ _ERASE: Final = "\r\x1b[K"
 _BEAT: Final = 0.1
 _LONG: Final = 1.0
 _NARROW: Final = 80
+_WAIT: Final = re.compile(r"\bin \d+ s\b")
 
 
 def is_plain(stream: IO[str]) -> bool:
@@ -152,7 +154,9 @@ class Counted(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether to write a record."""
-        key = (record.levelno, _phase(record), record.getMessage())
+        # A message that says how long to wait is the same message later.
+        message = _WAIT.sub("in N s", record.getMessage())
+        key = (record.levelno, _phase(record), message)
         now = time.monotonic()
         since, count = self._seen.pop(key, (-_WINDOW, 0))
         if now - since < _WINDOW:

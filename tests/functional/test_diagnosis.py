@@ -95,7 +95,7 @@ def running(node: Node) -> Iterator[fake_node.Daemon]:
 
 def test_nothing_there_at_all(tmp_path: Path) -> None:
     node = Node(root=tmp_path / "node")
-    node.root.mkdir()
+    (node.root / "etc").mkdir(parents=True)
     found = collected(node)
     assert [each["sockets"] for each in found["runtimes"]] == [[], [], []]
     assert found["dangling"] == {"handlers": [], "hooks": [], "link": "", "unseen": []}
@@ -108,6 +108,12 @@ def test_no_root_of_the_node(node: Node) -> None:
     found = collect.collect(context(node, host_root=str(node.root / "gone")))
     assert found["configuration"] == {"unavailable": f"--host-root={node.root / 'gone'}: no such directory"}
     assert list(found) == SECTIONS
+
+
+def test_a_root_of_the_node_that_is_not_mounted(node: Node) -> None:
+    (node.root / "host").mkdir()
+    found = collect.collect(context(node, host_root=str(node.root / "host")))
+    assert f"--host-root={node.root / 'host'} is empty" in found["configuration"]["unavailable"]
 
 
 def test_the_tool_says_what_it_was_given(node: Node) -> None:

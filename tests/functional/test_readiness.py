@@ -234,7 +234,7 @@ def test_a_pipe_in_its_place_counts_as_none_and_is_replaced(path: Path) -> None:
 
 def test_a_directory_in_its_place_is_a_failed_step(path: Path) -> None:
     path.mkdir(parents=True)
-    assert readiness_record.mismatch(path, facts()) == f"{path} cannot be read: {path} is a directory"
+    assert readiness_record.mismatch(path, facts()) == f"{path} cannot be read: it is not a regular file"
     with pytest.raises(StepError):
         readiness_record.write(path, facts())
     with pytest.raises(StepError):

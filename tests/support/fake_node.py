@@ -243,8 +243,9 @@ def content(root: Path) -> dict[str, tuple[int, str]]:
 
 @contextmanager
 def immutable(path: Path) -> Iterator[None]:
-    """Give a file the attribute that `chattr +i` sets, without that program, which no system has to have."""
-    with path.open("rb") as file:
+    """Give a file or directory the attribute that `chattr +i` sets, without that program."""
+    file = os.open(path, os.O_RDONLY)
+    try:
         flags = bytearray(fcntl.ioctl(file, _GET_INODE_FLAGS, bytes(_LONG)))
         before = bytes(flags)
         flags[0] |= _IMMUTABLE
@@ -253,6 +254,8 @@ def immutable(path: Path) -> Iterator[None]:
             yield
         finally:
             fcntl.ioctl(file, _SET_INODE_FLAGS, before)
+    finally:
+        os.close(file)
 
 
 # --- the program --------------------------------------------------------------------------------

@@ -99,7 +99,7 @@ def sweep(
         known.setdefault(each.path, {fingerprint(None)}).update({each.original, *each.written})
     is_open = {each.path for each in open_files}
     for path in dict.fromkeys((*paths, *known)):
-        with contextlib.suppress(StepError, OSError):  # A dangling link: nothing was written there.
+        with contextlib.suppress(ToolkitError, OSError):  # A dangling link: nothing was written there.
             local = host.file(path)
             aside = None if path == root_config else local.parent.parent
             files.sweep(local, aside)
@@ -107,7 +107,8 @@ def sweep(
             if left is None:
                 continue
             expected = known.get(path, set())
-            if fingerprint(left.read_bytes()) in expected:
+            snapshot = files.read(left)
+            if fingerprint(snapshot.data if snapshot else None) in expected:
                 left.unlink()
             elif path in is_open and _content(local) in expected:
                 left.rename(local)

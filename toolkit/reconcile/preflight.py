@@ -28,6 +28,7 @@ from toolkit.reconcile.planning import Plan, is_asked
 from toolkit.runtime import config_paths, health, locate, visibility
 from toolkit.runtime.health import Health
 from toolkit.runtime.locate import Target
+from toolkit.settings.layout import InstallDir
 from toolkit.state import readiness_record
 from toolkit.state.record import Baseline, Operation
 from toolkit.state.restart_budget import Budget
@@ -62,9 +63,11 @@ def check(context: Context, plan: Plan) -> Baseline:
     changed then.
     """
     target, config_plan = plan.target, plan.config_plan
-    problems = [*_of_files(target, config_plan.changes), *_of_space(plan)]
+    problems = [*_of_files(target, config_plan.changes), *_of_space(plan), *_of_attributes(plan)]
     distrusted = () if config_plan.is_noop else locate.distrusted_files(target, plan.observation)
     problems += [f"{problem}, so it is not edited" for problem in distrusted]
+    if place := locate.distrusted_place(target):
+        problems.append(f"{place}, so nothing is installed in {target.install_dir}")
     invisible = plan.invisible() if plan.operation is Operation.INSTALL else []
     problems += [each.problem for each in invisible]
     problems += _of_toolkit(plan) if plan.operation is Operation.INSTALL else _writable(target.install_dir)
@@ -85,7 +88,7 @@ def check(context: Context, plan: Plan) -> Baseline:
             _TOO_OFTEN if any("--restart-budget" in problem for problem in problems) else "",
             _CORRECT if problems == unusable else "",
             correct_it if problems == broken else "",
-            _OWN_IT if distrusted else _system_hint(target) or (way_out if fixed else ""),
+            _OWN_IT if distrusted or place else _system_hint(target) or (way_out if fixed else ""),
         ]
         hint = next((each for each in hints if each), "")
         raise StepError(f"{'; '.join(problems)}: nothing was changed", hint=hint)
@@ -241,6 +244,17 @@ def _of_files(target: Target, changes: tuple[FileChange, ...]) -> list[str]:
             result.append(f"{path} is a mount point and cannot be replaced: mount its directory instead")
     result += _labels(target, changes)
     return list(dict.fromkeys(result))
+
+
+def _of_attributes(plan: Plan) -> list[str]:
+    """Return a problem for each of this program's own files that even root cannot replace or remove."""
+    install_dir = InstallDir(plan.target.install_dir)
+    paths = [install_dir.state, install_dir.originals, install_dir.record, install_dir.versions]
+    if plan.operation is Operation.REVERT:
+        paths += [*install_dir.originals.glob("*"), *install_dir.versions.rglob("*")]
+        owned = plan.record.specification
+        paths += [Path(owned.local), Path(owned.local).parent] if owned is not None else []
+    return [problem for path in paths if not path.is_symlink() and (problem := files.attribute(path))]
 
 
 def _of_space(plan: Plan) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -226,13 +227,33 @@ def distrusted_files(target: Target, observation: Observation) -> tuple[str, ...
     return tuple(dict.fromkeys(problem for problem in problems if problem))
 
 
+def distrusted_place(target: Target) -> str:
+    """Return why other users control the install directory on the node; empty if they do not.
+
+    The directory as this process sees it is checked with the record in it. In a container its parents are
+    those of the container.
+    """
+    host = target.host
+    return "" if host.is_here else trust.place_problem(host.node(target.install_dir), host.root)
+
+
 # --- paths and programs -------------------------------------------------------------------------
 
 
 def root(settings: Settings) -> Path:
-    """Return the local path of the node's root. Raises UsageProblem if `host_root` is not a directory."""
+    """Return the local path of the node's root.
+
+    Raises UsageProblem if `host_root` is not a directory, or an empty one: the image has one as the mount
+    point of the node's root.
+    """
     given = Path(settings.host_root)
     if given.is_dir():
+        with suppress(PermissionError):
+            if not os.listdir(given):
+                raise UsageProblem(
+                    [f"--host-root={given} is empty: the node's root directory is not mounted there"],
+                    hint="mount the node's / there, or use --host-root=/ to run directly on the node",
+                )
         return given
     if settings.is_given("host_root"):
         raise UsageProblem([f"--host-root={given}: no such directory"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
@@ -91,6 +92,9 @@ def read(host: Host, paths: tuple[str, ...]) -> dict[str, bytes | None]:
     return {path: snapshot.data if snapshot else None for path, snapshot in snapshots.items()}
 
 
+_KILLED: Final = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
 def ask(target: locate.Target, question: BinaryQuery) -> BinaryResult:
     """Run the runtime's binary in the node's root, or return the cached result.
 
@@ -134,12 +138,27 @@ def _ask(target: locate.Target, question: BinaryQuery) -> BinaryResult:
             ]
         except command.NotStarted as error:
             return BinaryResult(code=-1, out="", err=error.message)
+    for result in results:
+        _refuse_killed(result)
     result = results[0]
     is_stable = len({(each.code, each.out) for each in results}) == 1
     err = result.err
     for path, name in zip(paths, question.names, strict=False):
         err = err.replace(path, name)
     return BinaryResult(code=result.code, out=result.out, err=err, is_stable=is_stable)
+
+
+def _refuse_killed(result: command.Result) -> None:
+    """Raise StepError if a binary was killed, so that it said nothing about the configuration.
+
+    Behind a shell the exit status is 128 and the signal's number. A crash (SIGSEGV, SIGABRT) is an answer.
+    """
+    number = next((each for each in _KILLED if result.code in {-each, 128 + each}), None)
+    if number is not None:
+        raise StepError(
+            f"`{' '.join(result.argv)}` was ended by {number.name}: the configuration could not be checked",
+            hint="run again; if the kernel killed it for memory (see dmesg), give the pod or the node more",
+        )
 
 
 def not_understood(error: ConfigError) -> NodeConfigError:
