@@ -59,7 +59,7 @@ def _run(arguments: list[str]) -> int:
 
 
 class _Output(io.TextIOWrapper):
-    """What a command prints to stdout, and whether that is a terminal."""
+    """The output of a command, collected; a terminal if stdout is one."""
 
     def __init__(self, stream: TextIO) -> None:
         self._bytes = io.BytesIO()

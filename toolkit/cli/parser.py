@@ -114,7 +114,7 @@ def app() -> click.Group:
 
 
 class _Group(click.Group):
-    """A group for which a broken pipe on the node is an error; click takes it for stdout and is silent."""
+    """A group for which a broken pipe on the node is an error. click exits without a message."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
