@@ -183,7 +183,9 @@ def sizes(node: Node) -> dict[str, int]:
 def test_a_path_is_written_as_it_is_in_any_locale(node: Node, locale: str) -> None:
     """A path that was decoded by another encoding than the files have named another file in them."""
     variables = {"LC_ALL": locale, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    done = fake_node.done("plan", "-o", "json", *node.options(restart_mode="none"), environment=variables)
+    done = fake_node.done(
+        "plan", "-o", "json", "--diff=full", *node.options(restart_mode="none"), environment=variables
+    )
     changed = "".join(each["diff"] for each in json.loads(done.stdout)["changes"])
     assert f'"{node.toolkit}/nvidia-container-runtime"' in changed
 
