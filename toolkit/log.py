@@ -44,6 +44,22 @@ def coloured(words: str, colour: str, *, wanted: bool) -> str:
     return f"\x1b[{colour}m{words}\x1b[0m" if wanted else words
 
 
+def write(stream: TextIO, text: str) -> str:
+    """Write text to a standard stream; return why it is lost, empty if a reader closed the pipe early.
+
+    What cannot be written is discarded, so that Python does not try it again when it exits.
+    """
+    try:
+        stream.write(text)
+        stream.flush()
+    except OSError as error:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+        return "" if isinstance(error, BrokenPipeError) else error.strerror or str(error)
+    return ""
+
+
 class ProgressHandler(logging.StreamHandler[TextIO]):
     """A handler that writes the log to a terminal, and a progress line below it."""
 
