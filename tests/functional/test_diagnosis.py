@@ -34,6 +34,8 @@ from toolkit.settings.resolve import resolve
 from toolkit.state import journal, restart_budget
 from toolkit.state.record import Baseline, Operation, Record, Transaction
 
+pytestmark = pytest.mark.usefixtures("no_fsync")
+
 SECTIONS: Final = [
     "findings", "format", "tool", "node", "runtimes", "configuration", "state", "copies", "dangling",
     "driver", "cdi",
@@ -45,11 +47,6 @@ AUTH: Final = b"""
   auth = "cm9ib3Q6aHVudGVyMg=="
 """
 HOOK: Final = '{"version": "1.0.0", "hook": {"path": "/usr/bin/nvidia-container-runtime-hook"}, "when": {}}'
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 def context(node: Node, adapter: Adapter = containerd, **changed: str) -> Context:
