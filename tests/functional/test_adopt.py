@@ -1,4 +1,4 @@
-"""What is ours without a record goes with a revert too, and leaves no handler without its program."""
+"""A revert also removes our unrecorded keys, and leaves no handler without its program."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ PROGRAM: Final = "nvidia-container-runtime"
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let nothing wait for the disk; that what is written is durable is the matter of tests/faults."""
+    """Skip every sync to disk; tests/faults checks that what is written is durable."""
     monkeypatch.setattr(os, "fsync", lambda _: None)
 
 

@@ -1,4 +1,4 @@
-"""Ready is said only of what the runtime itself told, and a record of anything else counts as none."""
+"""Ready states only what the runtime itself reported; a record of anything else is ignored."""
 
 from __future__ import annotations
 
@@ -253,7 +253,7 @@ def test_a_record_is_removed_and_one_that_is_not_there_is_removed_already(path: 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let nothing wait for the disk; that what is written is durable is the matter of tests/faults."""
+    """Skip every sync to disk; tests/faults checks that what is written is durable."""
     monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
