@@ -185,7 +185,7 @@ def _measured(
 
 
 def _last(pid: int) -> int:
-    """Return the process at the end of a line of parents: the peer runs below setsid, and has no children."""
+    """Return the last process of a line of parents: the peer, below setsid, has no children."""
     while below := nodes.children(pid):
         pid = below[0]
     return pid
@@ -259,9 +259,9 @@ def _traces(node: Node) -> Mapping[str, tuple[int, int]]:
 
 
 def _containers(node: Node, times: int) -> tuple[float, float]:
-    """Return how long `ctr run` of a container takes that ends at once, and the part of our handler in it.
+    """Return how long `ctr run` of a container that ends at once takes, and our part of it.
 
-    Both are medians; runc itself is run in turn with it, for a machine is not equally fast all the time.
+    Both are medians; runc itself is run in turn with it, since a machine's speed varies.
     """
     took, more = [], []
     for number in range(times + 1):

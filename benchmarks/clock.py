@@ -1,4 +1,4 @@
-"""What a process costs: time on the wall and on the processor, and memory, as the kernel counts them."""
+"""The cost of a process: wall time, processor time and memory, as the kernel counts them."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ HEADER: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rest:
-    """What a process at rest costs: MB, wake-ups in ten minutes, seconds of the processor in an hour.
+    """The cost of a process at rest: MB, wake-ups in ten minutes, processor seconds in an hour.
 
     `seconds` is for how long it was watched. What happens once in a while, as a
     look every five minutes does, is in it only where that is longer.
@@ -55,7 +55,7 @@ def rest(pid: int, seconds: float) -> Rest:
 
 
 def spent(pid: int) -> float:
-    """Return the seconds on the processor of a process and of its children that have ended (proc(5))."""
+    """Return the processor seconds of a process and of its children that have ended (proc(5))."""
     with open(f"/proc/{pid}/stat", encoding="utf-8") as stream:
         ticks = [int(field) for field in stream.read().rpartition(")")[2].split()[11:15]]
     return sum(ticks) / os.sysconf("SC_CLK_TCK")

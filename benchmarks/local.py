@@ -1,4 +1,4 @@
-"""What can be measured without a node: wrapper calls, the installed files, plans, the probe, the image."""
+"""Measurements without a node: wrapper calls, installed files, plans, the probe, the image."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ _MB: Final = 1_000_000
 _INSTALLED: Final = 64 * _MB
 _RUN: Final = [sys.executable, "-m", "toolkit"]
 _LINES: Final = (300, 3_000, 30_000)
-# Stands in for a loaded driver, for those who look into /proc and for those who look into /sys. A kernel
-# without modules has no /proc/modules to lay another one over, and nobody who is measured needs the rest.
+# Stands in for a loaded driver, for those who look into /proc and for those who look into /sys. A
+# kernel without modules has no /proc/modules to lay another one over, and nobody who is measured
+# needs the rest.
 _DRIVER: Final = """
 set -e
 mount -t tmpfs driver /sys/module
@@ -62,7 +63,7 @@ def rows(*, short: bool) -> Iterator[Row]:
 
 
 def calls(place: Path, times: int) -> Iterator[Row]:
-    """Call a wrapper whose program is the smallest there is: what is measured is what comes before it."""
+    """Call a wrapper of the smallest possible program, so that only the wrapper is measured."""
     smallest = elf.minimal()
     if smallest is None or os.geteuid() != 0:
         return
@@ -240,7 +241,7 @@ def probe(place: Path, times: int) -> Row:
 
 
 def image() -> Iterator[Row]:
-    """Build the image from what the cache holds, and compare all above libc with the peer's program.
+    """Build the image from what the cache holds; compare all above libc with the peer's program.
 
     The peer's base holds no more than a C library either, so Python counts as ours.
     """

@@ -1,4 +1,4 @@
-"""The other installer, and the toolkit's real programs: built once with Go, kept in the tests' cache.
+"""The other installer and the toolkit's real programs: built once with Go, kept in the cache.
 
 `python -m benchmarks.peer` fetches and builds them; nothing else here fetches anything.
 """

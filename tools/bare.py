@@ -2,8 +2,8 @@
 
 `python3 -m tools.bare [--jobs N] [SUITE...]` makes a minimal root file system of each Debian suite
 and, as root and as an ordinary user, runs the commands of the Makefile in a throw-away copy of it:
-without a network, with wheels that were downloaded before. What is tested is the commit HEAD of this
-checkout. It needs root, mmdebstrap, util-linux and git, and no package of Python.
+without a network, with wheels that were downloaded before. What is tested is the commit HEAD of
+this checkout. It needs root, mmdebstrap, util-linux and git, and no package of Python.
 
 Root file systems and wheels are kept in the cache of the tests (NVIDIA_TOOLKIT_TEST_CACHE chooses
 another) and made again where they are missing. The output of a run is kept in build/bare/.
@@ -40,7 +40,7 @@ SUITES: Final = ("bookworm", "forky")
 """By default the oldest Python that is allowed (3.11) and the newest that a suite has (3.14)."""
 _STEPS: Final = ("demo", "unit", "functional", "test")
 _STEPS_OF: Final = {"bookworm": ("demo", "test")}
-"""With the oldest Python `make test` runs, of which the unit and the functional tests are a part."""
+"""With the oldest Python `make test` runs, which includes the unit and functional tests."""
 _STEP_SECONDS: Final = 1800
 _PREPARE_SECONDS: Final = 900
 _TAIL_LINES: Final = 60
@@ -57,8 +57,8 @@ _RECIPE: Final = (
     '--aptopt=Acquire::Check-Valid-Until "false"',
 )
 
-# Nothing in a bare root can bring an interface up. The number is that of SIOCSIFFLAGS, the flags are
-# IFF_UP and IFF_RUNNING.
+# Nothing in a bare root can bring an interface up. The number is that of SIOCSIFFLAGS, the flags
+# are IFF_UP and IFF_RUNNING.
 _LOOPBACK: Final = """
 import fcntl, socket, struct
 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
@@ -119,8 +119,8 @@ cd "$BARE_HOME/$BARE_NAME"
 eval "set -- $BARE_VARIABLES"
 exec /usr/bin/env -i "$@" /bin/sh -c "$BARE_COMMANDS"
 """
-# The report goes to standard output, what the commands say to standard error. The shell ends by `exit`:
-# it must not become its last command, because PID 1 has to reap what others leave behind.
+# The report goes to standard output, what the commands say to standard error. The shell ends by
+# `exit`: it must not become its last command, because PID 1 has to reap what others leave behind.
 _RUN: Final = """
 for step in {steps}; do
     echo "begin $step"
@@ -202,7 +202,7 @@ class Stage:
     ) -> Iterator[str]:
         """Run shell commands as PID 1 of a fresh machine; yield the lines of their standard output.
 
-        Their standard error goes to the log. Where the machine has a network, /wheels can be written to.
+        Their standard error goes to the log. With a network, /wheels is writable.
         """
         with (
             tempfile.TemporaryDirectory(prefix="nvidia-toolkit-bare-") as scratch,
@@ -234,7 +234,7 @@ class Stage:
                 raise BareError("no machine is started any more")
             process = subprocess.Popen(
                 argv, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors,
-                # A Ctrl-C at the terminal is for this program, which then ends the machines in order.
+                # Ctrl-C at the terminal is for this program, which then ends the machines in order.
                 text=True, start_new_session=True,
             )  # fmt: skip
             self._running.add(process)
@@ -249,7 +249,7 @@ class Stage:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Prepare the machines, run the steps on each as each user, and return 1 where any step failed."""
+    """Prepare the machines, run the steps on each as each user; return 1 if any step failed."""
     asked = _options(words)
     signal.signal(signal.SIGTERM, _stop)
     if why := why_not():
@@ -281,7 +281,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def why_not() -> str:
-    """Return the reason why this machine cannot make bare machines, with the way out; empty where it can."""
+    """Return why this machine cannot make bare machines, with a hint; empty if it can."""
     if sys.platform != "linux":
         return "bare machines need Linux"
     if os.geteuid() != 0:
@@ -292,7 +292,7 @@ def why_not() -> str:
 
 
 def image_name(suite: str) -> str:
-    """Return the name of a suite's root file system in the cache; another recipe gives another name."""
+    """Return the name of a suite's root file system in the cache; each recipe has its own."""
     return f"{suite}-{digest(*_RECIPE)}"
 
 
@@ -339,7 +339,7 @@ def kept(group: str, name: str, make: Callable[[Path], None]) -> Path:
 
 
 def quiet(*argv: str, timeout: float = 120) -> str:
-    """Run a program and return what it printed; raise BareError with what it said where it fails."""
+    """Run a program and return what it printed; raise BareError with its message on failure."""
     done = subprocess.run(
         argv,
         capture_output=True,
@@ -394,7 +394,7 @@ def steps_of(suite: str, step: str | None) -> Sequence[str]:
 
 
 def _all_steps(stage: Stage, machine: Machine, user: User, steps: Sequence[str], logs: Path) -> list[str]:
-    """Run the steps one after the other, say how each ended, and return the names of those that failed."""
+    """Run the steps in order, print how each ended, and return the names of those that failed."""
     log = logs / f"{machine.suite}-{user.name}.log"
     failed = []
     left = list(steps)

@@ -60,7 +60,7 @@ def distributions() -> str:
 
 
 def manifests() -> dict[Path, str]:
-    """Return the plain manifests: a namespace, the chart's objects by kind, and their kustomization."""
+    """Return the plain manifests: a namespace, the chart's objects by kind, the kustomization."""
     namespace = {
         "apiVersion": "v1",
         "kind": "Namespace",
@@ -107,7 +107,7 @@ def _plain(text: str) -> str:
 
 
 def _variable() -> dict[str, Any]:
-    """Return the schema of one of toolkit.env: its name is one that the program knows, its value fits."""
+    """Return the schema of one toolkit.env entry: a name that the program knows, a valid value."""
     names = [name for row in SETTINGS for name in row.variables]
     rules = [_rule(row) for row in SETTINGS if row.variables]
     return {

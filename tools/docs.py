@@ -1,4 +1,4 @@
-"""The generated parts of docs/: `python -m tools.docs` writes them, the house test compares them."""
+"""The generated parts of docs/: `python -m tools.docs` writes them, a test compares them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The image's locked wheels: `python -m tools.locks` writes both requirements.txt anew, with hashes.
+"""The image's locked wheels: `python -m tools.locks` rewrites both requirements.txt, with hashes.
 
 The program's are those of constraints.txt, which the tests run with; each for amd64 and arm64.
 """
@@ -61,7 +61,7 @@ def locked(wanted: Sequence[str]) -> list[str]:
 
 
 def portable(wheel: Path) -> Path:
-    """Return the wheel without machine code in place of one that is for a single Python, if there is one.
+    """Return the wheel without machine code in place of one for a single Python, if there is one.
 
     The image may have another Python than this one. pip takes the wheel whose hash is listed.
     """

@@ -1,4 +1,4 @@
-"""The manual page, made of the same tree of commands that the program is made of (see tools/docs.py)."""
+"""The manual page, made of the program's own tree of commands (see tools/docs.py)."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def _quoted(text: str) -> str:
 
 
 def _text(text: str) -> str:
-    """Return a text as roff has it: no dash is broken, no line begins with what looks like a request."""
+    """Return a text for roff: no dash is broken, no line begins with what looks like a request."""
     plain = text.replace("\\", "\\e").replace("-", "\\-").replace('"', "\\(dq").replace("'", "\\(aq")
     return f"\\&{plain}" if plain.startswith(".") else plain
 

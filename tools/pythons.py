@@ -1,12 +1,12 @@
 """Make other versions of Python for this machine, from the packages of Debian suites.
 
-`python3 -m tools.pythons 3.13` prints the path of an interpreter. Where it is missing it is made: what
-its suite installs is copied together with the C library and the other libraries of that suite, and the
-interpreter is told to load those. So it runs on a machine with an older C library, and programs that
-it starts are not affected, because nothing is set in the environment.
+`python3 -m tools.pythons 3.13` prints the path of an interpreter. Where it is missing it is made:
+what its suite installs is copied together with the C library and the other libraries of that suite,
+and the interpreter is made to load those. So it runs on a machine with an older C library, and
+programs that it starts are not affected, because nothing is set in the environment.
 
-Making one needs root, mmdebstrap and patchelf; no package of Python. Interpreters are kept in the cache
-of the tests (NVIDIA_TOOLKIT_TEST_CACHE chooses another) and must stay where they were made.
+Making one needs root, mmdebstrap and patchelf; no package of Python. Interpreters are kept in the
+cache of the tests (NVIDIA_TOOLKIT_TEST_CACHE chooses another) and must stay where they were made.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _loader(program: Path) -> Path:
 
 
 def _library_directory(root: Path, loader: Path) -> Path:
-    """Return where a root file system keeps its loader and libraries, such as usr/lib/x86_64-linux-gnu."""
+    """Return where a root file system has its loader and libraries (usr/lib/x86_64-linux-gnu)."""
     found = [file.parent for file in (root / "usr/lib").glob(f"*-linux-gnu*/{loader.name}")]
     if len(found) != 1:
         raise bare.BareError(f"{root}: {loader.name} is in {len(found)} directories, not in one")

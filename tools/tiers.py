@@ -1,8 +1,8 @@
 """Run tiers of the test suite: bring what they need, run them, and end with a table.
 
 `python -m tools.tiers` (`make test`) runs every tier that this machine can run. Of the tiers that
-take long it runs the tests that are marked `smoke`; where REQUIRE_REAL_RUNTIMES=1 is set it runs all.
-`python -m tools.tiers nodes` (`make nodes`) runs all tests of one tier.
+take long it runs the tests that are marked `smoke`; where REQUIRE_REAL_RUNTIMES=1 is set it runs
+all. `python -m tools.tiers nodes` (`make nodes`) runs all tests of one tier.
 
 A tier is a folder below tests/. As root on Debian or Ubuntu, missing packages are installed with
 apt-get; NO_SYSTEM_PACKAGES=1 forbids it.
@@ -54,8 +54,8 @@ _MOST_RETRIED: Final = 5
 class Tier:
     """A folder of tests: what it is for, what it needs of the machine, and how long it takes.
 
-    `packages` are Debian packages without which its tests are skipped, `whole` those that only
-    the tests that are not marked `smoke` need. `is_long` tells that `make test` runs its smoke tests.
+    `packages` are Debian packages without which its tests are skipped, `whole` those that only the
+    tests that are not marked `smoke` need. `is_long` tells that `make test` runs its smoke tests.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Tier:
     is_long: bool = False
 
     def obstacle(self) -> str:
-        """Return why this machine cannot run the tier at all, with the way out; empty where it can."""
+        """Return why this machine cannot run the tier at all, with a hint; empty if it can."""
         if self.needs_root and os.geteuid() != 0:
             return f"needs root: sudo make {self.name}"
         if missing := [name for name in self.programs if shutil.which(name) is None]:
@@ -122,7 +122,7 @@ TIERS: Final = (
 
 @dataclass(slots=True, kw_only=True)
 class Count:
-    """What became of a tier's tests. `seconds` are those of its tests added up; `left` were not asked for.
+    """The result of a tier. `seconds` is the sum over its tests; `left` were not asked for.
 
     `failed` are the node IDs of those that failed; `unsteady` are those that then passed alone.
     """
@@ -136,7 +136,7 @@ class Count:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run the tiers that were named, or all that this machine can run; return pytest's exit status."""
+    """Run the named tiers, or all that this machine can run; return pytest's exit status."""
     began = time.monotonic()
     asked = _options(words)
     whole = bool(asked.tiers) or os.environ.get("REQUIRE_REAL_RUNTIMES") == "1"
@@ -218,7 +218,7 @@ def _install(missing: Sequence[str]) -> None:
 
 
 def _prepare(tiers: Sequence[Tier], *, whole: bool) -> None:
-    """Make what the tiers' tests need in the cache, so that no test waits for a download or a build."""
+    """Put what the tiers' tests need into the cache, so that no test waits for it."""
     words = [sys.executable, "-m", "tests.support.prepare", *(tier.name for tier in tiers)]
     subprocess.run([*words, *(["--whole"] if whole else [])], cwd=ROOT, check=True)
 
@@ -229,7 +229,7 @@ def _prepare(tiers: Sequence[Tier], *, whole: bool) -> None:
 def _run(
     tiers: Sequence[Tier], scratch: Path, asked: argparse.Namespace, *, whole: bool
 ) -> tuple[int, dict[str, Count]]:
-    """Run the tests, several files at a time; those whose time is measured come alone, at the end."""
+    """Run the tests, several files at a time; those that measure time come alone, at the end."""
     counts = {tier.name: Count() for tier in tiers}
     folders = [f"tests/{tier.name}" for tier in tiers]
     smoke = "" if whole else ",".join(tier.name for tier in tiers if tier.is_long)

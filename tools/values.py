@@ -1,6 +1,6 @@
 """Write toolkit/settings/values.py from the table of settings: their names and types, for mypy.
 
-`python -m tools.values` (`make generate`) writes it; with `--check` it only tells whether that is due.
+`python -m tools.values` (`make generate`) writes it; with `--check` it only reports a difference.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Put the image's root together: Python, what this program needs of it, a shell, the C library, no more.
+"""Assemble the image's root: Python, what this program needs of it, a shell, the C library only.
 
 Runs in the builder stage, with the builder's own Python, which is the one that goes into the image.
-Everything that is not needed at run time (pip, compilers, tests, a package manager) is never copied, so no
-later layer has to delete it.
+Everything that is not needed at run time (pip, compilers, tests, a package manager) is never
+copied, so no later layer has to delete it.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from typing import Any, Final
 
 _SOURCE: Final = Path(__file__).resolve().parent.parent.parent
 _WHEELS: Final = _SOURCE / "wheels"
-# The GPU Operator starts `/bin/sh -c /bin/entrypoint.sh`: bash becomes what it starts, while dash stays its
-# parent, gets the pod's SIGTERM in its place and takes it along by SIGKILL.
+# The GPU Operator starts `/bin/sh -c /bin/entrypoint.sh`: bash becomes what it starts, while dash
+# stays its parent, gets the pod's SIGTERM in its place and takes it along by SIGKILL.
 _PROGRAMS: Final = {"sh": "bash", "cat": "cat", "sleep": "sleep"}
 _OURS: Final = ("runtimes", "toolkit")
 _COMMANDS: Final = ("nvidia-toolkit", "nvidia-ctk-installer")
@@ -113,7 +113,7 @@ def lay(image: Path) -> None:
 
 
 def below(image: Path, path: Path) -> Path:
-    """Return where a path of the builder lies in the image: its directory as it really is, its own name."""
+    """Return where a path of the builder lies in the image: its real directory, its own name."""
     return image / os.path.realpath(path.parent).lstrip("/") / path.name
 
 
@@ -185,7 +185,7 @@ def debian_packages(files: Iterable[Path]) -> list[str]:
 
 
 def describe(image: Path, owners: Iterable[str], packages: Path) -> None:
-    """Write what is in the image: for scanners as Debian's package list, and as a CycloneDX document."""
+    """Write what is in the image: as Debian's package list for scanners, and as CycloneDX."""
     debian = []
     for name in owners:
         status = subprocess.run(

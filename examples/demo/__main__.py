@@ -136,7 +136,7 @@ class Demo:
         print(f"-- done in {time.monotonic() - begun:.1f} s", flush=True)
 
     def command(self, words: str, *, expected: int = 0) -> str:
-        """Show a command and what it prints; return that. Raises StepFailed for another exit code."""
+        """Show a command and what it prints; return that. Raise StepFailed for another code."""
         print(f"$ {PROGRAM} {words}", flush=True)
         with self.started(words) as process:
             watchdog = threading.Timer(_COMMAND_TIMEOUT, process.kill)

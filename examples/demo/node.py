@@ -1,4 +1,4 @@
-"""The throw-away node of the demonstration: a configuration, a toolkit to install, a low-level runtime.
+"""The demonstration's throw-away node: a configuration, a toolkit to install, a low-level runtime.
 
 Everything lies below one directory that only its owner can enter, and goes with it.
 """
@@ -30,7 +30,7 @@ LIBRARIES: Final = ("libnvidia-container.so.1", "libnvidia-container-go.so.1")
 # sockaddr_un has 108 bytes, the last one for a NUL. The longest path is that of the ttrpc socket.
 _LONGEST_ADDRESS: Final = 107
 _SOCKET: Final = "run/containerd.sock"
-# What keeps a real containerd inside the node. NRI and the `opt` plugin have fixed paths of their own.
+# What keeps a real containerd inside the node. NRI and the `opt` plugin have fixed paths.
 _CONFINED: Final = """\
 version = 2
 root = "{root}/var/lib/containerd"
@@ -138,7 +138,7 @@ def furnish(node: Node, *, validator: str | None, is_real: bool) -> None:
         "TOOLKIT_SOURCE_ROOT": node.root / "artifacts",
         "TOOLKIT_INSTALL_DIR": node.install_dir,
         "TOOLKIT_PID_FILE": node.root / "run/toolkit.pid",
-        # On a real node this limits how often the runtime is restarted; here it is restarted on purpose.
+        # On a real node this limits how often the runtime is restarted; here that is intended.
         "TOOLKIT_RESTART_BUDGET": 0,
         # This machine may be a node itself; its kubelet is not concerned.
         "TOOLKIT_ALLOW_NON_KUBELET_RUNTIME": "true",
@@ -151,7 +151,7 @@ def furnish(node: Node, *, validator: str | None, is_real: bool) -> None:
 
 
 def fingerprint(root: Path, names: tuple[str, ...], *, identity: bool = False, without: str = "") -> str:
-    """Return a hash over name, type, mode, owner and content of every file below directories of a root.
+    """Hash name, type, mode, owner and content of every file below some directories of a root.
 
     With `identity` the inode and the time of the last change count too: then a file that was
     written again with the same content is another one. A directory named `without` is left out.
@@ -174,7 +174,7 @@ def fingerprint(root: Path, names: tuple[str, ...], *, identity: bool = False, w
 
 
 def _short_directory() -> str:
-    """Return a directory for temporary files in which a socket's path fits and programs can be run."""
+    """Return a temporary directory where a socket's path fits and programs can be run."""
     tried = list(dict.fromkeys((tempfile.gettempdir(), "/tmp", "/var/tmp", f"/run/user/{os.geteuid()}")))  # noqa: S108
     for directory in tried:
         longest = os.path.join(directory, "nvidia-demo-12345678", f"{_SOCKET}.ttrpc")

@@ -21,7 +21,7 @@ from node import Node
 STANDIN: Final = Path(__file__).resolve().parents[2] / "tests/support/fake_daemon.py"
 _SEARCHED: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _SUPERVISOR: Final = "runsv"
-"""This process does what runit's runsv does, and has its name: the program sends SIGHUP to what it starts."""
+"""This process acts as runit's runsv, by that name: the program sends SIGHUP to what it starts."""
 _PAUSE: Final = 0.1
 """What systemd calls RestartSec=, in seconds."""
 _START_TIMEOUT: Final = 30.0
@@ -97,7 +97,7 @@ class Runtime:
             time.sleep(0.02)
 
     def _answers(self) -> bool:
-        # A gRPC server speaks first; a socket that a dead process left behind refuses the connection.
+        # A gRPC server speaks first; a socket that a dead process left refuses the connection.
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client, suppress(OSError):
             client.settimeout(1)
             client.connect(str(self.node.socket))

@@ -1,4 +1,4 @@
-"""The chart by the real helm: the documented command line, the mounts, every wrong value, the manifests."""
+"""The chart by the real helm: documented command line, mounts, every wrong value, manifests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The chart in a real Kubernetes: API server, controllers, scheduler, and kubelet on a booted node."""
+"""The chart in a real Kubernetes: API server, controllers, scheduler, a booted node's kubelet."""
 
 from __future__ import annotations
 
@@ -253,7 +253,7 @@ def test_with_the_role_gone_there_is_no_answer_and_the_node_stays(kubernetes: Cl
 
 
 def documented() -> dict[str, str]:
-    """Return the documents' lines for a cluster by what they are known by; refuse one that is not run."""
+    """Return the documented commands for a cluster by name; refuse one that no test runs."""
     lines: dict[str, str] = {}
     for block in documents.of_kind("sh cluster"):
         for line in block.commands:
@@ -276,7 +276,7 @@ def test_every_documented_command_for_a_cluster_is_one_that_is_run() -> None:
 
 
 def test_the_documented_commands_for_a_cluster(kubernetes: Cluster) -> None:
-    """Each line as it is printed, but for POD. The image that it would pull is on the node, by that name."""
+    """Run each line as printed, but for POD. The node has the image that it would pull."""
     node, lines = kubernetes.node, documented()
     before = state(node)
     images.give(node, tag())
@@ -311,7 +311,7 @@ def test_the_documented_commands_for_a_cluster(kubernetes: Cluster) -> None:
 
 
 def look_into(kubernetes: Cluster, pod: Mapping[str, Any], diagnose: str, previous: str) -> None:
-    """Ask a pod by the documented lines, the second also where there was an earlier container to tell of."""
+    """Query a pod with the documented lines; the second also after an earlier container."""
     name = pod["metadata"]["name"]
     said = kubernetes.shell(diagnose.replace("POD", name)).stdout
     found = said.partition("\n\n")[0].splitlines()

@@ -295,7 +295,7 @@ def test_it_sets_docker_up_with_four_capabilities(archive: Path, suite: str) -> 
 
 
 def test_the_capabilities_are_those_that_it_cannot_do_without(archive: Path) -> None:
-    """A config of another group that its owner may not read makes it need all; none may be missing."""
+    """A config of another group that its owner may not read makes it need every capability."""
     if reason := nodes.why_not():
         pytest.skip(reason)
     found = helm.rendered(*helm.DOCUMENTED, "--set", "toolkit.privileged=false")
@@ -324,7 +324,7 @@ def test_the_capabilities_are_those_that_it_cannot_do_without(archive: Path) -> 
 
 
 def test_it_runs_as_the_gpu_operator_s_container(archive: Path) -> None:
-    """Its entry point is the operator's, in place of ours, and so are its mounts and its variables."""
+    """The operator's entry point replaces ours; its mounts and variables are used too."""
     if reason := nodes.why_not():
         pytest.skip(reason)
     env = {"TOOLKIT_ON_EXIT": "revert", "TOOLKIT_VERIFY": "run"}

@@ -1,7 +1,7 @@
 """The management CDI specification, made by the real nvidia-ctk of a driver that is made up.
 
-Nothing else about it is: its libraries, its device nodes and what the kernel says are what nvidia-ctk
-goes by. What a GPU does is not seen here.
+Nothing else about it is: its libraries, its device nodes and what the kernel says are what
+nvidia-ctk goes by. What a GPU does is not seen here.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def test_a_second_run_changes_nothing(node: Node, root: Path) -> None:
 
 
 def test_the_same_roots_in_other_words_are_no_other_roots(node: Node, root: Path) -> None:
-    """The GPU Operator's entry point reads them from a file, which a command in its pod knows nothing of."""
+    """The operator's entry point reads the roots from a file unknown to commands in its pod."""
     run(node, prefix=driver.loaded(root), dev_root=str(root), dev_root_ctr_path="/nonexistent")
     shown = fake_node.cli("status", *options(node), prefix=driver.loaded(root)).stdout
     assert shown.startswith("in sync\n")
@@ -143,7 +143,7 @@ def test_revert_removes_what_was_not_there(node: Node, root: Path) -> None:
 
 
 def test_it_is_found_where_its_directory_is_mounted_no_more(node: Node, root: Path) -> None:
-    """A revert may run in another container than the install: then the node's root has to show it."""
+    """A revert may run in another container than the install: the node's root must show it."""
     assert run(node, prefix=driver.loaded(root)).returncode == 0
     record = journal.load(node.install_dir)
     assert record.specification is not None
@@ -353,7 +353,7 @@ def test_the_runtime_s_configuration_stays_where_nvidia_ctk_fails(node: Node, ro
 
 @fake_node.needs_program("strace", package="strace")
 def test_a_kill_leaves_the_old_file_or_the_new_one(node: Node, root: Path) -> None:
-    """At every rename, which is where anything changes; the next run makes it, and the way back stays."""
+    """Kill at every rename, where changes happen; the next run makes it, and can revert it."""
     old = "# of another installer\n"
     spec(node).parent.mkdir(parents=True)
     spec(node).write_text(old, encoding="utf-8")
@@ -387,7 +387,7 @@ def peer_cases() -> dict[str, Any]:
 
 @pytest.mark.parametrize("key", sorted(peer_cases()) or ["absent"])
 def test_the_peer_s_cases_have_the_peer_s_effect(node: Node, key: str) -> None:
-    """The specification is the same, byte by byte once nvidia-ctk itself has written ours as YAML."""
+    """The specification is the same, byte by byte after nvidia-ctk itself wrote ours as YAML."""
     if key == "absent":
         pytest.skip("there are no peer cases beside the project (../shared/peer-cases)")
     case = peer_cases()[key]
@@ -503,7 +503,7 @@ def test_on_wsl2_nvidia_ctk_is_asked_for_wsl(node: Node) -> None:
 
 
 def test_a_daemon_waits_for_the_driver_and_follows_it(node: Node, root: Path) -> None:
-    """The driver comes, is edited away, changes: what a node goes through without a restart of us."""
+    """The driver comes, is edited away, changes: all that a node does without our restart."""
     # Another name for the module, which comes and goes with a file.
     script = """
 mount -t tmpfs fake /sys/module

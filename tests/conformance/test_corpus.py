@@ -1,8 +1,7 @@
-"""Every collected containerd configuration before every real containerd: refused in words, or changed in our
-keys only.
+"""Every collected configuration on every real containerd: refused, or changed in our keys only.
 
-What is effective is read from the binary with the files at their real paths, and compared here by hand:
-neither the program's staging nor its judge has a part in it.
+What is effective is read from the binary with the files at their real paths, and compared here by
+hand: neither the program's staging nor its judge has a part in it.
 """
 
 from __future__ import annotations
@@ -87,7 +86,7 @@ def dump(binary: binaries.Binary, files: pure_plan.Files) -> Dump:
 
 
 def source(before: Told) -> Dump:
-    """Return the handler whose options ours must have: the default one, or what runs runc otherwise."""
+    """Return the handler whose options ours must have: the default, or what else runs runc."""
     for name in (before.default, "runc", "crun"):
         table = before.handlers.get(name)
         if table is None or name.startswith("nvidia"):
@@ -98,7 +97,7 @@ def source(before: Told) -> Dump:
 
 
 def without_binary(table: Dump) -> dict[str, Any]:
-    """Return a handler without what ours must differ in: `Runtime` is what the shim of version 1 reads."""
+    """Return a handler without the keys that ours must change (`Runtime` is for shim version 1)."""
     binary = ("options.binaryname", "options.runtime")
     return {key: value for key, value in table.items() if key.lower() not in binary}
 
@@ -164,12 +163,12 @@ def test_only_our_keys_change(name: str, binary: binaries.Binary) -> None:
 
 
 def newer(data: bytes, binary: binaries.Binary) -> bool:
-    """Tell whether a file is of a schema version that came after the binary: 1.6 ignores its plugins."""
+    """Return whether a file's schema version is newer than the binary: 1.6 ignores its plugins."""
     version = tomli.loads(data.decode()).get("version", 1)
     return bool(version > NEWEST[binary.line])
 
 
-# --- where runc comes from, and how the root names the rest ----------------------------------------
+# --- where runc comes from, and how the root names the rest ---------------------------------------
 
 CRI: Final = {1: "cri", 2: "io.containerd.grpc.v1.cri", 3: SECTIONS[0], 4: SECTIONS[0]}
 
@@ -212,7 +211,7 @@ PLACES: Final = {
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("version", CRI)
 def test_no_root_version_breaks_the_runtime(version: int, place: str, binary: binaries.Binary) -> None:
-    """P01, P12: whatever the root's version and wherever runc is, the runtime loads and keeps the rest."""
+    """P01, P12: with any root version, wherever runc is, the runtime loads and keeps the rest."""
     files = PLACES[place](version)
     refusal = check_way(pure_plan.desired(), files, binary)
     assert (refusal is not None) == (version > NEWEST[binary.line]), refusal
@@ -396,7 +395,7 @@ def test_toml_1_1_is_edited_where_the_binary_loads_it_and_refused_in_its_words_e
         assert "does not load it" in refusal.why
         assert "It is TOML 1.1, which this containerd does not read" in refusal.hint
         return
-    if name == "spelled name" and binary.line < "2":  # which does not read escapes in the key of a header
+    if name == "spelled name" and binary.line < "2":  # it reads no escapes in a header's key
         assert refusal is not None
         assert "would not be in effect" in refusal.why
         return
@@ -459,7 +458,7 @@ def test_keys_over_the_inherited_ones_are_in_effect_or_refused(binary: binaries.
         assert (table["options.Root"], table["pod_annotations"]) == ("/r", ["a"])
         assert "options.SystemdCgroup" not in table, "it is false"
         assert table["options.BinaryName"] == handler.binary
-    # Options of the low-level runtime lie below `options`: beside them containerd would forget them.
+    # Options of the low-level runtime lie below `options`: beside it containerd drops them.
     refusal = pure_plan.refusal(pure_plan.desired(override={"SystemdCgroup": True}), files, ask)
     assert refusal is not None
     assert "the handler nvidia would have no SystemdCgroup = true" in str(refusal)

@@ -1,4 +1,4 @@
-"""The demonstration against real containerds: each is run by root, kept inside, and leaves nothing behind."""
+"""The demonstration against real containerds: run by root, kept inside, leaving nothing behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each distribution makes of our files, before real containerds: rendered, merged or filled in first."""
+"""The effect of our files in each distribution, by real containerds: rendered, merged, filled."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def ask(line: str) -> pure_plan.Ask:
 
 
 def effective(line: str, config: str, files: Mapping[str, bytes]) -> tuple[dict[str, Any], str]:
-    """Return the handlers and the default that a real containerd has with these files, staged by hand."""
+    """Return the handlers and default of a real containerd with these files, staged by hand."""
     seen = pure_plan.observe(pure_plan.desired(config=config, drop_in=""), files, ask(line))
     dump = tomllib.loads(seen.results["effective"].out)
     section = next(s for name in SECTIONS if "containerd" in (s := dump["plugins"].get(name, {})))
@@ -77,7 +77,7 @@ def test_k3s_with_a_template_of_schema_2_gets_it_where_that_one_imports(line: st
 
 @pytest.mark.parametrize("line", binaries.LINES)
 def test_k3s_without_such_a_directory_makes_the_handlers_itself(line: str, tmp_path: Path) -> None:
-    """P04: no file of the runtime is ours; its next start has to be waited for, and then nothing is to do."""
+    """P04: no file of the runtime is ours; await its next start, then there is nothing to do."""
     version = "-version=2" if line in OLD else "-version=3"
     files = {distros.CONFIG: distros.k3s(tmp_path, version, "-imports=false")}
     wish = distros.nowhere(distros.wish("k3s"))
@@ -162,7 +162,7 @@ def test_a_file_that_was_not_rendered_yet_is_waited_for() -> None:
 
 
 def test_a_go_template_is_refused(tmp_path: Path) -> None:
-    """P04: elsewhere it is read as TOML (`keys cannot contain {`), or replaced by a file without the base."""
+    """P04: elsewhere it is read as TOML (`keys cannot contain {`), or the base is lost."""
     path = f"{distros.CONFIG}.tmpl"
     files = {path: b'{{ template "base" . }}\n', distros.CONFIG: distros.k3s(tmp_path)}
     with pytest.raises(ConfigError, match="it is a Go template, which cannot be edited") as refused:

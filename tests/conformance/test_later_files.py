@@ -1,4 +1,4 @@
-"""A file that is read after our drop-in changes our handlers: it is named, before anything is written."""
+"""A file that is read after our drop-in changes our handlers: it is named before any write."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`containerd config migrate`, the documented way from 1.x to 2.x, moves our keys to other places."""
+"""`containerd config migrate`, the documented way from 1.x to 2.x, moves our keys elsewhere."""
 
 from __future__ import annotations
 

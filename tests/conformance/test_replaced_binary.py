@@ -1,7 +1,7 @@
 """The node's containerd is replaced by another version, older or newer, after the installation.
 
-containerd 1.x takes a whole section from the last file that has it: a drop-in that was written for 2.x would
-take the place of everything else.
+containerd 1.x takes a whole section from the last file that has it: a drop-in that was written for
+2.x would take the place of everything else.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def test_a_revert_is_held_against_the_files_without_our_keys(line: str) -> None:
 @pytest.mark.binary
 @pytest.mark.parametrize("line", ["1.6", "1.7"])
 def test_keys_that_do_harm_are_not_in_sync(line: str) -> None:
-    """Whatever the plan leaves as it is, the effect decides: here the drop-in was taken over from others."""
+    """The effect decides, whatever the plan keeps: here others had taken the drop-in over."""
     files: dict[str, Any] = {**NODES["kubeadm"], pure_plan.DROP_IN: b"version = 2\n"}
     wish = pure_plan.desired()
     installed = pure_plan.plan(wish, files, partial(binaries.ask, binaries.find("2.1")))

@@ -1,4 +1,4 @@
-"""The toolkit's own config.toml, read by the real programs: what an option says arrives where it counts."""
+"""The toolkit's own config.toml, read by the real programs: options arrive where they count."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def asked(program: str, node: Node, *words: str, check: bool = True) -> subproce
 
 
 def as_read(node: Node) -> str:
-    """Return the configuration as the real nvidia-container-runtime has it in its own structures."""
+    """Return the configuration as the real nvidia-container-runtime has it in its structures."""
     log = node.root / "log"
     text = (node.toolkit / CONFIG).read_text(encoding="utf-8")
     # A low-level runtime that exists: only then it gets as far as telling.

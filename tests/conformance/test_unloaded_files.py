@@ -1,5 +1,6 @@
-"""Files that a real containerd does not load: the one that breaks it is named or replaced, and one that it
-passes over in silence is named.
+"""Files that a real containerd does not load.
+
+The one that breaks it is named or replaced; one that it skips without a message is named.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def handlers(line: str, files: Mapping[str, bytes]) -> Dump:
     return found
 
 
-# --- a drop-in of upstream that breaks containerd ------------------------------------------------------
+# --- a drop-in of upstream that breaks containerd -------------------------------------------------
 
 
 @pytest.mark.parametrize("line", BREAKING)
@@ -139,7 +140,7 @@ def test_an_error_in_the_root_config_is_the_root_config_s(line: str) -> None:
     assert "; repair it first" in error.hint
 
 
-# --- an import that does not exist -----------------------------------------------------------------------
+# --- an import that does not exist ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("line", MERGING)
@@ -185,7 +186,7 @@ def test_an_import_that_ends_the_reading_after_our_drop_in_is_only_noted(line: s
 
 @pytest.mark.parametrize("line", MERGING)
 def test_what_is_not_read_is_no_source_for_our_handlers(line: str) -> None:
-    """The file behind the missing one has another default handler, which containerd does not know."""
+    """The file after the missing one has another default handler, unknown to containerd."""
     other = b"""\
 version = 3
 [plugins."io.containerd.cri.v1.runtime".containerd]

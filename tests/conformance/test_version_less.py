@@ -87,7 +87,7 @@ def test_a_file_that_is_random_before_us_is_refused_with_that_reason(line: str, 
 
 @pytest.mark.binary
 def test_keys_that_were_written_for_another_containerd_are_reverted_first() -> None:
-    """1.7 reads `plugins.cri` of this file, 2.3 the section that it has: both together are random."""
+    """1.7 reads `plugins.cri` of this file, 2.3 the section it has: together they are random."""
     files, wish = FILES["mirror"], pure_plan.desired()
     old = pure_plan.plan(wish, files, partial(binaries.ask, binaries.find("1.7")))
     after, record = pure_plan.after(files, old), pure_plan.ownership(old)

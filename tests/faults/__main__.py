@@ -27,7 +27,8 @@ def main() -> int:
     parser.add_argument("--sampled", action="store_true", help="one error per call, as pytest does it")
     parser.add_argument("--workers", type=int, default=WORKERS)
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what was made is taken away
+    # So that what was made is removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     began = time.monotonic()
     tallies: list[Tally] = []
     with campaign(SAMPLED if options.sampled else COMPLETE, workers=options.workers) as all_of_it:

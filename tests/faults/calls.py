@@ -1,7 +1,8 @@
-"""The system calls of a run, as strace lists them: which of them change something, and how each may fail.
+"""The system calls of a run, as strace lists them: which change something, and how each may fail.
 
-strace counts the calls of each name from 1, so a call is told by its name and number; one that opens a file,
-since a run opens a changing number of others below /proc, by its number among those with the same path.
+strace counts the calls of each name from 1, so a call is known by its name and number; one that
+opens a file, since a run opens a changing number of others below /proc, by its number among those
+with the same path.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ OPENS: Final = ("open", "openat", "openat2")
 COUNTED: Final = (*NAMES, *CONTENT, *ATTRIBUTES, *DURABLE, *SIGNALS)
 
 RUNTIME: Final = "/proc/RUNTIME/"
-"""Stands in a path for the directory of the runtime's process, whose PID is another one each time."""
+"""Stands in a path for the directory of the runtime's process, whose PID varies."""
 KILL: Final = "KILL"
 PERSISTENT: Final = {
     # What a full disk refuses, and what a disk does that became read-only.
@@ -63,7 +64,7 @@ class Call:
         return f"{self.name} {self.about} (no. {self.number})"
 
     def refusals(self, tree: str) -> tuple[str, ...]:
-        """Return how the kernel may refuse it. `tree` is where the node lies: the rest can be read always."""
+        """Return how the kernel may refuse it. `tree` holds the node; reading the rest works."""
         if self.path:
             if self.writes:
                 return ("ENOSPC", "EIO", "EROFS", "EACCES", "EMFILE")
@@ -79,7 +80,8 @@ class Call:
 class Fault:
     """What happens at a call: `error` is an errno's name or KILL.
 
-    `later` are calls of other names that fail from there on, too, each by its number (an error that stays).
+    `later` are calls of other names that fail from there on, too, each by its number (an error that
+    stays).
     """
 
     call: Call
@@ -110,8 +112,8 @@ def listing(log: str) -> list[str]:
 def parsed(lines: Iterable[str], runtime: int) -> list[Call]:
     """Return the calls of a listing, in order.
 
-    What was opened below /proc of other processes than the `runtime` of the beginning is left out: nobody
-    knows their PIDs before.
+    What was opened below /proc of other processes than the `runtime` of the beginning is left out:
+    nobody knows their PIDs before.
     """
     numbers: Counter[tuple[str, str]] = Counter()
     found = []

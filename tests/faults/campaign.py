@@ -1,8 +1,8 @@
-"""All points of all operations: each is reached on a fresh node, and what is there is held against the laws.
+"""All points of all operations: each is reached on a fresh node, and the laws are checked there.
 
-After a fault the next run has to bring the node where it was to be brought, a further one has to leave it
-alone, and a revert has to give back what was there before us. States that are byte for byte the same are
-brought on once.
+After a fault the next run has to bring the node where it was to be brought, a further one has to
+leave it alone, and a revert has to give back what was there before us. States that are byte for
+byte the same are brought on once.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _SHOWN: Final = 3
 _UNREAD: Final = ("/.toolkit-versions/", "/.nvidia-toolkit/originals")
 TORN, LOST, NOT_CONVERGED = "torn", "lost", "not converged"
 MOST_MISSED: Final = 0.02
-"""The share of points that may lie where no second try gets either: a runtime answers when it does."""
+"""The share of points that may be missed twice: a runtime does not always answer in time."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -71,8 +71,9 @@ class Tally:
 class Effort(NamedTuple):
     """How much is done.
 
-    `recoveries` is from how many states of an operation, spread over it, the recovery is killed at all of its
-    own points; `all_errors`, that every call gets every error that it can get, and not one of them in turn.
+    `recoveries` is from how many states of an operation, spread over it, the recovery is killed at
+    all of its own points; `all_errors`, that every call gets every error that it can get, and not
+    one of them in turn.
     """
 
     recoveries: int
@@ -131,7 +132,7 @@ class Campaign:
         return tally
 
     def calls(self, story: Story, tally: Tally) -> list[Call]:
-        """Return the calls of an operation that nobody disturbs; none where it does not come to its end."""
+        """Return the calls of an undisturbed operation; none if it does not come to its end."""
         site = self.free.get()
         try:
             stories.begin(site, story)
@@ -146,7 +147,7 @@ class Campaign:
             self.free.put(site)
 
     def as_users_start_it(self, story: Story) -> tuple[list[str], list[str]]:
-        """Return what an operation changes, in order: as it is run here, and as `python -m toolkit`."""
+        """Return what an operation changes, in order: as run here, and as `python -m toolkit`."""
         site = self.free.get()
         try:
             stories.begin(site, story)
@@ -273,7 +274,7 @@ def _lost(story: Story, fault: Fault, run: Run, tree: trees.Tree) -> Iterator[st
         yield "exit 0 although the runtime does not have the change"
     elif run.code == 0:
         settled = [d for d in trees.differences(tree, story.new) if not d.startswith(trees.MEMORY)]
-        yield from _unforgiven(fault, settled)  # what is remembered may lag behind: the next run settles it
+        yield from _unforgiven(fault, settled)  # the memory may lag: the next run settles it
     elif fault.later or (run.code == 4 and _is_half_way(story, tree)):
         return  # the next run has to go on
     elif run.code != 7:
@@ -283,13 +284,13 @@ def _lost(story: Story, fault: Fault, run: Run, tree: trees.Tree) -> Iterator[st
 
 
 def _is_half_way(story: Story, tree: trees.Tree) -> bool:
-    """Tell whether a revert took the configuration back: then it goes on, and does not put it there again."""
+    """Return whether a revert restored the configuration: then it goes on, without going back."""
     files = (trees.CONFIG, trees.DROP_IN)
     return story.argv[0] == "revert" and all(tree.get(path) == story.new.get(path) for path in files)
 
 
 def _unforgiven(fault: Fault, differences: Iterable[str]) -> Iterator[str]:
-    """Yield differences but for those that a refused removal makes: the next run has to see to them."""
+    """Yield differences except those of a refused removal: the next run has to remove that."""
     removed = fault.call.about if fault.call.name in {"unlink", "unlinkat", "rmdir"} else None
     emptied = (
         "" if fault.call.writes else fault.call.about
@@ -303,7 +304,7 @@ def _unforgiven(fault: Fault, differences: Iterable[str]) -> Iterator[str]:
 
 
 def _is_unused(stays: str, emptied: str) -> bool:
-    """Tell whether what stays is of a directory that could not be emptied, and that nothing is read from."""
+    """Return whether the rest is from a directory that was not emptied and is never read."""
     is_ours = any(name in emptied for name in _UNREAD)
     within = any(emptied.endswith(f"/{parent}") for parent in PurePath(stays).parents)
     return is_ours and (within or f"/{stays}/" in f"{emptied}/")

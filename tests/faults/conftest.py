@@ -30,7 +30,7 @@ class Bench:
         self.site.reset(self.library.template(name), {})
 
     def call(self, name: str, about: str) -> Call:
-        """Return the first call of an install from here with a name, whose paths match a pattern."""
+        """Return an install's first call from here on with a name and paths that match."""
         template = self.site.home / "before-the-listing"
         self.site.copy_to(template)
         done, calls = self.site.listed(["-n", *self.options()])

@@ -1,4 +1,4 @@
-"""What has to hold on a node whenever the program was stopped: nothing is torn, and nothing is lost."""
+"""The laws of a node whenever the program was stopped: nothing is torn, nothing is lost."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.faults.trees import CONFIG, DROP_IN, READY, TOOLKIT, Tree
 from tests.support.fake_node import Node
 
 ENDS: Final = frozenset({0, 2, 3, 4, 6, 7})
-"""The documented exit codes that a fault may lead to; 1 is a bug, and nobody else is there for 5."""
+"""The documented exit codes that a fault may lead to; 1 is a bug, 5 needs another process."""
 _LIVE: Final = "etc/containerd/conf.d/*.toml"
 _LONGEST_LOAD: Final = 20
 
@@ -34,7 +34,7 @@ class Loader:
         self.lock = threading.Lock()
 
     def problem(self, tree: Tree) -> str:
-        """Return what containerd says against the configuration of a tree; empty where it loads it."""
+        """Return containerd's complaint about a tree's configuration; empty if it loads it."""
         if self.program is None:
             return ""
         pair = (_data(tree, CONFIG), _data(tree, DROP_IN))
@@ -100,7 +100,7 @@ def too_ready(story: Story, tree: Tree, pid: int) -> str:
 
 
 def improper(run: Run) -> str:
-    """Return what is wrong with an end, whatever it led to; empty where it is one of the documented ones."""
+    """Return what is wrong with any end; empty if it is one of the documented ones."""
     if run.timed_out or run.code not in ENDS or "Traceback" in run.said:
         return f"it ended as no run may: {run}"
     return ""

@@ -1,4 +1,4 @@
-"""The stand-in for containerd that is there again within a fork: one request per line, one answer each.
+"""The stand-in for containerd that restarts within a fork: one request per line, one answer each.
 
 It is started under the name `containerd` and forks tests/support/fake_daemon.py whenever that ends,
 as systemd would start it again. A request is {"do": "start", "argv", "files", "had", "mounts"} or
@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import Any, Final
 
 RESTART_PAUSE: Final = 0.03
-"""systemd needs some time, too; the program takes a start this close to a write for one from before it."""
+"""systemd needs some time, too: a start closer to a write would count as one before it."""
 
 
 def main(standin: str, *packages: str) -> None:

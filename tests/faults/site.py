@@ -1,7 +1,7 @@
-"""A node on which faults happen: its tree comes from a template, its runtime and the program are forked.
+"""A node for faults: its tree comes from a template, its runtime and the program are forked.
 
-Several of them work at the same time, each in a mount namespace in which its node lies at the same path: so
-what the program writes on one is byte for byte what it writes on another.
+Several of them work at the same time, each in a mount namespace in which its node lies at the same
+path: so what the program writes on one is byte for byte what it writes on another.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class Site:
         subprocess.run(("sh", "-c", script, "sh", str(template), str(self.real)), check=True)
 
     def copy_to(self, template: Path) -> None:
-        """Keep what lies here as a template: with times and links between files, without the socket."""
+        """Keep this tree as a template: with times and links between files, without socket."""
         script = 'cp -a "$1" "$2" && rm -f "$2/run/c.sock"'
         subprocess.run(("sh", "-c", script, "sh", str(self.real), str(template)), check=True)
 
@@ -140,7 +140,7 @@ class Site:
 
     @contextmanager
     def moved(self, mounts: str) -> Iterator[None]:
-        """Restart the runtime in another mount namespace; its next start is in that of the site again."""
+        """Restart the runtime in another mount namespace; its next start is in its own again."""
         self.runtime.ask(do="stop")
         self.log.unlink(missing_ok=True)
         self.mounts = mounts

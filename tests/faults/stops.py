@@ -1,4 +1,4 @@
-"""The program stopped at a call, as `python -m toolkit`, and let go on when a test has done its part."""
+"""The program stopped at a call, as `python -m toolkit`, and continued when a test is ready."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Stopped:
 
 @contextmanager
 def stopped(site: Site, argv: Sequence[str], call: Call, *, prefix: Sequence[str] = ()) -> Iterator[Stopped]:
-    """Run the program until it has come to a call (see `Call`: its name, number and, for a few, path)."""
+    """Run the program up to a call (see `Call`: its name, number and, for a few, path)."""
     trace = site.home / "stops"
     trace.unlink(missing_ok=True)
     only = ("-P", call.path) if call.path else ()
@@ -96,7 +96,7 @@ class Room:
 
 @contextmanager
 def room(site: Site, script: str, *words: str) -> Iterator[Room]:
-    """Make a namespace on a site in which a shell script has mounted something more, also for the runtime."""
+    """Make a namespace where a shell script has mounted something more, also for the runtime."""
     ready = site.home / "ready"
     ready.unlink(missing_ok=True)
     whole = f"set -e\n{script}\n: >{ready}\nexec sleep 1000"

@@ -1,4 +1,4 @@
-"""The operations that are disturbed: what is there before, what is asked for, and what has to come of it."""
+"""The operations that are disturbed: the state before, the request, and the required result."""
 
 from __future__ import annotations
 
@@ -50,11 +50,12 @@ _JUDGE: Final = "2.3"
 class Story:
     """An operation. Trees are what lies on the node.
 
-    `start` is the template that it begins on, `argv` what is run, with a runtime of the given `manner`, and
-    `code` how that ends undisturbed. `old` is there before; `new` is there after, or would be, had the
-    runtime taken it up. `other` is what somebody may run in place of `argv` once that was disturbed, which
-    leads to `aside`. `revert` leads to `original` from anywhere. `before` are kills that come first: then
-    `argv` is the recovery. In a story that `is_brief` the files of a version are written undisturbed.
+    `start` is the template that it begins on, `argv` what is run, with a runtime of the given
+    `manner`, and `code` how that ends undisturbed. `old` is there before; `new` is there after, or
+    would be, had the runtime taken it up. `other` is what somebody may run in place of `argv` once
+    that was disturbed, which leads to `aside`. `revert` leads to `original` from anywhere. `before`
+    are kills that come first: then `argv` is the recovery. In a story that `is_brief` the files of
+    a version are written undisturbed.
     """
 
     name: str

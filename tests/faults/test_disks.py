@@ -1,4 +1,4 @@
-"""Disks that are full, read-only or without programs: really so, in a mount namespace of the test's own."""
+"""Disks that are full, read-only or noexec: real ones, in the test's own mount namespace."""
 
 from __future__ import annotations
 

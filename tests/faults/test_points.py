@@ -1,4 +1,4 @@
-"""Three operations, disturbed at every point; `make faults` does all, and gives each call every error."""
+"""Three operations, disturbed at every point; `make faults` does all, with every error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Configurations that are no plain files at rest: links, a FIFO, one that grows, one that somebody edits."""
+"""Configurations that are no plain files at rest: links, a FIFO, one that grows or is edited."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_link_stays_one_and_its_target_is_edited(bench: Bench) -> None:
 
 
 def test_a_link_that_leads_out_of_the_node_is_refused(bench: Bench) -> None:
-    """The node's root is a directory here, and its /etc/containerd is mounted elsewhere, as in a pod."""
+    """The node's root is a directory; its /etc/containerd is mounted elsewhere, as in a pod."""
     bench.begin()
     root = bench.site.real / "root"
     (root / "etc/containerd").mkdir(parents=True)
@@ -136,7 +136,7 @@ def test_a_file_of_50_mib_is_edited_or_refused_within_a_minute(bench: Bench) -> 
 def test_a_file_that_somebody_edits_after_the_plan_stays_as_they_wrote_it(
     bench: Bench, name: str, about: str, code: int
 ) -> None:
-    """Where the transaction was open already, it is taken back, which is told by another exit code."""
+    """If the transaction was already open, it is rolled back; another exit code says so."""
     bench.begin()
     call = bench.call(name, about)
     with stopped(bench.site, ["-n", *bench.options()], call) as run:

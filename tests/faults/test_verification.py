@@ -1,4 +1,4 @@
-"""Killed, refused and cut off at each of the calls with which a run starts and removes containers."""
+"""Killed, refused and cut off at each call by which a run starts and removes containers."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def _read(directory: str, prefix: str, found: dict[str, Item]) -> None:
 
 
 def settled(tree: Tree) -> dict[str, Item]:
-    """Return a tree without what differs from run to run: notes of one boot, times in the record."""
+    """Return a tree without what differs between runs: notes of one boot, times in the record."""
     found = {name: item for name, item in tree.items() if name not in NOTES}
     if STATE in found:
         found[STATE] = found[STATE]._replace(data=_timeless(found[STATE].data))
@@ -107,7 +107,7 @@ def without_partial(tree: Tree) -> Tree:
 
 
 def below(tree: Tree, directory: str) -> dict[str, Item] | None:
-    """Return what a directory, or what a link there leads to, holds by relative names; None without one."""
+    """Return what a directory, or a link's target, holds by relative names; None without one."""
     item = tree.get(directory)
     if item is not None and stat.S_ISLNK(item.mode):
         directory = os.path.normpath(os.path.join(os.path.dirname(directory), os.fsdecode(item.data)))
@@ -119,7 +119,7 @@ def below(tree: Tree, directory: str) -> dict[str, Item] | None:
 
 
 def traces(root: Path, ignored: Iterable[str]) -> dict[str, tuple[int, int, int]]:
-    """Return inode, mtime and ctime of everything below a directory, which change with every touch."""
+    """Return inode, mtime and ctime of everything below a directory; every touch changes them."""
     skipped = set(ignored)
     found = {}
     for path in root.rglob("*"):

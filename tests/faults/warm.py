@@ -1,8 +1,9 @@
-"""The program with everything imported, so that a run costs a fork: one request per line, one answer each.
+"""The program with all imports done, so that a run costs a fork: one answer per request line.
 
-A request is {"argv", "out", "err", "strace", "timeout"}: the program's arguments, two files for what it says,
-the arguments for a strace that is attached before the first step, or null, and seconds. The answer is
-{"code", "timed_out"}. What the program says goes through writev(2), so that it counts for no write to a file.
+A request is {"argv", "out", "err", "strace", "timeout"}: the program's arguments, two files for
+what it says, the arguments for a strace that is attached before the first step, or null, and
+seconds. The answer is {"code", "timed_out"}. What the program says goes through writev(2), so that
+it counts for no write to a file.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def _run(argv: list[str], out: str, err: str, strace: list[str] | None, timeout:
 
 
 def _is_late(pid: int, timeout: float) -> bool:
-    """Wait for the end of a process, which is killed where it takes too long; tell whether it was."""
+    """Wait for the end of a process, killed if it takes too long; return whether it was."""
     fd = os.pidfd_open(pid)
     try:
         ended, _, _ = select.select([fd], [], [], timeout)

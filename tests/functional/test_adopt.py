@@ -1,4 +1,4 @@
-"""What is ours without a record goes with a revert too, and leaves no handler without its program."""
+"""A revert also removes our unrecorded keys, and leaves no handler without its program."""
 
 from __future__ import annotations
 

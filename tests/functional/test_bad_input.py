@@ -1,4 +1,4 @@
-"""Whatever is wrong: one clear line, the documented exit code, and not one byte of the node changed."""
+"""Any bad input: one clear line, the documented exit code, and no byte of the node changed."""
 
 from __future__ import annotations
 

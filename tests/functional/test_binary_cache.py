@@ -1,4 +1,4 @@
-"""What the node's binary said of itself is remembered for this boot, of that very file and nothing else."""
+"""What the node's binary says of itself is cached for this boot and for exactly that file."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ def test_what_it_started_is_killed_with_it(tmp_path: Path) -> None:
         fake_node.wait_for(lambda: _is_gone(pid), "a child outlived its time", timeout=1)
 
 
-# One that waits for a dead disk or mount does not die of SIGKILL either; to wait for it is to hang with it.
+# One that waits for a dead disk or mount ignores SIGKILL too; waiting for it would hang as well.
 @pytest.mark.timing
 def test_what_cannot_be_killed_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "KILL_SECONDS", 0.3)

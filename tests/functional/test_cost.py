@@ -1,4 +1,4 @@
-"""What a start may cost, counted and not timed: writes, signals, processes, questions, restarts, imports."""
+"""The cost of a start, counted: writes, signals, processes, queries, restarts, imports."""
 
 from __future__ import annotations
 
@@ -125,13 +125,14 @@ def test_a_start_on_a_node_that_is_right_asks_each_question_once(
 def test_a_start_on_a_node_that_is_right_loads_only_what_it_uses(right: Node) -> None:
     found = _loaded(["run", "--no-daemon", *right.options()])
     assert {name for name in found if name.startswith(_UNUSED)} == set()
-    # What these load in turn, and into how many modules each is split, differs between versions of Python:
-    # so it is asked of this one. With it comes what Python loads at every start in this environment.
+    # What these load in turn, and into how many modules each is split, differs between versions of
+    # Python: so it is asked of this one. With it comes what Python loads at every start in this
+    # environment.
     library = _python(f"import sys, {', '.join(_LIBRARY)}\nprint(*sys.modules)")
     rest = set(found).difference(library)
     assert {name for name in rest if name.partition(".")[0] in sys.stdlib_module_names} == set()
-    # Modules of the program (a dozen are its packages, which hold a line of text), and of click and h2 with
-    # what they bring: the same with every Python.
+    # Modules of the program (a dozen are its packages, which hold a line of text), and of click and
+    # h2 with what they bring: the same with every Python.
     assert len(rest) < 147
 
 

@@ -1,4 +1,4 @@
-"""CRI against servers that answer, refuse, stall and misbehave; the real ones are in test_cri_nodes.py."""
+"""CRI against servers that answer, refuse, stall, misbehave; real ones: test_cri_nodes.py."""
 
 from __future__ import annotations
 
@@ -246,7 +246,7 @@ def test_server_that_goes_away_after_this_answer(path: Path) -> None:
     def speech(client: socket.socket) -> None:
         server = Server(client)
         server.hear_all()
-        # As gRPC's graceful stop: no call after the greatest number possible, then no call after this one.
+        # As gRPC's graceful stop: no call after the greatest possible number, then none after this.
         for last in (0x7FFF_FFFF, 1):
             client.sendall(goaway(last, 0))
         server.begin()

@@ -1,4 +1,4 @@
-"""The process that stays: it repairs drift, costs nothing meanwhile, and harms nothing when it stops."""
+"""The agent: it repairs drift, costs nothing in between, and harms nothing when it stops."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ def test_what_no_event_tells_is_seen_by_looking(node: Node, running: Daemon, tmp
 def test_an_exhausted_inotify_is_named_tried_again_and_its_end_logged_once(
     node: Node, running: Daemon, what: str
 ) -> None:
-    """The limits are those of a user namespace, where the kernel enforces them and a test may set them."""
+    """Use the limits of a user namespace: the kernel enforces them and a test may set them."""
     setting = f"/proc/sys/user/max_inotify_{what}"
     limited = f'echo 0 > {setting}; exec "$@"'
     prefix = ("unshare", "--user", "--map-root-user", "sh", "-c", limited, "sh")
@@ -307,7 +307,7 @@ def test_a_driver_that_goes_and_comes_is_logged_once_each(
         gone = pod.says("the NVIDIA driver is not loaded any more")
         assert gone == f"the NVIDIA driver is not loaded any more: containers {effect}"
         pod.until(lambda: pods.metrics(port)["nvidia_toolkit_driver_loaded"] == 0, "the metric stays")
-        assert (ready_page(port), ready_in(node, pod)) == (True, 0)  # the runtime and the toolkit are
+        assert (ready_page(port), ready_in(node, pod)) == (True, 0)  # runtime and toolkit are ready
         module.mkdir()
         pod.says("the NVIDIA driver is loaded")
         pod.until(lambda: pods.metrics(port)["nvidia_toolkit_driver_loaded"] == 1, "the metric stays")
@@ -374,7 +374,7 @@ def test_a_single_run_says_that_the_node_is_not_ready_without_the_driver(
 
 
 def driver_module(module: Path) -> tuple[str, ...]:
-    """Return a prefix that runs a command where the driver is loaded as long as a directory exists."""
+    """Return a prefix to run a command where the driver is loaded while a directory exists."""
     script = 'mount -t tmpfs fake /sys/module\nln -s "$1" /sys/module/nvidia\nshift'
     return fake_node.in_mounts(script, str(module))
 
@@ -640,7 +640,7 @@ def test_the_pages(node: Node, running: Daemon, port: int) -> None:
         assert pods.page(port, "/etc/passwd")[0] == 404
         assert pods.page(port, "/metrics", "POST")[0] == 405
         text = pods.page(port, "/metrics?x=y")[1]
-        clients = [socket.create_connection(("127.0.0.1", port)) for _ in range(20)]  # that say nothing
+        clients = [socket.create_connection(("127.0.0.1", port)) for _ in range(20)]  # all silent
         for client in clients:
             client.close()
         pods.until(lambda: ready_page(port), "who said nothing keeps others out")
@@ -670,7 +670,7 @@ def test_an_address_in_use_is_told_and_no_reason_to_end(node: Node, running: Dae
 
 
 def with_account(account: Path) -> tuple[str, ...]:
-    """Return a prefix that gives a process a service account where kubelet mounts it, and nobody else."""
+    """Return a prefix to give one process alone a service account where kubelet mounts it."""
     script = (
         "mount -t tmpfs run /run\nmkdir -p /run/secrets/kubernetes.io\n"
         'cp -r "$1" /run/secrets/kubernetes.io/serviceaccount\nshift'
@@ -769,7 +769,7 @@ def test_a_daemonset_that_was_never_there_is_not_gone(
 def test_a_daemonset_that_the_pod_is_named_after_may_be_gone_when_that_starts(
     node: Node, running: Daemon, account: Path, certificates: Certificates
 ) -> None:
-    """A container that is started again while its pod waits for SIGTERM has no role that shows it its pod."""
+    """A container that is started again while its pod waits for SIGTERM cannot see its pod."""
     api = Api({POD: forbidden(), DAEMONSET: GONE})
     with serving(api, certificates.good) as port:
         code, _ = stopped(node, account, port, daemonset="toolkit")

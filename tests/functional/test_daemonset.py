@@ -1,4 +1,4 @@
-"""What becomes of the DaemonSet, asked of HTTPS servers that answer, refuse, stall and misbehave."""
+"""The DaemonSet lookup, against HTTPS servers that answer, refuse, stall and misbehave."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class Asker:
     def bound(
         self, speech: Speech, certificate: Path | None, why: str = f"GET {DAEMONSET} within 0.5 s"
     ) -> None:
-        """Ask with half a second's patience; the server goes on for ever, and so would the answer."""
+        """Ask with a timeout of half a second; the server's answer never ends."""
         with serving(speech, certificate) as port:
             begun = time.monotonic()
             verdict = self.at(port, timeout=0.5)

@@ -1,4 +1,4 @@
-"""`make demo` on a machine that has Python alone, and the virtual environment that it makes first."""
+"""`make demo` on a machine with Python alone, and the virtual environment that it makes first."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_it_is_written_for_old_pythons_too() -> None:
 
 @pytest.mark.parametrize("left", ["nothing in it", "another python's", "a link to nowhere", "no pip"])
 def test_what_an_earlier_try_left_is_made_again(tmp_path: Path, left: str) -> None:
-    """Offline: pip is kept from finding anything, so the environment is made and the packages are not."""
+    """Keep pip from finding anything: the environment is made, the packages are not."""
     venv = tmp_path / "venv"
     (venv / "bin").mkdir(parents=True)
     (venv / "marker").touch()

@@ -1,4 +1,4 @@
-"""One report with everything: each section against a fake node, what is wrong; nothing secret or changed."""
+"""One full report: each section against a fake node, what is wrong; nothing secret or changed."""
 
 from __future__ import annotations
 

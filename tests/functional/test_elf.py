@@ -1,4 +1,4 @@
-"""The smallest program: it runs here, and for the other machine it is what independent readers make of it."""
+"""The smallest program: it runs here; for the other machine, independent readers parse it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sample configurations: each can be planned by anybody, and shows our keys and nothing else."""
+"""The sample configurations: any user can plan each; it shows our keys and nothing else."""
 
 from __future__ import annotations
 

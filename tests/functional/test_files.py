@@ -373,7 +373,7 @@ AT_THE_LAST_MOMENT: Final = b"somebody else's, written between the check and the
 def test_what_was_written_between_the_last_look_and_the_rename_is_put_back(
     place: Path, monkeypatch: pytest.MonkeyPatch, how: str, *, aside: bool, removes: bool
 ) -> None:
-    """The file that is put back is that of the other program, with its inode; nothing else is left."""
+    """The restored file is the other program's, with its inode; nothing else is left."""
     real = files.rename
     theirs = place.stat().st_ino
 

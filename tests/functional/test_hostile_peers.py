@@ -1,4 +1,4 @@
-"""Servers that cost time or memory, or lie: each is one clear failure, within the timeout and the memory."""
+"""Servers that waste time or memory, or lie: each is one clear failure, within the limits."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "peer.sock"
 
 
-# --- large answers over CRI -----------------------------------------------------------------------------
+# --- large answers over CRI -----------------------------------------------------------------------
 
 _MEASURED: Final = """
 import re, sys, time
@@ -88,7 +88,7 @@ TOO_MANY: Final = "the response is not valid CRI: more than 524288 fields"
 
 @pytest.mark.parametrize("kind", LARGE)
 def test_a_large_list_costs_neither_memory_nor_time(path: Path, kind: str) -> None:
-    """16 MiB, the most that is taken, were up to 8 million fields: 44 s and 1.1 GiB, whatever the timeout."""
+    """16 MiB, the maximum, were up to 8 million fields: 44 s and 1.1 GiB, whatever the timeout."""
     memory, _, said = cost(path, "sandboxes", LARGE[kind], timeout=60)
     assert said == TOO_MANY
     assert memory < 128
@@ -96,7 +96,7 @@ def test_a_large_list_costs_neither_memory_nor_time(path: Path, kind: str) -> No
 
 @pytest.mark.timing
 def test_what_is_decoded_is_bound_by_the_timeout(path: Path) -> None:
-    labels = repeated(b"\x2a\x04\x0a\x00\x12\x00", 2 * MIB)  # few enough, but looked at again and again
+    labels = repeated(b"\x2a\x04\x0a\x00\x12\x00", 2 * MIB)  # few enough, but read repeatedly
     with serving(path, answering(protobuf.encode([(1, labels)] * 4))):
         limit = protobuf.Limit(lambda: -1)
         with pytest.raises(TimeoutError):
@@ -128,7 +128,7 @@ def test_each_kind_of_answer_has_its_size(path: Path, call: str, most: int) -> N
 
 
 def pod(number: int) -> bytes:
-    """Return a pod as containerd lists it: 16 labels, and the annotations of a manifest that was applied."""
+    """Return a pod as containerd lists it: 16 labels, and annotations of an applied manifest."""
     labels = [(5, protobuf.encode([(1, f"label-{i}.example.com/name"), (2, "true")])) for i in range(16)]
     applied = protobuf.encode([(1, "kubectl.kubernetes.io/last-applied-configuration"), (2, "x" * 12_000)])
     metadata = protobuf.encode([(1, f"pod-{number}"), (2, "uid"), (3, "default"), (4, 0)])
@@ -160,7 +160,7 @@ def test_large_json_in_a_status_is_small(path: Path) -> None:
     assert memory < 64
 
 
-# --- HTTP/2 that never ends -----------------------------------------------------------------------------
+# --- HTTP/2 that never ends -----------------------------------------------------------------------
 
 
 def frame(kind: int, flags: int, stream: int, body: bytes = b"") -> bytes:
@@ -229,7 +229,7 @@ def test_what_breaks_the_rules_is_refused_at_once(path: Path, kind: str) -> None
 
 
 def test_a_bomb_of_headers_is_refused(path: Path) -> None:
-    """4,000 bytes are put into the table of headers once, and are referred to by one byte each later."""
+    """4,000 bytes enter the table of headers once; later one byte each refers to them."""
     value = b"\x7f" + bytes([(3900 - 127) & 0x7F | 0x80, (3900 - 127) >> 7]) + b"v" * 3900
     bomb = frame(1, 4, 1, b"\x88\x40\x01x" + value + b"\xbe" * 4000)
     assert "HTTP/2 protocol error" in outcome(path, flooding(bomb, b"\0"), timeout=20)
@@ -323,7 +323,7 @@ def test_a_stream_that_is_reset_again_and_again(path: Path) -> None:
     assert outcome(path, speech, timeout=20) == "the server reset the stream with NO_ERROR"
 
 
-# --- HTTP/1 over a Unix socket: Docker ------------------------------------------------------------------
+# --- HTTP/1 over a Unix socket: Docker ------------------------------------------------------------
 
 
 def replying(start: bytes, again: bytes = b"", *, hangs_up: bool = True) -> Speech:
@@ -397,7 +397,7 @@ def test_docker_that_does_not_speak_utf_8(path: Path) -> None:
         assert unix_http.get(path, "/info", timeout=5) == "\N{REPLACEMENT CHARACTER}" * 2
 
 
-# --- the API server; the others are in test_daemonset.py ------------------------------------------------
+# --- the API server; the others are in test_daemonset.py ------------------------------------------
 
 
 def test_without_a_thread_the_api_server_has_not_answered(monkeypatch: pytest.MonkeyPatch) -> None:

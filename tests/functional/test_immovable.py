@@ -1,4 +1,4 @@
-"""A directory of another installer at `ROOT/toolkit` that cannot be renamed: overlays and mount points."""
+"""Another installer's directory at `ROOT/toolkit` that cannot be renamed: overlay or mount."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ THEIRS = b"the upstream installer's wrapper\n"
 
 @contextmanager
 def overlay(node: Node, tmp_path: Path, options: str = "redirect_dir=off") -> Iterator[None]:
-    """Make what is in the install directory the lower layer of an overlay that is mounted over it."""
+    """Make the install directory's content the lower layer of an overlay mounted over it."""
     layers = tmp_path / "layers"
     layers.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "layers", str(layers)], check=True)

@@ -184,7 +184,7 @@ def paths(names):
 
 
 def limited(script: str, top: Path) -> None:
-    """Run a script in a user namespace, whose limits of inotify it can set; the kernel enforces them."""
+    """Run a script in a user namespace: it can set inotify limits that the kernel enforces."""
     python = [sys.executable, "-c", f"{LIMITED}{script}", str(top)]
     done = subprocess.run(
         ["unshare", "--user", "--map-root-user", *python], capture_output=True, text=True, check=False

@@ -1,4 +1,4 @@
-"""One writer per node: the loser names the holder, harms nothing, and there are never two winners."""
+"""One writer per node: the loser names the holder and harms nothing; never two winners."""
 
 from __future__ import annotations
 

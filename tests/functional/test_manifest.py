@@ -232,7 +232,7 @@ def test_a_version_that_does_not_run_here_is_not_switched_to(node: fake_node.Nod
     if not first:
         install(node)
     before = fake_node.content(node.toolkit) if not first else None
-    # The right machine, but nothing that the kernel could run: a library of another C library looks so.
+    # The right machine, but no executable: a library of another C library looks so.
     (node.source / "usr/bin/nvidia-ctk").write_bytes(fake_node.elf(fake_node.MACHINES[platform.machine()]))
     with pytest.raises(StepError, match=r"nvidia-ctk.real --version` (cannot be started|does not run)"):
         versions.install(wanted(node), node.install_dir, Host(root=Path("/")))

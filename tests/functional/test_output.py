@@ -1,4 +1,4 @@
-"""The shape of `-o json` is the documented one: each key that is printed has its row, and the reverse."""
+"""The shape of `-o json` is the documented one: each printed key has its row, and the reverse."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Programs, files and snapshotters that the override names and the node does not have are refused first."""
+"""Programs, files and snapshotters that the override names and the node lacks are refused first."""
 
 from __future__ import annotations
 

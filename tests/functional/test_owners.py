@@ -112,7 +112,7 @@ def test_nothing_is_installed_below_a_directory_that_others_control(node: Node, 
 
 @CHANGES
 def test_a_pod_sees_the_parents_that_the_directory_has_on_the_node(node: Node, change: Change) -> None:
-    """The pod has the directory alone, mounted into directories of the image, and the node's root."""
+    """The pod has the node's root, and only the directory, below directories of the image."""
     parent = node.root / "mnt"
     (parent / "nvidia").mkdir(parents=True)
     change(parent)
@@ -129,7 +129,7 @@ def test_a_pod_sees_the_parents_that_the_directory_has_on_the_node(node: Node, c
     os.chown(parent, 0, 0)
     parent.chmod(0o755)
     done = fake_node.cli("run", "--no-daemon", *words, prefix=prefix)
-    assert " install: " in done.stderr  # where it fails, since this node has no shell for the stand-ins
+    assert " install: " in done.stderr  # it fails there: the node has no shell for them
 
 
 def test_links_and_directories_of_root_s_are_accepted(node: Node) -> None:
@@ -377,7 +377,7 @@ def test_a_list_of_directories_of_root_s_is_removed(node: Node) -> None:
 
 @KINDS
 def test_a_count_of_restarts_that_others_control_is_not_believed(installed: Node, kind: Change) -> None:
-    """A user must not be able to stop updates by a forged count, nor a command by a file that never ends."""
+    """A user must not block updates by a forged count, nor a command by an endless file."""
     path = run_dir(installed) / "restarts.json"
     now = time.clock_gettime(time.CLOCK_BOOTTIME)
     boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
@@ -402,7 +402,7 @@ def test_a_readiness_record_that_others_control_is_not_believed(installed: Node,
 
 @KINDS
 def test_an_original_that_others_control_is_not_restored(installed: Node, kind: Change) -> None:
-    """It is named by its hash, so only its content counts; a file that never ends does not stop a revert."""
+    """It is named by its hash, so only content counts; an endless file does not stop a revert."""
     (original,) = (installed.state.parent / "originals").iterdir()
     kind(original)
     installed_config = installed.config.read_bytes()

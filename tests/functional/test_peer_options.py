@@ -1,6 +1,6 @@
 """Every option of the upstream installer, row by row: its effect here, or why it is refused.
 
-The rows are those of `tests/unit/test_settings.py::PEER`, which is compared with the measured facts.
+The rows are those of `tests/unit/test_settings.py::PEER`, compared with the measured facts.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ echo '{{"cdiVersion": "0.5.0", "kind": "'$vendor/$class'", "devices": ['$device'
 """Says what it was asked for, and describes a driver of one device node as the real one would."""
 
 
-# --- what an option makes of a node -----------------------------------------------------------------
+# --- what an option makes of a node ---------------------------------------------------------------
 
 
 def given(node: Node, **changed: str) -> Settings:
@@ -133,7 +133,7 @@ def remarks(**options: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Made:
-    """The CDI specifications that a run made, by their names, and what nvidia-ctk was asked for them."""
+    """The CDI specifications that a run made, by name, and what nvidia-ctk was asked for."""
 
     found: Mapping[str, Any]
     asked: str
@@ -409,7 +409,7 @@ def _errors(node: Node, text: str) -> None:
 
 
 def _source(node: Node, text: str) -> None:
-    """`file` forces the files; `command` is who judges; `=PATH` as far as it means something here."""
+    """`file` forces the files; `command` lets a binary validate; `=PATH` works where it can."""
     assert seen(node, config_source=text).target.binary is None
     assert seen(node, config_source=f"file={node.config}").target.binary is None
     assert seen(node, config_source=f"command=/x,file={node.config}").target.binary is None
@@ -423,7 +423,7 @@ def _source(node: Node, text: str) -> None:
 
 
 def _cdi_enabled(node: Node, text: str) -> None:
-    """The runtime is told to read specifications as well, unless `--enable-cdi-in-runtime` says no."""
+    """The runtime reads specifications as well, unless `--enable-cdi-in-runtime` says no."""
     assert specified(node, cdi_enabled="false") == Made(found={}, asked="")
     assert specified(node, cdi_enabled=text).found.keys() == {"management.nvidia.com-gpu.yaml"}
     assert cri(node, cdi_enabled=text)["enable_cdi"] is True
@@ -618,7 +618,7 @@ def test_every_name_means_the_same(flags: str, variables: str) -> None:
     assert said[0] is not None
 
 
-# --- how words are written as with upstream ---------------------------------------------------------
+# --- how words are written as with upstream -------------------------------------------------------
 
 
 @pytest.mark.parametrize("text", ["1", "t", "T", "TRUE", "true", "True"])
@@ -673,7 +673,7 @@ def test_an_empty_option_has_a_meaning_or_is_refused(row: Any) -> None:
     assert value in {"", (), row.empty, f"{row.flags[0]}="}
 
 
-# --- keys over those that handlers inherit ----------------------------------------------------------
+# --- keys over those that handlers inherit --------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What is in the way is found before anything is touched, all of it at once, and nothing is left behind."""
+"""Obstacles are found before anything is touched, all of them at once; nothing is left behind."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ def mounted(place: Path, options: str) -> tuple[str, ...]:
 
 
 def refused_where(node: Node, prefix: Sequence[str]) -> str:
-    """Run the runtime and the program where something is mounted; return why nothing was changed."""
+    """Run the runtime and the program where something is mounted; return why it was refused."""
     with runtime(node, prefix=prefix) as cri_runtime:
         return refused(node, fake_node.beside(cri_runtime))
 
@@ -254,7 +254,7 @@ def test_a_disk_that_is_read_only_is_told(node: Node, cri_runtime: Daemon) -> No
 
 
 def generated(node: Node, kind: str) -> tuple[Path, str, str]:
-    """Make the root config one that only its generator changes; return its place, a mount script and why."""
+    """Make a root config that only its generator changes; return its path, mounts and reason."""
     store = node.root / "nix/store/0b1c-config.toml"
     store.parent.mkdir(parents=True)
     if kind == "immutable":
@@ -322,7 +322,7 @@ def test_a_config_that_is_generated_is_named_with_the_way_of_that_system(
 def test_p10_where_nothing_can_be_written_the_way_of_that_system_is_told(
     node: Node, cri_runtime: Daemon, id_: str, restart_method: str
 ) -> None:
-    """P10: found out before anything is touched, with what to do there; elsewhere half of it is done."""
+    """P10: found before anything is touched, with a hint; elsewhere half of it is done."""
     node.install_dir.mkdir(parents=True)
     release = node.root / "os-release"
     release.write_text(f'NAME="X"\nID={id_}\n', encoding="utf-8")
@@ -790,7 +790,7 @@ def test_two_file_systems_in_the_way_are_told_in_one_line(node: Node, cri_runtim
 def test_an_install_with_another_runtime_class_takes_no_handler_from_under_a_pod(
     node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that got it as the default has nothing to miss: it is the same program under another name."""
+    """One that got it as the default misses nothing: it is the same program by another name."""
     transaction.converge(node.settings(), containerd)
     before = fake_node.snapshot(node.root, node.socket, node.pid_file)
     pods = pods_are(monkeypatch, training="nvidia", cdi="nvidia-cdi", inference="")

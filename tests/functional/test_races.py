@@ -1,4 +1,4 @@
-"""What happens while a transaction is open: the node is upgraded, the clock set, other options are given."""
+"""Events during an open transaction: the node is upgraded, the clock set, options change."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_a_runtime_that_a_killed_way_back_left_down_is_started_beyond_the_budget
 def test_a_runtime_that_a_killed_run_left_down_is_started_whatever_ran_between(
     node: Node, monkeypatch: pytest.MonkeyPatch, between: dict[str, str]
 ) -> None:
-    """A pod with other options and another toolkit commits, and so forgets whose it is that it is down."""
+    """A pod with other options and toolkit commits, and so forgets who stopped the runtime."""
 
     def start_stopped(*_: object, even_if_stopped: bool) -> restart.RestartMethod | None:
         return UNIT if even_if_stopped else None
@@ -192,7 +192,7 @@ def test_a_runtime_that_read_a_killed_write_is_not_restarted_an_hour_later_eithe
 def test_a_change_that_failed_is_not_made_again_of_the_same_files_window_after_window(
     node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its pod crash-loops: two restarts each time that the window of the budget has passed, for ever."""
+    """Its pod crash-loops: two restarts for each window of the budget, for ever."""
     say(node, "nvidia-cdi", {"handlers": list(OURS)})
     told = []
     for _ in range(8):
@@ -208,7 +208,7 @@ def test_a_change_that_failed_is_not_made_again_of_the_same_files_window_after_w
 def test_the_documented_way_out_of_a_runtime_that_is_gone_leads_out_of_a_stuck_way_back(
     node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """docs/troubleshooting.md: `revert --runtime X --restart-mode none` where X does not run any more."""
+    """docs/troubleshooting.md: `revert --runtime X --restart-mode none` if X no longer runs."""
     stuck(node, monkeypatch, cri_runtime)
     revert(node, restart_mode="none")
     assert not node.install_dir.exists()
@@ -233,7 +233,7 @@ def test_a_killed_revert_can_be_forced_whatever_became_of_the_node(
 def test_a_file_that_is_being_written_in_place_is_not_taken_for_empty(
     node: Node, cri_runtime: Daemon
 ) -> None:
-    """A shell's `>` empties the file first; what is written later must not go into an unlinked file."""
+    """A shell's `>` empties the file first; later writes must not go to an unlinked file."""
     admins = node.root / "admins.toml"
     admins.write_bytes(fake_node.KUBEADM)
     script = f'exec 3> "{node.config}"; echo open; read line; exec cat "{admins}" >&3'

@@ -1,4 +1,4 @@
-"""Ready is said only of what the runtime itself told, and a record of anything else counts as none."""
+"""Ready states only what the runtime itself reported; a record of anything else is ignored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`status --quiet`: whether the node counts as ready, by the readiness record alone, and quickly."""
+"""`status --quiet`: whether the node is ready, by the readiness record alone, and quickly."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_the_command_says_nothing_and_ends_as_it_is(record: Path, tmp_path: Path
 
 
 def test_the_command_imports_nothing_that_it_does_not_use(record: Path) -> None:
-    """The modules that it imports are nearly all of its time, and a node runs it every few seconds."""
+    """The imported modules are nearly all of its time, and a node runs it every few seconds."""
     words = ["status", "--quiet", f"--readiness-file={record}"]
     script = (
         "import sys; bare = len(sys.modules)\n"

@@ -57,7 +57,7 @@ def perform(place: Target, adapter: Adapter = containerd, *, timeout: float = 10
 def method(
     place: Target, adapter: Adapter, mode: str, found: Supervisor | None = None
 ) -> restart.RestartMethod:
-    """Return the method for a runtime with a supervisor; with one that nobody looked for by default."""
+    """Return the method for a runtime with a supervisor; by default none was looked for."""
     return restart.restart_method(place, adapter, RestartMode(mode), found)
 
 
@@ -268,7 +268,7 @@ def test_nobody_is_signalled_where_nobody_was_found(node: fake_node.Node) -> Non
 
 
 def watched(node: fake_node.Node) -> Target:
-    """Return a scene as k0s makes it: what changes in its directory of drop-ins, it starts containerd for."""
+    """Return a target as k0s makes it: a change in its drop-in directory starts containerd."""
     place = scene(node)
     assert place.process is not None
     desired = replace(place.desired, delivery=ConfigDelivery(kind=DeliveryKind.MERGED, watches=True))

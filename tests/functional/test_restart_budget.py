@@ -1,4 +1,4 @@
-"""Restarts are counted: those of this boot within the window, and nothing else; a damaged count is none."""
+"""Restarts are counted: only those of this boot within the window; a damaged count is empty."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A change that fails is taken back whole, with others' edits left in; or all that it needs is kept."""
+"""A change that fails is rolled back whole, and keeps others' edits; or all it needs stays."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_the_directory_of_another_installer_stands_where_it_stood(
 
 
 def breaks(monkeypatch: pytest.MonkeyPatch, module: Any, step: str, *, after: Callable[[], object]) -> None:
-    """Let a step fail the first time: it is done, something else happens, and an error is raised."""
+    """Let a step fail the first time: it is done, something else happens, an error is raised."""
     real: Callable[..., Any] = getattr(module, step)
     calls: list[object] = []
 
@@ -429,7 +429,7 @@ def test_repair_starts_a_dead_runtime_again_though_no_file_of_it_is_to_change(
 def test_a_runtime_that_a_killed_run_ended_is_started_again_beyond_the_budget(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """systemd may have refused the start (StartLimitBurst): then it is down, and nobody stopped it."""
+    """systemd may have refused the start (StartLimitBurst): it is down, but not on purpose."""
     unit = restart.RestartMethod(mode=RestartMode.SYSTEMD, unit="containerd.service", replaces=True)
     options = {"restart_mode": "auto", "restart_budget": "1"}
     asked: list[bool] = []
@@ -504,7 +504,7 @@ def test_repair_that_cannot_start_a_dead_runtime_changes_nothing(
 
 
 def lacking(node: Node, **options: str) -> str:
-    """Run where a well runtime does not name the handlers that its files do; return what is said."""
+    """Run where a healthy runtime does not name the handlers of its files; return the message."""
     said = tree(node)
     with pytest.raises(StepError) as caught:
         converge(node, **options)
@@ -798,7 +798,7 @@ def test_an_edit_of_what_we_wrote_stays_and_is_named(
     assert "default_runtime_name" in said
 
 
-# There is nothing to put back then, and the process is a new one; but it read what was there in between.
+# Then nothing has to be restored and the process is new; but it read the files in between.
 @pytest.mark.parametrize("restored", [b"version = 2\n", None], ids=["put back by hand", "removed"])
 def test_a_file_that_somebody_gave_back_or_removed_meanwhile_stays_so_and_the_runtime_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restored: bytes | None
@@ -874,7 +874,7 @@ def test_as_long_as_the_runtime_is_away_every_run_says_the_same_and_keeps_all(
         assert tree(node) == before
 
 
-# The files are the old ones already, but whether the runtime can start with them is what nobody knows.
+# The files are the old ones already, but whether the runtime can start with them is unknown.
 def test_a_revert_waits_for_the_runtime_to_run_again_and_keeps_everything_until_then(
     node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1169,7 +1169,7 @@ def test_a_first_install_is_taken_back_on_a_full_disk_as_well(
     assert set(cri.status(node.socket, timeout=5).handlers or ()) == {"runc"}
 
 
-# Not even that the change failed can be noted, so the next run finds an open transaction and nothing to do.
+# The failure cannot be recorded either: the next run finds an open transaction, nothing to do.
 def test_an_upgrade_on_a_full_disk_gets_its_files_back_and_the_next_run_does_the_rest(
     node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1191,7 +1191,7 @@ class Killed(BaseException):
     """Ends a run at a chosen place, as SIGKILL would."""
 
 
-# As where its user takes an upgrade back whose pod was killed: the record knows of what was never written.
+# As after an upgrade, killed and reverted by its user: the record lists what was never written.
 @pytest.mark.parametrize("written", [False, True], ids=["before the write", "after the write"])
 def test_after_a_killed_upgrade_the_former_wish_can_be_had_again_and_reverted(
     node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch, *, written: bool

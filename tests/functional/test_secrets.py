@@ -1,4 +1,4 @@
-"""No secret of a node's configuration leaves the node, and none lies in a file that others can read."""
+"""No secret of a node's configuration leaves the node or lies in a file that others can read."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def commands(node: Node) -> Iterator[tuple[str, str]]:
 
 
 def files_with_secrets(node: Node) -> list[Path]:
-    """Return the files with a secret that the program wrote, and expect that nobody else can read them."""
+    """Return the files with a secret that the program wrote; none may be readable by others."""
     found = []
     for path in node.root.rglob("*"):
         if path == node.config or not path.is_file() or CANARY.encode() not in path.read_bytes():

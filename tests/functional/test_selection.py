@@ -1,4 +1,4 @@
-"""Which runtime is set up: the kubelet's, the one named or that of before; where two may be meant, none."""
+"""The selected runtime: the kubelet's, the named one or the earlier one; none if ambiguous."""
 
 from __future__ import annotations
 
@@ -437,7 +437,7 @@ def test_one_that_is_down_for_a_moment_is_still_the_one(site: Site) -> None:
 
 
 def test_a_round_has_the_runtime_of_the_round_before(site: Site) -> None:
-    """The child of a daemon is handed what was found, and a runtime that is away changes none of it."""
+    """A daemon's child receives what was found; a stopped runtime changes none of it."""
     daemon, settings = set_up(site)
     first = sync.first(site.context(settings))
     assert first["found"] == {"runtime": "containerd", "socket": str(site.node.socket)}
@@ -474,7 +474,7 @@ def test_a_migrated_node_is_left_alone_and_can_be_taken_back(site: Site) -> None
     assert again(site).runtime == "crio"
 
 
-# --- what is nobody's in particular -----------------------------------------------------------------
+# --- what is nobody's in particular ---------------------------------------------------------------
 
 
 def test_the_usual_socket_is_nobody_s_in_particular(site: Site) -> None:
@@ -504,7 +504,7 @@ def test_a_k3s_that_made_the_handlers_itself_is_remembered_by_its_unit(site: Sit
     assert question.previous["socket"].endswith("/run/k3s/containerd/containerd.sock")
 
 
-# --- a distribution in another directory -------------------------------------------------------------
+# --- a distribution in another directory ----------------------------------------------------------
 
 RENDERED = """\
 version = 2
@@ -519,7 +519,7 @@ BinaryName = "/usr/local/nvidia/toolkit/nvidia-container-runtime"
 
 
 def elsewhere(site: Site, data: str) -> tuple[fake_node.Daemon, Path]:
-    """Start a containerd as k3s and RKE2 do with another data directory; return its rendered config too."""
+    """Start a containerd like k3s and RKE2 with another data directory; return its config too."""
     config = f"{data}/agent/etc/containerd/config.toml"
     rendered = site.root / config.lstrip("/")
     rendered.parent.mkdir(parents=True)
@@ -546,7 +546,7 @@ def test_a_data_directory_is_the_one_that_the_daemon_was_started_with(
 
 
 def test_a_run_without_a_kubelet_is_where_the_one_before_was(site: Site) -> None:
-    """No file of its configuration is ours and its unit is unknown: the record says where it was."""
+    """No file of its configuration is ours, its unit is unknown: the record says where it was."""
     daemon, rendered = elsewhere(site, "/ssd/rancher/rke2")
     site.says("/run/k3s/containerd/containerd.sock")
     settings = site.settle(set_as_default="false")

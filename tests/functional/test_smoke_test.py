@@ -63,7 +63,7 @@ class Refused(Exception):
 
 
 class Runtime:
-    """A runtime that knows sandboxes by ID, name and namespace, and does to each call what a test wants.
+    """A runtime that knows sandboxes by ID, name and namespace; a test sets each call's effect.
 
     Those in `unlabelled` are not labelled as started by this program.
     """
@@ -427,7 +427,7 @@ def test_nobody_listens(path: Path) -> None:
 
 
 class Docker:
-    """What dockerd does with the requests that are made here; `instead` answers, or waits, for it."""
+    """A dockerd for the requests that are made here; `instead` answers, or waits, for it."""
 
     def __init__(self) -> None:
         self.containers: dict[str, dict[str, Any]] = {}
@@ -752,7 +752,7 @@ def test_no_answer_names_the_request(path: Path, docker: Docker) -> None:
         freed.set()
 
 
-# Each byte once began the time anew: a runtime that goes on like this took 20 times what it was given.
+# Each byte once restarted the timeout: such a runtime took 20 times as long as allowed.
 @pytest.mark.timing
 def test_a_server_that_drips_gets_no_more_time_by_it(tmp_path: Path) -> None:
     path, ended = tmp_path / "s", threading.Event()

@@ -1,4 +1,4 @@
-"""Who answers on a socket is found by what it says, and a signal reaches exactly that process or nobody."""
+"""The peer of a socket is found by what it says; a signal reaches exactly that process or none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The wish to stop: nothing is begun any more, and what is under way is waited for only a while longer."""
+"""The request to stop: nothing new begins, and running work is awaited only a while longer."""
 
 from __future__ import annotations
 
@@ -413,7 +413,7 @@ def test_a_runtime_that_never_becomes_well_is_given_up_on_soon_after_the_wish(
 
 @pytest.mark.parametrize("number", ENDING, ids=lambda n: n.name)
 def test_no_signal_ends_a_change_in_the_middle(node: Node, number: signal.Signals) -> None:
-    """A broken connection sends SIGHUP; by default that, SIGQUIT and SIGUSR1 end a process at once."""
+    """A broken connection sends SIGHUP; that, SIGQUIT and SIGUSR1 end a process by default."""
     with runtime(node, delay=0.5) as running:
         with fake_node.started(fake_node.program("-n", *node.options(reload_timeout="60"))) as run:
             fake_node.wait_for(lambda: running.signals() == ["SIGHUP"], "the runtime is not told")
@@ -527,7 +527,7 @@ def test_the_way_back_takes_no_longer_than_the_grace_in_all(
         assert time.monotonic() - wanted.since < grace + 1.2
 
 
-# Each of these once took one timeout with it into the question, and the signal did not shorten that.
+# Each of these once used one timeout for its whole query, and the signal did not shorten it.
 @pytest.mark.timing
 def test_a_runtime_that_is_silent_after_its_restart_is_waited_for_only_as_long_as_the_grace(
     node: Node, impatient: float
@@ -619,7 +619,7 @@ def test_what_only_looks_ends_with_the_signal(node: Node, command: str) -> None:
         assert time.monotonic() - begin < 3
     assert (code, out) == (TERM, "")
     assert err.splitlines()[-1] == "error: interrupted by SIGTERM: nothing was changed"
-    with suppress(ProcessLookupError):  # the signal may have come before it was known to have started
+    with suppress(ProcessLookupError):  # the signal may come before its start was noted
         os.kill(int(asked.read_text()), signal.SIGKILL)
 
 

@@ -1,4 +1,4 @@
-"""Streams that are closed, full or gone, and texts that are not UTF-8: one line, the right exit code."""
+"""Streams that are closed, full or gone, and texts not in UTF-8: one line, the right exit code."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def test_without_streams_the_same_is_installed(node: Node, tmp_path: Path) -> No
 
 
 def sizes(node: Node) -> dict[str, int]:
-    """Return the files of a node, with their sizes; both without the node's name and what depends on it."""
+    """Return the files of a node, with their sizes; both without what depends on its name."""
     name = node.root.name.encode()
     found = {}
     for path in node.root.rglob("*"):
@@ -181,7 +181,7 @@ def sizes(node: Node) -> dict[str, int]:
 
 @pytest.mark.parametrize("locale", ["C", "POSIX", "C.UTF-8"])
 def test_a_path_is_written_as_it_is_in_any_locale(node: Node, locale: str) -> None:
-    """A path that was decoded by another encoding than the files have named another file in them."""
+    """A path decoded by another encoding than the files' would name another file in them."""
     variables = {"LC_ALL": locale, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = fake_node.done(
         "plan", "-o", "json", "--diff=full", *node.options(restart_mode="none"), environment=variables

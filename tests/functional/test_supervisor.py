@@ -1,4 +1,4 @@
-"""A runtime that nothing starts again is not ended, or is started as it was; the processes are real."""
+"""A runtime without a supervisor is not ended, or is started as it was; processes are real."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_how_to_start_it_is_said_where_it_cannot_be_started(
 
 
 def test_a_rollback_does_not_end_it_either(node: Node) -> None:
-    """A run that was killed had `--restart-mode signal`; the next one, which has not, may not send it."""
+    """A killed run had `--restart-mode signal`; the next one, without it, may not send it."""
     with unsupervised(node):
         target = locate.supervised(locate.target(node.settings(), containerd), containerd)
         chosen = restart.restart_method(target, containerd, RestartMode.AUTO, target.supervisor)
@@ -179,7 +179,7 @@ def test_a_rollback_does_not_end_it_either(node: Node) -> None:
 
 
 def killed_after_the_signal(node: Node, daemon: Daemon, *words: str) -> launch.Launch:
-    """Kill a run that has ended the runtime and waits for it; return how the runtime was started."""
+    """Kill a run that ended the runtime and waits for it; return how the runtime was started."""
     was = launch.of(HERE, inspected(newest(daemon)))
     assert was is not None
     signals = len(daemon.signals())

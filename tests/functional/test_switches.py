@@ -160,7 +160,7 @@ def test_neither_files_nor_configuration_is_refused(node: Node, command: str, mo
     assert fake_node.snapshot(node.root) == before
 
 
-# --- a node that lacks what the handlers would run --------------------------------------------------
+# --- a node that lacks what the handlers would run ------------------------------------------------
 
 
 @pytest.mark.parametrize("there", [(), ("nvidia-container-runtime.cdi",)], ids=["nothing", "only cdi"])
@@ -280,7 +280,7 @@ def test_from_files_of_ours_to_the_node_s_own_and_back(node: Node, running: Daem
     assert not node.install_dir.exists()
 
 
-# --- a process that stays ----------------------------------------------------------------------------
+# --- a process that stays -------------------------------------------------------------------------
 
 
 def test_drift_of_files_only(node: Node) -> None:

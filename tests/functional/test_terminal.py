@@ -1,4 +1,4 @@
-"""What a person at a terminal sees while something takes its time, and what is left of it: nothing."""
+"""The output at a terminal while something takes its time, and what is left of it: nothing."""
 
 from __future__ import annotations
 

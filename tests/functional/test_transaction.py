@@ -1,4 +1,4 @@
-"""The whole way there and back with a stand-in for the runtime: nothing more than needed, nothing lost."""
+"""The whole way there and back with a stand-in runtime: nothing superfluous, nothing lost."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def node(tmp_path: Path) -> Node:
 
 
 def snapshot(node: Node) -> dict[str, fake_node.Trace]:
-    """Return everything but the socket, which its owner makes anew, and our own notes of this boot."""
+    """Return everything but the socket, which its owner recreates, and our notes of this boot."""
     notes = (node.pid_file.with_name(name) for name in ("ready.json", "restarts.json"))
     seen = fake_node.snapshot(node.root, node.pid_file, node.socket, *notes)
     return {name: trace for name, trace in seen.items() if name != "run"}
@@ -536,7 +536,7 @@ def test_a_revert_where_nobody_listens_changes_nothing(node: Node) -> None:
     assert snapshot(node) == before
 
 
-# Its containers live on while containerd is down, and need the binary that their shim was started with.
+# Its containers live on while containerd is down, and need the binary that started their shim.
 @pytest.mark.parametrize("mode", ["none", "signal"])
 def test_a_revert_sees_the_containers_of_a_runtime_that_is_down(
     node: Node, monkeypatch: pytest.MonkeyPatch, mode: str

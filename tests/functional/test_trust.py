@@ -1,4 +1,4 @@
-"""Local users try to be believed: a fake kubelet, a fake runtime, files and locks that others control.
+"""Attacks by local users: a fake kubelet, a fake runtime, files and locks that others control.
 
 The attackers are real processes of an ordinary user, in the machine's own PID namespace.
 """
@@ -83,7 +83,7 @@ class Attacker:
 
 
 def alone(test: Callable[..., None]) -> Callable[..., None]:
-    """Run a test in a PID namespace of its own: a fake kubelet would be seen by every other test."""
+    """Run a test in its own PID namespace: every other test would see a fake kubelet."""
 
     @functools.wraps(test)
     def run(*arguments: object, **fixtures: object) -> None:
@@ -208,7 +208,7 @@ def test_root_of_another_user_namespace_is_not_believed(attacker: Attacker) -> N
 def test_a_root_of_a_container_with_the_machine_s_processes_is_not_the_kubelet(
     attacker: Attacker,
 ) -> None:
-    """It is uid 0 in the same PID and user namespaces (hostPID), but has a root directory of its own."""
+    """It is uid 0 in the same PID and user namespaces (hostPID), but has its own root directory."""
     script = (
         "set -e\nmkdir -p $1/root\nmount -t tmpfs c $1/root\n"
         "for d in usr lib lib64 bin root opt; do [ -e /$d ] || continue; mkdir -p $1/root/$d;"

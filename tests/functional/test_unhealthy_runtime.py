@@ -1,4 +1,4 @@
-"""A change after which the runtime is not well is taken back: stand-ins here, real ones in test_sick_nodes.
+"""A change that makes the runtime unhealthy is rolled back: stand-ins; see test_unhealthy_nodes.
 
 A stand-in is sick exactly while its config, as it read it when it started, holds a word.
 """
@@ -107,7 +107,7 @@ def error(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def state(node: Node) -> dict[str, tuple[int, tuple[int, int], str]]:
-    """Return mode, owner and content of everything that is not for this boot only, but for the record."""
+    """Return mode, owner and content of everything but the record and what is for this boot."""
     seen = {name: fake_node.snapshot(node.root / name, node.state) for name in ("etc", "usr")}
     return {
         f"{place}/{name}": (trace.mode, trace.owner, trace.content)
@@ -333,7 +333,7 @@ def answers(node: Node) -> bool:
 
 
 def assert_kept(node: Node, done: subprocess.CompletedProcess[str]) -> None:
-    """See that everything needed is there and named, and that the files are the old ones already."""
+    """Check that everything needed is there and named, and that the files are the old ones."""
     assert done.returncode == 7, done.stderr
     said = error(done)
     assert said.startswith("the runtime did not restart or reload in time: ")
@@ -358,7 +358,7 @@ def test_a_runtime_that_is_given_up_on_is_exit_7(node: Node, cri_runtime: Daemon
     assert_kept(node, done)
     # Nobody did anything: the next run cannot do more, and keeps everything just so.
     assert_kept(node, run(node))
-    # Once somebody started it, the same again goes on with taking the change back, and then does its own.
+    # Once it is started, the same command first completes the rollback, then does its own work.
     say(node)
     with runtime(node):
         install(node)
@@ -381,7 +381,7 @@ def test_a_runtime_that_nobody_starts_again_is_exit_7_without_any_fault_of_ours(
 
 
 def test_a_runtime_that_is_sick_with_the_old_files_too_is_exit_7(node: Node, cri_runtime: Daemon) -> None:
-    # It was well, and would not have been after the next restart: by whoever, and with whatever files.
+    # It was healthy, but not after the next restart, whoever does it and with any files.
     say(node, WITH_US, {"ready": False})
     options = node.options(restart_budget="0", reload_timeout="1.5")
     with fake_node.started(fake_node.program("-n", *options)) as program:

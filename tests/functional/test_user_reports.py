@@ -1,4 +1,4 @@
-"""What kills nodes elsewhere and cannot happen here, where no other test shows it (docs/compatibility.md)."""
+"""Failures that kill nodes elsewhere, not here, with no other test (docs/compatibility.md)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.fake_node import Daemon, Node
 
 
 def test_p07_a_pods_sigterm_reaches_what_its_shell_starts(tmp_path: Path) -> None:
-    """The GPU Operator starts `/bin/sh -c /bin/entrypoint.sh`; dash would take the signal for itself."""
+    """The GPU Operator starts `/bin/sh -c /bin/entrypoint.sh`; dash would keep the signal."""
     assembled = (fake_node.CHECKOUT / "deploy/image/assemble.py").read_text(encoding="utf-8")
     assert '"sh": "bash"' in assembled
     script = tmp_path / "entrypoint.sh"
@@ -45,7 +45,7 @@ def test_p11_a_pod_that_its_own_restart_kills_finds_nothing_to_do(
 
 
 def test_p11_restarts_are_counted_whatever_becomes_of_the_pods(node: Node, running: Daemon) -> None:
-    """Something rewrites the file each time: after three restarts in ten minutes there is only a report."""
+    """Something rewrites the file each time: after three restarts in ten minutes it reports."""
     original = node.config.read_bytes()
     for _ in range(3):
         fake_node.done("-n", *node.options())
@@ -62,7 +62,7 @@ def test_p11_restarts_are_counted_whatever_becomes_of_the_pods(node: Node, runni
 
 
 def test_p18_a_readiness_record_is_true_only_for_what_it_names(node: Node, running: Daemon) -> None:
-    """A file that outlives the pod that wrote it must not tell others to start against what is not there."""
+    """A file that outlives its pod must not make others start without what it announces."""
     ready = node.pid_file.with_name("ready.json")
     fake_node.done("-n", *node.options())
     assert fake_node.done("status", *node.options()).stdout.startswith("in sync\nready\n")

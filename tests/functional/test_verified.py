@@ -1,4 +1,4 @@
-"""A node is ready once a container was started through each handler: what that finds, and what it leaves."""
+"""A node is ready once each handler started a container: what that finds, what it leaves."""
 
 from __future__ import annotations
 
@@ -219,7 +219,7 @@ def test_a_runtime_without_cri(node: Node) -> None:
 
 
 def with_handler(node: Node, daemon: Daemon, name: str, kind: str, *, default: bool = False) -> None:
-    """Add a handler to the configuration that the runtime has loaded; on request it is the default."""
+    """Add a handler to the configuration that the runtime has loaded; optionally as default."""
     text = node.config.read_text(encoding="utf-8")
     section = '[plugins."io.containerd.grpc.v1.cri".containerd'
     text += f'\n    {section}.runtimes.{name}]\n      runtime_type = "{kind}"\n'
@@ -243,7 +243,7 @@ def test_the_handler_that_ours_inherit_from_decides(node: Node, daemon: Daemon) 
 
 
 def test_a_default_that_works_is_not_replaced_by_one_that_does_not(node: Node, daemon: Daemon) -> None:
-    """Pods without a RuntimeClass started through kata before; runc, which ours inherit from, is broken."""
+    """Pods without a RuntimeClass used kata before; runc, which ours inherit from, is broken."""
     with_handler(node, daemon, "kata", "io.containerd.kata.v2", default=True)
     before = node.config.read_bytes()
     say(node, no_pods={"": BROKEN, "kata": None})

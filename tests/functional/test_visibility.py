@@ -1,7 +1,7 @@
-"""What the runtime does not see is refused, whatever the program sees; mount namespaces are real here.
+"""Files that the runtime cannot see are refused, even if the program can; real mount namespaces.
 
-The programs of a handler are started by the runtime, in its own mount namespace: a file that only the
-program sees is one that no container starts with.
+The programs of a handler are started by the runtime, in its own mount namespace: a file that only
+the program sees is one that no container starts with.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ COPIED: Final = 'cp -a "$1/." "$2"\nmount --bind "$2" "$1"\nshift 2'
 
 
 def seen(node: Node) -> dict[str, fake_node.Trace]:
-    """Return every file of the node except those that a run always writes; modes alone of directories."""
+    """Return every file of the node but those that a run always writes; directories by mode."""
     found = fake_node.snapshot(node.root, node.pid_file, node.socket)
     return {
         name: each
@@ -37,7 +37,7 @@ def seen(node: Node) -> dict[str, fake_node.Trace]:
 
 
 def refused(node: Node, *words: str, prefix: Sequence[str] = ()) -> tuple[str, str]:
-    """Run the program; see that it changes nothing and is not ready; return its error and its hint."""
+    """Run the program; check that nothing changes and it is not ready; return error and hint."""
     before = seen(node)
     done = fake_node.cli("-n", *words, prefix=prefix)
     assert (done.returncode, done.stdout) == (4, ""), done.stderr
@@ -137,7 +137,7 @@ def test_a_toolkit_of_the_nodes_own_that_the_runtime_does_not_see(node: Node) ->
 
 
 def test_a_low_level_runtime_that_the_runtime_does_not_see(node: Node) -> None:
-    """It is searched for where the daemon would search, so one that only the program sees is none."""
+    """It is searched where the daemon would search: one that only the program sees is missing."""
     place = node.root.parent / "d/bin"
     place.mkdir(parents=True)
     option = b"SystemdCgroup = true"
@@ -157,7 +157,7 @@ def test_a_low_level_runtime_that_the_runtime_does_not_see(node: Node) -> None:
 
 
 def test_a_runtime_that_stops_seeing_the_toolkit_is_not_ready(node: Node) -> None:
-    """A unit may be changed after the installation: ready is then no longer true, and diagnose says why."""
+    """A unit may change after the installation: it is no longer ready, and diagnose says why."""
     with runtime(node):
         fake_node.done("-n", *node.options())
         assert node.pid_file.with_name("ready.json").exists()
@@ -188,7 +188,7 @@ def test_a_runtime_that_stops_seeing_the_toolkit_is_not_ready(node: Node) -> Non
 def test_a_directory_of_the_container_that_is_none_of_the_node(
     node: Node, tmp_path: Path, what: str, root: str
 ) -> None:
-    """Case 06: the files would lie in the container, and the configuration would name them on the node."""
+    """Case 06: the files would lie in the container; the configuration would name node paths."""
     node.install_dir.mkdir(parents=True)
     directory, option = node.install_dir, "--toolkit-install-dir"
     options: dict[str, str | None] = {}
@@ -210,7 +210,7 @@ def test_a_directory_of_the_container_that_is_none_of_the_node(
         assert error.startswith(f"{option}={directory} is not a directory of the node, but of this container")
         assert hint.startswith("mount that directory of the node into this container at the same path")
     else:
-        # Where the node's first process may be examined, it is known that the directory is the container's.
+        # Where the node's first process may be examined, the directory is known to be the pod's.
         known = f"{option}={directory} is not a directory of the node, but of this container"
         seen = f"does not see {option}={directory}: in its mount namespace that path is another"
         assert error.startswith(known) or seen in error

@@ -1,4 +1,4 @@
-"""The wrappers pass everything on untouched, fork nothing, and do without the driver where it is absent."""
+"""The wrappers pass everything on, fork nothing, and do without the driver if it is absent."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def install(
     low_level: str = "",
     refuses: bool = False,
 ) -> Installed:
-    """Write a wrapper as the installer does; the driver is there, or not, whatever this machine has."""
+    """Write a wrapper as the installer does; the driver is present or not, as the test says."""
     toolkit.mkdir(parents=True, exist_ok=True)
     fake_node.write_program(toolkit / f"{program}.real", _REAL)
     named = (low_level or str(toolkit / "low level")) if program in RUNTIMES else None
@@ -265,7 +265,7 @@ def test_the_other_programs_run_whether_or_not_there_is_a_driver(tmp_path: Path,
     ids=lambda words: " ".join(words) or "nothing",
 )
 def test_a_wrapper_says_nothing_of_its_own(tmp_path: Path, words: tuple[str, ...]) -> None:
-    # What is said on `create` ends up in the container's output, and callers parse both streams of `state`.
+    # What is said on `create` ends up in the container's output, and callers parse `state`.
     ran = install(tmp_path / "toolkit", driver=False).run(*words)
     assert (ran.words, ran.err) == (words, "")
 

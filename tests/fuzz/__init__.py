@@ -1,1 +1,1 @@
-"""Hostile input: whatever it is, it is understood or refused in words, in bounded time and memory."""
+"""Hostile input: it is understood or refused with a message, in bounded time and memory."""

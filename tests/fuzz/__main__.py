@@ -1,4 +1,4 @@
-"""Fuzz for some minutes: `python -m tests.fuzz --minutes 15`. The properties are those of the tests."""
+"""Fuzz for some minutes: `python -m tests.fuzz --minutes 15`, with the tests' properties."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
-# More examples a round than in the tests, and no time for making them small: it goes into more of them.
+# More examples a round than in the tests, and no time to minimize them: it goes into more examples.
 os.environ.setdefault("FUZZ_SCALE", "5")
 _HERE: Final = Path(__file__).resolve().parent
 _LONGEST: Final = 3000
@@ -92,7 +92,7 @@ def properties() -> dict[str, Any]:
 
 
 def pathological() -> list[str]:
-    """Return the kinds of inputs that are long in one way: measured once, larger than in the tests."""
+    """Return the kinds of inputs that are long in one way: measured once, larger than in tests."""
     kinds: dict[str, object] = _imported("pathological").KINDS
     return list(kinds)
 
@@ -128,7 +128,7 @@ def main() -> int:
 
 
 def _rounds(tests: Mapping[str, Any], findings: Findings, *, until: float) -> int:
-    """Run all properties in turns until the time is over, and return how often it was their turn."""
+    """Run all properties in turns until the time is over; return the number of their turns."""
     rounds = 0
     while tests and time.monotonic() < until:
         rounds += 1

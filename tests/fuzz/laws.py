@@ -1,4 +1,4 @@
-"""What must hold of every edit, said without the code that edits: by plain parsers, values and bytes."""
+"""The laws of every edit, stated without the editing code: by plain parsers, values and bytes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def read_toml(data: bytes) -> dict[str, Any]:
 
 
 def read_json(data: bytes) -> dict[str, Any]:
-    """Return what JSON says; white space alone is an empty object. Raises ValueError, RecursionError."""
+    """Parse JSON; white space alone is an empty object. Raises ValueError, RecursionError."""
     text = data.decode().removeprefix(_BOM)
     content = json.loads(text, parse_float=_Number) if text.strip(" \t\r\n") else {}
     if not isinstance(content, dict):
@@ -173,7 +173,7 @@ def _has_arrays(read: Read, data: bytes, wants: Sequence[DesiredKey]) -> bool:
 
 
 def taken_back(form: edits.Format, read: Read, data: bytes, change: FileChange) -> None:
-    """Check that a change can be taken back: byte for byte, and by content once somebody wrote since."""
+    """Check that a change can be reverted: byte for byte, or by content after others' edits."""
     assert change.after is not None
     owned = Ownership(
         path=change.path, original=data, written=(fingerprint(change.after),), edits=change.edits

@@ -1,4 +1,4 @@
-"""Nodes made of bytes: files as a dict, a binary that says anything, and what a plan makes of them."""
+"""Nodes made of bytes: files as a dict, a binary that says anything, and the plan for them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _OURS: Final = tuple(handler.name for handler in HANDLERS)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dialect:
-    """A dialect, how its files are read, the wish, where files lie, and the keys that may change."""
+    """A dialect, how its files are read, the wish, where files lie, and the changeable keys."""
 
     adapter: Adapter
     read: laws.Read
@@ -283,7 +283,7 @@ def _polite(of: Dialect, node: Node, change: FileChange) -> None:
 
 
 def runnable(found: ConfigPlan) -> None:
-    """Check that wrappers and the toolkit's configuration can name the binaries that run in the end."""
+    """Check that wrappers and the toolkit's configuration can name the binaries that run."""
     for binary in found.low_level:
         wrappers.render("nvidia-container-runtime", _TOOLKIT, low_level=binary)
         assert binary.replace("\0", ""), "there is no binary"

@@ -1,4 +1,4 @@
-"""Inputs that are long in one way: their time and memory must grow with their length and not faster.
+"""Inputs that are long in one way: their time and memory must grow no faster than their length.
 
 Run as a program it measures, in a process of its own, those that are named on its standard input.
 """
@@ -200,7 +200,7 @@ def sized(make: Make, size: int) -> bytes:
 
 
 def measure(kind: str, name: str, size: int) -> dict[str, Any]:
-    """Do the work for one input; return its size, the seconds of the processor, and the most memory."""
+    """Do the work for one input; return its size, processor seconds and maximum memory."""
     cases, work = KINDS[kind]
     data = sized(cases[name], size)
     before = _peak(anew=True)

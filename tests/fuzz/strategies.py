@@ -284,7 +284,7 @@ _ODD: Final[st.SearchStrategy[Any]] = st.sampled_from(
 
 @st.composite
 def altered(draw: st.DrawFn, texts: Sequence[bytes]) -> bytes:
-    """Return a JSON text in which some values are others: it can be read, and means something odd."""
+    """Return a JSON text with some values replaced: it can be read, and means something odd."""
     tree = json.loads(draw(st.sampled_from(texts)))
     for _ in range(draw(st.integers(1, 3))):
         holder, name = draw(st.sampled_from(list(_places(tree)) or [([None], 0)]))

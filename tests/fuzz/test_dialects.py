@@ -1,4 +1,4 @@
-"""The three dialects from bytes to plan and back: whatever lies on the node and whatever its binary says."""
+"""The three dialects from bytes to plan and back: any files on the node, any binary's answers."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_docker(node: Node) -> None:
 
 
 def test_the_seeds_are_worth_mutating() -> None:
-    """Each dialect takes most of its seeds on and changes them: else nothing behind the readers is tried."""
+    """Each dialect accepts and changes most of its seeds: else only the readers are tested."""
     kinds = (
         (nodes.CONTAINERD, seeds.CONTAINERD_FILES),
         (nodes.CRIO, seeds.CRIO_FILES),

@@ -1,4 +1,4 @@
-"""The document editors: whatever a file holds, it is edited in the wanted keys alone or refused in words."""
+"""The document editors: any file is edited in the requested keys alone or clearly refused."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _anything_goes(form: edits.Format, data: bytes, wants: Sequence[DesiredKey])
 
 
 def _is_settable(read: laws.Read, data: bytes, wants: Sequence[DesiredKey]) -> bool:
-    """Tell whether no wish needs a table where a value is; a file that nobody can read is as good."""
+    """Return whether no wish needs a table where a value is; True for an unreadable file."""
     try:
         tree = read(data)
     except (ValueError, RecursionError):

@@ -39,7 +39,7 @@ from toolkit.settings.options import SETTINGS, Kind
 from toolkit.state import journal, readiness_record, record
 from toolkit.state import restart_budget as restarts
 
-# --- options and variables --------------------------------------------------------------------------
+# --- options and variables ------------------------------------------------------------------------
 
 _WORDS: Final = st.one_of(
     st.sampled_from(
@@ -83,7 +83,7 @@ def test_any_options_and_variables_are_settings_or_a_usage_problem(
                 assert not row.choices or found.values[row.name] in row.choices
 
 
-# --- the record -------------------------------------------------------------------------------------
+# --- the record -----------------------------------------------------------------------------------
 
 _RECORD: Final = record.Record(
     sequence=3,
@@ -207,7 +207,7 @@ def test_any_record_is_understood_or_refused(state: bytes) -> None:
         nodes.taken_back(nodes.DOCKER, (b"", b'{"imports": ["/a", "/b"]}', b'{"version": 2}'), owned.edits)
 
 
-# --- what lies on the node beside -------------------------------------------------------------------
+# --- what lies on the node beside -----------------------------------------------------------------
 
 
 _RESTARTS: Final = (b'{"format": 1, "boot": "x", "restarts": [1.5, 2]}\n',)
@@ -250,7 +250,7 @@ def test_any_configuration_of_the_toolkit_is_completed_or_refused(present: bytes
     assert found["nvidia-container-runtime"]["runtimes"] == ["/usr/bin/runc"]
 
 
-# --- what a daemon says -----------------------------------------------------------------------------
+# --- what a daemon says ---------------------------------------------------------------------------
 
 _CONDITION: Final = protobuf.encode([(1, "RuntimeReady"), (2, 1), (3, "why"), (4, "long")])
 _POD: Final = protobuf.encode(

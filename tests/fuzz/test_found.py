@@ -1,4 +1,4 @@
-"""Every input that once did harm, as it was found or made small: below `found/`, replayed always."""
+"""Every input that once did harm, as found or minimized: below `found/`, always replayed."""
 
 from __future__ import annotations
 

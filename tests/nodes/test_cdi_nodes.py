@@ -1,4 +1,4 @@
-"""The whole chain on a booted node: installer, containerd, the real toolkit's programs, runc, a container.
+"""The whole chain on a booted node: installer, containerd, the real toolkit, runc, a container.
 
 There is no GPU here. The driver is made up (`tests/support/driver.py`), and that the kernel has
 loaded it is said by a file system laid over the node's /sys/module: without it the wrappers would
@@ -157,7 +157,7 @@ def test_docker_s_containers_get_it_too(node: Node, source: Path) -> None:
 
 @pytest.mark.usefixtures("loaded")
 def test_a_container_gets_the_whole_driver_of_the_management_specification(node: Node, source: Path) -> None:
-    """Made by the real nvidia-ctk, resolved by containerd and by the toolkit, its hooks run by runc."""
+    """Made by the real nvidia-ctk, resolved by containerd and toolkit, its hooks run by runc."""
     said = install(node, source)
     assert f"generated the CDI specification {MANAGEMENT.replace('/run/', '/var/run/')}" in said
     library = f"/usr/lib/x86_64-linux-gnu/libcuda.so.{driver.VERSION}"

@@ -56,7 +56,7 @@ def tool(node: Node, source: Path) -> Iterator[Tool]:
     """A tool on a node that it leaves as it was, so that the next test finds a clean one."""
     found = Tool(node, source)
     before = picture(node)
-    # Tests restart more often than systemd finds healthy, and then it would not start a dead one again.
+    # Tests restart more often than systemd allows, and then it would not start a dead one again.
     nodes.run(node, ["systemctl", "reset-failed", "containerd"])
     nodes.path(node, RESTARTS).unlink(missing_ok=True)
     yield found
@@ -87,7 +87,7 @@ version = 4
 
 
 def times(node: Node) -> dict[str, tuple[int, int]]:
-    """Return every file's inode and time of change: what a write that changes nothing gives away."""
+    """Return every file's inode and time of change: a write that changes nothing shows there."""
     places = [nodes.path(node, place) for place in ("/etc/containerd", "/usr/local/nvidia")]
     return {
         str(path): (path.lstat().st_ino, path.lstat().st_mtime_ns)
@@ -428,7 +428,7 @@ def test_inline_tables_over_several_lines_are_edited_where_containerd_loads_them
 def test_a_node_that_upstream_s_drop_in_broke_is_healed_by_its_replacement(
     node: Node, tool: Tool, *, is_up: bool
 ) -> None:
-    """containerd 2.1 does not load version 4: it is up with what it read before, or does not start."""
+    """containerd 2.1 does not load version 4: it is up with its old config, or does not start."""
     config, drop_in = nodes.path(node, CONFIG), nodes.path(node, "/etc/containerd/conf.d/99-nvidia.toml")
     original = config.read_bytes() if config.exists() else None
     config.parent.mkdir(exist_ok=True)

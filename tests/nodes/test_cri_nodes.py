@@ -1,4 +1,4 @@
-"""CRI as real daemons speak it: containerd 1.6, 1.7 and 2.1 on booted Debian nodes; dockerd does not."""
+"""CRI of real daemons: containerd 1.6, 1.7 and 2.1 on booted Debian nodes; dockerd has none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CRI-O on test nodes is the real one: its unit, its socket, its drop-ins, pods through its handlers."""
+"""CRI-O on test nodes is the real one: unit, socket, drop-ins, pods through its handlers."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_pod_runs_through_a_handler_of_a_drop_in_after_a_restart(pod_node: Node,
 
 
 def test_hangup_shows_a_new_handler_but_pods_cannot_use_it(pod_node: Node, drop_in: Path) -> None:
-    """Pin down a defect of CRI-O: if this fails with a newer one, SIGHUP has become enough there."""
+    """Pin down a defect of CRI-O: if this fails with a newer one, SIGHUP has become enough."""
     drop_in.write_text(HANDLER, encoding="utf-8")
     before = nodes.main_pid(pod_node, "crio")
     crio.hang_up(pod_node)

@@ -246,7 +246,7 @@ allowed_annotations = ["io.containers.trace-syscall", "io.kubernetes.cri-o.Devic
         crio.start(node)
         base = crio.handlers(node)["pods"]
         assert base["runtime_type"] == "pod"
-        # No pod starts through the stand-in, which is not the fault of the handlers that inherit it.
+        # No pod starts through the stand-in, not by fault of the handlers that inherit it.
         told = tool("run", "--no-daemon")
         assert "not verified: no container was started through nvidia, nvidia-cdi, nvidia-legacy: " in told
         assert ", and through the handler pods none starts either: " in told
@@ -355,7 +355,7 @@ def test_hook_is_one_that_podman_reads(node: Node, tool: Tool) -> None:
     if podman is None:
         pytest.skip("podman is not installed: apt-get install podman")
     tool("run", "--no-daemon", env={"CRIO_CONFIG_MODE": "hook"})
-    # Only podman's reading is wanted: whether this machine lets it run the container is another matter.
+    # Only podman's reading is wanted: whether it can run the container here does not matter.
     with tempfile.TemporaryDirectory(prefix="podman-") as place:
         hooks, rootfs = Path(place, "hooks"), Path(place, "rootfs")
         hooks.mkdir()

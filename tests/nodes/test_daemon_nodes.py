@@ -99,7 +99,7 @@ def overwrite(node: Node, data: bytes) -> None:
 
 
 def slowness(node: Node) -> float:
-    """Return how many times slower than one that does nothing else this machine is at the moment."""
+    """Return how many times slower than an idle machine this one is at the moment."""
     took = []
     for _ in range(TRIES):
         began = time.monotonic()
@@ -187,13 +187,14 @@ def test_a_tool_that_overwrites_fifty_times_cannot_take_the_node_down(node: Node
         for _ in range(50):
             overwrite(node, old)
             time.sleep(0.1)
-        # Whatever it has done: one more is refused, or nothing is left to do, or what was overwritten before
-        # the runtime read it was taken back, and the next try waits for longer than anybody does here.
+        # Whatever it has done: one more is refused, or nothing is left to do, or what was
+        # overwritten before the runtime read it was taken back, and the next try waits for longer
+        # than anybody does here.
         pod.until(lambda: is_at_rest(pod), "it comes to no end", timeout=60)
         assert nodes.is_active(node, "containerd")
         assert nodes.answers(node)
         made = restarts(node) - started
-        # The first of three was that of the set-up; a change that had to be taken back may cost one more.
+        # The first of three was that of the set-up; a rollback may cost one more.
         assert 1 <= made <= 3
         real.USED.add(f"50 overwrites on a booted {node.suite} node: {made} restarts")
         # The window of the budget is over: what is still wrong is put right.

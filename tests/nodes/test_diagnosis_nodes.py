@@ -1,4 +1,4 @@
-"""The diagnosis of a real node: booted Debian with systemd and its own containerd, as a pod sees it."""
+"""The diagnosis of a real node: booted Debian with systemd and containerd, as a pod sees it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Distributions on a booted node: stand-ins of k3s and of microk8s' snap, with a real containerd 2.1.
+"""Distributions on a booted node: stand-ins of k3s and microk8s' snap, with a real containerd 2.1.
 
 k3s' stand-in renders its configuration at each start, by Go's template engine, and
 makes handlers for what it finds. The node's own containerd runs beside it all the time.
@@ -48,7 +48,7 @@ ExecStart=/snap/microk8s/7394/run-containerd
 KillMode=process
 Restart=always
 """
-# As the snap's wrapper does it: the template is filled in at each start, and containerd takes its place.
+# As the snap's wrapper does it: the template is filled in at each start before containerd runs.
 _WRAPPER: Final = """\
 #!/bin/sh
 set -e
@@ -159,7 +159,7 @@ class Site:
         return len(json.loads(path.read_bytes())["restarts"]) if path.exists() else 0
 
     def picture(self) -> dict[str, bytes]:
-        """Return every file that the distribution or we have in its configuration and in the toolkit."""
+        """Return every file of the distribution and of ours: its configuration, the toolkit."""
         places = (self.config, "/usr/local/nvidia")
         found = [p for place in places for p in sorted(nodes.path(self.node, place).rglob("*"))]
         return {str(p.relative_to(self.node.root)): p.read_bytes() if p.is_file() else b"" for p in found}
@@ -285,7 +285,7 @@ def test_an_older_k3s_with_another_data_directory_makes_the_handlers_itself(node
 
 
 def test_p04_a_k3s_that_imports_nothing_makes_the_handlers_itself(older: Site) -> None:
-    """P04: the files are installed, k3s is started once, and no file of its configuration is ours."""
+    """P04: the files are installed, k3s is started once; none of its config files is ours."""
     refused = older("run", "--no-daemon", code=4)
     assert "the default handler cannot be set to nvidia: nothing was changed" in refused
     assert "write `default-runtime: nvidia` into /etc/rancher/k3s/config.yaml" in refused
@@ -320,7 +320,7 @@ def test_p04_handlers_that_are_not_made_are_no_success(node: Node, source: Path)
 
 
 def test_p04_a_run_that_was_killed_before_k3s_started_is_finished_by_the_next(older: Site) -> None:
-    """The toolkit is there and k3s has not made its handlers yet: nothing else would say that it has to."""
+    """The toolkit is there, k3s' handlers are not: nothing else shows that k3s must restart."""
     argv = [PROGRAM, "run", "--no-daemon", "--set-as-default=false", *older.options]
     with containers.start_daemonset(older.node, argv, mounts=older.mounts) as process:
         pid = containers.inner(process)
@@ -365,7 +365,7 @@ def test_p14_k0s_starts_its_containerd_once_and_by_itself(node: Node, source: Pa
 
 
 def test_cri_of_docker_s_package_is_enabled_where_that_is_asked_for(node: Node, source: Path) -> None:
-    """Its containerd.io has CRI off: nothing is changed of that without a word, and it is off again after."""
+    """Its containerd.io has CRI off: changed only on request, and it is off again after revert."""
     socket, config = "/run/containerd/containerd.sock", "/etc/containerd"
     site = Site(node, source, unit="containerd", socket=socket, config=config)
     nodes.path(node, RESTARTS).unlink(missing_ok=True)
@@ -391,7 +391,7 @@ def test_cri_of_docker_s_package_is_enabled_where_that_is_asked_for(node: Node, 
 
 
 def test_p21_microk8s_template_is_filled_in_with_ours(node: Node, source: Path) -> None:
-    """P21: the template keeps its variables, the snap's own unit is restarted, the same bytes come back."""
+    """P21: the template keeps its variables, the snap's unit is restarted, the bytes come back."""
     args = f"{SNAP}/current/args"
     unit = "snap.microk8s.daemon-containerd"
     site = Site(node, source, unit=unit, socket=f"{SNAP}/common/run/containerd.sock", config=args)

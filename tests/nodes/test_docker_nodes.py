@@ -251,7 +251,7 @@ def test_option_that_is_a_flag_as_well_is_refused(node: Node, tool: Tool, flag: 
 
 
 def test_a_file_that_clashes_with_a_flag_as_it_is_is_refused(node: Node, tool: Tool) -> None:
-    """Not one of our keys: dockerd would not start again, and 20.10 says so only when it reloads."""
+    """None of our keys: dockerd would not start again, and 20.10 says so only on a reload."""
     override = nodes.path(node, "/etc/systemd/system/docker.service.d/flag.conf")
     override.parent.mkdir(exist_ok=True)
     start = f"[Service]\nExecStart=\nExecStart={START} --default-shm-size=1G\n"

@@ -1,6 +1,6 @@
 """In the peer's place: this program in the container that the GPU Operator makes for upstream's.
 
-Every variable and mount is the operator's own (tests/support/gpu_operator.py), and so is the entry point.
+Variables, mounts and entry point are the operator's own (tests/support/gpu_operator.py).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ SPECIFICATION = "/run/cdi/management.nvidia.com-gpu.yaml"
 EARLIER = '{"cdiVersion": "0.5.0", "kind": "management.nvidia.com/gpu", "devices": []}\n'
 WRITTEN = ("/etc", "/usr/local/nvidia", "/run/cdi", driver.ROOT)
 WATCHED = ("/etc", "/usr/local", "/usr/share", "/opt", "/root", "/srv", "/run/containers")
-# What /bin/sh is in the image (Dockerfile): unlike dash, it becomes what it starts, and so SIGTERM arrives.
+# /bin/sh in the image (Dockerfile): unlike dash, it becomes what it starts, so SIGTERM arrives.
 SHELL = "/bin/bash"
 CASES = (
     ("bookworm", "containerd"),
@@ -61,8 +61,8 @@ CASES = (
 @pytest.fixture(scope="module")
 def node(request: pytest.FixtureRequest) -> Iterator[Node]:
     with node_fixtures.booted(request.param, units=("containerd", "docker")) as booted:
-        # The image has its artifacts; here the node lends a directory for that.
-        # Its handlers are stand-ins, which tell that they ran; what makes the specification is real.
+        # The image has its artifacts; here the node lends a directory for that. Its handlers are
+        # stand-ins, which tell that they ran; what makes the specification is real.
         artifacts.make_real(nodes.path(booted, "/srv/artifacts/deb"), ("nvidia-ctk", "nvidia-cdi-hook"))
         nodes.path(booted, gpu_operator.VALIDATIONS).mkdir(parents=True)
         nodes.path(booted, driver.ROOT).mkdir()
@@ -150,7 +150,7 @@ def content(node: Node) -> dict[str, bytes]:
 
 
 def handlers(node: Node, runtime: str) -> tuple[dict[str, str], str]:
-    """Return the handlers with their binaries and the default one, as the running daemon has them."""
+    """Return the handlers with their binaries and the default, as the running daemon has them."""
     if runtime == "docker":
         found = json.loads(nodes.run(node, ["docker", "info", "--format", "{{json .}}"]).stdout)
         return {name: each["path"] for name, each in found["Runtimes"].items()}, found["DefaultRuntime"]
@@ -203,7 +203,7 @@ def goes_up_and_comes_back(node: Node, runtime: str, home: Path, *, cdi: bool) -
     process = pod.start()
     nodes.wait_for(node, lambda: "waiting for the driver" in pod.log())
     if cdi and runtime != "containerd":
-        nodes.path(node, SPECIFICATION).write_text(EARLIER, encoding="utf-8")  # upstream's image was there
+        nodes.path(node, SPECIFICATION).write_text(EARLIER, encoding="utf-8")  # upstream's file
     before = content(node)
     elsewhere, told = picture(node, WATCHED), handlers(node, runtime)
     others = {unit: nodes.main_pid(node, unit) for _, unit in CASES if unit != runtime}
@@ -231,7 +231,7 @@ def goes_up_and_comes_back(node: Node, runtime: str, home: Path, *, cdi: bool) -
 
 
 def assert_told(node: Node, runtime: str, told: tuple[dict[str, str], str], *, cdi: bool) -> None:
-    """See what the daemon says of its handlers, or, where it has a hook in their place, the hook."""
+    """Check what the daemon says of its handlers, or, if it has a hook instead, the hook."""
     known, default = handlers(node, runtime)
     if runtime == "crio" and not cdi:
         assert (known, default) == told
@@ -315,7 +315,7 @@ def again(node: Node, runtime: str, pod: Pod) -> None:
     assert nodes.main_pid(node, runtime) == pid
 
 
-# --- what people set in toolkit.env -------------------------------------------------------------------
+# --- what people set in toolkit.env ---------------------------------------------------------------
 
 
 @pytest.fixture
@@ -335,7 +335,7 @@ FORKY = pytest.mark.parametrize("node", ["forky"], indirect=True)
 
 @FORKY
 def test_a_source_and_an_override(plain: Node, tmp_path: Path) -> None:
-    """A file as the source is seen below /host then; the override is judged by the node's own containerd."""
+    """A source file is then seen below /host; the node's own containerd checks the override."""
     env = {
         "RUNTIME_CONFIG_SOURCE": "file=/etc/containerd/config.toml",
         "RUNTIME_CONFIG_OVERRIDE": '{"options": {"SystemdCgroup": false}}',
@@ -354,7 +354,7 @@ def test_a_source_and_an_override(plain: Node, tmp_path: Path) -> None:
 
 @FORKY
 def test_a_driver_that_is_not_there_yet(plain: Node, tmp_path: Path) -> None:
-    """A driver's pod that was killed leaves `driver-ready` behind: ours starts all the same, and waits."""
+    """A killed driver pod leaves `driver-ready` behind: ours still starts, and waits."""
     nodes.path(plain, DRIVER_READY).write_text(gpu_operator.DRIVER_READY, encoding="utf-8")
     env = {"TOOLKIT_CHECK_INTERVAL": "1"}  # what is mounted or loaded makes no event
     pod = Pod(plain, gpu_operator.render("containerd", cdi=True, env=env), tmp_path)
@@ -380,7 +380,7 @@ def test_a_driver_that_is_not_there_yet(plain: Node, tmp_path: Path) -> None:
 
 @FORKY
 def test_a_driver_of_the_node_itself(plain: Node, tmp_path: Path) -> None:
-    """Its root is in `driver-ready` alone: a command in the pod has to source it as the entry point does."""
+    """Only `driver-ready` names its root: a command in the pod must source it first."""
     nodes.path(plain, DRIVER_READY).write_text(gpu_operator.HOST_DRIVER_READY, encoding="utf-8")
     pod = Pod(plain, gpu_operator.render("containerd", cdi=False), tmp_path)
     process = pod.start()

@@ -1,4 +1,4 @@
-"""Kills of installs and reverts on a booted node, at random moments and at the worst: it works in the end."""
+"""Kills of installs and reverts on a booted node, random and worst-case: it works in the end."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def slow(node: Node) -> Iterator[None]:
 
 
 def killed_while_it_restarts(node: Node, *words: str) -> None:
-    """Kill a run once the runtime has ended for it, and leave the unit as a refused start leaves it."""
+    """Kill a run after the runtime ended for it; leave the unit as after a refused start."""
     before = nodes.main_pid(node, "containerd")
     with containers.start_daemonset(node, [PROGRAM, *words]) as process:
         pid = containers.inner(process)
@@ -91,7 +91,7 @@ def killed_while_it_restarts(node: Node, *words: str) -> None:
 def test_a_runtime_that_a_killed_run_left_down_is_started(
     node: Node, tmp_path: Path, killed: str, then: str
 ) -> None:
-    """systemd may refuse a start (StartLimitBurst); a kill before the next try must not leave it at that."""
+    """systemd may refuse a start (StartLimitBurst); a kill before the retry must not leave that."""
     source = artifacts.make(tmp_path / "artifacts")
     settings = ["--runtime=containerd", f"--toolkit-source-root={source}", "--restart-budget=1"]
     words = {"run": ["run", "--no-daemon", *settings], "revert": ["revert", *settings]}
@@ -114,7 +114,7 @@ def test_a_runtime_that_a_killed_run_left_down_is_started(
 @pytest.mark.usefixtures("slow")
 @pytest.mark.parametrize("then", ["run", "revert"])
 def test_a_node_that_was_upgraded_after_a_kill_is_no_dead_end(node: Node, tmp_path: Path, then: str) -> None:
-    """Somebody else's edit, as an upgrade of Kubernetes makes, is no harm that the killed run did."""
+    """Another edit, such as a Kubernetes upgrade makes, is no harm done by the killed run."""
     source = artifacts.make(tmp_path / "artifacts")
     settings = ["--runtime=containerd", f"--toolkit-source-root={source}", "--restart-budget=0"]
     words = {"run": ["run", "--no-daemon", *settings], "revert": ["revert", *settings]}

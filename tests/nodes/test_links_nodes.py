@@ -1,6 +1,6 @@
 """Symbolic links on the way to the runtime's files, as a pod sees them, on a booted node.
 
-The pod has the node's root read-only at /host. In the pod an absolute link leads into the pod's own root.
+The pod has the node's root read-only at /host. There an absolute link leads into the pod's root.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def node() -> Iterator[Node]:
 
 
 def linked(node: Node, to: str, real_directory: str) -> None:
-    """Make the drop-in directory a link, and the directory that it leads to; forget earlier restarts."""
+    """Make the drop-in directory a link, and make its target; forget earlier restarts."""
     nodes.run(node, ["systemctl", "reset-failed", "containerd"])
     nodes.path(node, "/run/nvidia/toolkit/restarts.json").unlink(missing_ok=True)
     nodes.run(node, ["rm", "-rf", LINK, ELSEWHERE, INSIDE])

@@ -1,4 +1,4 @@
-"""containerd, Docker, CRI-O and a k3s on one node: each is known, and only the chosen one changes."""
+"""containerd, Docker, CRI-O and a k3s on one node: all are known, only the chosen one changes."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_only_the_chosen_one_changes(node: Node, source: Path, chosen: str) -> N
 
 
 def test_each_is_named_with_its_own_program_config_and_owner(node: Node) -> None:
-    """P03: three containerds and two other runtimes' files, of which none is taken for another's."""
+    """P03: three containerds and two other runtimes' files; none is taken for another's."""
     code, found = detect(node)
     seen = {each["distribution"]: each for each in found["runtimes"]}
     assert {
@@ -193,7 +193,7 @@ def test_the_kubelet_s_is_set_up_without_a_word_from_us(node: Node, source: Path
 
 
 def test_a_kubelet_on_k3s_leads_to_k3s_files_and_to_no_others(node: Node, source: Path) -> None:
-    """Its containerd 1.7 merges no drop-ins, so that is said of its own config, and all stays as it is."""
+    """Its containerd 1.7 merges no drop-ins: the message names its own config, all stays as is."""
     before = {runtime: picture(node, runtime) for runtime in FILES}
     running = pids(node)
     with kubelet(node, K3S_SOCKET):

@@ -135,7 +135,8 @@ def test_daemonset_sees_what_the_node_mounts_later(node: Node) -> None:
 def test_daemonset_runs_the_checkout_and_leaves_it_alone(node: Node, tmp_path: Path) -> None:
     script = "import pathlib, sys, toolkit; pathlib.Path('new').touch(); print(toolkit.__file__)"
     if containers.CHECKOUT.is_relative_to(tempfile.gettempdir()):
-        script = script.replace("pathlib.Path('new').touch()", "0")  # the tests' own directory is shared
+        # The tests' own directory is shared.
+        script = script.replace("pathlib.Path('new').touch()", "0")
     done = containers.daemonset(node, [sys.executable, "-c", script])
     assert (done.stdout, done.stderr) == (f"{containers.CHECKOUT}/toolkit/__init__.py\n", "")
     assert not (containers.CHECKOUT / "new").exists()

@@ -1,4 +1,4 @@
-"""Handlers tried on real nodes: containerd 1.6, 1.7 and 2.1, Docker 20.10, 26.1 and 28.5, CRI-O 1.36.
+"""Handlers tried on real nodes: containerd 1.6, 1.7, 2.1, Docker 20.10, 26.1, 28.5, CRI-O 1.36.
 
 The program installs the handlers; then they are tried from here, through the
 node's own socket. What is on the node must be afterwards what was before.
@@ -33,8 +33,8 @@ PROGRAM: Final = str(Path(sys.executable).parent / "nvidia-toolkit")
 TOOLKIT: Final = "/usr/local/nvidia/toolkit"
 OURS: Final = ("nvidia", "nvidia-cdi", "nvidia-legacy")
 SLICE: Final = "system.slice"
-# It hangs only where a container is created: containerd 2 asks every handler's binary for its features while
-# it starts, and would wait for this one for ever.
+# It hangs only where a container is created: containerd 2 asks every handler's binary for its
+# features while it starts, and would wait for this one for ever.
 HANGS: Final = "/usr/local/sbin/hangs"
 _HANGS: Final = """#!/bin/sh
 case " $* " in *" create "*) exec sleep 5 ;; esac
@@ -114,7 +114,7 @@ class Place:
         assert after == before
 
     def _since(self, before: Mapping[str, object], *, cgroups: bool) -> dict[str, object]:
-        """Return the traces; what containerd itself collects of an unused image's blobs is no trace."""
+        """Return the traces, without what containerd itself collects of an unused image's blobs."""
         after = self.traces(cgroups=cgroups)
         was, now = before.get("content"), after.get("content")
         if isinstance(was, list) and isinstance(now, list) and set(now) < set(was):
@@ -158,7 +158,7 @@ def run(node: Node, command: str) -> str:
 
 
 def cgroups_of(node: Node) -> set[str]:
-    """Return the names of all cgroups: systemd makes those of its own in further hierarchies as it likes."""
+    """Return all cgroups; systemd makes its own in further hierarchies as it likes."""
     return {name for _, below, _ in os.walk(nodes.path(node, "/sys/fs/cgroup")) for name in below}
 
 
@@ -300,7 +300,7 @@ def bare(request: pytest.FixtureRequest, source: Path) -> Iterator[Place]:
 
 @pytest.fixture(scope="module")
 def containerd(bare: Place) -> Place:
-    """The same node with images, once a pod was there: what containerd makes for all of them is there too."""
+    """The same node with images, after a first pod: what containerd makes for all is there."""
     if reason := containers.why_no_containers(bare.node):
         pytest.skip(reason)
     containers.prepare_images(bare.node)
@@ -669,8 +669,8 @@ def test_container_that_hangs_is_told_and_goes_with_the_next_try(docker: Place) 
     error = docker.failure("hangs", timeout=3)
     assert time.monotonic() - begun < 3.5
     assert str(error) == "no container starts through the handler hangs: did not finish within 2.0 s"
-    # dockerd goes on with it although nobody waits any more, and removes nothing meanwhile. Other handlers
-    # can be tried, and the next try of this one clears up.
+    # dockerd goes on with it although nobody waits any more, and removes nothing meanwhile. Other
+    # handlers can be tried, and the next try of this one clears up.
     docker.start("nvidia")
     assert "no container starts through the handler hangs" in str(docker.failure("hangs", timeout=60))
     docker.assert_nothing_left(before)

@@ -1,4 +1,4 @@
-"""Who starts a real containerd again, and what a restart takes along: booted Debian, real systemd."""
+"""The supervisor of a real containerd, and what a restart affects: booted Debian, real systemd."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def is_installed(node: Node) -> bool:
     )
 
 
-# --- who starts it again ----------------------------------------------------------------------------
+# --- who starts it again --------------------------------------------------------------------------
 
 
 def test_a_unit_with_restart_no_is_restarted_by_systemd_itself(node: Node, tool: Tool) -> None:
@@ -258,7 +258,7 @@ def test_a_containerd_in_namespaces_of_its_own_is_left_to_the_user(node: Node, t
     assert "it ran in namespaces that cannot be entered" in said
 
 
-# --- what hangs on the unit -------------------------------------------------------------------------
+# --- what hangs on the unit -----------------------------------------------------------------------
 
 
 @every_suite

@@ -1,7 +1,7 @@
 """A change after which a real runtime is not well is taken back, and the node still runs pods.
 
-The runtimes are containerd 1.6, 1.7 and 2.1, Docker 20.10, 26.1 and 28.5 and CRI-O 1.36 on booted nodes; how
-they are made sick is in tests/support/sick.py.
+The runtimes are containerd 1.6, 1.7 and 2.1, Docker 20.10, 26.1 and 28.5 and CRI-O 1.36 on booted
+nodes; how they are made sick is in tests/support/sick.py.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Rack:
                 found = booting.enter_context(sick.bench(name, suite, self.source))
                 version = nodes.run(found.node, VERSION[name].split()).stdout.splitlines()[0]
                 real.USED.add(f"{version.removesuffix(',')}, made sick on a booted {suite} node")
-                # It also makes what a runtime has once it ran a container, and which a fault then breaks.
+                # It also makes what a runtime has after a container, and a fault then breaks.
                 if reason := found.why_no_containers():
                     pytest.skip(f"this machine lets {name} on {suite} run no containers: {reason}")
                 self.nodes[name, suite] = found, booting.pop_all()
@@ -229,7 +229,7 @@ def test_restarts_by_others_in_between_leave_nothing_mixed(
 
 
 def restart_often(bench: Bench, pause: float) -> None:
-    """Restart the unit as somebody else would: an upgrade of the package, a person who is in a hurry."""
+    """Restart the unit as others would: a package upgrade, or a person who is in a hurry."""
     for _ in range(3):
         time.sleep(pause)
         bench.sh(
@@ -286,7 +286,7 @@ def test_one_that_never_starts_again_is_exit_7_and_everything_is_kept(bench: Ben
         assert nodes.path(bench.node, f"{TOOLKIT}/.nvidia-toolkit/state.json").exists()
         # Nothing is better by itself.
         assert bench.run("run", "--no-daemon", SHORT, BY_UNIT).returncode == 7
-        # The node is mended, and the same again goes on: it takes the change back, and makes it anew.
+        # The node is mended, and the same command goes on: it rolls back, then changes again.
         bench.sh(f"rm {sick.NEVER_AGAIN}")
         bench.sh("sed -i 's/exit 1/true/' /run/sick/script")
         bench.done("run", "--no-daemon", BY_UNIT)

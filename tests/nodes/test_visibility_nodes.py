@@ -1,7 +1,8 @@
 """A runtime that does not see what is installed: real units with mount namespaces of their own.
 
-systemd.exec(5) has many settings that hide a directory from a unit or forbid it to execute files there.
-What the runtime's own unit hides, no handler can start; and it is refused before anything is changed.
+systemd.exec(5) has many settings that hide a directory from a unit or forbid it to execute files
+there. What the runtime's own unit hides, no handler can start; and it is refused before anything is
+changed.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""The commands in the documents work: what a desk can run is run, the rest is held to what it names.
+"""The commands in the documents work: those for a desk are run, the rest must match their targets.
 
 Those for a node are run in tests/nodes/test_documents_node.py, those for a cluster in
-tests/cluster/test_cluster_node.py,
-and the image is built in tests/cluster/test_image.py.
+tests/cluster/test_cluster_node.py, and the image is built in tests/cluster/test_image.py.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ FOREIGN = {
 """Options of other programs that the documents name."""
 MARKS = set("();<>|&")
 STARTS = re.compile(r"--$|\w+=")
-"""Behind what a command begins, other than marks: the end of another one's options, and a variable."""
+"""What precedes a command, other than marks: the end of another's options, or a variable."""
 VARIABLES = {variable for row in SETTINGS for variable in row.variables} | {"POD_NAME", "NO_COLOR"}
 
 

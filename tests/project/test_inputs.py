@@ -1,7 +1,7 @@
-"""Every call that reads, runs, replaces or removes a file is in the table of docs/internals/trust.md.
+"""Every call that reads, runs, replaces or removes a file is listed in docs/internals/trust.md.
 
-A new one fails here until somebody has written down who may control the file, how that is checked, and
-which test abuses it.
+A new one fails here until somebody has written down who may control the file, how that is checked,
+and which test abuses it.
 """
 
 from __future__ import annotations

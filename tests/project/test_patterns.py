@@ -1,9 +1,9 @@
 """Regular expressions mean the same on every Python that is allowed.
 
-CPython before 3.11.5, and Debian 12 has 3.11.2, matches some possessive groups wrongly. Where the body
-of such a group fails after it has begun, it goes on from where the body failed and not from where it
-began, if an alternative, an assertion or a repetition had noted that place (python/cpython issue
-100061); and it takes a body that needs a second way for one that matches (issue 106052).
+CPython before 3.11.5, and Debian 12 has 3.11.2, matches some possessive groups wrongly. Where the
+body of such a group fails after it has begun, it goes on from where the body failed and not from
+where it began, if an alternative, an assertion or a repetition had noted that place (python/cpython
+issue 100061); and it takes a body that needs a second way for one that matches (issue 106052).
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def possessive(items: Any) -> Iterator[Items]:
 def is_right(body: Items) -> bool:
     """Tell whether a possessive repetition of something is right everywhere.
 
-    It is where the body is single characters, with no more than a possessive repetition of one at its
-    end, which cannot fail: nothing in it has a second way or notes a place before it fails.
+    It is where the body is single characters, with no more than a possessive repetition of one at
+    its end, which cannot fail: nothing in it has a second way or notes a place before it fails.
     """
     *most, last = body
     return all(str(name) in SINGLE for name, _ in most) and (

@@ -1,6 +1,6 @@
 """`runtimes` touches nothing: an audit hook is armed around each of its calls.
 
-It catches what the import contract cannot: the builtin `open`, and effects that come in by way of a library.
+It catches what the import contract cannot: the builtin `open`, and effects by way of a library.
 """
 
 from __future__ import annotations

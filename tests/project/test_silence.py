@@ -1,4 +1,4 @@
-"""How long a runtime is said to be silent: the numbers are the documented measurements, and rounded."""
+"""The downtime that is stated for a runtime: the documented measurements, rounded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tiers keep their promises: time is measured in marked tests only, and `unit` starts no program."""
+"""The tiers keep their promises: only marked tests measure time; `unit` starts no program."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EVERYWHERE = frozenset({"bash", "cp", "ls", "mkfifo", "mount", "nsenter", "sh", 
 
 
 def upper_bounds(source: str) -> list[str]:
-    """Return the tests and helpers that bound a measured time from above and are not marked `timing`."""
+    """Return the tests and helpers with an upper bound on time that are not marked `timing`."""
     found = []
     for function in ast.parse(source).body:
         nodes = [function, *ast.walk(function)] if isinstance(function, ast.ClassDef) else [function]
@@ -137,7 +137,7 @@ def test_a_functional_test_needs_nothing_that_is_built(path: Path) -> None:
     ids=lambda path: path.name,
 )
 def test_a_functional_test_starts_what_every_machine_has(path: Path) -> None:
-    """Any other program is declared with `needs_program`, so that the table at the end names its package."""
+    """Any other program needs `needs_program`, so that the final table names its package."""
     source = path.read_text(encoding="utf-8")
     assert {name for name in started(source) if f'needs_program("{name}"' not in source} <= EVERYWHERE
 

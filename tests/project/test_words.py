@@ -89,7 +89,7 @@ def beginnings(source: str) -> list[str]:
 
 
 def outside_of_words(text: str) -> Iterator[tuple[int, str]]:
-    """Yield the lines of a document but for a section `Words`, which lists the words that are not used."""
+    """Yield the lines of a document without a section `Words`, which lists unwanted words."""
     is_list = False
     for number, line in enumerate(text.splitlines(), 1):
         if line.startswith("## "):

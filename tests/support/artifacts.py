@@ -1,4 +1,4 @@
-"""The toolkit's files: stand-ins that say that they ran, then are the low-level runtime; or the real ones."""
+"""The toolkit's files: stand-ins that report each call and become runc; or the real ones."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ exec runc "$@"
 
 
 def make_real(root: Path, programs: Sequence[str] = binaries.TOOLKIT_PROGRAMS) -> Path:
-    """Make a toolkit's source with the real programs, but for nvidia-container-cli and its libraries."""
+    """Make a toolkit's source of real programs, without nvidia-container-cli and its libraries."""
     make(root)
     for program in programs:
         place = root / "usr/bin" / program

@@ -1,4 +1,4 @@
-"""Real binaries: the toolkit's programs, and containerds with a way to ask them that leaves nothing mounted.
+"""Real binaries: the toolkit's programs, and containerds, queried without leaving anything mounted.
 
 The Debian ones live in a root file system of their own and need its libraries, and a /proc to read
 what is staged: each question gets a mount namespace that ends with it.
@@ -40,7 +40,7 @@ TOOLKIT_PROGRAMS: Final = (
     "nvidia-ctk",
     "nvidia-cdi-hook",
 )
-"""The real programs that Go alone builds; nvidia-container-cli is C, and not run where CDI is used."""
+"""The real programs that Go alone builds; nvidia-container-cli is C, and not run with CDI."""
 _BUILD_TIME: Final = 900
 _OLD: Final = 1_000_000_000
 # A node's root that somebody else may be using: everything laid over it goes with the process.
@@ -65,7 +65,7 @@ class Binary:
 
 @cache
 def find(line: str) -> Binary:
-    """Return the containerd of a release line, made on first use; skip the test where it cannot be."""
+    """Return the containerd of a release line, made on first use; skip the test if it cannot be."""
     if line in SUITES:
         found = Binary(line=line, root=_image(SUITES[line]), path="/usr/bin/containerd")
     else:
@@ -78,7 +78,7 @@ def find(line: str) -> Binary:
 
 
 def ask(binary: Binary, question: BinaryQuery) -> BinaryResult:
-    """Ask a binary as the program does; a question that was asked before is answered from memory."""
+    """Query a binary as the program does; an earlier query is answered from memory."""
     answer = _asked(binary, question.argv, question.files)
     for _ in range(question.times - 1):
         again = _asked.__wrapped__(binary, question.argv, question.files)
@@ -165,7 +165,7 @@ def _image(suite: str) -> Path:
 
 @cache
 def toolkit(program: str) -> Path:
-    """Return a program of the NVIDIA Container Toolkit, made on first use; skip where it cannot be."""
+    """Return an NVIDIA Container Toolkit program, made on first use; skip if it cannot be."""
     found = built(f"{_TOOLKIT}/cmd/{program}", TOOLKIT, cgo=True)
     real.USED.add(f"{program} {TOOLKIT.removeprefix('v')}")
     return found

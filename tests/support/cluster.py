@@ -1,7 +1,7 @@
-"""A real Kubernetes on a booted node: etcd, API server, controllers and scheduler beside it, kubelet in it.
+"""A real Kubernetes on a booted node: control plane and etcd beside it, kubelet in it.
 
 All of it is built from one go.mod, since Kubernetes' replace lines count only where it is the main
-module. The control plane runs on the test machine in the node's network, so that two of them do not meet.
+module. The control plane runs on the test machine in the node's network, so that two never meet.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ _TUNED: Final = {
 
 @cache
 def programs() -> Path:
-    """Return a directory with Kubernetes' programs and etcd, built on first use; skip where it cannot be."""
+    """Return a directory with Kubernetes and etcd, built on first use; skip if it cannot be."""
     home = nodes.cache() / "go" / f"kubernetes-v{VERSION}"
     home.mkdir(parents=True, exist_ok=True)
     with home.with_suffix(".lock").open("w", encoding="utf-8") as lock:
@@ -182,7 +182,7 @@ class Cluster:
         return done
 
     def shell(self, line: str, *, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run a line as somebody in the checkout who has helm, kubectl and KUBECONFIG; refuse its failure."""
+        """Run a line in the checkout as a user with helm, kubectl, KUBECONFIG; it must succeed."""
         done = subprocess.run(
             (*self.enter, "bash", "-eu", "-o", "pipefail", "-c", line),
             stdin=subprocess.DEVNULL,
@@ -203,7 +203,7 @@ class Cluster:
 
     @contextlib.contextmanager
     def following(self, *words: str) -> Iterator[Path]:
-        """Write what pods say to a file, which is handed back, until they are gone or no longer wanted."""
+        """Write pods' logs to a file, which is returned, until they end or are not needed."""
         path = self.home / "pods.txt"
         with path.open("wb") as log:
             process = subprocess.Popen(
@@ -330,7 +330,7 @@ class Cluster:
         )
         # It wants to read the kernel's log, which is not the node's.
         nodes.run(node, ("ln", "-s", "null", "/dev/kmsg"))
-        # It wants these of the kernel, which is the test machine's: the node is shown that they are so.
+        # It requires these of the kernel, the test machine's: the node sees them as set.
         for name, value in _TUNED.items():
             _put(node, f"/run/tuned/{name}", f"{value}\n".encode())
             nodes.run(node, ("mount", "--bind", f"/run/tuned/{name}", f"/proc/sys/{name}"))

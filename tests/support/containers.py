@@ -174,7 +174,7 @@ class Pod:
 
 
 def is_whole(node: Node) -> bool:
-    """Tell whether containerd loads its configuration, and every program of ours that it names can be run."""
+    """Return whether containerd loads its configuration and all our programs in it can be run."""
     text = path(node, "/etc/containerd/config.toml").read_text(encoding="utf-8")
     named = [line.split('"')[1] for line in text.splitlines() if "/usr/local/nvidia/toolkit" in line]
     found = [run(node, ("test", "-x", binary), check=False).returncode == 0 for binary in named]
@@ -277,7 +277,7 @@ def start_pod(
 
 
 def wishing(*cdi_devices: str, **env: str) -> Fields:
-    """Return what a container asks for: variables, and CDI devices as a device plugin asks for them."""
+    """Return a container's requests: variables, and CDI devices as by a device plugin."""
     variables = [{1: name, 2: text} for name, text in env.items()]
     return {6: variables, 17: [{1: device} for device in cdi_devices]}
 

@@ -2,7 +2,7 @@
 
 No suite of Debian has it, and the nodes need nothing of it until a test asks: it is copied into a
 node that runs already. Its configuration is two drop-ins, as on a real node: the package's, with
-the handlers, and one with what an administrator sets. There is no crio.conf unless a test wants one.
+the handlers, and one with what an administrator sets. crio.conf exists only if a test wants one.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ _POLICY: Final = {"default": [{"type": "insecureAcceptAnything"}]}
 
 @functools.cache
 def why_not() -> str | None:
-    """Return the reason why this machine cannot run CRI-O in nodes, or None; builds it to be sure."""
+    """Return why this machine cannot run CRI-O in nodes, or None; builds it to be sure."""
     if reason := nodes.why_not():
         return reason
     if importlib.util.find_spec("grpc") is None:
@@ -103,7 +103,7 @@ def binary() -> Path:
 
 
 def install(node: Node, *, config: str | None = None) -> None:
-    """Put CRI-O, what it runs, its unit and its drop-ins on a node; a crio.conf only when one is given."""
+    """Put CRI-O, what it runs, its unit and drop-ins on a node; a crio.conf only if given."""
     # A node without units counts as booted before its systemd takes orders.
     nodes.wait_for(node, lambda: _has_booted(node))
     crio, conmon = binary(), Path(shutil.which("conmon") or "conmon")
@@ -125,7 +125,7 @@ def install(node: Node, *, config: str | None = None) -> None:
 
 
 def prepare_images(node: Node) -> None:
-    """Give the node's CRI-O the image that pods and sandboxes are made of; do it before the start."""
+    """Give the node's CRI-O the image of pods and sandboxes; to be done before the start."""
     known = nodes.path(node, f"{_STORE}/vfs-images/images.json")
     if known.exists() and containers.IMAGE in known.read_text(encoding="utf-8"):
         return
@@ -230,7 +230,7 @@ def _locked(home: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _scratch(home: Path) -> Iterator[Path]:
-    """Make a directory to work in, and remove those of test runs that were killed; needs the lock."""
+    """Make a work directory, and remove those of killed test runs; needs the lock."""
     for stale in home.glob(".made-*"):
         shutil.rmtree(stale)
     with tempfile.TemporaryDirectory(prefix=".made-", dir=home) as name:

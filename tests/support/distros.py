@@ -1,4 +1,4 @@
-"""Stand-ins of distributions: what they make of their templates, by the real engine or the real sed."""
+"""Stand-ins of distributions: how they render their templates, by the real engine or real sed."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def agent() -> Path:
 
 
 def k3s(root: Path, *flags: str) -> bytes:
-    """Return what k3s would render on a node whose files lie below a directory. Raises AssertionError."""
+    """Return what k3s would render on a node with files below a directory, or AssertionError."""
     done = subprocess.run(
         (agent(), "-render", f"-root={root}", *flags), capture_output=True, check=False, timeout=30
     )
@@ -119,7 +119,7 @@ def with_toolkit(root: Path) -> Path:
 
 
 def microk8s(template: bytes, values: Mapping[str, str] = SNAP) -> bytes:
-    """Return what microk8s' wrapper makes of its template: by sed, and one variable after the other."""
+    """Return what microk8s' wrapper makes of its template: by sed, one variable at a time."""
     words: Sequence[str] = [f"s@${{{name}}}@{text}@g" for name, text in values.items()]
     done = subprocess.run(
         ("sed", *(word for each in words for word in ("-e", each))),
@@ -129,7 +129,7 @@ def microk8s(template: bytes, values: Mapping[str, str] = SNAP) -> bytes:
 
 
 def k0s(drop_ins: Mapping[str, bytes], *, before_136: bool) -> dict[str, bytes]:
-    """Return what k0s writes for containerd: since 1.36 an import, before that the merged CRI section."""
+    """Return what k0s writes for containerd: since 1.36 an import, before that the CRI section."""
     managed = b"# k0s_managed=true\n"
     if not before_136:
         return {

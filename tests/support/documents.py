@@ -24,7 +24,7 @@ _SPAN: Final = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """A fenced block: its document, the line where it begins, what stands behind the fence, its text."""
+    """A fenced block: its document, its first line, the text after the fence, its content."""
 
     document: Path
     line: int

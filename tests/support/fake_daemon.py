@@ -1,14 +1,14 @@
 """A stand-in for a runtime's daemon: it owns a socket and notes every signal that it gets.
 
-It is started under the name `containerd` (see tests/support/fake_node.py) and needs nothing but Python.
-To every gRPC call it says UNIMPLEMENTED, as a containerd does whose CRI plugin is off.
+It is started under the name `containerd` (see tests/support/fake_node.py) and needs nothing but
+Python. To every gRPC call it says UNIMPLEMENTED, as a containerd does whose CRI plugin is off.
 
-With `--cri FILE` it speaks CRI as that JSON file says, which is read anew at its start and at every call:
+With `--cri FILE` it speaks CRI as that JSON file says, which it reads at its start and every call:
 
     {"well": MANNER, "sick": MANNER, "sick_if": REGEX, "config": "/path/to/config.toml"}
 
-It is sick where REGEX was found in its config and what that imports, read once, when it started; then
-`sick` counts on top of `well`. A MANNER's keys, all of them optional, are those of `MANNER` below.
+It is sick where REGEX was found in its config and what that imports, read once, when it started;
+then `sick` counts on top of `well`. A MANNER's keys, all optional, are those of `MANNER` below.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ MANNER: Final[Mapping[str, Any]] = {
     "image": True,  # the sandbox image is there
     "no_pods": {},  # why no pod starts, by handler, or for all as ""
     "slow_pods": 0,  # seconds until a pod is there
-    "at": None,  # a fault at the calls about pods: {"call": the first one, "last": the last one, "do": ...}
+    # A fault at the calls about pods: {"call": the first one, "last": the last one, "do": ...}.
+    "at": None,
 }
 _PREFACE: Final = len(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
 _HEADER: Final = struct.Struct(">BHBBL")
@@ -163,7 +164,7 @@ def _refuse_calls(client: socket.socket) -> None:
 
 
 def _frames(client: socket.socket) -> Iterator[tuple[int, int, int, bytes]]:
-    """Yield the type, the flags, the stream and the payload of frames; answer what HTTP/2 itself asks."""
+    """Yield type, flags, stream and payload of frames; answer what HTTP/2 itself asks."""
     with client.makefile("rb") as stream:
         stream.read(_PREFACE)
         while len(head := stream.read(_HEADER.size)) == _HEADER.size:
@@ -270,7 +271,7 @@ def _sandbox(key: str, *, name: str, namespace: str, label: str, value: str, han
 
 
 class Cri:
-    """What the daemon says over CRI: by the file of `--cri`, and by its config as it was at the start.
+    """The daemon's answers over CRI: from the file of `--cri`, and from its config at the start.
 
     `first` is a file that remembers the config of the first start ever.
     """
@@ -391,7 +392,7 @@ def _length(text: bytes) -> bytes:
 
 
 def _fields(message: bytes) -> dict[int, bytes]:
-    """Return the fields of bytes of a message in the wire format of protocol buffers; the last of each."""
+    """Return the bytes fields of a protocol buffers message; the last one of each number."""
     found: dict[int, bytes] = {}
     at = 0
     while at < len(message):

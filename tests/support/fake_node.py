@@ -1,4 +1,4 @@
-"""A throw-away node below a directory, a stand-in for its runtime, and the program run against both."""
+"""A throw-away node below a directory, a stand-in runtime, and the program run against both."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ needs_sysctl = pytest.mark.skipif(
 
 
 def needs_program(name: str, *, package: str) -> pytest.MarkDecorator:
-    """Return a mark that skips a test where a program is missing; `package` is Debian's that has it."""
+    """Return a mark that skips a test without a program; `package` is Debian's that has it."""
     reason = f"{name} is not installed: apt-get install {package}"
     return pytest.mark.skipif(shutil.which(name) is None, reason=reason)
 
@@ -167,7 +167,7 @@ def name_low_level(node: Node) -> None:
 
 
 def make_artifacts(source: Path, *, release: str = "1") -> None:
-    """Write stand-ins of the toolkit's programs, which print how they were called, and libraries."""
+    """Write stand-ins of the toolkit's programs, which print their arguments, and libraries."""
     binaries, libraries = source / "usr/bin", source / "usr/lib64"
     binaries.mkdir(parents=True, exist_ok=True)
     libraries.mkdir(parents=True, exist_ok=True)
@@ -237,7 +237,7 @@ def trace(path: Path) -> Trace:
 
 
 def content(root: Path) -> dict[str, tuple[int, str]]:
-    """Return the mode and the content of every file below a directory, whatever its inode and times are."""
+    """Return mode and content of every file below a directory, without its inode and times."""
     return {name: (seen.mode, seen.content) for name, seen in snapshot(root).items()}
 
 
@@ -287,7 +287,7 @@ def done(*words: str, **more: Mapping[str, str]) -> subprocess.CompletedProcess[
 
 
 def in_mounts(script: str, *words: str) -> tuple[str, ...]:
-    """Return a prefix that runs a command after a shell script of mounts, in a namespace that ends with it.
+    """Return a prefix to run a command after a script of mounts, in a namespace that ends with it.
 
     `words` are the script's `$1` and so on; it must say `shift` for each of them.
     """
@@ -489,7 +489,7 @@ def listening(path: Path) -> Iterator[socket.socket]:
 
 @contextmanager
 def started(argv: Sequence[str], **more: str) -> Iterator[subprocess.Popen[str]]:
-    """Run the program, or another one, beside the test; it is killed where it does not end by itself."""
+    """Run the program, or another, beside the test; it is killed if it does not end by itself."""
     process = subprocess.Popen(
         list(argv),
         env={**ENVIRONMENT, **more},
@@ -511,7 +511,7 @@ def program(*words: str) -> list[str]:
 
 
 def ended(process: subprocess.Popen[str], number: signal.Signals | None = None) -> tuple[int, str, str]:
-    """Wait for a process, after a signal where one is given; return its exit status and both streams."""
+    """Wait for a process, after a signal if one is given; return its exit status and streams."""
     if number is not None:
         process.send_signal(number)
     out, err = process.communicate(timeout=20)

@@ -19,14 +19,14 @@ def behaviour(node: Node) -> Path:
 
 @contextmanager
 def runtime(node: Node, **more: Any) -> Iterator[Daemon]:
-    """Run a containerd that ends at SIGHUP, is started again, and speaks CRI; its PATH has a runc."""
+    """Run a containerd that ends at SIGHUP, is restarted, and speaks CRI; its PATH has a runc."""
     home = node.root.parent / "d"
     with fake_node.daemon(node.socket, home=home, cri=str(behaviour(node)), **more) as daemon:
         yield daemon
 
 
 def say(node: Node, sick_if: str | None = None, sick: dict[str, Any] | None = None, **well: Any) -> None:
-    """Set the behaviour: `well`, and `sick` where the configuration held `sick_if` when it started."""
+    """Set the behaviour: `well`, or `sick` if the configuration held `sick_if` at the start."""
     content = {"config": str(node.config), "well": well, "sick": sick or {}, "sick_if": sick_if}
     new = behaviour(node).with_suffix(".new")
     new.write_text(json.dumps(content), encoding="utf-8")

@@ -1,9 +1,9 @@
 """The toolkit's container as the GPU Operator renders it: variables, mounts, entry point.
 
 Written from the facts of NVIDIA/gpu-operator (Apache-2.0) at commit a22dbf671f2e (August 2026):
-`assets/state-container-toolkit/0400_configmap.yaml` and `0500_daemonset.yaml`, and `TransformToolkit`
-with what it calls in `controllers/object_controls.go`; the driver's file is the one that
-`cmd/nvidia-validator/main.go` writes.
+`assets/state-container-toolkit/0400_configmap.yaml` and `0500_daemonset.yaml`, and
+`TransformToolkit` with what it calls in `controllers/object_controls.go`; the driver's file is the
+one that `cmd/nvidia-validator/main.go` writes.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ _HOOKS: Final = "/usr/share/containers/oci/hooks.d"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rendered:
-    """Its variables, and the node's directories by their place in the container; `/host` comes besides."""
+    """Its variables, and the node's directories by path in the container; `/host` is added."""
 
     env: Mapping[str, str]
     mounts: Mapping[str, str]
@@ -73,7 +73,7 @@ class Rendered:
         return {os.path.realpath(target): source for target, source in self.mounts.items()}
 
     def objects(self, script: str) -> list[dict[str, Any]]:
-        """Return the DaemonSet, as far as it makes a container; `script` is the entry point on the node."""
+        """Return the DaemonSet's part for a container; `script` is the node's entry point."""
         mounts = {**self.mounts, "/host": "/"}
         volumes = [
             {"name": source, "hostPath": {"path": source, "type": "DirectoryOrCreate"}}

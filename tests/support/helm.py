@@ -129,7 +129,7 @@ def environment(found: Sequence[dict[str, Any]]) -> dict[str, str]:
 
 
 def mounts(found: Sequence[dict[str, Any]]) -> dict[str, tuple[str, bool]]:
-    """Return where the container sees which directory of the host, and whether it may write there."""
+    """Return where the container sees which directory of the host, and whether it is writable."""
     volumes = one(found, "DaemonSet")["spec"]["template"]["spec"]["volumes"]
     sources = {each["name"]: each["hostPath"]["path"] for each in volumes}
     return {

@@ -1,7 +1,7 @@
 """The image, built for real by buildah, and run on booted nodes as the chart says.
 
-Where no registry can be reached, a root file system made of Debian packages stands in for the official
-Python image, and a directory with stand-ins for the toolkit's files for NVIDIA's image.
+Where no registry can be reached, a root file system made of Debian packages stands in for the
+official Python image, and a directory with stand-ins for the toolkit's files for NVIDIA's image.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def base() -> Path:
 
 @cache
 def wheels() -> Path:
-    """Return a directory with the locked wheels for this machine's architecture, fetched on first use."""
+    """Return a directory with this architecture's locked wheels, fetched on first use."""
     wanted = _wheels()
     wanted.parent.mkdir(parents=True, exist_ok=True)
     with wanted.with_suffix(".lock").open("w", encoding="utf-8") as lock:
@@ -146,8 +146,9 @@ class Store:
     def as_written(self, line: str) -> None:
         """Build by a line of `docker build`, with all the words behind that as they are.
 
-        What stands for docker: `buildah bud`, which fetches no image but finds those that were put here, and
-        as the directory to be in a copy of the tracked files with the wheels, so that pip fetches nothing.
+        What stands for docker: `buildah bud`, which fetches no image but finds those that were put
+        here, and as the directory to be in a copy of the tracked files with the wheels, so that pip
+        fetches nothing.
         """
         program, command, *words = shlex.split(line)
         if (program, command) != ("docker", "build"):

@@ -1,4 +1,4 @@
-"""The Kubernetes API as a small, real HTTPS server, with certificates made for each run of the tests."""
+"""The Kubernetes API as a small, real HTTPS server, with certificates made for each test run."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _general(alternative: str) -> x509.GeneralName:
 def _certify(home: Path, name: str, extension: x509.ExtensionType, *, by: str | None = None) -> None:
     """Write NAME.key and NAME.pem, signed by another name's key or by its own.
 
-    Python 3.13 verifies strictly (ssl.VERIFY_X509_STRICT), so the identifiers of both keys are needed.
+    Python 3.13 verifies strictly (ssl.VERIFY_X509_STRICT), so both key identifiers are needed.
     """
     key = ec.generate_private_key(ec.SECP256R1())
     (home / f"{name}.key").write_bytes(private_bytes(key))
@@ -164,7 +164,7 @@ def serving(speech: Speech, certificate: Path | None, *, host: str = "127.0.0.1"
     """Serve one connection after another in a thread, over TLS where there is a certificate."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     trust = context(certificate) if certificate else None
-    # What a client that hung up did not read may wait for as long as the timeout: its end is ours to make.
+    # What a client that hung up did not read may wait until the timeout, so it is ended here.
     open_connections: list[socket.socket] = []
 
     def serve(listener: socket.socket) -> None:

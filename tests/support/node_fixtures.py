@@ -20,7 +20,7 @@ def node_machine() -> None:
 
 @contextmanager
 def booted(suite: str, about: str = "", *, units: Sequence[str] = ("containerd",)) -> Iterator[Node]:
-    """Boot a node, or skip where that is not possible; note that its containerd was used `about` that."""
+    """Boot a node, or skip if that is impossible; note that its containerd was used for it."""
     if reason := nodes.why_not():
         pytest.skip(reason)
     with nodes.boot(suite, units=units) as node:

@@ -352,8 +352,9 @@ def _home(suite: str) -> Path:
 
 
 def _is_up(node: Node, units: Sequence[str]) -> bool:
-    # A connect is cheap; systemd is asked only when it is likely to say yes. A node of which no unit is
-    # wanted is up when its own units are: what is written before that may be gone with a mount.
+    # A connect is cheap; systemd is asked only when it is likely to say yes. A node of which no
+    # unit is wanted is up when its own units are: what is written before that may be gone with a
+    # mount.
     wanted = ("basic.target", *units)
     return all(answers(node, unit) for unit in units) and all(is_active(node, unit) for unit in wanted)
 

@@ -1,4 +1,4 @@
-"""The real runtimes that this run used, by name and version; tests add to it, the summary prints it."""
+"""The real runtimes of this run, by name and version; tests add to it, the summary prints it."""
 
 from __future__ import annotations
 

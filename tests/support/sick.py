@@ -1,8 +1,8 @@
-"""Real runtimes that fall sick: a node's own trouble, there exactly while our change is in its configuration.
+"""Real runtimes that fall sick: a fault of the node, while our change is in its configuration.
 
-The runtime's loader finds nothing wrong with the change; what breaks is something that the daemon needs
-when it starts. A drop-in of its unit does it: a script that looks at the configuration, then breaks
-something or mends it. It lies below /run of the node, and goes with the block that brought it.
+The runtime's loader finds nothing wrong with the change; what breaks is something that the daemon
+needs when it starts. A drop-in of its unit does it: a script that looks at the configuration, then
+breaks something or mends it. It lies below /run of the node until the block ends.
 """
 
 from __future__ import annotations
@@ -178,8 +178,8 @@ FAULTS: Final[Mapping[str, tuple[Fault, ...]]] = {
             says=_DID_NOT_START.format("containerd"),
             shell=_occupied("/run/containerd/containerd.sock"),
         ),
-        # "Failed to run CRI service" is fatal where CRI's own directory cannot be read: exit 1, which is
-        # before systemd was told that all is well, or after.
+        # "Failed to run CRI service" is fatal where CRI's own directory cannot be read: exit 1,
+        # which is before systemd was told that all is well, or after.
         Fault(
             name="CRI cannot recover its state",
             # It is up for a moment, and may be asked then.
@@ -324,7 +324,7 @@ class Bench:
                     yield str(path.relative_to(self.node.root)), path
 
     def picture(self) -> dict[str, tuple[str, int, str, bytes]]:
-        """Return mode, owner, target and content of every file that may be written to, but for the record."""
+        """Return mode, owner, target and content of every writable file but the record."""
         found = {}
         for name, path in self.files():
             if name.endswith("/.nvidia-toolkit/state.json"):
@@ -336,7 +336,7 @@ class Bench:
         return found
 
     def times(self) -> dict[str, tuple[int, int]]:
-        """Return inode and time of change of every file: what a write that changes nothing gives away."""
+        """Return each file's inode and mtime: a write of the same bytes changes them too."""
         return {name: (path.lstat().st_ino, path.lstat().st_mtime_ns) for name, path in self.files()}
 
     def pid(self) -> int:
@@ -350,7 +350,7 @@ class Bench:
         return True
 
     def known(self) -> tuple[frozenset[str], str, bool]:
-        """Return the handlers, the default and the network of the running daemon, by its own word."""
+        """Return the handlers, the default and the network, as the running daemon reports."""
         if self.runtime.name == "docker":
             asked = ["timeout", "5", "docker", "info", "--format", "{{json .}}"]
             info = json.loads(nodes.run(self.node, asked).stdout)
@@ -393,7 +393,7 @@ class Bench:
 
     @contextlib.contextmanager
     def sick(self, cause: Fault, when: When = When.WITH_US, *, unit: Sequence[str] = ()) -> Iterator[None]:
-        """Have the daemon fall sick whenever it starts while the configuration is so; mend it afterwards.
+        """Make the daemon fail at each start while the configuration is so; mend it afterwards.
 
         `unit` are further lines of the unit's `[Unit]` section.
         """
@@ -432,7 +432,7 @@ class Bench:
 
     @contextlib.contextmanager
     def upon_change(self, path: str, act: Callable[[], None]) -> Iterator[None]:
-        """Do something as soon as a file holds a word of ours, which a daemon that reloads is not told of."""
+        """Act as soon as a file has a word of ours; a reloading daemon is not notified of it."""
         file, is_over = nodes.path(self.node, path), threading.Event()
 
         def watch() -> None:

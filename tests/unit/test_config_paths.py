@@ -89,7 +89,7 @@ def test_no_drop_in_is_none_anywhere(tmp_path: Path) -> None:
 
 
 def test_microk8s_template_has_the_name_that_stays(tmp_path: Path) -> None:
-    """A refresh of the snap copies the template to another revision's directory; the record has to hold."""
+    """A snap refresh copies the template to another revision's directory; the record must hold."""
     found = daemon("/snap/microk8s/7394/bin/containerd")
     where = find(tmp_path, found, f"{SNAP}/7394/args/containerd.toml")
     assert where.config == f"{SNAP}/current/args/containerd-template.toml"
@@ -158,7 +158,7 @@ def test_cri_o_is_found_as_before(tmp_path: Path) -> None:
 def test_files_of_a_distribution_in_another_directory_are_where_the_daemon_has_them(
     tmp_path: Path, socket: str, executable: str, home: str, name: str
 ) -> None:
-    """Only the daemon shows where: its unit is unknown, and the discovered paths are the usual ones."""
+    """Only the daemon shows where: its unit is unknown, the discovered paths are the usual ones."""
     made = f"{home}/agent/etc/containerd"
     usual = f"/var/lib/rancher/{name}/agent/etc/containerd"
     chosen = resolve.resolve(

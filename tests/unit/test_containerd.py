@@ -534,7 +534,7 @@ def test_a_root_in_toml_1_1_is_refused_with_what_to_write_where_its_binary_does_
 
 
 def test_toml_1_1_is_refused_where_no_binary_can_load_it() -> None:
-    """containerd 1.7 would not start again with it, and no rollback would help: it was there before."""
+    """containerd 1.7 would not start again with it; no rollback would help: it was there before."""
     files = {pure_plan.CONFIG: RUNC.encode() + b"[x]\ny = { z = 1, }\n"}
     refusal = pure_plan.refusal(pure_plan.desired(), files)
     assert refusal is not None

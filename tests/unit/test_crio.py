@@ -1,7 +1,7 @@
-"""The dialect of CRI-O without a crio: the order of its files, what ours inherit, the hook, and the way back.
+"""CRI-O's dialect without a crio: the order of its files, what ours inherit, the hook, the revert.
 
-Where a binary is asked, a small model of CRI-O answers: it merges the files as CRI-O does and prints, as
-`crio config` does, only what is not the built-in value, with some keys behind the last handler.
+Where a binary is asked, a small model of CRI-O answers: it merges the files as CRI-O does and
+prints, as `crio config` does, only what is not the built-in value, some after the last handler.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ STRAYS: Final = ("disable_hostport_mapping", "hostnetwork_disable_selinux", "tim
 
 
 def merged(files: list[bytes]) -> Content:
-    """Merge files over the built-in values: a handler that comes later replaces the one before whole."""
+    """Merge files over the built-in values: a later handler replaces the earlier one whole."""
     result = BUILT_IN
     for data in files:
         content = tomli.loads(data.decode()).get("crio", {})
@@ -105,7 +105,7 @@ def merged(files: list[bytes]) -> Content:
 
 
 def printed(content: Content, *, below: Content | None) -> str:
-    """Print as `crio config` does: what is built in only as a comment, and strays behind the handlers."""
+    """Print as `crio config` does: built-in values as comments, stray keys after the handlers."""
     runtime = {k: v for k, v in content["runtime"].items() if k != "runtimes"}
     rest = {k: v for k, v in content.items() if k != "runtime"}
     if below is not None:
@@ -140,7 +140,7 @@ WAYS: Final[dict[str, pure_plan.Ask | None]] = {"no binary": None, "binary": mod
 def observe(
     wish: Desired, files: pure_plan.Files, owned: Owned = (), ask: pure_plan.Ask | None = None
 ) -> Observation:
-    """Look at what the adapter wants to have looked at, in rounds, as `toolkit.runtime.target` does."""
+    """Read what the adapter asks for, in turns, as `toolkit.runtime.target` does."""
     seen = Observation(binary="/usr/bin/crio" if ask else None, owned=owned)
     seen = replace(seen, files={each.path: files.get(each.path) for each in owned})
     for _ in range(9):
@@ -360,7 +360,7 @@ def test_everything_is_inherited_but_what_runs() -> None:
 
 @pytest.mark.parametrize("ask", [None, model], ids=["no binary", "binary"])
 def test_a_handler_of_conmonrs_is_inherited_whole(ask: pure_plan.Ask | None) -> None:
-    """With `oci` and no monitor, CRI-O would search for conmon, and without one it would not start."""
+    """With `oci` and no monitor, CRI-O searches for conmon, and without one it does not start."""
     table = {
         "runtime_path": "/usr/bin/crun",
         "runtime_type": "pod",
@@ -653,7 +653,7 @@ def test_to_hook_mode_and_back(drop_in: str, way: str) -> None:
 
 @pytest.mark.parametrize("place", ["/run/containers/oci/hooks.d", "/etc/containers/oci/hooks.d"])
 def test_a_hook_that_crio_would_not_read_is_refused_with_where_it_reads(place: str) -> None:
-    """MicroShift and OpenShift name directories of their own, since /usr cannot be written there."""
+    """MicroShift and OpenShift name their own directories, since /usr cannot be written there."""
     read = "/etc/containers/oci/hooks.d", "/run/containers/oci/hooks.d"
     root = toml("crun", crun=crun("/conf")).replace(
         b"[crio.runtime]\n", f"[crio.runtime]\nhooks_dir = {json.dumps(read)}\n".encode(), 1
@@ -1205,7 +1205,7 @@ def test_humble(wish: Desired, files: pure_plan.Files) -> None:
 @ROOM
 @given(WISHES, machines(), _WAY)
 def test_polite(wish: Desired, files: pure_plan.Files, ask: pure_plan.Ask | None) -> None:
-    """Nothing is written but our own file and the hook, and only our handlers and the default differ."""
+    """Only our own file and the hook are written; only our handlers and the default differ."""
     done = tried(wish, files, ask)
     if done is None:
         return

@@ -1,4 +1,4 @@
-"""The dialect of Docker without a dockerd: what is written, refused, read on the way, and given back."""
+"""Docker's dialect without a dockerd: what is written, refused, read on the way, and reverted."""
 
 from __future__ import annotations
 
@@ -266,7 +266,7 @@ WISHES: Final = st.builds(
 
 
 def foreign(content: dict[str, Any], wish: Desired) -> str:
-    """Return, in its order, what is not ours to change; of the objects that hold ours too, what is left."""
+    """Return, in order, what is not ours; of objects that hold our keys too, the remainder."""
     kept = dict(content)
     mine = {"runtimes": wish.names, "features": {"cdi"} if wish.enable_cdi else frozenset()}
     for name, keys in mine.items():
@@ -288,7 +288,8 @@ def check_only_our_keys_change(edit: Callable[[Desired, bytes | None], bytes | N
     @given(WISHES, files())
     def holds(wish: Desired, data: bytes | None) -> None:
         if wish.default is None and tree(data).get("default-runtime") in wish.names:
-            return  # A default with our name that nobody wished: the cases below say what becomes of it.
+            # A default with our name that was not requested: see the cases below.
+            return
         result = tree(edit(wish, data))
         assert foreign(result, wish) == foreign(tree(data), wish)
         assert {name: result["runtimes"].get(name) for name in wish.names} == OURS

@@ -1,4 +1,4 @@
-"""Key edits: done twice they are done once, and they can be taken back without taking what others wrote."""
+"""Key edits: repeating one changes nothing; undoing one keeps what others wrote."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_a_key_of_a_table_can_be_wished_away() -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Since:
-    """What we did, what somebody wrote in its place since, and what our removal leaves and names."""
+    """Our edits, what others wrote in their place since, and what our removal leaves and names."""
 
     wants: tuple[DesiredKey, ...]
     find: str
@@ -201,7 +201,7 @@ def test_a_version_that_nothing_needs_goes() -> None:
     assert b"# mine\n" in back
 
 
-# --- several plans ----------------------------------------------------------------------------------
+# --- several plans --------------------------------------------------------------------------------
 
 
 def test_merge_keeps_the_oldest_old_value_and_the_newest_new_one() -> None:
@@ -229,7 +229,7 @@ def test_two_plans_are_taken_back_as_one() -> None:
     assert stayed == ()
 
 
-# --- words ------------------------------------------------------------------------------------------
+# --- words ----------------------------------------------------------------------------------------
 
 SAME: Final = {
     "true is not 1": (True, 1, False),
@@ -299,7 +299,7 @@ def test_an_edit_that_would_change_more_is_refused() -> None:
     )
 
 
-# --- laws -------------------------------------------------------------------------------------------
+# --- laws -----------------------------------------------------------------------------------------
 
 _NAMES: Final = st.sampled_from(["a", "b", "c.d"])
 _LEAVES: Final = st.sampled_from([1, True, "x", ["a"], []])

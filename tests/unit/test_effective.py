@@ -1,4 +1,4 @@
-"""What matters to pods of an effective configuration, read from every dialect's own way to tell it."""
+"""The parts of an effective configuration that pods depend on, read from every dialect."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def names(*handlers: str) -> frozenset[str]:
 
 # --- containerd, by its dump --------------------------------------------------------------------
 
-# Cut down from what the packages of these versions print; 1.x prints nested tables, 2.x quotes with '.
+# Cut down from what the packages of these versions print; 1.x nests tables, 2.x quotes with '.
 DUMP_1_6: Final = """
 disabled_plugins = []
 imports = ["/etc/containerd/config.toml"]

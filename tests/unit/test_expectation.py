@@ -1,4 +1,4 @@
-"""What counts as worse after a change, and what does not: the runtime's word against what it was before."""
+"""The definition of worse after a change: the runtime's report against its report before."""
 
 from __future__ import annotations
 
@@ -349,7 +349,7 @@ def test_dockerd_with_another_default_is_told_so() -> None:
 
 
 class Runtime:
-    """A runtime that says one thing after the other, the last one for ever, and notes how it was asked."""
+    """A runtime with one answer after the other, the last repeated, that records the queries."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *says: Health) -> None:
         self.says = list(says)

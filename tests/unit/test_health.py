@@ -1,4 +1,4 @@
-"""How a runtime is, in its own words: what is an ailment, what a node may lack, and how long it is asked."""
+"""A runtime's own health report: what is a problem, what a node may lack, how long to ask."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def once(path: Path, adapter: Adapter = containerd, *, timeout: float = 5) -> He
 
 @contextmanager
 def serving(path: Path, **methods: BinaryResult) -> Iterator[None]:
-    """Serve gRPC on a socket, by another implementation of it than ours: `Status` and `Plugins`, if given."""
+    """Serve gRPC on a socket by another implementation: `Status` and `Plugins`, if given."""
     grpc: Any = importlib.import_module("grpc")
 
     def handler(answer: BinaryResult) -> Any:
@@ -176,7 +176,7 @@ def said(**what: Any) -> BinaryResult:
 
 
 def plugin(name: str, failure: str = "") -> bytes:
-    """Return a plugin as containerd's introspection lists it: type, id, and why it failed, if it did."""
+    """Return a plugin as containerd's introspection lists it: type, id, and any error."""
     error = [(7, nested((1, 2), (2, failure)))] if failure else []
     return nested((1, "io.containerd.grpc.v1"), (2, name), *error)
 

@@ -1,4 +1,4 @@
-"""The pages over HTTP: who asks badly, slowly or too often gets a page at most, and takes nothing down."""
+"""The pages over HTTP: bad, slow or frequent requests get a page at most, and harm nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which socket the kubelet uses, by a made-up /proc: its command line and its files, and nothing guessed."""
+"""The socket that the kubelet uses, by a made-up /proc: its arguments and files, no guesses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The peer's own test tables: where both mean the same, both have the same effect; where not, why not.
+"""The peer's own test tables: the same meaning has the same effect; each exception has a reason.
 
 The peer is NVIDIA's nvidia-ctk-installer. Its cases are read from beside the project, never copied.
 """

@@ -96,7 +96,7 @@ DOCKER_CLEANED_OTHERWISE: Final = {
 
 
 def as_recorded(content: dict[str, Any]) -> tuple[Ownership, ...]:
-    """Return the record of a set-up before which nothing of ours was there; somebody edited since."""
+    """Return the record of a first set-up (nothing of ours before) that was edited since."""
     ours = [("runtimes", name) for name in content.get("runtimes", {})]
     if content.get("default-runtime") == "nvidia":
         ours.append(("default-runtime", ""))

@@ -1,4 +1,4 @@
-"""The laws of a plan, over generated containerd configurations: idempotent, reversible, polite, humble.
+"""The laws of a plan, over generated containerd configs: idempotent, reversible, polite, humble.
 
 Each holds in place (no binary) and with a drop-in, for which a small model of containerd 2 answers.
 """
@@ -31,11 +31,11 @@ ROOM: Final = settings(deadline=None, max_examples=40)
 OURS: Final = frozenset(handler.name for handler in pure_plan.HANDLERS)
 
 
-# --- a model of containerd 2 ------------------------------------------------------------------------
+# --- a model of containerd 2 ----------------------------------------------------------------------
 
 
 def modern(question: BinaryQuery) -> BinaryResult:
-    """Answer as containerd 2.1 does: imports are merged deeply, and what it prints has version 3."""
+    """Answer as containerd 2.1: imports are merged deeply, and what it prints has version 3."""
     if question.name == "default":
         return BinaryResult(code=0, out="version = 3\nimports = []\n", err="")
     merged: dict[str, Any] = {"plugins": {CRI[3]: {"containerd": {"default_runtime_name": "runc"}}}}
@@ -230,7 +230,7 @@ def test_polite(wish: Any, node: Node) -> None:
     assert set(after) <= {*node.files, pure_plan.CONFIG, pure_plan.DROP_IN}
     before = foreign(node.files.get(pure_plan.CONFIG))
     kept = foreign(after.get(pure_plan.CONFIG))
-    # A file that said nothing gets a version; one without handlers gets the runc that it had built in.
+    # A file that said nothing gets a version; one without handlers gets the built-in runc.
     added = {key for key in kept if key not in before}
     assert {key: kept.get(key) for key in before} == before
     assert all(key == ("version",) or key[2:5] == ("containerd", "runtimes", "runc") for key in added)
@@ -248,7 +248,7 @@ FOREIGN: Final[dict[str, Callable[[bytes], bytes]]] = {
 @ROOM
 @given(WISHES, machines(), st.sampled_from(sorted(FOREIGN)))
 def test_humble(wish: Any, node: Node, edit: str) -> None:
-    """What somebody adds to a file after us is there after our removal, and is all that is there."""
+    """Another's addition to a file after ours survives our removal, and is all that is there."""
     found = pure_plan.plan(wish, node.files, node.ask)
     after = pure_plan.after(node.files, found)
     edited = {**after, pure_plan.CONFIG: FOREIGN[edit](after.get(pure_plan.CONFIG, b""))}

@@ -1,4 +1,4 @@
-"""No secret gets through the masker, whatever form it stands in, and what is none stays as it is."""
+"""No secret in any form gets through the masker, and what is not secret stays as it is."""
 
 from __future__ import annotations
 

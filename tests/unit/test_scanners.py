@@ -23,7 +23,7 @@ _QUOTES: Final = st.sampled_from(['"', "'", '"""', "'''"])
 
 def _is_one_string(spelled: str) -> bool:
     try:
-        # Once more in an array: behind a shorter string a comment may stand in one place and not in both.
+        # Once more in an array: after a shorter string only one place may have a comment.
         alone, (listed,) = tomli.loads(f"k = {spelled}\na = [{spelled}]\n").values()
         return isinstance(alone, str) and alone == listed
     except ValueError:

@@ -174,7 +174,7 @@ def test_who_never_looks_looks_when_asked(clock: Clock) -> None:
 def test_no_story_makes_it_look_more_often_than_a_fight_allows(
     story: list[tuple[str, float, bool, int]],
 ) -> None:
-    """Whatever happens, two looks that found trouble are at most as close as their streak allows."""
+    """Two checks that found trouble are never closer than their streak allows."""
     clock = Clock()
     pace = Schedule(300.0, clock)
     troubles = []

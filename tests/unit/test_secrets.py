@@ -22,7 +22,7 @@ CRI: Final = 'plugins."io.containerd.grpc.v1.cri"'
 JWT: Final = f"eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIx{CANARY}.c2lnbmF0dXJl"
 PEM: Final = f"-----BEGIN RSA PRIVATE KEY-----\n{CANARY}\nMIIE{CANARY}\n-----END RSA PRIVATE KEY-----\n"
 
-# --- configuration files, masked by their parsed place ----------------------------------------------
+# --- configuration files, masked by their parsed place --------------------------------------------
 
 TOML: Final = (
     f'[{CRI}.registry.headers]\nX-Team = "@"\n',
@@ -117,7 +117,7 @@ def test_a_file_that_cannot_be_parsed_is_compared_by_lines_without_context() -> 
     ]  # fmt: skip
 
 
-# --- other text, masked by name and form ------------------------------------------------------------
+# --- other text, masked by name and form ----------------------------------------------------------
 
 TEXT: Final = (
     # unit files and env files
@@ -236,7 +236,7 @@ def test_there_are_enough_cases() -> None:
     assert len(FILES) + len(TEXT) + len(ARGV) > 100
 
 
-# --- what has to stay -------------------------------------------------------------------------------
+# --- what has to stay -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -291,7 +291,7 @@ def test_the_names_of_others_registries_stay() -> None:
     assert redact.value(tree) == tree
 
 
-# --- generated documents ----------------------------------------------------------------------------
+# --- generated documents --------------------------------------------------------------------------
 
 HIDDEN: Final = st.sampled_from(
     [
@@ -322,14 +322,15 @@ def test_no_generated_document_shows_a_secret(
     assert CANARY not in keys_shown(None, written)
     assert '+shown = "kept"' in keys_shown(None, written)
     dumped = tomlkit.dumps(tree)
-    if tomllib.loads(dumped) == tree:  # tomlkit does not write every character so that it is read again
+    # tomlkit does not write every character so that it can be read again.
+    if tomllib.loads(dumped) == tree:
         assert CANARY not in keys_shown(dumped, None)
     if "configs" not in hidden:  # that is a place, which text has not
         assert CANARY not in redact.text(written)
         assert CANARY not in redact.text(dumped)
 
 
-# --- long texts -------------------------------------------------------------------------------------
+# --- long texts -----------------------------------------------------------------------------------
 
 
 @pytest.mark.timeout(20)

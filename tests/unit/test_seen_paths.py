@@ -125,7 +125,7 @@ def test_straight_on_a_node_a_daemon_that_was_told_nothing_is_believed() -> None
     assert config_paths.unread(here, adapter("containerd"), "/etc/hostname", "/etc/passwd")
 
 
-# --- names on the node ------------------------------------------------------------------------------
+# --- names on the node ----------------------------------------------------------------------------
 
 
 def test_a_file_is_named_by_the_directory_that_is_seen_under_another_name(host: Host, tmp_path: Path) -> None:

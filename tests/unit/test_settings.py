@@ -1,4 +1,4 @@
-"""The settings are those that users of the upstream installer already set, and every problem is named."""
+"""The settings that users of the upstream installer already set; every problem is named."""
 
 from __future__ import annotations
 
@@ -152,8 +152,9 @@ RUNTIME_DEFAULTS: Final = {
 OURS: Final = {
     # One default for a whole cluster is wrong on every node that has another runtime.
     "--runtime": "auto",
-    # SIGHUP leaves containerd's socket dead for 5.3 s under the usual unit file, a restart by systemd for
-    # 0.1 s; docker and CRI-O reload in place. So the way depends on the node, not on the runtime's name.
+    # SIGHUP leaves containerd's socket dead for 5.3 s under the usual unit file, a restart by
+    # systemd for 0.1 s; docker and CRI-O reload in place. So the way depends on the node, not on
+    # the runtime's name.
     "--restart-mode": "auto",
 }
 """Where our default differs on purpose."""
@@ -178,7 +179,7 @@ def problems(options: Mapping[str, str] | None = None, **environment: str) -> tu
 
 
 def parsed(*words: str) -> dict[str, Any]:
-    """Return what the command line makes of words, of settings; how the answer is written is none."""
+    """Return what the command line makes of words, of settings; the output format is none."""
     command = parser.app().commands["run"]
     context = command.make_context("run", parser.explicit(["run", *words])[1:])
     rows = {row.name for row in SETTINGS}

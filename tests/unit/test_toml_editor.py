@@ -81,7 +81,7 @@ def statements(draw: st.DrawFn) -> str:
 
 @st.composite
 def texts(draw: st.DrawFn) -> str:
-    """Return a valid document: statements that would make it invalid are left out, so order is free."""
+    """Return a valid document: statements that would make it invalid are omitted, in any order."""
     text = ""
     for statement in draw(st.lists(statements(), max_size=14)):
         try:
@@ -124,7 +124,7 @@ def leaves_of(tree: Mapping[str, Any], prefix: Key = ()) -> dict[Key, Any]:
 
 
 def settable(tree: Mapping[str, Any], key: Key) -> bool:
-    """Tell whether a key can be set without removing something: its parents are tables, or not there."""
+    """Return whether a key can be set without removing any: its parents are tables or absent."""
     for depth in range(1, len(key)):
         held = value(tree, key[:depth])
         if held is not ABSENT and not isinstance(held, dict):
@@ -187,7 +187,7 @@ def test_a_document_that_is_not_edited_keeps_its_bytes(data: bytes) -> None:
 @ROOM
 @given(documents())
 def test_the_statements_are_the_document(data: bytes) -> None:
-    """What lies between the statements is blank or a comment, and each statement is what it says it is."""
+    """Between the statements are blanks or comments, and each statement is what it claims."""
     document = toml_editor.parse(data, PATH)
     position = 0
     for statement in document.statements:
