@@ -19,7 +19,8 @@ _MANY: Final = 64
 class DesiredKey:
     """The desired value of one key of a file; ABSENT if the key must not exist.
 
-    A mapping is merged into an existing table. With `exact`, keys that it does not name are removed.
+    A mapping is merged into an existing table. With `exact`, keys that it does not name are
+    removed.
     """
 
     path: str

@@ -40,9 +40,9 @@ def _translated(pattern: str) -> str:
             chunks[-1] += re.escape(part[-1])
     if len(chunks) == 1:
         return chunks[0]
-    # Like Go, match the text between two stars at its first occurrence. Only the text after the last
-    # star is tried at every position. Otherwise a pattern with many stars would try every way to
-    # split the path among them.
+    # Like Go, match the text between two stars at its first occurrence. Only the text after the
+    # last star is tried at every position. Otherwise a pattern with many stars would try every way
+    # to split the path among them.
     first, *between, last = chunks
     return first + "".join(f"(?>[^/]*?{chunk})" for chunk in between if chunk) + f"[^/]*{last}"
 

@@ -35,8 +35,8 @@ _DEFAULTS: Final = frozenset({"default_runtime_name", "default_runtime", "defaul
 def plan(adapter: Adapter, desired: Desired, observation: Observation) -> ConfigPlan:
     """Return the changes that bring the configuration to the desired state.
 
-    A file that already has the desired content is not changed. Raise ConfigError if a file cannot be
-    parsed or edited, and UnsupportedSetup if the runtime's setup does not allow the change.
+    A file that already has the desired content is not changed. Raise ConfigError if a file cannot
+    be parsed or edited, and UnsupportedSetup if the runtime's setup does not allow the change.
     """
     desired_keys = adapter.desired_config(desired, observation)
     changes = []
@@ -183,8 +183,8 @@ def relocated(
 ) -> tuple[Ownership, ...]:
     """Return the records with the places to which our keys were moved, as `containerd config migrate` does.
 
-    A handler that runs our programs is owned wherever it is in a file, and so is a default that names it.
-    With `whole`, such a handler is owned even if others changed it since.
+    A handler that runs our programs is owned wherever it is in a file, and so is a default that
+    names it. With `whole`, such a handler is owned even if others changed it since.
     """
     known = [edit for each in owned for edit in each.edits]
     if not any(map(_adds_handler, known)):
@@ -270,10 +270,11 @@ def regressions(
 ) -> list[str]:
     """Return a message for each handler, default or image that a daemon lost by a change.
 
-    `before` are the configurations to compare with: that of the daemon, and that of its files, which
-    others may have edited and which our restart loads as well. `own_handlers` are the handlers that
-    may appear or disappear. `default` is the requested default; None means that the default must not
-    change, unless it was one of our handlers or one of `raised`, which we made the default before.
+    `before` are the configurations to compare with: that of the daemon, and that of its files,
+    which others may have edited and which our restart loads as well. `own_handlers` are the
+    handlers that may appear or disappear. `default` is the requested default; None means that the
+    default must not change, unless it was one of our handlers or one of `raised`, which we made the
+    default before.
     """
     problems = []
     known = [baseline.handlers for baseline in before if baseline.handlers is not None]

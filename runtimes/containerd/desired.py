@@ -339,7 +339,8 @@ def _in_place(
 def _obsolete(desired: Desired, observation: Observation) -> tuple[str, ...]:
     """Return the drop-ins that we created and nobody edited since, for a binary that needs no drop-in.
 
-    containerd 1.x would take the whole CRI section from them. They were written for a later version.
+    containerd 1.x would take the whole CRI section from them. They were written for a later
+    version.
     """
     return tuple(
         owned.path
@@ -389,7 +390,8 @@ def _in_drop_in(
     tree = toml_editor.tree(data or b"", path)
     existing: File | None = None
     if data is not None and not created_by_us and tree:
-        # The file belongs to others, so its own schema version applies, even if it is not imported yet.
+        # The file belongs to others, so its own schema version applies, even if it is not imported
+        # yet.
         existing = next((file for file in files if file.path == path), None) or read(path, data)
         version = existing.version
         further = tuple(patterns(tree, path))
@@ -432,8 +434,8 @@ def _handler_keys(
 ) -> Iterator[DesiredKey]:
     """Yield the tables of our handlers, and the removal of those that are not desired any more."""
     for edit in content.edits:
-        # A handler that we added but that is not desired any more, such as one with a former name, is
-        # removed. The built-in runc, which we may have had to write down, stays.
+        # A handler that we added but that is not desired any more, such as one with a former name,
+        # is removed. The built-in runc, which we may have had to write down, stays.
         obsolete = edit.key[-1] not in desired.names and edit.required_keys == ESSENTIAL
         if obsolete and edit.key[-1] != "runc":
             yield from reverting_keys(path, content.tree, edit)

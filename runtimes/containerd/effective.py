@@ -18,8 +18,8 @@ _IMAGE: Final = (
     ("plugins", "cri", "sandbox_image"),
 )
 
-# The keys of a handler's table that name a program, and those of its options in lower case. The second
-# of each is read by the shim of runtime type v1.
+# The keys of a handler's table that name a program, and those of its options in lower case. The
+# second of each is read by the shim of runtime type v1.
 _PROGRAMS: Final = ("runtime_path", "runtime_engine")
 _OPTIONS: Final = (BINARY.lower(), "runtime")
 

@@ -48,8 +48,8 @@ class File:
 def load(desired: Desired, observation: Observation) -> tuple[list[File], FileRequest]:
     """Return the known files in load order (breadth first), and the files and globs still to read.
 
-    containerd 2.x reads nothing after an import by name of a file that does not exist, and says nothing;
-    1.x does not start with it.
+    containerd 2.x reads nothing after an import by name of a file that does not exist, and says
+    nothing; 1.x does not start with it.
     """
     files: list[File] = []
     queue, done = [desired.config], {desired.config}
@@ -131,8 +131,9 @@ def _section(files: Sequence[File], file: File, observation: Observation) -> str
 def is_ambiguous(files: Sequence[File], file: File) -> bool:
     """Return whether only the binary knows which CRI section it reads from a file.
 
-    A file without a version gets version 1, the version of the root config, or the highest of all files,
-    depending on the release; from 2.3 on an older section than that of the version counts too.
+    A file without a version gets version 1, the version of the root config, or the highest of all
+    files, depending on the release; from 2.3 on an older section than that of the version counts
+    too.
     """
     if not file.sections or (file.sections == (file.cri,) and "version" in file.tree):
         return False
@@ -174,8 +175,8 @@ def read(path: str, data: bytes) -> File:
 def patterns(tree: Tree, path: str) -> Iterator[str]:
     """Yield the import patterns of a file as absolute paths.
 
-    The `imports` in the output of `config default` (2.2 and later) have no effect: containerd follows
-    only the imports in the file itself (seen with 2.2.9 and 2.4.2).
+    The `imports` in the output of `config default` (2.2 and later) have no effect: containerd
+    follows only the imports in the file itself (seen with 2.2.9 and 2.4.2).
     """
     imports = tree.get("imports", [])
     if not isinstance(imports, list) or not all(isinstance(item, str) for item in imports):

@@ -1,8 +1,8 @@
 """Validation of a candidate: its dump by the node's binary, held against the files without our keys.
 
-The dump of the current files cannot be compared with once our keys are in them. A binary that reads them
-differently from the one that they were written for (containerd 1.x takes a whole section from our drop-in)
-shows a harm that it took for the state before.
+The dump of the current files cannot be compared with once our keys are in them. A binary that reads
+them differently from the one that they were written for (containerd 1.x takes a whole section from
+our drop-in) shows a harm that it took for the state before.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ def candidate_query(
 ) -> BinaryQuery | None:
     """Return the query that loads the candidate files in the node's binary; None without a usable binary.
 
-    `after` are the candidate's files by path. Raise ConfigError if one imports files not read before.
+    `after` are the candidate's files by path. Raise ConfigError if one imports files not read
+    before.
     """
     if observation.binary is None or binary_facts(observation).newest is None:
         return None

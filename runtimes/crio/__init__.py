@@ -1,13 +1,13 @@
 """The adapter for CRI-O: `crio.conf`, its drop-in directory, and the OCI hook of hook mode.
 
 May import: runtimes.adapter and the layers below it (edits, formats, globs, model, errors).
-Start reading at desired.py (the keys to set, what is refused, notes for the user), then validate.py (the
-check of a candidate).
+Start reading at desired.py (the keys to set, what is refused, notes for the user), then validate.py
+(the check of a candidate).
 
-CRI-O reads every file of its drop-in directory, in byte order of their names, and merges handlers by
-name: a later table replaces the whole handler. After SIGHUP, `/config` shows new handlers, but pods
-are still created with the handlers of the daemon's start (1.24 to 1.36, cri-o/cri-o#10202). New
-handlers therefore need a restart.
+CRI-O reads every file of its drop-in directory, in byte order of their names, and merges handlers
+by name: a later table replaces the whole handler. After SIGHUP, `/config` shows new handlers, but
+pods are still created with the handlers of the daemon's start (1.24 to 1.36, cri-o/cri-o#10202).
+New handlers therefore need a restart.
 """
 
 from __future__ import annotations

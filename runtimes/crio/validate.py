@@ -161,8 +161,8 @@ def answered(observation: Observation, question: str) -> bool:
 
 
 _ANSWER: Final = "CRI-O's answer"
-# Keys of [crio.runtime] that `crio config` prints after the handlers' tables, so that in TOML they belong
-# to the last handler.
+# Keys of [crio.runtime] that `crio config` prints after the handlers' tables, so that in TOML they
+# belong to the last handler.
 _MISPLACED: Final = ("disable_hostport_mapping", "hostnetwork_disable_selinux", "timezone")
 
 

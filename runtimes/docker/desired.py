@@ -27,8 +27,8 @@ _CLASHING: Final = {"--add-runtime": schema.RUNTIMES, "--default-runtime": schem
 def desired_config(desired: Desired, observation: Observation) -> DesiredConfig:
     """Return the keys of our runtimes, of the default and, if requested, of the CDI feature.
 
-    Raise ConfigError if the file cannot be parsed, and UnsupportedSetup if the daemon's command line
-    sets the same options.
+    Raise ConfigError if the file cannot be parsed, and UnsupportedSetup if the daemon's command
+    line sets the same options.
     """
     tree = json_editor.tree(observation.data(desired.config) or b"", desired.config)
     schema.refuse_wrong_types(desired, tree)

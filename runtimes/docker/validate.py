@@ -34,7 +34,8 @@ def candidate_problems(desired: Desired, observation: Observation, answer: Binar
     """Return a message if dockerd would not start with the candidate.
 
     dockerd before 23.0 has no `--validate`; then there is no message. That only our keys differ is
-    checked when the file is edited. Raise ConfigError if dockerd would not start with the file of today.
+    checked when the file is edited. Raise ConfigError if dockerd would not start with the file of
+    today.
     """
     if answer.ok:
         schema.refuse_null_runtimes(desired, observation)

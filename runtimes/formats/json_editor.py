@@ -225,7 +225,8 @@ def _is_flat(item: Any) -> bool:
 def _near(trail: list[Node]) -> list[Node]:
     """Return the objects with members, nearest first, as samples of the style.
 
-    For each object of the trail, its members come first, the last one foremost, then the object itself.
+    For each object of the trail, its members come first, the last one foremost, then the object
+    itself.
     """
     result = [below for node in reversed(trail) for below in (*reversed(node.below), node)]
     return [node for node in result if node.members]

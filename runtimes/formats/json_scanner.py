@@ -150,8 +150,8 @@ def scan(text: str, path: str) -> Node:
 
     Raise ConfigError for duplicate keys and for numbers that Go refuses.
     """
-    # Each frame is an open object or array: its start, its name, the span of its key, and its members
-    # if it is an object.
+    # Each frame is an open object or array: its start, its name, the span of its key, and its
+    # members if it is an object.
     frames: list[tuple[int, str, tuple[int, int], dict[str, Node] | None]] = []
     name, key = "", _NO_KEY
     node = Node(0, 0, *_NO_KEY, None)

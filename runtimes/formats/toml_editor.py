@@ -2,9 +2,9 @@
 
 The scanner splits the text into statements, and only the affected statements are rewritten, with
 tomlkit. A whole document never passes through tomlkit: some real files do not survive that byte for
-byte (image-builder's Azure config, seen with 0.15.2), and editing moves tables that are declared out
-of order. The caller checks the result with an independent parser. tomlkit is imported only where
-something is written, because most runs only read.
+byte (image-builder's Azure config, seen with 0.15.2), and editing moves tables that are declared
+out of order. The caller checks the result with an independent parser. tomlkit is imported only
+where something is written, because most runs only read.
 """
 
 from __future__ import annotations
@@ -293,9 +293,9 @@ def _put_top(document: Document, line: str) -> Document:
     if not document.statements:
         return insert(document, len(document.text), [line])
     first = document.statements[0].start
-    # Comments directly above the first header belong to that header, but a comment at the top of the
-    # file (a licence, `## template: jinja`) must stay the first line. The text is split at newlines
-    # only, because `splitlines` also splits at characters that do not end a line in TOML.
+    # Comments directly above the first header belong to that header, but a comment at the top of
+    # the file (a licence, `## template: jinja`) must stay the first line. The text is split at
+    # newlines only, because `splitlines` also splits at characters that do not end a line in TOML.
     above = document.text[:first].split("\n")[:-1]
     attached = 0
     for text in reversed(above):

@@ -47,7 +47,8 @@ def new_section(document: Document, key: Key, new: Tree) -> Document:
 def _model(document: Document, key: Key) -> int | None:
     """Return the index of the header whose style and place a new section follows.
 
-    This is the last sibling, else the first section below the nearest ancestor; None if there is none.
+    This is the last sibling, else the first section below the nearest ancestor; None if there is
+    none.
     """
     for length in range(len(key) - 1, 0, -1):
         near = [
