@@ -15,7 +15,8 @@ from toolkit.errors import Interrupted
 GRACE: Final = 8.0
 """Seconds that a running step may still take after the program was asked to stop.
 
-Together with a rollback, which may take as long again, this is less than the grace period of a pod, 30 s.
+Together with a rollback, which may take as long again, this is less than the grace period of a pod,
+30 s.
 """
 
 _ENDING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
@@ -37,8 +38,8 @@ class Cancellation:
     def listen(self, *, keep: Collection[signal.Signals] = ()) -> None:
         """Handle the terminating signals as a request to stop from now on.
 
-        SIGUSR1 and the signals in `keep` are only recorded in `kept`, in order. An ignored signal stays
-        ignored, as nohup(1) requires for SIGHUP.
+        SIGUSR1 and the signals in `keep` are only recorded in `kept`, in order. An ignored signal
+        stays ignored, as nohup(1) requires for SIGHUP.
         """
         for number in _ENDING:
             if number is signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN:

@@ -1,7 +1,7 @@
 """The log on stderr: one line per event, as text or as a JSON object. Results go to stdout instead.
 
-The agent suppresses repeated messages for ten minutes and counts them. The log of a child process passes
-through this module as well, so that its messages are counted, too.
+The agent suppresses repeated messages for ten minutes and counts them. The log of a child process
+passes through this module as well, so that its messages are counted, too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any, Final, TextIO
 
-# --- the terminal -----------------------------------------------------------------------------------
+# --- the terminal ---------------------------------------------------------------------------------
 
 GREEN: Final = "32"
 RED: Final = "31"
@@ -114,7 +114,7 @@ class ProgressHandler(logging.StreamHandler[TextIO]):
             return _NARROW
 
 
-# --- the log --------------------------------------------------------------------------------------------
+# --- the log --------------------------------------------------------------------------------------
 
 LOGGER: Final = logging.getLogger("nvidia-toolkit")
 _WINDOW: Final = 600.0

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 MASK: Final = "***"
 
-# --- what is a secret -------------------------------------------------------------------------------
+# --- what is a secret -----------------------------------------------------------------------------
 
 _PLACES: Final = frozenset({"auth", "auths", "env", "environment", "header", "headers", "proxies", "tls"})
 """Names of tables below which every value is hidden."""
@@ -35,7 +35,8 @@ _STRING: Final = re.compile(
 _PEM: Final = re.compile(r"(-----BEGIN [A-Z ]{0,64}-----).*?(?:(?=-----END)|\Z)", re.DOTALL)
 _FORMS: Final = (
     (_PEM, rf"\1{MASK}"),
-    # The login of a URL, also without a scheme, as curl accepts it for a proxy. `@sha256:` is a digest.
+    # The login of a URL, also without a scheme, as curl accepts it for a proxy. `@sha256:` is a
+    # digest.
     (re.compile(r"(://)(?:[^\s\"'<>`/@]{0,512}@)+(?!sha\d+:)"), rf"\1{MASK}@"),
     (re.compile(r"(://)[^\s\"'<>`/@:]{0,512}:[^\s\"'<>`@]{0,512}@(?!sha\d+:)"), rf"\1{MASK}@"),
     (re.compile(r"(?<![\w.+:/-])[\w.+-]++:[^\s\"'<>`@/][^\s\"'<>`@]{0,512}@(?!sha\d+:)"), f"{MASK}@"),
@@ -90,7 +91,7 @@ def _is_hidden(path: Sequence[str]) -> bool:
     )  # fmt: skip
 
 
-# --- parsed values ----------------------------------------------------------------------------------
+# --- parsed values --------------------------------------------------------------------------------
 
 
 def value(item: Any, path: Sequence[str] = ()) -> Any:
@@ -127,7 +128,7 @@ def argv(words: Sequence[str]) -> list[str]:
     return masked
 
 
-# --- text -------------------------------------------------------------------------------------------
+# --- text -----------------------------------------------------------------------------------------
 
 
 def text(said: str) -> str:

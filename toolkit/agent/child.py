@@ -17,7 +17,7 @@ from typing import Any, Final
 from toolkit import log
 from toolkit.agent.report import SyncReport, from_json
 
-# --- JSON files in memory, shared with a child --------------------------------------------------------
+# --- JSON files in memory, shared with a child ----------------------------------------------------
 
 # The descriptors of the lock, the report and the log in a child.
 LOCK: Final = 100
@@ -28,7 +28,8 @@ _LARGEST: Final = 16 << 20
 
 def interpreter(module: str) -> list[str]:
     """Return the command that runs a module of this program, isolated from the working directory."""
-    # -I ignores PYTHONUTF8, and in the locale of another encoding the names of files would be decoded by it.
+    # -I ignores PYTHONUTF8, and in the locale of another encoding the names of files would be
+    # decoded by it.
     return [sys.executable, "-IX", "utf8", *(["-B"] if sys.dont_write_bytecode else []), "-m", module]
 
 
@@ -57,7 +58,7 @@ def read(fd: int) -> dict[str, Any]:
     return result if isinstance(result, dict) else {}
 
 
-# --- the child ------------------------------------------------------------------------------------------
+# --- the child ------------------------------------------------------------------------------------
 
 _CHUNK: Final = 65536
 _DEFAULTS: Final = (
@@ -72,8 +73,8 @@ class Worker:
     def __init__(self, kind: str, arguments: Sequence[str], lock: int, previous: SyncReport) -> None:
         """Start a child that runs a sync of a kind.
 
-        `lock` is the descriptor of the lock file, `previous` the part of the last report that the child
-        needs. Raises OSError if the child cannot be started.
+        `lock` is the descriptor of the lock file, `previous` the part of the last report that the
+        child needs. Raises OSError if the child cannot be started.
         """
         self.kind = kind
         self.began = time.monotonic()

@@ -1,7 +1,8 @@
 """The main loop of the agent: it watches the node, and starts a child process for every sync.
 
-The agent replaces the process that configured the node by execve(2), and keeps its PID and its lock. It
-imports as little as possible to use little memory: all work is done by short-lived children.
+The agent replaces the process that configured the node by execve(2), and keeps its PID and its
+lock. It imports as little as possible to use little memory: all work is done by short-lived
+children.
 """
 
 from __future__ import annotations
@@ -51,9 +52,10 @@ def stay(
 ) -> NoReturn:
     """Replace this process by the agent. Signals that arrive meanwhile are passed on to it.
 
-    `lock` is the descriptor of the lock file, `report` that of the first sync, `arguments` those of the
-    command line, which every sync gets, and `log_options` the keyword arguments of `log.start`. `stop` holds
-    the signals that were received until now. Raises OSError if the agent cannot be executed.
+    `lock` is the descriptor of the lock file, `report` that of the first sync, `arguments` those of
+    the command line, which every sync gets, and `log_options` the keyword arguments of `log.start`.
+    `stop` holds the signals that were received until now. Raises OSError if the agent cannot be
+    executed.
     """
     signals.block_signals()
     state = {"lock": lock, "report": report, "arguments": list(arguments), "log_options": dict(log_options)}

@@ -1,7 +1,7 @@
 """A sync of the agent: compare the node with the settings, apply the difference, return a report.
 
-The first sync runs in the process that the user started, all later ones in children of the agent. The
-report contains everything that the agent needs: what to watch, its settings, and what to show.
+The first sync runs in the process that the user started, all later ones in children of the agent.
+The report contains everything that the agent needs: what to watch, its settings, and what to show.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def first(context: Context) -> SyncReport:
 def later(context: Context, kind: str, previous: SyncReport) -> SyncReport:
     """Run a sync of a kind and return its report, also if it failed.
 
-    `previous` holds the counters of the earlier syncs, and whether the API server knows the DaemonSet.
+    `previous` holds the counters of the earlier syncs, and whether the API server knows the
+    DaemonSet.
     """
     counts = previous.get("counts") or counters.initial()
     act = _repair if kind == CONVERGE else _check

@@ -250,8 +250,8 @@ def _file_hash(path: Path) -> str:
 def differing(directory: Path, entries: Sequence[Entry]) -> tuple[str, ...]:
     """Return the names of the entries that a directory does not contain, and of what others control in it.
 
-    The wrappers put the directory on the search path for libraries, so a file that another user added to
-    it counts as well.
+    The wrappers put the directory on the search path for libraries, so a file that another user
+    added to it counts as well.
     """
     names = [entry.name for entry in entries if not is_same(directory / entry.name, entry)]
     known = {entry.name for entry in entries}

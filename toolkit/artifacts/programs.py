@@ -33,8 +33,8 @@ def directory(settings: Settings, host: Host, install_dir: Path) -> str:
 def absent(settings: Settings, host: Host, install_dir: Path) -> dict[str, str]:
     """Return the handlers, apart from the main one, whose program the node lacks, with the program's path.
 
-    The Debian packages ship `.cdi` and `.legacy` separately, so a node without them is valid: it only
-    gets the main handler.
+    The Debian packages ship `.cdi` and `.legacy` separately, so a node without them is valid: it
+    only gets the main handler.
     """
     if not settings.no_install:
         return {}

@@ -83,7 +83,8 @@ def configuration(present: bytes | None, path: str, asked: Mapping[Key, Any]) ->
 def desired_keys(settings: Settings, toolkit: str, low_level: tuple[str, ...]) -> dict[Key, Any]:
     """Return the keys of the toolkit's configuration that follow from the settings.
 
-    `toolkit` is the node path of the toolkit's directory, `low_level` the node's low-level runtimes.
+    `toolkit` is the node path of the toolkit's directory, `low_level` the node's low-level
+    runtimes.
     """
     runtimes = settings.nvidia_container_runtime_runtimes or tuple(
         dict.fromkeys((*low_level, "runc", "crun"))

@@ -1,9 +1,9 @@
 """Installation of toolkit versions side by side, and the atomic switch between them.
 
-`ROOT/toolkit` is a link to `ROOT/.toolkit-versions/DIGEST`. A version is completely and durably written
-before the link is replaced, so that a path that a runtime executes is never missing or incomplete. A
-directory that another installer left at `ROOT/toolkit` is exchanged with the link atomically and kept; an
-uninstall puts it back.
+`ROOT/toolkit` is a link to `ROOT/.toolkit-versions/DIGEST`. A version is completely and durably
+written before the link is replaced, so that a path that a runtime executes is never missing or
+incomplete. A directory that another installer left at `ROOT/toolkit` is exchanged with the link
+atomically and kept; an uninstall puts it back.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ TRIAL_SECONDS: Final = 10.0
 def install(version: Version, install_dir: Path, host: Host, *, like: str = "") -> None:
     """Write a version, check that it is complete and runs, and switch to it.
 
-    `like` is a program of the node whose SELinux label new files get. Raises StepError; the previously
-    installed version is still in use then.
+    `like` is a program of the node whose SELinux label new files get. Raises StepError; the
+    previously installed version is still in use then.
     """
     target = InstallDir(install_dir).versions / version.digest
     files.make_directory(install_dir)
@@ -82,9 +82,9 @@ def switch_back(
 ) -> str | None:
     """Switch back to the previous version and remove the one that `failed`; return the version in use.
 
-    `digest` is the previous version; None if there was none, then the toolkit is removed. `replaced` is
-    the path of the displaced directory. If somebody removed the previous version meanwhile, the newer one
-    stays in use. Raises StepError.
+    `digest` is the previous version; None if there was none, then the toolkit is removed.
+    `replaced` is the path of the displaced directory. If somebody removed the previous version
+    meanwhile, the newer one stays in use. Raises StepError.
     """
     if digest is None:
         remove(install_dir, replaced)
@@ -137,8 +137,9 @@ def foreign_directory(install_dir: Path) -> str | None:
 def immovable_reason(install_dir: Path) -> str:
     """Return why a foreign directory at `ROOT/toolkit` cannot be moved aside, and the remedy; "" if it can.
 
-    A mount point cannot be renamed, and neither can a directory of a lower layer of an overlay. The kernel
-    is asked by a rename that it refuses in any case, since the target is a directory with a file in it.
+    A mount point cannot be renamed, and neither can a directory of a lower layer of an overlay. The
+    kernel is asked by a rename that it refuses in any case, since the target is a directory with a
+    file in it.
     """
     link = InstallDir(install_dir).toolkit
     if not _is_foreign(link):
@@ -292,7 +293,8 @@ def _repair(version: Version, partial: Path, target: Path) -> None:
     except OSError as error:
         if error.errno not in _UNMOVED:
             raise
-        # A directory in a lower layer of an overlay cannot be renamed, but each file in it can be replaced.
+        # A directory in a lower layer of an overlay cannot be renamed, but each file in it can be
+        # replaced.
         for entry in version.entries:
             if not is_same(target / entry.name, entry):
                 files.make_directory((target / entry.name).parent)
@@ -404,8 +406,9 @@ def _sweep(versions: Path) -> None:
 def remove_old(install_dir: Path, digest: str, before: str | None = None) -> None:
     """Remove old versions, except those that a process runs from, and the previous one.
 
-    `digest` is the version in use, `before` the previous one; if it is not given or the same, the newest
-    of the others is kept. It is kept because a wrapper may be running in it. Errors are ignored.
+    `digest` is the version in use, `before` the previous one; if it is not given or the same, the
+    newest of the others is kept. It is kept because a wrapper may be running in it. Errors are
+    ignored.
     """
     with contextlib.suppress(OSError):
         _tidy(InstallDir(install_dir).versions, digest, before)

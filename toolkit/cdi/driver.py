@@ -44,8 +44,8 @@ _PROGRAMS: Final = ("usr/bin", "bin", "usr/local/bin", "opt/bin")
 class Roots:
     """The directories of the driver's files and of the device nodes, as needed to run nvidia-ctk.
 
-    `within` is the root directory that it runs in; `driver` and `dev` are the paths inside that root.
-    `named` holds the node paths of the two, and `seen` their local paths.
+    `within` is the root directory that it runs in; `driver` and `dev` are the paths inside that
+    root. `named` holds the node paths of the two, and `seen` their local paths.
     """
 
     within: Path

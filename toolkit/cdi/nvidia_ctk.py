@@ -1,7 +1,7 @@
 """Run nvidia-ctk: generate the CDI specification of the driver, and create its device nodes.
 
-It runs in the node's root, so that it finds the driver at the node's paths. Only if the driver is not
-visible there, it runs in this container, and the paths in its output are mapped to the node's.
+It runs in the node's root, so that it finds the driver at the node's paths. Only if the driver is
+not visible there, it runs in this container, and the paths in its output are mapped to the node's.
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ def _require_program(host: Host, tools: Tools, program: str) -> None:
 def _is_there(host: Host, tools: Tools, program: str) -> bool:
     toolkit = str(PurePosixPath(tools.hook).parent) + "/"
     path = tools.local / program.removeprefix(toolkit) if program.startswith(toolkit) else host.seen(program)
-    # A symbolic link on the node must be resolved in the node's root, so `is_file` alone is not enough.
+    # A symbolic link on the node must be resolved in the node's root, so `is_file` alone is not
+    # enough.
     return path.is_file() or host.executable(program) is not None
 
 

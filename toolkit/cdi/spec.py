@@ -24,11 +24,11 @@ PROGRAM: Final = "nvidia-ctk.real"
 class Specification:
     """The desired and the observed state of the specification.
 
-    `path` is the node path of the file, "" if no specification is configured; `local` is its local path.
-    `made_of` is a digest of the inputs that it would be generated from now, and `waits_for` says what
-    prevents that. `is_current` is whether the file is the one that we generated from these inputs.
-    `is_stale` is whether the file that we generated does not belong there any more. `content` is the
-    fingerprint of the file.
+    `path` is the node path of the file, "" if no specification is configured; `local` is its local
+    path. `made_of` is a digest of the inputs that it would be generated from now, and `waits_for`
+    says what prevents that. `is_current` is whether the file is the one that we generated from
+    these inputs. `is_stale` is whether the file that we generated does not belong there any more.
+    `content` is the fingerprint of the file.
     """
 
     path: str = ""

@@ -37,8 +37,9 @@ _FALLBACK: Final[Mapping[str, str]] = MappingProxyType({"runtime": "docker"})
 class Invocation:
     """A parsed command line.
 
-    `settings` were resolved from `options` and `environment`. `extra` holds the options of this command
-    only, `arguments` the words behind the command's name, `log_options` the keyword arguments of `log.start`.
+    `settings` were resolved from `options` and `environment`. `extra` holds the options of this
+    command only, `arguments` the words behind the command's name, `log_options` the keyword
+    arguments of `log.start`.
     """
 
     settings: Settings
@@ -142,7 +143,8 @@ def plan(invocation: Invocation) -> int:
     if invocation.is_json:
         sys.stdout.write(output.plan_json(pending, is_full=asked == _FULL))
     else:
-        # At a terminal sits somebody who can read the files; elsewhere the output may be stored or sent.
+        # At a terminal sits somebody who can read the files; elsewhere the output may be stored or
+        # sent.
         is_full = asked == _FULL if asked else sys.stdout.isatty()
         sys.stdout.write(output.plan_text(pending, colour=log.is_colourful(sys.stdout), is_full=is_full))
     return _PENDING if invocation.extra["exit_code"] and not pending.is_noop else 0

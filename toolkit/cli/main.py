@@ -1,7 +1,7 @@
 """The entry point of the program. It turns errors into messages on stderr and an exit code.
 
-Only this package imports click. What a command prints is collected and written to stdout at its end, so
-that a failure to write it is one message, whichever command and library printed it.
+Only this package imports click. What a command prints is collected and written to stdout at its
+end, so that a failure to write it is one message, whichever command and library printed it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _run(arguments: list[str]) -> int:
         return _report_error(error, as_json=_wants_json(arguments))
 
 
-# --- standard streams -----------------------------------------------------------------------------------
+# --- standard streams -----------------------------------------------------------------------------
 
 
 class _Output(io.TextIOWrapper):
@@ -79,8 +79,9 @@ class _Output(io.TextIOWrapper):
 def _open_standard_streams() -> None:
     """Open /dev/null as every standard stream that is closed.
 
-    Otherwise the next file that is opened, such as the lock, gets its descriptor, and the log is written
-    to that file. The descriptors are inheritable, since the agent and its children use them too.
+    Otherwise the next file that is opened, such as the lock, gets its descriptor, and the log is
+    written to that file. The descriptors are inheritable, since the agent and its children use them
+    too.
     """
     for fd in range(3):
         try:
@@ -97,14 +98,15 @@ def _open_standard_streams() -> None:
 def _require_utf8() -> None:
     """Execute Python again in UTF-8 mode if the locale has another encoding for the names of files.
 
-    The files of the runtimes are UTF-8, so a path that was decoded otherwise would name another file there.
+    The files of the runtimes are UTF-8, so a path that was decoded otherwise would name another
+    file there.
     """
     if sys.getfilesystemencoding() != "utf-8" and sys.executable:
         words = sys.orig_argv[1:]
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *words])  # noqa: S606  # this interpreter
 
 
-# --- messages -------------------------------------------------------------------------------------------
+# --- messages -------------------------------------------------------------------------------------
 
 
 class _Misuse(ToolkitError):

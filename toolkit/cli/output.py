@@ -22,7 +22,8 @@ _COLOURS: Final = {"+": GREEN, "-": RED, "@": CYAN}
 def plan_text(plan: Plan, *, colour: bool, is_full: bool) -> str:
     """Return a plan as text: the change of every file, whether the runtime would be reloaded, and why.
 
-    With `is_full`, a change is a unified diff with context; otherwise only its keys, secrets masked.
+    With `is_full`, a change is a unified diff with context; otherwise only its keys, secrets
+    masked.
     """
     host, shown = plan.target.host, describe.diff if is_full else describe.changed_keys
     lines = [colour_diff(shown(host, change), colour=colour) for change in plan.config_plan.changes]
@@ -66,8 +67,8 @@ def run_json(plan: Plan, *, seconds: float) -> str:
 def status_text(plan: Plan, unready: str, verified: Mapping[str, str], *, colour: bool = False) -> str:
     """Return as text whether the node is in sync, what differs, and whether it is ready.
 
-    `unready` is the reason why the node is not ready; empty if it is ready. `verified` is the result
-    for each handler: those through which no container was started are listed.
+    `unready` is the reason why the node is not ready; empty if it is ready. `verified` is the
+    result for each handler: those through which no container was started are listed.
     """
     if not plan.is_noop:
         head = log.coloured("not in sync", YELLOW, wanted=colour)

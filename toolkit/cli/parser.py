@@ -154,7 +154,8 @@ def _command(name: str, text: str, *own: click.Option, hidden: bool = False) -> 
         else:
             log.start(debug=log_options["debug"], as_json=log_options["as_json"])
             _log_remarks(settings)
-        # Imported late: the probe above and a usage error do not need these modules and must be fast.
+        # Imported late: the probe above and a usage error do not need these modules and must be
+        # fast.
         from toolkit.cli import commands  # noqa: PLC0415
 
         invocation = commands.Invocation(
@@ -190,8 +191,8 @@ def _completion() -> click.Command:
         if kind is None:
             raise UsageProblem([f"completion {shell}: this version of click does not support that shell"])
         complete = kind(app(), {}, NAME, f"_{NAME.replace('-', '_').upper()}_COMPLETE")
-        # The method of the base class: that of bash runs bash to check its version, which the script
-        # does not need.
+        # The method of the base class: that of bash runs bash to check its version, which the
+        # script does not need.
         click.echo(shell_completion.ShellComplete.source(complete))
 
     return click.Command(

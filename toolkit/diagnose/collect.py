@@ -1,7 +1,7 @@
 """Collect the report of `diagnose`: everything that a maintainer needs for a bug report.
 
-Nothing on the node is changed, and the report never fails as a whole: a section that cannot be collected
-contains the reason instead. Secrets are redacted in the complete report.
+Nothing on the node is changed, and the report never fails as a whole: a section that cannot be
+collected contains the reason instead. Secrets are redacted in the complete report.
 """
 
 from __future__ import annotations

@@ -27,9 +27,9 @@ _SOON: Final = 5.0
 class KubeletRuntime:
     """The runtime that a kubelet uses.
 
-    `config` is the kubelet's configuration and `row` the distribution of the runtime. `socket` is the node
-    path of the runtime's socket, `seen_at` its local path. `process` is the runtime's daemon, if it was
-    looked up.
+    `config` is the kubelet's configuration and `row` the distribution of the runtime. `socket` is
+    the node path of the runtime's socket, `seen_at` its local path. `process` is the runtime's
+    daemon, if it was looked up.
     """
 
     config: KubeletConfig

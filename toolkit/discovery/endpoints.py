@@ -1,7 +1,7 @@
 """Inspect the sockets on which a runtime may listen, and the daemons behind them.
 
-Discovery starts from sockets instead of names, because a node may run several containerds, and only the
-process that answers on a socket shows which one it is.
+Discovery starts from sockets instead of names, because a node may run several containerds, and only
+the process that answers on a socket shows which one it is.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ _ROOTLESS: Final = (
 class Daemon:
     """An existing socket and the daemon behind it.
 
-    `socket` is the node path, `seen_at` the local path. `runtime` is the runtime expected there, and `row`
-    its distribution. `owner` is the process that answers, None if none does. `is_runtime` is whether that
-    is the expected runtime; if not, `answers` is the runtime that answers instead, if known, and `problem`
-    is the reason.
+    `socket` is the node path, `seen_at` the local path. `runtime` is the runtime expected there,
+    and `row` its distribution. `owner` is the process that answers, None if none does. `is_runtime`
+    is whether that is the expected runtime; if not, `answers` is the runtime that answers instead,
+    if known, and `problem` is the reason.
     """
 
     runtime: RuntimeName
@@ -64,8 +64,8 @@ def query_all(
 ) -> tuple[Daemon, ...]:
     """Return the daemon of every known socket that exists, for one runtime or for all.
 
-    `also` are further sockets of that runtime, which come first. Sockets of rootless runtimes are listed
-    but not contacted, because their users control what listens there.
+    `also` are further sockets of that runtime, which come first. Sockets of rootless runtimes are
+    listed but not contacted, because their users control what listens there.
     """
     result = []
     seen: set[tuple[int, int]] = set()
@@ -118,7 +118,8 @@ def of(process: RuntimeProcess) -> RuntimeName | None:
 def row(host: Host, runtime: RuntimeName, socket: str, process: RuntimeProcess | None = None) -> Distribution:
     """Return the distribution of a socket: by the process that answers, by its path, else the plain runtime.
 
-    If several distributions use the path, prefer those whose config exists, and among them the plain one.
+    If several distributions use the path, prefer those whose config exists, and among them the
+    plain one.
     """
     usual = distributions.plain(runtime)
     if process is not None:
@@ -198,7 +199,7 @@ def root(host: Host, process: RuntimeProcess) -> tuple[str, bool]:
         return "/", False
 
 
-# --- for `diagnose` and `detect` --------------------------------------------------------------------
+# --- for `diagnose` and `detect` ------------------------------------------------------------------
 
 
 def runtime(settings: Settings, host: Host, adapter: Adapter) -> dict[str, Any]:
@@ -298,7 +299,7 @@ def _version(host: Host, program: str) -> str | None:
     return lines[0] if lines else None
 
 
-# --- paths of sockets -------------------------------------------------------------------------------
+# --- paths of sockets -----------------------------------------------------------------------------
 
 
 def _known_sockets(

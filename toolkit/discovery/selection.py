@@ -1,7 +1,7 @@
 """Select the runtime: the one in the settings, else kubelet's, else the recorded one, else the only one.
 
-Nothing is guessed: if several runtimes are possible, or the settings do not match the node, this is an
-error, and nothing is changed.
+Nothing is guessed: if several runtimes are possible, or the settings do not match the node, this is
+an error, and nothing is changed.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ _LIST: Final = "`nvidia-toolkit detect` lists all runtimes"
 class Selection:
     """The selected runtime, and the reason.
 
-    `discovered` holds values for settings that were not given. `against` are contradictions between the
-    settings and the node, with which the node must not be changed.
+    `discovered` holds values for settings that were not given. `against` are contradictions between
+    the settings and the node, with which the node must not be changed.
     """
 
     runtime: RuntimeName
@@ -80,8 +80,9 @@ def select(
 ) -> Settings:
     """Return the settings for the selected runtime, with any contradictions.
 
-    `last` holds the values from the previous sync. They stay valid until a kubelet uses another runtime,
-    even while the runtime does not answer. Raises UsageProblem if there is no runtime, or more than one.
+    `last` holds the values from the previous sync. They stay valid until a kubelet uses another
+    runtime, even while the runtime does not answer. Raises UsageProblem if there is no runtime, or
+    more than one.
     """
     inputs = inputs_of(asked, options, environment, last)
     if asked.no_runtime_config:
@@ -148,7 +149,7 @@ def choose(inputs: Inputs) -> Selection:
     return _with_its_socket(inputs, _only(host, assess(host, _all(inputs), ())))
 
 
-# --- a runtime or socket from the settings ----------------------------------------------------------
+# --- a runtime or socket from the settings --------------------------------------------------------
 
 
 def _named(inputs: Inputs, settings: Settings, runtime: RuntimeName) -> Selection:
@@ -288,7 +289,7 @@ def _unambiguous(inputs: Inputs, runtime: RuntimeName) -> Mapping[str, str]:
     return _only(host, matching).discovered
 
 
-# --- a runtime found on the node --------------------------------------------------------------------
+# --- a runtime found on the node ------------------------------------------------------------------
 
 
 def _of_kubelet(inputs: Inputs, used: KubeletRuntime) -> Selection:
@@ -374,7 +375,8 @@ def _recorded(asked: Settings, host: Host) -> dict[str, str]:
     paths_of_record = {each.path for each in record.owned}
     rows = [row for row in DISTRIBUTIONS if row.runtime == runtime]
     result = [row for row in rows if paths_of_record & {row.config, row.drop_in, *row.delivery.drop_ins}]
-    # We own no file of a distribution that generates the handlers itself; the recorded unit identifies it.
+    # We own no file of a distribution that generates the handlers itself; the recorded unit
+    # identifies it.
     result += [
         row
         for row in rows

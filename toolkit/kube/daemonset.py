@@ -1,7 +1,8 @@
 """Look up in the Kubernetes API whether this pod's DaemonSet is being deleted.
 
-An upgrade, a drain and a reboot send the same SIGTERM as an uninstallation, but only the last one may revert
-the node. So DELETED requires the API's answer about exactly this DaemonSet; any failure means UNKNOWN.
+An upgrade, a drain and a reboot send the same SIGTERM as an uninstallation, but only the last one
+may revert the node. So DELETED requires the API's answer about exactly this DaemonSet; any failure
+means UNKNOWN.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ def look_up(
 ) -> Lookup:
     """Return the state of a DaemonSet in the Kubernetes API; without a name, of the one that owns this pod.
 
-    `timeout`, in seconds, covers everything except the resolution of a host name. If the API cannot be
-    reached, the state is UNKNOWN; nothing is raised.
+    `timeout`, in seconds, covers everything except the resolution of a host name. If the API cannot
+    be reached, the state is UNKNOWN; nothing is raised.
     """
     try:
         api = apiserver.find(environment, account, timeout=timeout)
@@ -90,7 +91,8 @@ def _lookup(api: Api, name: str, *, owner: str | None) -> Lookup:
         return Lookup(state=DaemonSetState.DELETED, why=f"{subject} is gone")
     result = _metadata(api, target, answer, kind="DaemonSet", name=name)
     if isinstance(result.get("deletionTimestamp"), str):
-        # `kubectl delete --cascade=orphan` keeps the pods, so this pod is being stopped for another reason.
+        # `kubectl delete --cascade=orphan` keeps the pods, so this pod is being stopped for another
+        # reason.
         if "orphan" in _list(result.get("finalizers")):
             return Lookup(state=DaemonSetState.PRESENT, why=f"{subject} is being deleted without its pods")
         return Lookup(state=DaemonSetState.DELETED, why=f"{subject} is being deleted")

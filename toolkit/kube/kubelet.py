@@ -1,8 +1,8 @@
 """Find the runtime that the node's kubelet uses, from kubelet's command line and configuration.
 
-Only kubelets in our own PID namespace count; one in a container (kind, a test) belongs to another node. A
-kubelet must run as root and have the node's root directory, because anyone can start a program called
-`kubelet` with any arguments. Its files are read in its own root directory.
+Only kubelets in our own PID namespace count; one in a container (kind, a test) belongs to another
+node. A kubelet must run as root and have the node's root directory, because anyone can start a
+program called `kubelet` with any arguments. Its files are read in its own root directory.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ _VARIABLE: Final = re.compile(r"\$\{(\w+)\}|\$(\w+)")
 class KubeletConfig:
     """The configuration of one kubelet: its PID and program, and the runtime socket that it uses.
 
-    `endpoint` is the path of the socket, "" if none is configured, and `by` is the flag or file that sets
-    it. `embedder` is the distribution whose program contains the kubelet and a containerd, "" for a
-    standalone kubelet. `docker` is whether it uses Docker, through any shim.
+    `endpoint` is the path of the socket, "" if none is configured, and `by` is the flag or file
+    that sets it. `embedder` is the distribution whose program contains the kubelet and a
+    containerd, "" for a standalone kubelet. `docker` is whether it uses Docker, through any shim.
     """
 
     pid: int
@@ -61,8 +61,8 @@ class Ignored:
 def configs(root: Path | None = None, proc: Path = PROC) -> tuple[KubeletConfig, ...]:
     """Return the configuration of every kubelet in this PID namespace, ordered by PID.
 
-    `root` is the local path of the node's root directory; a kubelet with another one belongs to another
-    node. An untrusted process is left out, with a warning.
+    `root` is the local path of the node's root directory; a kubelet with another one belongs to
+    another node. An untrusted process is left out, with a warning.
     """
     result = []
     for pid, name in _candidates(proc):
@@ -105,8 +105,8 @@ def _cgroup_driver(process: Path) -> str:
 def endpoint(text: str) -> str | None:
     """Return the runtime's socket path from a kubelet's YAML or JSON configuration, or None.
 
-    In YAML only one top-level line with a plain or quoted scalar is understood; any other form counts as
-    not set.
+    In YAML only one top-level line with a plain or quoted scalar is understood; any other form
+    counts as not set.
     """
     value = _scalar(text, _KEY)
     return _path(value) if value is not None else None
@@ -138,7 +138,8 @@ def _problem(proc: Path, pid: str, root: Path | None) -> str:
     if root is None or os.geteuid() != 0:
         return ""
     own = f"{proc}/{pid}/root/"
-    # A pod may not have the node's root mounted, but with hostPID it can compare with the root of PID 1.
+    # A pod may not have the node's root mounted, but with hostPID it can compare with the root of
+    # PID 1.
     if any(_is_same(own, other) for other in (str(root), f"{proc}/1/root/")):
         return ""
     return "has a different root directory than the node"

@@ -1,12 +1,12 @@
 """Atomic and durable replacement of files, and consistent reads.
 
-A write consists of: temporary file, data, owner, attributes, mode, label, fsync, rename, fsync of the
-directory. The temporary file must not be in a drop-in directory, since the daemon would read it, so the
-caller may pass another directory for it.
+A write consists of: temporary file, data, owner, attributes, mode, label, fsync, rename, fsync of
+the directory. The temporary file must not be in a drop-in directory, since the daemon would read
+it, so the caller may pass another directory for it.
 
-A file of somebody else is exchanged with the new one, not replaced: what came back is checked, so that a
-content that another program wrote at the last moment is put back instead of being lost. A lease shows
-whether another program has the file open for writing (fcntl(2), F_SETLEASE).
+A file of somebody else is exchanged with the new one, not replaced: what came back is checked, so
+that a content that another program wrote at the last moment is put back instead of being lost. A
+lease shows whether another program has the file open for writing (fcntl(2), F_SETLEASE).
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from toolkit.log import LOGGER
 LABEL: Final = "security.selinux"
 LARGEST: Final = 64 * 1024 * 1024
 O_TMPFILE: Final = getattr(os, "O_TMPFILE", 0)
-# Attributes with other prefixes depend on the content (IMA, capabilities) or belong to an overlayfs.
+# Attributes with other prefixes depend on the content (IMA, capabilities) or belong to an
+# overlayfs.
 _ATTRIBUTES: Final = ("system.posix_acl_", "user.", "trusted.")
 _OVERLAY: Final = ".overlay."
 _AT_FDCWD: Final = -100
@@ -79,8 +80,8 @@ def opener(path: str, flags: int) -> int:
 def read(path: Path) -> FileSnapshot | None:
     """Return the content and metadata of a regular file; None if it does not exist.
 
-    Raises NodeConfigError if it is not a regular file, cannot be read, is larger than 64 MiB, or changes
-    while it is read.
+    Raises NodeConfigError if it is not a regular file, cannot be read, is larger than 64 MiB, or
+    changes while it is read.
     """
     try:
         fd = os.open(path, _FLAGS)
@@ -131,12 +132,13 @@ def put(
 ) -> None:
     """Replace the content of a file atomically and durably.
 
-    `metadata` takes precedence over `mode`. `aside` is the directory of the temporary file, if a daemon
-    reads the directory of `path`. If `aside` cannot be used (for example on another mount), the temporary
-    file is created unnamed beside `path`, and gets a name only when it is complete. `check` is called
-    with the path before the file is replaced, and with the place of the old file afterwards; if it
-    raises, the old file stays, or is put back. Raises StepError if the file cannot be written, and
-    Conflict if another program has it open for writing; it is unchanged then.
+    `metadata` takes precedence over `mode`. `aside` is the directory of the temporary file, if a
+    daemon reads the directory of `path`. If `aside` cannot be used (for example on another mount),
+    the temporary file is created unnamed beside `path`, and gets a name only when it is complete.
+    `check` is called with the path before the file is replaced, and with the place of the old file
+    afterwards; if it raises, the old file stays, or is put back. Raises StepError if the file
+    cannot be written, and Conflict if another program has it open for writing; it is unchanged
+    then.
     """
     try:
         metadata = metadata or FileMetadata(mode=mode)
@@ -431,8 +433,9 @@ def rename(source: Path, destination: Path, flags: int) -> bool:
 def _unwritten(path: Path) -> Iterator[Callable[[], bool]]:
     """Hold a lease that delays every program that opens a file for writing.
 
-    Yields a function that returns whether a program waits for that. Without a file, or without leases on
-    its file system, nothing is held. Raises Conflict if a program has the file open for writing.
+    Yields a function that returns whether a program waits for that. Without a file, or without
+    leases on its file system, nothing is held. Raises Conflict if a program has the file open for
+    writing.
     """
     try:
         fd = os.open(path, _FLAGS)

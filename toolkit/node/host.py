@@ -1,8 +1,8 @@
 """The node's file system, and the translation of its paths.
 
-The program may run directly on a node, or in a container that has the node's root mounted at `/host` and
-some of its directories at other paths. A *node path* is the path that the node's own programs use; a
-*local path* is the path that this process can open.
+The program may run directly on a node, or in a container that has the node's root mounted at
+`/host` and some of its directories at other paths. A *node path* is the path that the node's own
+programs use; a *local path* is the path that this process can open.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class Host:
     def node(self, local_path: Path, *candidates: str) -> str:
         """Return the node path of a local path.
 
-        `candidates` are node paths that may be the same file. If a directory is mounted at another path,
-        only the inode shows that they are the same.
+        `candidates` are node paths that may be the same file. If a directory is mounted at another
+        path, only the inode shows that they are the same.
         """
         named = self._named(local_path)
         if named is not None:
@@ -90,9 +90,9 @@ class Host:
     def target(self, local_path: Path) -> Path:
         """Follow the symbolic links of a local path as the node would; return the path of the target.
 
-        Every part of the path may be a link: in a container, the kernel would follow an absolute one in the
-        container's own root. Raises StepError if the links form a loop, or lead to a path of the node that
-        is not mounted.
+        Every part of the path may be a link: in a container, the kernel would follow an absolute
+        one in the container's own root. Raises StepError if the links form a loop, or lead to a
+        path of the node that is not mounted.
         """
         if not self.is_here and (node_path := self._named(local_path)) is not None:
             return self._resolved(local_path, PurePosixPath(node_path))
@@ -250,9 +250,9 @@ class Host:
 def of_process(pid: int) -> Host | None:
     """Return the file system as a process sees it; None if it does not exist or may not be examined.
 
-    It differs from that of this process if this one is in a container, or if the unit of the process has
-    settings such as `TemporaryFileSystem=` or `InaccessiblePaths=` (systemd.exec(5)). Then it is opened
-    by `/proc/PID/root` (proc_pid_root(5)); else the root is `/`.
+    It differs from that of this process if this one is in a container, or if the unit of the
+    process has settings such as `TemporaryFileSystem=` or `InaccessiblePaths=` (systemd.exec(5)).
+    Then it is opened by `/proc/PID/root` (proc_pid_root(5)); else the root is `/`.
     """
     try:
         is_own = all(

@@ -67,5 +67,6 @@ def argv(pid: int) -> tuple[str, ...]:
     """Return the argv of a process; empty for a zombie. Raises OSError."""
     with open(f"/proc/{pid}/cmdline", "rb") as stream:
         content = stream.read()
-    # A process that overwrites its argv to set its title may leave a text without a zero at the end.
+    # A process that overwrites its argv to set its title may leave a text without a zero at the
+    # end.
     return tuple(os.fsdecode(word) for word in content.removesuffix(b"\0").split(b"\0")) if content else ()

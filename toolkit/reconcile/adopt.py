@@ -96,8 +96,8 @@ def refuse_another(target: Target, files: Mapping[str, bytes | None]) -> None:
 def _unowned(target: Target, adapter: Adapter, observation: Observation) -> tuple[Ownership, ...]:
     """Return the files that run the toolkit but are not owned.
 
-    If another installer's toolkit lies in this place, the handlers belong to that installer: nothing
-    is returned. Raises NodeConfigError if a file cannot be parsed.
+    If another installer's toolkit lies in this place, the handlers belong to that installer:
+    nothing is returned. Raises NodeConfigError if a file cannot be parsed.
     """
     if versions.foreign_directory(target.install_dir):
         return ()

@@ -90,9 +90,10 @@ def sweep(
 ) -> None:
     """Remove the temporary files that killed runs left beside these files.
 
-    `owned` are the files of the record, `open_files` those of the open transaction: their contents are
-    known. Another program may have written a file at the moment when it was replaced. Content that is not
-    known is never removed: it is put back, if that replaces nothing but a known content, else kept.
+    `owned` are the files of the record, `open_files` those of the open transaction: their contents
+    are known. Another program may have written a file at the moment when it was replaced. Content
+    that is not known is never removed: it is put back, if that replaces nothing but a known
+    content, else kept.
     """
     known: dict[str, set[str | None]] = {}
     for each in (*owned, *open_files):
@@ -145,8 +146,8 @@ def changes(
         snapshot = _as_planned(path, change)
         owned = originals.get(change.path)
         is_restored = owned is not None and owned.original == fingerprint(change.after)
-        # Another program may modify the file while the new content is written, so what is replaced is
-        # checked again.
+        # Another program may modify the file while the new content is written, so what is replaced
+        # is checked again.
         aside, check = _aside(path, change, root_config), partial(_as_planned, path, change)
         if change.after is None:
             files.remove(path, aside=aside, check=check)
@@ -191,8 +192,8 @@ def _as_planned(
 ) -> files.FileSnapshot | None:
     """Return the current state of a file. Raises Conflict if it was modified since it was planned.
 
-    `place` is where the file is, if it was moved. `is_first` says that nothing was written yet, for the
-    message.
+    `place` is where the file is, if it was moved. `is_first` says that nothing was written yet, for
+    the message.
     """
     snapshot = files.read(place or path)
     data = snapshot.data if snapshot else None

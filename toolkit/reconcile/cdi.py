@@ -73,8 +73,8 @@ def take_back(
     """Remove the generated specification and restore the file that it replaced.
 
     A specification that was modified since is kept. Returns the record, and the path of the file if
-    it was kept. Raises StepError if a file cannot be written, or if the saved original is missing and
-    `even_if_gone` is false.
+    it was kept. Raises StepError if a file cannot be written, or if the saved original is missing
+    and `even_if_gone` is false.
     """
     owned = record.specification
     if owned is None:
@@ -176,7 +176,8 @@ def _owned(
     if recorded is not None and current is not None:
         previous = tuple(known for known in recorded.written if known == fingerprint(current.data))
         return replace(recorded, local=str(specification.local), written=(digest, *previous))
-    # If the file is missing (a reboot clears /run, or somebody removed it), there is no original to restore.
+    # If the file is missing (a reboot clears /run, or somebody removed it), there is no original to
+    # restore.
     original = fingerprint(current.data) if current else None
     return replace(
         journal.with_metadata(specification.path, specification.local, current),

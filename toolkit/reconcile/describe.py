@@ -55,8 +55,9 @@ def diff(host: Host, change: FileChange) -> str:
 def changed_keys(host: Host, change: FileChange) -> str:
     """Return the keys that a change adds, changes and removes, with their values, and nothing else.
 
-    Secrets are masked by their place in the file. This is what leaves the node: in the log, the JSON
-    output and `diagnose`. A file that is neither TOML nor JSON is compared by lines, without context.
+    Secrets are masked by their place in the file. This is what leaves the node: in the log, the
+    JSON output and `diagnose`. A file that is neither TOML nor JSON is compared by lines, without
+    context.
     """
     from runtimes.formats import json_scanner, toml_scanner  # noqa: PLC0415  # only if there is a difference
 

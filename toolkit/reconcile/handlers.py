@@ -1,9 +1,10 @@
 """Verify each of the toolkit's handlers by starting a container through it, and decide what a failure means.
 
-A container may fail to start for reasons that are not the handler: a missing image, a full disk, a runtime
-that starts no container at all. Such a handler is *not verified*, with the reason, and nothing is rolled
-back. A handler is at fault if the runtime rejects its configuration, or if a container starts through the
-handler from which it inherits, or through the default handler that it replaces, and none through it.
+A container may fail to start for reasons that are not the handler: a missing image, a full disk, a
+runtime that starts no container at all. Such a handler is *not verified*, with the reason, and
+nothing is rolled back. A handler is at fault if the runtime rejects its configuration, or if a
+container starts through the handler from which it inherits, or through the default handler that it
+replaces, and none through it.
 """
 
 from __future__ import annotations
@@ -66,8 +67,8 @@ class _Runtime:
 def verified(context: Context, plan: Plan, state: Health, recorded: object = None) -> dict[str, str]:
     """Return the result for each handler: STARTED, STATUS, or "not verified: " with the reason.
 
-    `state` is what the runtime reports now, `recorded` are the results of the readiness record: a reason
-    that is recorded already is not logged again. Raises StepError if a handler is at fault.
+    `state` is what the runtime reports now, `recorded` are the results of the readiness record: a
+    reason that is recorded already is not logged again. Raises StepError if a handler is at fault.
     """
     handlers = sorted(verify.handlers(context, plan))
     if not handlers:
@@ -113,7 +114,8 @@ def _not_verified(handlers: list[str], reason: str, recorded: object) -> dict[st
 def _reason(runtime: _Runtime, handler: str, baselines: Sequence[str]) -> str:
     """Return why a handler could not be verified, empty if a container started through it.
 
-    `baselines` are the handlers that it is compared with. Raises StepError if the handler is at fault.
+    `baselines` are the handlers that it is compared with. Raises StepError if the handler is at
+    fault.
     """
     failure = runtime.start(handler)
     if failure is None:
@@ -153,8 +155,9 @@ def _kind(failure: StepError, handler: str) -> str:
 def _baselines(context: Context, plan: Plan, state: Health) -> tuple[str, ...]:
     """Return the handlers to compare with: those that the toolkit's are made from.
 
-    What is wrong with the handler from which they inherit is wrong with them as well, whatever starts
-    through another one. If the runtime has none of these, a default or a low-level runtime has to do.
+    What is wrong with the handler from which they inherit is wrong with them as well, whatever
+    starts through another one. If the runtime has none of these, a default or a low-level runtime
+    has to do.
     """
     ours = plan.target.desired.names | planner.former(plan.observation)
     usable = (state.effective.handlers or frozenset()) - ours

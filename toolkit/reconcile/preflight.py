@@ -113,8 +113,8 @@ def _of_override(context: Context, plan: Plan) -> list[str]:
 def _of_origin(context: Context, plan: Plan) -> tuple[list[str], str]:
     """Return what the handlers inherit and the node does not have, and a hint what to do.
 
-    It is only logged if the handler of the node that lacks it is the default already, or if the default
-    stays: no pod that starts today fails because of it.
+    It is only logged if the handler of the node that lacks it is the default already, or if the
+    default stays: no pod that starts today fails because of it.
     """
     origin = plan.config_plan.origin
     if plan.operation is not Operation.INSTALL or plan.config_plan.is_noop or not origin.settings:

@@ -35,8 +35,8 @@ def refuse(context: Context, plan: Plan) -> None:
     """Raise UsageProblem if the node contradicts the settings or the toolkit is not available.
 
     Raise StepError if the runtime does not see the files that are installed already. With
-    `--no-install`, the readiness record is removed if the node's own toolkit is not available, because
-    handlers without a program are not ready.
+    `--no-install`, the readiness record is removed if the node's own toolkit is not available,
+    because handlers without a program are not ready.
     """
     contradictions = () if context.settings.no_runtime_config else plan.target.contradictions
     if contradictions:
@@ -62,8 +62,9 @@ def write_readiness(
 
     `now` is the state that the runtime reported after everything else was observed, None if it is
     not in sync. `verified` is the result for each handler; if it is None, the handlers are verified
-    now, unless the record holds the results for this boot, this process and these files. Returns the
-    plan with the content of the record as `ready_facts`. Raises StepError if a handler is at fault.
+    now, unless the record holds the results for this boot, this process and these files. Returns
+    the plan with the content of the record as `ready_facts`. Raises StepError if a handler is at
+    fault.
     """
     facts = None
     try:

@@ -109,8 +109,8 @@ def _restore_toolkit(target: Target, record: Record, transaction: Transaction) -
 def _locate_again(context: Context, target: Target, transaction: Transaction) -> tuple[Target, Transaction]:
     """Locate the runtime after its files were restored.
 
-    A runtime that was started meanwhile may have loaded some of the changed files, so the transaction
-    then counts as loaded.
+    A runtime that was started meanwhile may have loaded some of the changed files, so the
+    transaction then counts as loaded.
     """
     current = locate.again(target, context.adapter)
     return current, replace(transaction, notified=current.process != target.process)
@@ -258,8 +258,8 @@ def _previous_state(context: Context, target: Target, transaction: Transaction) 
     handlers, baseline = target.desired.names, transaction.baseline
     loaded, in_files = baseline.has.handlers, baseline.files.handlers
     defined = _defined(context, target, transaction) if in_files is None else in_files
-    # A handler that the runtime still had, but that was removed from the files before the change, is
-    # gone once the files are loaded.
+    # A handler that the runtime still had, but that was removed from the files before the change,
+    # is gone once the files are loaded.
     remaining = (loaded or frozenset()) & defined
     is_unknown = loaded is None and in_files is None
     return expectation.Expected(
@@ -301,8 +301,8 @@ def _count(context: Context, *, is_first: bool) -> None:
 
     The first restart of a rollback, and the start of a stopped runtime, are allowed even if the
     budget is used up, because the runtime has the failed change until then. Later attempts are not,
-    or runs that are started again and again would restart it forever. Raises StepError if the budget
-    is used up or the counter cannot be written.
+    or runs that are started again and again would restart it forever. Raises StepError if the
+    budget is used up or the counter cannot be written.
     """
     is_free = is_first or not context.budget.most
     if not is_free and (refusal := context.budget.refusal()):

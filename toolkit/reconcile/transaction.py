@@ -33,7 +33,7 @@ from toolkit.settings.resolve import Settings
 from toolkit.state import created_directories, journal, readiness_record
 from toolkit.state.record import Baseline, Operation, Record, Transaction
 
-# --- beginning a transaction ------------------------------------------------------------------------
+# --- beginning a transaction ----------------------------------------------------------------------
 
 
 def begin(context: Context, plan: Plan, baseline: Baseline) -> Record:
@@ -60,7 +60,8 @@ def begin(context: Context, plan: Plan, baseline: Baseline) -> Record:
     transaction = replace(transaction, failure="")
     record = replace(plan.record, directories=tuple(sorted(directories)), open=transaction)
     try:
-        # Saving the originals creates the first of these directories, so the record is written before.
+        # Saving the originals creates the first of these directories, so the record is written
+        # before.
         record = journal.save(install_dir, record)
         created_directories.clear(context.created_directories)
         record = _adopting(target, record, plan.adopted)
@@ -143,7 +144,7 @@ def _without_us(adapter: Adapter, owned: Ownership | None, change: FileChange) -
         raise observe.not_understood(error) from error
 
 
-# --- entry points -----------------------------------------------------------------------------------
+# --- entry points ---------------------------------------------------------------------------------
 
 SOON: Final = 5.0
 """Seconds that a runtime which has nothing to load gets to become healthy."""
@@ -287,7 +288,8 @@ def _install(plan: Plan) -> None:
 def _save_pending(plan: Plan, record: Record, *, written: bool) -> Record:
     """Save that the runtime has to load the change, so that the next run knows it if this one is killed.
 
-    `written` says whether the files are written already. Before that no daemon can have loaded them.
+    `written` says whether the files are written already. Before that no daemon can have loaded
+    them.
     """
     if not plan.reload_needed:
         return record
@@ -386,8 +388,8 @@ def _verify_handlers(
     """Start a container through each handler once the runtime has loaded the plan's files.
 
     Returns the runtime's state, and the result for each handler; None for a runtime that has not
-    loaded them (`--restart-mode none`, and CRI-O after SIGHUP), and for a revert. Raises StepError if
-    a handler is at fault.
+    loaded them (`--restart-mode none`, and CRI-O after SIGHUP), and for a revert. Raises StepError
+    if a handler is at fault.
     """
     is_loaded = not plan.reload_needed or restart.takes_effect(context.adapter, plan.restart_method)
     if plan.operation is not Operation.INSTALL or not is_loaded:
@@ -457,8 +459,8 @@ def commit(
     """Close the transaction, remove what was saved for a rollback, and return the new record.
 
     The change is complete at this point. A record that cannot be saved is only logged; the next run
-    saves it. `state` is the runtime's state, None if it has to be queried, and `verified` the result for
-    each handler, None if it is not known.
+    saves it. `state` is the runtime's state, None if it has to be queried, and `verified` the
+    result for each handler, None if it is not known.
     """
     install_dir = plan.target.install_dir
     is_loaded = (

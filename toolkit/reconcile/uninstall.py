@@ -58,7 +58,8 @@ def revert(settings: Settings, adapter: Adapter, stop: Cancellation | None = Non
         return Removal(target=target, plan=ConfigPlan(), was_empty=True)
     is_forced, record = settings.force, plan.record
     if plan.config_plan.is_noop and record.open is not None and record.open.failure and not is_forced:
-        # An unfinished rollback restored the files already. It remains to be verified by the runtime.
+        # An unfinished rollback restored the files already. It remains to be verified by the
+        # runtime.
         transaction.recover(context)
         record = adopt.restored_record(target, journal.load(target.install_dir))
         plan = _view(context, locate.again(target, adapter), record)
@@ -178,7 +179,8 @@ def _with_loaded_handlers(context: Context, plan: Plan) -> Plan:
     if plan.reload_needed or not may_have_handlers:
         return plan
     if target.process is None:
-        # The change may be the reason why it stopped: see it running before the originals are removed.
+        # The change may be the reason why it stopped: see it running before the originals are
+        # removed.
         return replace(
             plan, reload_pending=record.pending_reload is not None and context.mode is not RestartMode.NONE
         )
@@ -246,13 +248,14 @@ def _refuse_if_needed(context: Context, plan: Plan) -> None:
 def _refuse_if_running(context: Context, plan: Plan) -> None:
     """Raise StepError if the runtime's files still have a handler that runs the toolkit, even with `--force`.
 
-    As the default handler it would keep every container from starting. With `--force`, files that cannot be
-    read are ignored.
+    As the default handler it would keep every container from starting. With `--force`, files that
+    cannot be read are ignored.
     """
     target = plan.target
     toolkit = f"{target.host.node(target.install_dir)}/toolkit"
     try:
-        # The root config of a distribution that makes the handlers itself loses them at its next start.
+        # The root config of a distribution that makes the handlers itself loses them at its next
+        # start.
         made = {target.desired.config} if target.desired.delivery.is_regenerated else set()
         current = observe.read(target.host, tuple(set(plan.observation.files) - made))
         found = dict(planner.running(context.adapter, current, toolkit))

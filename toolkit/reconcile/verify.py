@@ -40,7 +40,7 @@ _OWN: Final = "the host may have its own toolkit, which is found first: use --no
 _LEAST: Final = 1.0
 
 
-# --- the baseline -----------------------------------------------------------------------------------
+# --- the baseline ---------------------------------------------------------------------------------
 
 
 def baseline_of(adapter: Adapter, plan: Plan, now: Health | None) -> Baseline:
@@ -127,7 +127,7 @@ def _identity(adapter: Adapter, target: Target, observation: Observation) -> str
     return hashlib.sha256(json.dumps([binary, files]).encode()).hexdigest()
 
 
-# --- the expected state -----------------------------------------------------------------------------
+# --- the expected state ---------------------------------------------------------------------------
 
 
 def expected(context: Context, plan: Plan, baseline: Baseline | None) -> Expected:
@@ -139,8 +139,8 @@ def expected(context: Context, plan: Plan, baseline: Baseline | None) -> Expecte
     handlers = desired.names | planner.former(plan.observation)
     present = context.adapter.defined(desired, plan.files_after)
     present |= plan.config_plan.provided if plan.operation is Operation.INSTALL else frozenset()
-    # With CRI-O's hook mode, and with containerd's old `default_runtime` table, the default handler has
-    # no name that the runtime could report.
+    # With CRI-O's hook mode, and with containerd's old `default_runtime` table, the default handler
+    # has no name that the runtime could report.
     by_name = plan.operation is Operation.INSTALL and not desired.hook_mode and not desired.legacy
     return Expected(
         desired=desired,

@@ -20,10 +20,10 @@ _LEAST: Final = 1.0
 class Health:
     """The state that a runtime reports.
 
-    `problems` say why it is unhealthy, empty if it is healthy. `no_cri` says why it does not serve CRI,
-    "" if it does. `network` says why its network is not ready, "" if it is; this does not make it
-    unhealthy, because a new node may have no network yet. `body` is its response to the adapter's
-    `confirmation` request.
+    `problems` say why it is unhealthy, empty if it is healthy. `no_cri` says why it does not serve
+    CRI, "" if it does. `network` says why its network is not ready, "" if it is; this does not make
+    it unhealthy, because a new node may have no network yet. `body` is its response to the
+    adapter's `confirmation` request.
     """
 
     effective: Effective

@@ -52,9 +52,9 @@ def using(
 ) -> tuple[str, ...]:
     """Return the names of the containers and pods that use our handlers.
 
-    With `by_name`, only pods that requested the handler explicitly count. If the runtime is down, only
-    the files of its shims are read, because shims and their containers run on without it. Raises
-    StepError if a running runtime does not answer.
+    With `by_name`, only pods that requested the handler explicitly count. If the runtime is down,
+    only the files of its shims are read, because shims and their containers run on without it.
+    Raises StepError if a running runtime does not answer.
     """
     result = list(_from_shims(target, adapter, observation))
     if target.process is None:

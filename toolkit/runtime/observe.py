@@ -36,9 +36,9 @@ def observe(
 ) -> Observation:
     """Read every file that the adapter requests, run its queries on the binary, and return the result.
 
-    `owned` are the files that we changed; with `whole`, a handler in them that runs our programs is owned
-    even if others changed it (see `planner.relocated`). Raises NodeConfigError for a file that cannot be
-    parsed, and StepError for one that cannot be read.
+    `owned` are the files that we changed; with `whole`, a handler in them that runs our programs is
+    owned even if others changed it (see `planner.relocated`). Raises NodeConfigError for a file
+    that cannot be parsed, and StepError for one that cannot be read.
     """
     argv = target.process.argv if target.process else ()
     observation = Observation(binary=target.binary, argv=argv, owned=owned)
@@ -98,8 +98,8 @@ _KILLED: Final = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 def ask(target: locate.Target, question: BinaryQuery) -> BinaryResult:
     """Run the runtime's binary in the node's root, or return the cached result.
 
-    Raises StepError if the binary cannot be run, and Interrupted if it was cut short because the program
-    is stopping.
+    Raises StepError if the binary cannot be run, and Interrupted if it was cut short because the
+    program is stopping.
     """
     try:
         return target.answers.get(question) or target.answers.put(question, _ask(target, question))
@@ -151,7 +151,8 @@ def _ask(target: locate.Target, question: BinaryQuery) -> BinaryResult:
 def _refuse_killed(result: command.Result) -> None:
     """Raise StepError if a binary was killed, so that it said nothing about the configuration.
 
-    Behind a shell the exit status is 128 and the signal's number. A crash (SIGSEGV, SIGABRT) is an answer.
+    Behind a shell the exit status is 128 and the signal's number. A crash (SIGSEGV, SIGABRT) is an
+    answer.
     """
     number = next((each for each in _KILLED if result.code in {-each, 128 + each}), None)
     if number is not None:

@@ -1,7 +1,8 @@
 """Check that the node has what the toolkit's handlers name: programs, files and snapshotters.
 
-`config dump` accepts any path and any name. What does not exist is found when a pod starts. The keys are
-those of `--runtime-config-override` and those that are inherited from a handler of the node.
+`config dump` accepts any path and any name. What does not exist is found when a pod starts. The
+keys are those of `--runtime-config-override` and those that are inherited from a handler of the
+node.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Restart or reload the runtime: by a restart of its systemd unit, by SIGHUP, or not at all.
 
-SIGHUP terminates containerd: with the usual unit file its socket is down for 5.3 s until systemd starts
-it again, against 0.1 s for `systemctl restart`. Docker reloads in place. CRI-O logs a reload, but uses
-the old handlers for new pods until it is restarted.
+SIGHUP terminates containerd: with the usual unit file its socket is down for 5.3 s until systemd
+starts it again, against 0.1 s for `systemctl restart`. Docker reloads in place. CRI-O logs a
+reload, but uses the old handlers for new pods until it is restarted.
 """
 
 from __future__ import annotations
@@ -42,11 +42,12 @@ NOTICED: Final = 10.0
 class RestartMethod:
     """The way to make the runtime load a change.
 
-    `replaces` is whether the daemon gets a new process. `obstacle` says why the method cannot be used,
-    "" if it can. `by_itself` is whether the distribution notices the change and restarts the daemon
-    itself; the unit is restarted only if it does not. `after_signal` names what starts a daemon again that
-    SIGHUP ends; if nothing is known to, `warning` says so. `dependents` are the running units that depend
-    on the runtime's. With `is_as_before`, it starts a runtime that a killed run has ended.
+    `replaces` is whether the daemon gets a new process. `obstacle` says why the method cannot be
+    used, "" if it can. `by_itself` is whether the distribution notices the change and restarts the
+    daemon itself; the unit is restarted only if it does not. `after_signal` names what starts a
+    daemon again that SIGHUP ends; if nothing is known to, `warning` says so. `dependents` are the
+    running units that depend on the runtime's. With `is_as_before`, it starts a runtime that a
+    killed run has ended.
     """
 
     mode: RestartMode
@@ -89,8 +90,8 @@ def restart_method(
 ) -> RestartMethod:
     """Return the method to restart or reload this node's runtime.
 
-    `found` is what starts it again. None stands for a runtime that has nothing to load, whose supervisor
-    was not looked for.
+    `found` is what starts it again. None stands for a runtime that has nothing to load, whose
+    supervisor was not looked for.
     """
     if mode is RestartMode.NONE:
         return RestartMethod(mode=mode, unit=None, replaces=False)
@@ -160,7 +161,8 @@ def start_stopped(
 ) -> RestartMethod | None:
     """Return the method to start a runtime that failed; None if it did not fail or cannot be started.
 
-    With `even_if_stopped`, start it whatever the state of its unit is, because we stopped it ourselves.
+    With `even_if_stopped`, start it whatever the state of its unit is, because we stopped it
+    ourselves.
     """
     if unit is None or target.process is not None or systemd.unusable(target.host):
         return None
@@ -187,8 +189,8 @@ def _dependents(target: Target, unit: str, deadline: Deadline) -> tuple[str, ...
 def perform(target: Target, adapter: Adapter, chosen: RestartMethod, deadline: Deadline) -> float:
     """Restart or reload the runtime and wait until it answers again.
 
-    Returns the seconds that passed. Raises StepError if the restart fails, and ReloadError if the runtime
-    does not answer before the deadline.
+    Returns the seconds that passed. Raises StepError if the restart fails, and ReloadError if the
+    runtime does not answer before the deadline.
     """
     before = target.process
     if chosen.obstacle:
@@ -321,8 +323,8 @@ def _hang_up(
 ) -> processes.RuntimeProcess:
     """Send SIGHUP to the process that owns the socket *now*, and return that process.
 
-    The daemon may have been restarted since it was located, and may have started before the change was
-    written.
+    The daemon may have been restarted since it was located, and may have started before the change
+    was written.
     """
     while True:
         try:
@@ -359,8 +361,8 @@ def restart_unit(target: Target, unit: str, dependents: Sequence[str], deadline:
     LOGGER.info("restarting %s%s", unit, also)
     job = (systemd.ALONE,) if dependents else ()
     if target.desired.delivery.is_regenerated:
-        # The unit is a whole distribution (rke2-server) and becomes active long after its runtime, so do not
-        # wait for it.
+        # The unit is a whole distribution (rke2-server) and becomes active long after its runtime,
+        # so do not wait for it.
         _systemctl(target, "reset-failed", unit, deadline=deadline)
         result = _systemctl(target, "restart", *job, "--no-block", unit, deadline=deadline)
         if not result.ok:
@@ -368,8 +370,8 @@ def restart_unit(target: Target, unit: str, dependents: Sequence[str], deadline:
         return
     result = _systemctl(target, "restart", *job, unit, deadline=deadline)
     if not result.ok:
-        # systemd refuses to start a unit that was started too often in a short time (StartLimitBurst), and
-        # leaves the runtime down. Reset that counter and try once more.
+        # systemd refuses to start a unit that was started too often in a short time
+        # (StartLimitBurst), and leaves the runtime down. Reset that counter and try once more.
         LOGGER.warning("%s did not start (%s); trying once more", unit, result.err)
         _systemctl(target, "reset-failed", unit, deadline=deadline)
         result = _systemctl(target, "restart", *job, unit, deadline=deadline)

@@ -39,8 +39,8 @@ _LARGEST: Final = 1 << 63
 def read_override(text: str) -> dict[str, Any]:
     """Return the keys of RUNTIME_CONFIG_OVERRIDE, a JSON object.
 
-    Raises ValueError if the text is not a JSON object, sets a reserved key, or contains a value that
-    containerd's configuration cannot contain.
+    Raises ValueError if the text is not a JSON object, sets a reserved key, or contains a value
+    that containerd's configuration cannot contain.
     """
     try:
         result = json.loads(text, parse_constant=_refused)

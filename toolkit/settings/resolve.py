@@ -1,7 +1,7 @@
 """Resolution of the settings: command line, then environment variables, then defaults.
 
-Of the variables of a setting the first one that is set is used. A default may depend on the runtime,
-and a variable such as `CONTAINERD_CONFIG` is used only if the runtime is containerd.
+Of the variables of a setting the first one that is set is used. A default may depend on the
+runtime, and a variable such as `CONTAINERD_CONFIG` is used only if the runtime is containerd.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ _EMPTY: Final[Mapping[Kind, Any]] = MappingProxyType(
 class Settings(Values):
     """A value for each row of the table, and the option or variable that each value comes from.
 
-    `remarks` are log levels and messages about options that have no effect. `found` holds the values
-    that were detected on the node: the runtime, and its paths if they are not the usual ones.
-    `contradictions` are conflicts between the settings and the node: if there are any, commands may
-    inspect the node but not change it.
+    `remarks` are log levels and messages about options that have no effect. `found` holds the
+    values that were detected on the node: the runtime, and its paths if they are not the usual
+    ones. `contradictions` are conflicts between the settings and the node: if there are any,
+    commands may inspect the node but not change it.
     """
 
     values: Mapping[str, Any]

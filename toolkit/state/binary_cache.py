@@ -1,8 +1,8 @@
 """A cache of what the runtime's binary reports, such as its defaults, valid for one boot.
 
-Of the results that depend on a configuration, only that of the files without owned keys is cached; it may
-contain passwords. The file is on a tmpfs, in the directory of the PID file, for root alone. If it cannot
-be read or written, the binary is executed instead.
+Of the results that depend on a configuration, only that of the files without owned keys is cached;
+it may contain passwords. The file is on a tmpfs, in the directory of the PID file, for root alone.
+If it cannot be read or written, the binary is executed instead.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The readiness probe: a check of the readiness record alone, for a probe that runs every few seconds.
 
-It does not query the runtime and imports as little as possible. The record is valid as long as the boot,
-the runtime's process and the configuration files are those that it names.
+It does not query the runtime and imports as little as possible. The record is valid as long as the
+boot, the runtime's process and the configuration files are those that it names.
 """
 
 from __future__ import annotations

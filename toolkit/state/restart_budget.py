@@ -1,7 +1,7 @@
 """The restart budget: a limit on how often the runtime is restarted, also by a pod that crashes repeatedly.
 
-Restarts are counted in a file on a tmpfs, which is lost on reboot. Times are those of CLOCK_BOOTTIME, which
-cannot be set.
+Restarts are counted in a file on a tmpfs, which is lost on reboot. Times are those of
+CLOCK_BOOTTIME, which cannot be set.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _LONGEST: Final = 86_400.0
 class _History:
     """The content of the file.
 
-    `restarts` are the times of restarts, `vain` the mark of a restart that had no effect, `failed` the
-    mark of the change that was rolled back last, `times` how often it was, and `at` when.
+    `restarts` are the times of restarts, `vain` the mark of a restart that had no effect, `failed`
+    the mark of the change that was rolled back last, `times` how often it was, and `at` when.
     """
 
     restarts: list[float] = field(default_factory=list)
@@ -78,8 +78,9 @@ class Budget:
     def postponement(self, mark: str) -> str:
         """Return why a change that was rolled back before must wait; empty if it may be tried again.
 
-        A second attempt is limited by the budget alone. After that each delay is twice the one before, up
-        to a day: a change that always fails would otherwise cost two restarts in every window.
+        A second attempt is limited by the budget alone. After that each delay is twice the one
+        before, up to a day: a change that always fails would otherwise cost two restarts in every
+        window.
         """
         history = self._read()
         if not self.most or history.failed != mark or history.times < _FREE:

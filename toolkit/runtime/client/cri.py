@@ -19,20 +19,21 @@ from toolkit.errors import StepError
 from toolkit.runtime.client import protobuf
 from toolkit.runtime.client.protobuf import Message
 
-# --- containerd's introspection of plugins ----------------------------------------------------------
+# --- containerd's introspection of plugins --------------------------------------------------------
 
 _INTROSPECTION: Final = "/containerd.services.introspection.v1.Introspection"
 _FILTER: Final = "type==io.containerd.grpc.v1,id==cri"
 _OF_SNAPSHOTTERS: Final = "type==io.containerd.snapshotter.v1"
-# Fields of PluginsResponse, Plugin and google.rpc.Status (api/services/introspection/v1, 1.6 to 2.3).
+# Fields of PluginsResponse, Plugin and google.rpc.Status (api/services/introspection/v1, 1.6 to
+# 2.3).
 _PLUGINS, _ID, _INIT_ERROR, _MESSAGE = 1, 2, 7, 2
 
 
 def cri_failure(socket: Path, *, timeout: Timeout) -> str:
     """Return the error with which containerd's CRI plugin failed to load.
 
-    Returns "" if it loaded, if it is disabled, and if the socket does not belong to containerd or does not
-    answer within `timeout`.
+    Returns "" if it loaded, if it is disabled, and if the socket does not belong to containerd or
+    does not answer within `timeout`.
     """
     return next((error for _, error in _plugins(socket, _FILTER, timeout=timeout) if error), "")
 
@@ -40,7 +41,8 @@ def cri_failure(socket: Path, *, timeout: Timeout) -> str:
 def snapshotters(socket: Path, *, timeout: Timeout) -> dict[str, str]:
     """Return the snapshotters of a running containerd by name, each with the error of its start or "".
 
-    The result is empty if the socket does not belong to containerd or does not answer within `timeout`.
+    The result is empty if the socket does not belong to containerd or does not answer within
+    `timeout`.
     """
     return dict(_plugins(socket, _OF_SNAPSHOTTERS, timeout=timeout))
 
@@ -57,12 +59,13 @@ def _plugins(socket: Path, filter_: str, *, timeout: Timeout) -> list[tuple[str,
         return []
 
 
-# --- the runtime service ----------------------------------------------------------------------------
+# --- the runtime service --------------------------------------------------------------------------
 
 _SERVICE: Final = "/runtime.v1.RuntimeService"
 _IMAGE_SERVICE: Final = "/runtime.v1.ImageService"
 _LARGEST: Final[Mapping[str, int]] = {
-    # kubelet's own limit: a larger response would already break the node. 16 KiB for each of 1,000 pods.
+    # kubelet's own limit: a larger response would already break the node. 16 KiB for each of 1,000
+    # pods.
     "ListPodSandbox": 16 << 20,
     "ListContainers": 16 << 20,
     # The annotations of a pod, at most 256 KiB, three times, twice of these escaped in JSON.
@@ -84,8 +87,8 @@ _HINTS: Final[Mapping[str | None, str]] = {
 class CriFailed(StepError):
     """A CRI call failed or was not answered.
 
-    `code` is the name of the gRPC status (`UNIMPLEMENTED`), None if the runtime sent none; `detail` is the
-    text of that status.
+    `code` is the name of the gRPC status (`UNIMPLEMENTED`), None if the runtime sent none; `detail`
+    is the text of that status.
     """
 
     def __init__(self, message: str, *, code: str | None = None, detail: str = "") -> None:
@@ -118,9 +121,9 @@ class Container:
 class Status:
     """The status that the runtime reports.
 
-    `reasons` say why it or its network is not ready. `handlers` are sorted and exclude the unnamed default;
-    None if the runtime does not list them. `config` is the running configuration, None if it is not
-    reported.
+    `reasons` say why it or its network is not ready. `handlers` are sorted and exclude the unnamed
+    default; None if the runtime does not list them. `config` is the running configuration, None if
+    it is not reported.
     """
 
     runtime_ready: bool
@@ -133,7 +136,8 @@ class Status:
 def call(socket: Path, method: str, request: bytes, *, timeout: Timeout, service: str = _SERVICE) -> bytes:
     """Call a method of CRI's RuntimeService and return the response; both messages are encoded.
 
-    `service` is the gRPC name of another service. `timeout` covers the whole call. Raises CriFailed.
+    `service` is the gRPC name of another service. `timeout` covers the whole call. Raises
+    CriFailed.
     """
     # Imported here because it imports h2, which is large.
     from toolkit.runtime.client import grpc  # noqa: PLC0415
@@ -210,8 +214,9 @@ def containers(socket: Path, *, timeout: Timeout) -> tuple[Container, ...]:
 def sandbox_info(socket: Path, id: str, *, timeout: Timeout) -> Mapping[str, Any]:  # noqa: A002 - CRI's name
     """Return the verbose information about a sandbox, for example containerd's `runtimeType`.
 
-    containerd 2.0 and later omit `runtimeHandler`; use `sandboxes` for the handler. The result is empty if
-    the runtime reports nothing. Raises CriFailed, with the code NOT_FOUND if the sandbox does not exist.
+    containerd 2.0 and later omit `runtimeHandler`; use `sandboxes` for the handler. The result is
+    empty if the runtime reports nothing. Raises CriFailed, with the code NOT_FOUND if the sandbox
+    does not exist.
     """
     with _answer(socket, "PodSandboxStatus", (1, id), (2, 1), timeout=timeout) as message:
         return _json(message.texts_by_name(2).get("info", "")) or {}

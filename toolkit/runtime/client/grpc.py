@@ -1,7 +1,7 @@
 """gRPC client for one unary call over a Unix socket, on top of h2.
 
-Imported only when a call is made, so that an idle agent does not load h2. One deadline covers all waits,
-and the size of the response is limited, because any program may be listening on the socket.
+Imported only when a call is made, so that an idle agent does not load h2. One deadline covers all
+waits, and the size of the response is limited, because any program may be listening on the socket.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def unary(path: Path, method: str, request: bytes, *, largest: int, timeout: Tim
     """Call a method, given as /SERVICE/METHOD, and return its response.
 
     `largest` is the number of bytes that the response may have. `timeout` covers everything. Raises
-    CallFailed for an error status or an invalid response, TimeoutError, and OSError if the connection
-    fails.
+    CallFailed for an error status or an invalid response, TimeoutError, and OSError if the
+    connection fails.
     """
     time_left = remaining(timeout)
     with unix_socket.Client(time_left) as client:
@@ -105,7 +105,8 @@ def _headers(method: str, seconds: float) -> list[tuple[str, str]]:
         (":authority", "localhost"),
         ("te", "trailers"),
         ("content-type", "application/grpc"),
-        # Lets the server stop working once the client has given up. At most eight digits are allowed.
+        # Lets the server stop working once the client has given up. At most eight digits are
+        # allowed.
         ("grpc-timeout", f"{min(int(max(seconds, 0) * 1000) + 1, 99_999_999)}m"),
     ]
 

@@ -1,7 +1,8 @@
 """Encode and decode protocol buffer messages by field number, without generated code.
 
-The input is untrusted: any bytes are either decoded or rejected with Malformed. A field of two bytes costs
-far more memory and time than they do, so the fields are counted, and a deadline is checked between them.
+The input is untrusted: any bytes are either decoded or rejected with Malformed. A field of two
+bytes costs far more memory and time than they do, so the fields are counted, and a deadline is
+checked between them.
 """
 
 from __future__ import annotations
@@ -96,7 +97,8 @@ class Message:
 def encode(fields: Iterable[tuple[int, Value]]) -> bytes:
     """Return a message of these fields.
 
-    Raises ValueError for an invalid field number, and for a value that is negative or exceeds 64 bits.
+    Raises ValueError for an invalid field number, and for a value that is negative or exceeds 64
+    bits.
     """
     out = bytearray()
     for field, value in fields:
@@ -113,8 +115,8 @@ def encode(fields: Iterable[tuple[int, Value]]) -> bytes:
 def decode(data: bytes, limit: Limit | None = None) -> Message:
     """Return the fields of a message.
 
-    Raises Malformed if it is truncated, contains groups or unknown wire types, or exceeds the number of
-    fields of the limit, and TimeoutError at the limit's deadline.
+    Raises Malformed if it is truncated, contains groups or unknown wire types, or exceeds the
+    number of fields of the limit, and TimeoutError at the limit's deadline.
     """
     limit = limit or Limit()
     result: dict[int, list[int | bytes]] = {}

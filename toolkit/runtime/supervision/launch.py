@@ -33,9 +33,9 @@ _LIMITS: Final = tuple(
 class Launch:
     """The start of a daemon: program, argv, environment, directory, control groups and limits.
 
-    `output` is the file that gets its standard output, "" if that is none. `groups` are its control groups:
-    the hierarchy, the path, and the local directory, "" if that was not found. `namespaces` identify its
-    namespaces.
+    `output` is the file that gets its standard output, "" if that is none. `groups` are its control
+    groups: the hierarchy, the path, and the local directory, "" if that was not found. `namespaces`
+    identify its namespaces.
     """
 
     executable: str
@@ -132,8 +132,8 @@ def _prepared(host: Host, launch: Launch) -> Callable[[], None]:
 def _group_files(host: Host, launch: Launch) -> list[tuple[Path, ...]]:
     """Return, for each hierarchy in which this process is elsewhere, the files by which to move.
 
-    The group of the daemon may be gone with it; then the root of the hierarchy is the next best, because
-    the group of this process ends with its pod.
+    The group of the daemon may be gone with it; then the root of the hierarchy is the next best,
+    because the group of this process ends with its pod.
     """
     own = dict(_groups("/proc/self"))
     found = []

@@ -1,7 +1,8 @@
 """The supervisor of the runtime, which starts it again: a systemd service or another program, if known.
 
-The control group of a process says in which unit it was started, not which unit is its service: a daemon
-that a node agent, cron or an ssh session started is in *their* unit, and a restart of that unit ends it.
+The control group of a process says in which unit it was started, not which unit is its service: a
+daemon that a node agent, cron or an ssh session started is in *their* unit, and a restart of that
+unit ends it.
 """
 
 from __future__ import annotations
@@ -45,12 +46,12 @@ class Ancestor(NamedTuple):
 class Supervisor:
     """The supervisor of a daemon, as far as it is known.
 
-    `unit` is the systemd service that runs the daemon, None if there is none that may be restarted, for
-    the reason `no_unit`. `unusable` says why that unit cannot be restarted from here. `after_signal` names
-    what starts the daemon again after SIGHUP ended it; it is empty if nothing is known to, for the reason
-    `doubt`. `dependents` are the running units that a restart of the unit takes along. `launch` is how the
-    daemon was started, if nothing is known to start it again. `was_ended` is set if a
-    killed run has ended the daemon.
+    `unit` is the systemd service that runs the daemon, None if there is none that may be restarted,
+    for the reason `no_unit`. `unusable` says why that unit cannot be restarted from here.
+    `after_signal` names what starts the daemon again after SIGHUP ended it; it is empty if nothing
+    is known to, for the reason `doubt`. `dependents` are the running units that a restart of the
+    unit takes along. `launch` is how the daemon was started, if nothing is known to start it again.
+    `was_ended` is set if a killed run has ended the daemon.
     """
 
     unit: str | None = None
@@ -111,8 +112,8 @@ def decide(
 ) -> Supervisor:
     """Return the supervisor of a daemon.
 
-    `ancestors` are its parent, the parent of that, and so on. `properties` are those of the unit in whose
-    control group it is; `problem` says why they are unknown.
+    `ancestors` are its parent, the parent of that, and so on. `properties` are those of the unit in
+    whose control group it is; `problem` says why they are unknown.
     """
     unit, no_unit = process.unit, ""
     main = int(properties.get("MainPID") or 0)
