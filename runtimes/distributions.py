@@ -351,7 +351,7 @@ def _elsewhere(at_socket: Sequence[Distribution], *, executable: str, config: st
 
 
 def parent(name: str) -> Parent | None:
-    """Return the row of a process that starts a runtime's daemon, by its name; None if it is not known."""
+    """Return the row of a process that starts a runtime's daemon, by its name; None if unknown."""
     return next((row for row in PARENTS if row.name == name), None)
 
 
@@ -361,7 +361,7 @@ def plain(runtime: RuntimeName) -> Distribution:
 
 
 def system(os_release: str) -> System | None:
-    """Return the row for the content of an os-release file; None if the default settings work there."""
+    """Return the row for the content of an os-release file; None if the defaults work there."""
     fields = {
         name.strip(): value.strip().strip("\"'")
         for name, _, value in (line.partition("=") for line in os_release.splitlines())

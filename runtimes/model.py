@@ -14,7 +14,7 @@ Tree = Mapping[str, Any]
 
 
 class Absent(Enum):
-    """The type of ABSENT, the value of a key that does not exist; it is distinct from JSON's null."""
+    """The type of ABSENT, the value of a key that does not exist; distinct from JSON's null."""
 
     ABSENT = "absent"
 
@@ -44,7 +44,7 @@ class DeliveryKind(StrEnum):
     TEMPLATE = "template"
     """The root config is a template with `${VARIABLES}`; the daemon reads the rendered file."""
     AUTO_DETECTED = "auto-detected"
-    """Like MERGED; the distribution also adds handlers for programs that it finds in a directory."""
+    """Like MERGED; the distribution also adds handlers for programs found in a directory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +76,7 @@ class ConfigDelivery:
 
     @property
     def is_regenerated(self) -> bool:
-        """Return whether the distribution generates the root config at each start; we never edit it then."""
+        """Return whether a distribution renders the root config at start, so we never edit it."""
         return self.kind in (DeliveryKind.MERGED, DeliveryKind.AUTO_DETECTED)
 
 
@@ -197,7 +197,7 @@ class Effective:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """The names of the containers that use our handlers, and the requests still needed to know all."""
+    """The names of containers that use our handlers, and the requests still needed to know all."""
 
     requests: tuple[Request, ...] = ()
     using: tuple[str, ...] = ()
@@ -275,7 +275,7 @@ Action = Literal["create", "modify", "delete"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileChange:
-    """The change of one file: its content before and after (None: no file), and the edits of its keys.
+    """The change of one file: its content before and after (None: no file), and the edits of keys.
 
     `reset_content` is written and loaded first if the daemon is reloaded by a signal, because the
     daemon keeps the old value of a key that is removed from the file. With `discards`, the runtime

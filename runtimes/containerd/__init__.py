@@ -1,4 +1,4 @@
-"""The adapter for containerd: schema versions, the CRI section, imports, and the output of its binary.
+"""The adapter for containerd: schema versions, CRI section, imports, and the output of its binary.
 
 May import: runtimes.adapter and the layers below it (edits, formats, globs, model, errors).
 Start reading at desired.py (the keys to set, what is refused, notes for the user), then validate.py

@@ -82,7 +82,7 @@ def _answer_tree(observation: Observation, question: str) -> Tree | None:
 
 @lru_cache(maxsize=16)
 def parsed(out: str, question: str) -> Tree:
-    """Return the output of a query as plain values; cached, because one plan reads it several times."""
+    """Return the output of a query as plain values; cached, because a plan reads it repeatedly."""
     return MappingProxyType(toml_editor.tree(out.encode(), f"containerd's answer ({question})"))
 
 
@@ -90,7 +90,7 @@ def parsed(out: str, question: str) -> Tree:
 
 
 def queries(desired: Desired, observation: Observation) -> tuple[BinaryQuery, ...]:
-    """Return the next queries: first the defaults, then the merge of imports and the effective config."""
+    """Return the next queries: defaults, then the merge of imports and the effective config."""
     if "default" not in observation.results:
         return (BinaryQuery(name="default", argv=("config", "default"), is_lasting=True),)
     if not observation.results["default"].ok:
@@ -137,7 +137,7 @@ def _searching(
 
 
 def unloadable_file(desired: Desired, observation: Observation, files: Sequence[File]) -> str:
-    """Return the path of the file that the binary does not load, the root config's if it is not known."""
+    """Return the path of the file that the binary does not load, the root config's if unknown."""
     if binary_facts(observation).breaks:
         return desired.drop_in
     for count in range(1, len(files) + 1):
@@ -148,7 +148,7 @@ def unloadable_file(desired: Desired, observation: Observation, files: Sequence[
 
 
 def _merge_probe(newest: int) -> BinaryQuery:
-    """Return the query that shows whether the binary merges an import deeply into the root config."""
+    """Return the query that shows whether the binary merges imports deeply into the root config."""
     version = min(newest, 4)
     cri = f'plugins."{CRI[version]}"'
     root = f'version = {version}\nimports = ["{token(1)}"]\n[{cri}.cni]\nconf_dir = "/probe/root"\n'
@@ -160,7 +160,7 @@ def _merge_probe(newest: int) -> BinaryQuery:
 
 
 def _section_probe(files: Sequence[File], file: File) -> BinaryQuery:
-    """Return the query that shows which CRI section the binary reads from a file beside the other files."""
+    """Return the query that shows which CRI section the binary reads from a file beside others."""
     imports = ", ".join(f'"{token(index)}"' for index in range(1, len(files)))
     data = []
     for each in files:
@@ -174,7 +174,7 @@ def _section_probe(files: Sequence[File], file: File) -> BinaryQuery:
 
 
 def _times(files: Sequence[File], facts: Facts) -> int:
-    """Return how often to load files: several times if one has no version and sections of a later schema.
+    """Return the number of loads: several if a file has no version and sections of a later schema.
 
     containerd 2.3 and later migrate such a file in the random order of a Go map: of two tables that
     become the same section, one wins.
@@ -230,7 +230,7 @@ def dump(
 
 
 def _require_known_escapes(file: File, text: str) -> None:
-    r"""Raise ConfigError if `imports` has escapes of TOML 1.1 (\xHH, \e), which not every release reads.
+    r"""Raise ConfigError if `imports` has TOML 1.1 escapes (\xHH, \e), which some releases reject.
 
     The staged files have other paths there, so the binary would load what it does not load in the
     file.

@@ -18,7 +18,7 @@ _GO_TEMPLATE: Final = ".tmpl"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class File:
-    """A configuration file; `imports` are pairs of an import pattern and the files that match it."""
+    """A configuration file; `imports` are pairs of an import pattern and the files matching it."""
 
     path: str
     data: bytes
@@ -26,7 +26,7 @@ class File:
     version: int
     imports: tuple[tuple[str, tuple[str, ...]], ...]
     section: str = ""
-    """The id of the CRI section that the binary reads from it, if its schema version does not tell."""
+    """The id of the CRI section that the binary reads from it, if its version does not tell."""
 
     @property
     def sections(self) -> tuple[str, ...]:
@@ -122,7 +122,7 @@ def read_patterns(files: Sequence[File], observation: Observation) -> tuple[str,
 
 
 def _section(files: Sequence[File], file: File, observation: Observation) -> str:
-    """Return the CRI section that the binary reads from a file; empty if it was not asked or reads none."""
+    """Return the CRI section that the binary reads from a file; empty if not asked or none."""
     answer = observation.results.get(probe_name(file)) if is_ambiguous(files, file) else None
     found = [cri for cri in file.sections if answer is not None and probe_mark(cri) in answer.out]
     return found[-1] if found else ""
@@ -155,7 +155,7 @@ def probe_mark(cri: str) -> str:
 
 @lru_cache(maxsize=8192)
 def read(path: str, data: bytes) -> File:
-    """Return a parsed file with empty `imports`; cached, because one plan reads each file several times.
+    """Return a parsed file with empty `imports`; cached, because a plan reads each file repeatedly.
 
     Raise ConfigError if the file cannot be parsed or has an unsupported schema version.
     """

@@ -1,4 +1,4 @@
-"""Check the keys of `--runtime-config-override` and the options of our handlers against containerd's types.
+"""Check `--runtime-config-override` and the options of our handlers against containerd's types.
 
 `config dump` only knows that `options` is a table: what is in it is read by the CRI plugin and by
 the shim when a pod starts. A value of another type ends every start of a pod, and a key with a
@@ -67,7 +67,7 @@ _LARGEST: Final = (1 << 32) - 1
 
 
 def refuse_unusable(override: Tree, handler: Tree, *, source: str, dump: Tree | None) -> None:
-    """Raise UnsupportedSetup if no pod could start with a handler, or a key of the override has no effect.
+    """Raise UnsupportedSetup if no pod can start with a handler, or an override key has no effect.
 
     `handler` is the table of the handler with the override, `source` the handler that it inherits
     from, and `dump` the effective configuration, which names the snapshotters; None if it is
@@ -97,7 +97,7 @@ def _of_handler(override: Tree) -> Iterator[str]:
 
 
 def _of_options(override: Tree, handler: Tree, source: str) -> Iterator[str]:
-    """Yield the options of the wrong type, and those of the override that the shim does not know."""
+    """Yield the options of a wrong type, and those of the override that the shim does not know."""
     options = handler.get("options")
     if not isinstance(options, Mapping) or not str(handler.get("runtime_type", "")).startswith(_RUNC):
         return  # The options of other shims are not known.

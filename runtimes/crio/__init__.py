@@ -36,7 +36,7 @@ __all__ = ["ADAPTER"]
 
 
 def required_files(desired: Desired, observation: Observation) -> FileRequest:
-    """Return the files still to read: crio.conf, every file of the drop-in directory, and the hook."""
+    """Return the files still to read: crio.conf, every drop-in file, and the hook."""
     tree = drop_ins(desired)
     if tree not in observation.globs:
         return FileRequest(globs=(tree,))
@@ -51,7 +51,7 @@ def defined(desired: Desired, files: Mapping[str, bytes | None]) -> frozenset[st
 
 
 def handler_in(info: Mapping[str, Any]) -> str:
-    """Return the handler in a pod's verbose status; CRI-O's list of pods omits it (seen with 1.36.3)."""
+    """Return the handler in a pod's verbose status; CRI-O's pod list omits it (as of 1.36.3)."""
     annotations = value(info, ("runtimeSpec", "annotations"))
     named = annotations if isinstance(annotations, Mapping) else {}
     return str(named.get("io.kubernetes.cri-o.RuntimeHandler", ""))

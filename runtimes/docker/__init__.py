@@ -45,7 +45,7 @@ def required_files(desired: Desired, observation: Observation) -> FileRequest:
 
 
 def reset_content(path: str, before: bytes | None, after: bytes | None) -> bytes | None:
-    """Return `after` with neutral values for `runtimes` and `default-runtime` where it removes them.
+    """Return `after` with neutral values for `runtimes` and `default-runtime` if it removes them.
 
     Return None if it removes neither.
 
@@ -94,7 +94,7 @@ def _usage(desired: Desired, answers: Mapping[str, str]) -> Usage:
 
 
 def _runtime_of(answer: str) -> Any:
-    """Return the runtime of a container; None if the reply is null, because it has exited meanwhile."""
+    """Return the runtime of a container; None if the reply is null, because it has exited."""
     container = json.loads(answer)
     return container["HostConfig"]["Runtime"] if container else None
 

@@ -109,7 +109,7 @@ def clashes(argv: Sequence[str], tree: Tree) -> list[tuple[str, str]]:
 
 
 def refuse_clashes(desired: Desired, observation: Observation) -> None:
-    """Raise ConfigError if dockerd would not start with the file as it is, because of its command line."""
+    """Raise ConfigError if dockerd would not start with this file, because of its command line."""
     tree = json_editor.tree(observation.data(desired.config) or b"", desired.config)
     found = clashes(observation.argv, tree)
     if not found:

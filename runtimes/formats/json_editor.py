@@ -210,7 +210,7 @@ def _style(document: Document, trail: list[Node]) -> _Style:
 
 
 def _flat(document: Document, holder: Node, style: _Style) -> _Style:
-    """Return the style for a flat object as a member: on one line if its last sibling is on one line."""
+    """Return the style for a flat object as a member: on one line if its last sibling is."""
     model = next((node for node in reversed(holder.below) if node.members), None)
     if model is None or "\n" in document.text[model.start : model.end]:
         return style

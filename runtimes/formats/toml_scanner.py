@@ -126,7 +126,7 @@ def loads(text: str) -> dict[str, Any]:
 
 
 def needs_1_1(data: bytes) -> bool:
-    """Return whether valid TOML is not valid in TOML 1.0, as far as this Python knows (3.15 does not)."""
+    """Return whether valid TOML is invalid in 1.0, as far as this Python knows (3.15 does not)."""
     try:
         tomllib.loads(data.decode().removeprefix(_BOM))
     except tomllib.TOMLDecodeError:
