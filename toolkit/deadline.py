@@ -27,7 +27,7 @@ Timeout: TypeAlias = float | Callable[[], float]
 
 
 class Cancellation:
-    """A request to stop, set by a signal and checked at points where the program can stop safely."""
+    """A request to stop, set by a signal and checked where the program can stop safely."""
 
     def __init__(self) -> None:
         self._event = threading.Event()
@@ -69,7 +69,7 @@ class Cancellation:
 
 
 class Deadline:
-    """A deadline `seconds` from now, or `GRACE` seconds after a request to stop, if that is earlier."""
+    """A deadline `seconds` from now, or `GRACE` seconds after a request to stop, if earlier."""
 
     def __init__(self, seconds: float, stop: Cancellation | None = None) -> None:
         self._end = time.monotonic() + seconds
@@ -94,13 +94,13 @@ class Deadline:
         time.sleep(min(seconds, self.left))
 
     def at_least(self, least: float) -> Callable[[], float]:
-        """Return a timeout function for a request that starts now and may always take `least` seconds."""
+        """Return a timeout function for a request that starts now, of at least `least` seconds."""
         end = time.monotonic() + least
         return lambda: max(self.left, end - time.monotonic())
 
 
 def remaining(timeout: Timeout) -> Callable[[], float]:
-    """Return a function that returns the seconds left of a timeout; a number of seconds starts now."""
+    """Return a function for the seconds left of a timeout; a number of seconds starts now."""
     if callable(timeout):
         return timeout
     end = time.monotonic() + timeout

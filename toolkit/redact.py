@@ -84,7 +84,7 @@ def is_secret(name: str) -> bool:
 
 
 def _is_hidden(path: Sequence[str]) -> bool:
-    """Return whether a place in a document is hidden: a secret, or something below a table of `_PLACES`."""
+    """Return whether a place in a document is hidden: a secret, or below a table of `_PLACES`."""
     return (
         any(is_secret(part) or part.lower() in _PLACES for part in path)
         or ("registry", "configs") in pairwise(path)
@@ -132,14 +132,14 @@ def argv(words: Sequence[str]) -> list[str]:
 
 
 def text(said: str) -> str:
-    """Return text with secrets masked: a log, a command line, variables, a unit file, YAML, TOML, JSON."""
+    """Mask secrets in text: a log, a command line, variables, a unit file, YAML, TOML, JSON."""
     for form, mask in _FORMS:
         said = form.sub(mask, said)
     return _FLAG.sub(lambda m: f"{m[1]}{m[2]}{MASK}" if is_secret(m[1]) else m[0], _named(said))
 
 
 def _named(said: str) -> str:
-    """Mask the values of secret keys, and all values of a TOML table whose header is a hidden place."""
+    """Mask the values of secret keys, and all values of a TOML table with a hidden header."""
     done: list[str] = []
     position, is_hidden_table = 0, False
     while item := _ITEM.search(said, position):
@@ -184,7 +184,7 @@ def _value(said: str, item: re.Match[str], *, is_hidden_table: bool) -> tuple[st
 
 
 def _after_colon(said: str, start: int, position: int, name: str) -> int:
-    """Return where the plain value of `key: value` ends: with the line, or with a block of YAML below it."""
+    """Return where the plain value of `key: value` ends: with the line or the YAML block below."""
     end = _matched(_LINE, said, position)
     column = start - said.rfind("\n", 0, start) - 1
     if _LINE_START.match(said[start - column : start]):

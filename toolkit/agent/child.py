@@ -27,7 +27,7 @@ _LARGEST: Final = 16 << 20
 
 
 def interpreter(module: str) -> list[str]:
-    """Return the command that runs a module of this program, isolated from the working directory."""
+    """Return the command to run a module of this program, isolated from the working directory."""
     # -I ignores PYTHONUTF8, and in the locale of another encoding the names of files would be
     # decoded by it.
     return [sys.executable, "-IX", "utf8", *(["-B"] if sys.dont_write_bytecode else []), "-m", module]
@@ -92,7 +92,7 @@ class Worker:
                     argv,
                     os.environ,
                     file_actions=[(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in inherited.items()],
-                    setsigmask=(signal.SIGTERM, signal.SIGINT),  # blocked until the child handles them
+                    setsigmask=(signal.SIGTERM, signal.SIGINT),  # until the child handles them
                     setsigdef=_DEFAULTS,
                 )
             finally:
@@ -104,7 +104,7 @@ class Worker:
             os.close(log_end)
 
     def relay(self) -> None:
-        """Write the complete log lines that the child has written since the last call to our log."""
+        """Write the complete log lines that the child wrote since the last call to our log."""
         with contextlib.suppress(BlockingIOError):
             while data := os.read(self.fd, _CHUNK):
                 *lines, self._rest = (self._rest + data).split(b"\n")
@@ -112,7 +112,7 @@ class Worker:
                     log.relay(line)
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal to the child. Its PID cannot be reused, since the agent has not waited for it yet."""
+        """Send a signal to the child. Its PID cannot be reused before the agent reaps it."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, number)
 

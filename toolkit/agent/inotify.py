@@ -74,7 +74,7 @@ class Watches:
     def _watch(
         self, directories: dict[str, frozenset[str] | None], names: dict[int, frozenset[str] | None]
     ) -> dict[str, int]:
-        """Add watches, and the names in them to `names`; return the directories that cannot be watched."""
+        """Add watches, and the names in them to `names`; return the unwatchable directories."""
         lost = {}
         for directory, of in directories.items():
             number: int = self._add(self.fd, os.fsencode(directory), _WATCHED)
@@ -87,7 +87,7 @@ class Watches:
         return lost
 
     def problems(self) -> list[str]:
-        """Return what cannot be watched, why, and the remedy: one message for each kind of error."""
+        """Return what cannot be watched, why, and the remedy: one message per kind of error."""
         result = []
         for number in dict.fromkeys(self.lost.values()):
             paths = [path for path, each in self.lost.items() if each == number]

@@ -1,4 +1,4 @@
-"""The schedule of syncs: soon after a change, periodically without one, with a growing delay after failures.
+"""The schedule of syncs: soon after a change, else periodically, with back-off after failures.
 
 The module is pure: the clock is a parameter, and nothing waits here.
 """

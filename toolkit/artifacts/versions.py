@@ -80,7 +80,7 @@ def _own(directory: Path) -> None:
 def switch_back(
     install_dir: Path, digest: str | None, failed: str | None, replaced: Path | None
 ) -> str | None:
-    """Switch back to the previous version and remove the one that `failed`; return the version in use.
+    """Switch back to the previous version and remove the one that `failed`; return the one in use.
 
     `digest` is the previous version; None if there was none, then the toolkit is removed.
     `replaced` is the path of the displaced directory. If somebody removed the previous version
@@ -123,19 +123,19 @@ def _unusable(version: Path) -> str:
 
 
 def room_needed(version: Version, install_dir: Path) -> int:
-    """Return the bytes that the installation of a version needs; files that can be linked need none."""
+    """Return the bytes that installing a version needs; files that can be linked need none."""
     missing = [e for e in version.entries if not is_same(InstallDir(install_dir).toolkit / e.name, e)]
     return sum(e.content.stat().st_size if isinstance(e.content, Path) else len(e.content) for e in missing)
 
 
 def foreign_directory(install_dir: Path) -> str | None:
-    """Return the path that a foreign directory at `ROOT/toolkit` is moved to; None if there is none."""
+    """Return the path that a foreign directory at `ROOT/toolkit` is moved to, or None."""
     displaced = install_dir / BEFORE
     return str(displaced) if _is_foreign(displaced) or _is_foreign(InstallDir(install_dir).toolkit) else None
 
 
 def immovable_reason(install_dir: Path) -> str:
-    """Return why a foreign directory at `ROOT/toolkit` cannot be moved aside, and the remedy; "" if it can.
+    """Return why a foreign `ROOT/toolkit` cannot be moved aside, and the remedy; "" if it can.
 
     A mount point cannot be renamed, and neither can a directory of a lower layer of an overlay. The
     kernel is asked by a rename that it refuses in any case, since the target is a directory with a
@@ -166,7 +166,7 @@ def immovable_reason(install_dir: Path) -> str:
 
 
 def _refused(directory: Path, full: Path) -> int:
-    """Return the error of renaming a directory to one that is not empty, which is made and removed."""
+    """Return the error of renaming a directory to a non-empty one, which is made and removed."""
     sweep_probe(full.parent)
     try:
         os.mkdir(full, 0o700)
@@ -340,7 +340,7 @@ def _write_entry(entry: Entry, path: Path, previous: Path, label: bytes | None) 
 
 
 def _copy(source: Path, fd: int) -> None:
-    """Copy a file's content with copy_file_range(2), or through this process where that is not supported."""
+    """Copy a file's content with copy_file_range(2), or through this process if unsupported."""
     with open(source, "rb") as stream:
         remaining = os.fstat(stream.fileno()).st_size
         try:
@@ -377,7 +377,7 @@ def _switch(install_dir: Path, digest: str) -> None:
         with contextlib.suppress(OSError):
             os.unlink(spare)
         raise
-    if foreign and spare != displaced:  # a directory from before the first run has been kept already
+    if foreign and spare != displaced:  # a directory from before the first run is kept already
         _clear(spare)
     files.sync(install_dir)
 

@@ -30,7 +30,7 @@ _NOT_THERE: Final = "--no-install uses the node's toolkit: install it there, or 
 
 
 def require(host: Host, tools: Tools) -> None:
-    """Raise StepError if nvidia-ctk does not exist, as on a node whose own toolkit is incomplete."""
+    """Raise StepError if nvidia-ctk does not exist, as on a node with an incomplete toolkit."""
     if not _is_there(host, tools, tools.ctk):
         raise StepError(f"{tools.ctk} not found on the node", hint=_NOT_THERE)
 
@@ -75,7 +75,7 @@ def make_control_nodes(tools: Tools, roots: Roots, *, timeout: Timeout) -> None:
 
 
 def _require_program(host: Host, tools: Tools, program: str) -> None:
-    """Raise StepError if a hook's program does not exist: no container with that hook would start."""
+    """Raise StepError if a hook's program does not exist: no container with it would start."""
     if not _is_there(host, tools, program):
         raise StepError(f"{program}, a hook in nvidia-ctk's output, not found on the node", hint=_NOT_THERE)
 

@@ -51,7 +51,7 @@ def _run(arguments: list[str]) -> int:
         return parser.app()(arguments, prog_name=parser.NAME, standalone_mode=False, obj=arguments[1:]) or 0
     except SystemExit as end:  # of a completion
         return int(end.code or 0)
-    except Exception as error:  # noqa: BLE001  # the outermost handler reports every other error as a bug
+    except Exception as error:  # noqa: BLE001  # every other error is reported as a bug
         return _report_error(error, as_json=_wants_json(arguments))
 
 
@@ -87,7 +87,7 @@ def _open_standard_streams() -> None:
         try:
             os.fstat(fd)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # noqa: FBT003  # has no keyword
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # noqa: FBT003  # no keyword
     sys.stdout = sys.stdout or os.fdopen(1, "w", encoding="utf-8", closefd=False)
     sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8", closefd=False)
     for stream in (sys.stdout, sys.stderr):
@@ -103,7 +103,7 @@ def _require_utf8() -> None:
     """
     if sys.getfilesystemencoding() != "utf-8" and sys.executable:
         words = sys.orig_argv[1:]
-        os.execv(sys.executable, [sys.executable, "-X", "utf8", *words])  # noqa: S606  # this interpreter
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *words])  # noqa: S606  # itself
 
 
 # --- messages -------------------------------------------------------------------------------------
@@ -152,7 +152,7 @@ def _report_error(error: Exception, *, as_json: bool) -> int:
 
 
 def _report(problems: Sequence[str], error: Exception, *, as_json: bool = False) -> int:
-    """Write problems and the error's hint to stderr, with `as_json` also to stdout; return the exit code."""
+    """Write problems and a hint to stderr, with `as_json` also to stdout; return the exit code."""
     hint, code = getattr(error, "hint", ""), int(getattr(error, "exit_code", _BUG))
     colour = log.is_colourful(sys.stderr)
     for problem in problems:

@@ -1,4 +1,4 @@
-"""The command line parser: commands, options generated from the table of settings, shell completion."""
+"""The command line parser: commands, options from the table of settings, shell completion."""
 
 from __future__ import annotations
 
@@ -211,7 +211,7 @@ def _environment(options: Mapping[str, str]) -> dict[str, str]:
 
 
 def _log_options(name: str, settings: Settings) -> dict[str, bool]:
-    """Return the arguments of `log.start`: with --log-format=auto, JSON for an agent without a terminal."""
+    """Return `log.start`'s arguments; --log-format=auto: JSON for an agent without a terminal."""
     wish = settings.log_format
     is_agent = name == "run" and not settings.no_daemon
     as_json = wish == LogFormat.JSON or (wish == LogFormat.AUTO and is_agent and not sys.stderr.isatty())

@@ -95,7 +95,7 @@ def _findings(report: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def _snapshot(context: Context) -> _Snapshot:
-    """Collect the inputs that several sections share, each separately, because any of them may fail."""
+    """Collect the inputs that several sections share, each separately, because any may fail."""
     problems: dict[str, dict[str, Any]] = {}
 
     def attempt(name: str, section: Callable[..., Any], *arguments: Any) -> Any:

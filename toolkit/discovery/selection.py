@@ -1,4 +1,4 @@
-"""Select the runtime: the one in the settings, else kubelet's, else the recorded one, else the only one.
+"""Select the runtime: the configured one, else kubelet's, else the recorded one, else the only one.
 
 Nothing is guessed: if several runtimes are possible, or the settings do not match the node, this is
 an error, and nothing is changed.
@@ -274,7 +274,7 @@ def _absent(inputs: Inputs, settings: Settings, result: Mapping[str, str]) -> It
 
 
 def _unambiguous(inputs: Inputs, runtime: RuntimeName) -> Mapping[str, str]:
-    """Return the paths of a runtime that is set without a socket: the defaults, else its only instance.
+    """Return the paths of a runtime set without a socket: the defaults, else its only instance.
 
     Raises UsageProblem if several instances run.
     """
@@ -302,7 +302,7 @@ def _of_kubelet(inputs: Inputs, used: KubeletRuntime) -> Selection:
 
 
 def _with_recorded(inputs: Inputs, result: dict[str, str], socket: Path | None = None) -> dict[str, str]:
-    """Return the paths of a runtime whose daemon is unknown or down: those of the run before, if any.
+    """Return the paths of a runtime whose daemon is unknown or down: those of the last run, if any.
 
     `socket` is the local path of the socket if the settings name it.
     """
@@ -318,7 +318,7 @@ def _with_recorded(inputs: Inputs, result: dict[str, str], socket: Path | None =
 
 
 def _only(host: Host, result: Sequence[Candidate]) -> Selection:
-    """Return the only daemon that may be selected. Raises UsageProblem if there is none or more than one."""
+    """Return the only daemon that may be selected. Raises UsageProblem for none or several."""
     usable = {each.daemon.owner.pid: each.daemon for each in result if each.daemon.owner and not each.refusal}
     if len(usable) == 1:
         (each,) = usable.values()
@@ -343,7 +343,7 @@ def _only(host: Host, result: Sequence[Candidate]) -> Selection:
 
 
 def _all(inputs: Inputs) -> tuple[Daemon, ...]:
-    """Return the daemons on all known sockets; for a runtime whose socket is set, only the one there."""
+    """Return the daemons on all known sockets; for a runtime whose socket is set, only that one."""
     result: list[Daemon] = []
     for runtime in registry.ADAPTERS:
         settings = inputs.of(runtime)
@@ -356,7 +356,7 @@ def _all(inputs: Inputs) -> tuple[Daemon, ...]:
 
 
 def _with_its_socket(inputs: Inputs, selection: Selection) -> Selection:
-    """Return the selection with the socket from this runtime's own variable, such as CONTAINERD_SOCKET."""
+    """Return a selection with the socket from its runtime's variable, such as CONTAINERD_SOCKET."""
     settings = inputs.of(selection.runtime)
     if not settings.is_given("socket"):
         return selection

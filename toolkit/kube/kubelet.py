@@ -51,7 +51,7 @@ class KubeletConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ignored:
-    """A process with a kubelet's name that is ignored because it is not trusted; `problem` says why."""
+    """A process with a kubelet's name that is ignored because untrusted; `problem` says why."""
 
     pid: int
     program: str
@@ -153,7 +153,7 @@ def _is_same(one: str, other: str) -> bool:
 
 
 def _names(proc: str) -> dict[str, str]:
-    """Return the names of kubelet processes by PID. This runs at every start, so it must be fast."""
+    """Return the names of kubelet processes by PID. This runs at every start, so must be fast."""
     result = {}
     try:
         processes = [name for name in os.listdir(proc) if name.isdecimal()]
@@ -214,7 +214,7 @@ def _with_endpoint(config: KubeletConfig, path: str, by: str, *, docker: bool = 
 
 
 def _flags(process: Path, argv: Sequence[str]) -> Iterator[tuple[dict[str, str], str]]:
-    """Yield the flags of a command line, then those of its file of arguments (microk8s), with the origin."""
+    """Yield the flags of a command line, then of its arguments file (microk8s), with the origin."""
     flags = _parsed(argv[1:])
     yield flags, ""
     path = flags.get("--kubelet-args-file")
@@ -225,7 +225,7 @@ def _flags(process: Path, argv: Sequence[str]) -> Iterator[tuple[dict[str, str],
 
 
 def _parsed(words: Sequence[str]) -> dict[str, str]:
-    """Return flags as kubelet parses them: the last one wins; a value follows `=` or is the next word."""
+    """Parse flags as kubelet does: the last one wins; a value follows `=` or is the next word."""
     result = {}
     for index, word in enumerate(words):
         if word.startswith("--"):
@@ -277,7 +277,7 @@ def _path(address: str) -> str:
 
 
 def _text(process: Path, path: str) -> str:
-    """Return the text of a file named by a kubelet, or "" if it does not exist or is not trusted."""
+    """Return the text of a file named by a kubelet, or "" if it does not exist or is untrusted."""
     if not path.startswith("/"):
         try:
             path = os.path.join(os.readlink(process / "cwd"), path)

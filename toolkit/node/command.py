@@ -35,7 +35,7 @@ _NOT_EXECUTABLE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENOEXEC, 
 
 
 class NotStarted(StepError):
-    """A program cannot be executed: the file, its interpreter or the root directory cannot be used."""
+    """A program cannot be executed: the file, its interpreter or the root directory is unusable."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,7 +195,7 @@ def _run(
         raise kind(f"`{' '.join(argv)}` cannot be started: {error}") from error
     err = err_bytes.decode(errors="replace")[-_TAIL:].strip()
     if err and child.returncode != 0:
-        from toolkit import redact  # noqa: PLC0415  # A daemon's message may quote its configuration.
+        from toolkit import redact  # noqa: PLC0415  # A message may quote the configuration.
 
         err = redact.text(err)
     _log(argv, child.returncode, err)
@@ -215,7 +215,7 @@ def _log(argv: Sequence[str], code: int, err: str) -> None:
 
 
 def communicate(child: subprocess.Popen[bytes], timeout: Timeout) -> tuple[bytes, bytes]:
-    """Wait for a process and return its stdout and stderr; `timeout` is evaluated again on every wait."""
+    """Wait for a process and return its stdout and stderr; every wait evaluates `timeout` again."""
     if not callable(timeout):
         return child.communicate(timeout=timeout)
     begin = time.monotonic()
@@ -230,7 +230,7 @@ def communicate(child: subprocess.Popen[bytes], timeout: Timeout) -> tuple[bytes
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
-    """Kill a process and its descendants in its session. A process that does not exit is left behind."""
+    """Kill a process and its descendants in its session. One that does not exit is left behind."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
     for stream in (child.stdout, child.stderr):

@@ -43,7 +43,7 @@ _READ_AND_EXECUTE: Final = 4 | 1
 
 
 def minimal(machine: str | None = None) -> bytes | None:
-    """Return the executable for a machine, named as by `uname -m`; by default the machine of this process.
+    """Return the executable for a machine, named as by `uname -m`; default: this process's machine.
 
     Return None for a machine that is not supported. The layout is that of elf(5) and of the
     processor supplements of the System V ABI.
@@ -74,7 +74,7 @@ def minimal(machine: str | None = None) -> bytes | None:
     segment = _SEGMENT.pack(
         _LOADED,
         _READ_AND_EXECUTE,
-        0,  # offset 0: the whole file is loaded, so that offset and address agree for every page size
+        0,  # offset 0: the whole file is loaded, so offset and address agree for every page size
         _ADDRESS,
         _ADDRESS,  # the physical address, which Linux ignores
         size,

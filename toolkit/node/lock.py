@@ -60,7 +60,7 @@ def inherited(path: Path, fd: int) -> Iterator[None]:
 
 
 def is_held(path: Path) -> bool | None:
-    """Return whether a process holds the lock, according to /proc/locks; None if that cannot be read.
+    """Return whether a process holds the lock, according to /proc/locks; None if unreadable.
 
     The lock is not taken to find out, since another instance could fail in that moment.
     """
@@ -178,7 +178,7 @@ def _unlink(path: Path) -> None:
 
 
 def holding(status: os.stat_result) -> tuple[int, ...]:
-    """Return the PIDs that hold a lock on a file according to /proc/locks; none if it cannot be read."""
+    """Return the PIDs that hold a lock on a file according to /proc/locks; none if unreadable."""
     try:
         listed = Path("/proc/locks").read_text(encoding="ascii", errors="replace")
     except OSError:
@@ -191,7 +191,7 @@ def holding(status: os.stat_result) -> tuple[int, ...]:
 
 
 def _holder(fd: int) -> str:
-    """Return the PID in the file; wait up to 0.2 s for a process that has just taken the lock to write it."""
+    """Return the PID in the file; wait up to 0.2 s for a new holder of the lock to write it."""
     for _ in range(20):
         if holder := os.pread(fd, 32, 0).decode(errors="replace").strip():
             return holder

@@ -74,7 +74,7 @@ def search_path(process: RuntimeProcess) -> str | None:
 
 
 def argument(process: RuntimeProcess | None, flags: tuple[str, ...]) -> str | None:
-    """Return the value of one of these flags on the daemon's command line; None if there is none."""
+    """Return the value of one of these flags on the daemon's command line, or None."""
     words = process.argv if process else ()
     for index, word in enumerate(words):
         if word in flags and index + 1 < len(words):
@@ -117,7 +117,7 @@ def send(process: RuntimeProcess, number: signal.Signals) -> None:
 
 
 def _unit(pid: int) -> str | None:
-    """Return the innermost systemd service in the control group of a process; None if there is none."""
+    """Return the innermost systemd service in the control group of a process, or None."""
     with open(f"/proc/{pid}/cgroup", encoding="utf-8") as stream:
         lines = [line.rstrip("\n").split(":", 2) for line in stream]
     # Behind its unit: started by a user's service manager or in a session, not by the system's. In

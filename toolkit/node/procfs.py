@@ -46,7 +46,7 @@ def start_time(pid: int) -> int | None:
 
 
 def parent(pid: int) -> int | None:
-    """Return the PID of the parent of a process; 0 if it has none here, None if it does not exist."""
+    """Return the PID of a process's parent; 0 if it has none here, None if it does not exist."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stream:
             return int(stream.read().rpartition(")")[2].split()[_PARENT])

@@ -128,7 +128,7 @@ def open_program(path: str, root: Path = Path("/")) -> Program:
 
 
 def place_problem(path: str | Path, root: Path = Path("/")) -> str:
-    """Return why other users control a file or directory, by the rule for programs; empty if they do not.
+    """Return why other users control a file or directory, by the rule for programs; else empty.
 
     `path` is a path of the node, whose root directory is mounted at `root`. It need not exist.
     """
@@ -144,7 +144,7 @@ def place_problem(path: str | Path, root: Path = Path("/")) -> str:
 
 
 def status_problem(path: Path) -> str:
-    """Return why a file or directory, apart from the directories above it, is controlled by other users.
+    """Return why a file or directory, apart from its parents, is controlled by other users.
 
     Raises OSError.
     """
@@ -243,7 +243,7 @@ def _status_problem(name: str, status: os.stat_result, root: Path) -> str:
 
 
 def _is_lonely(gid: int, root: Path) -> bool:
-    """Return whether a group has only trusted members, according to the node's passwd and group files.
+    """Return whether a group has only trusted members, by the node's passwd and group files.
 
     On Debian, /usr/local is writable for the group `staff`, which is empty.
     """
@@ -263,14 +263,14 @@ def _is_lonely(gid: int, root: Path) -> bool:
 
 
 def _database(root: Path, name: str) -> list[list[str]]:
-    """Return the lines of /etc/passwd or /etc/group that have four fields or more. Raises OSError."""
+    """Return the lines of /etc/passwd or /etc/group with four fields or more. Raises OSError."""
     with open(root / "etc" / name, encoding="utf-8", errors="replace") as stream:
         lines = [line.split(":") for line in stream.read(_LARGEST_DATABASE).split("\n")]
     return [fields for fields in lines if len(fields) > 3]
 
 
 def _steps(path: str, root: Path) -> Iterator[tuple[str, os.stat_result]]:
-    """Yield the node path and status of every directory and link of a path, then those of the file."""
+    """Yield the node path and status of every directory and link of a path, then of the file."""
     parts = [part for part in path.split("/") if part not in ("", ".")]
     done: list[str] = []
     yield "/", os.lstat(_local(root, "/"))

@@ -28,7 +28,7 @@ _SLICE: Final = 0.25
 
 
 class Client(socket.socket):
-    """A Unix socket whose operations raise TimeoutError when `left` returns no remaining seconds."""
+    """A Unix socket whose operations raise TimeoutError when `left` returns no more seconds."""
 
     def __init__(self, left: Callable[[], float]) -> None:
         super().__init__(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -89,7 +89,7 @@ class Client(socket.socket):
             continue
 
     def _slice(self) -> float:
-        """Return the seconds to wait before the deadline is evaluated again. Raises TimeoutError."""
+        """Return the seconds to wait before evaluating the deadline again. Raises TimeoutError."""
         left = self._left()
         if left <= 0:
             raise TimeoutError("timed out")

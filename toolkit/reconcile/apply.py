@@ -1,4 +1,4 @@
-"""Write the file changes of a plan: each is checked against the disk again and replaced atomically."""
+"""Write the file changes of a plan: each is rechecked against the disk and replaced atomically."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def overwritten(host: Host, changes: Sequence[FileChange]) -> list[str]:
 
 
 def unwritable(host: Host, changes: Sequence[FileChange]) -> list[str]:
-    """Return a message for every file that cannot be replaced, and every directory that is not writable."""
+    """Return a message for every file that cannot be replaced, and every unwritable directory."""
     result = immutable_files(host, changes)
     named = {host.file(change.path).parent for change in changes if _fixed(host, change)}
     rest: dict[Path, str] = {}
@@ -65,7 +65,7 @@ def immutable_files(host: Host, changes: Sequence[FileChange]) -> list[str]:
 
 
 def _fixed(host: Host, change: FileChange) -> str:
-    """Return why an existing file cannot be replaced, with the file that its link leads to; "" if it can."""
+    """Return why an existing file cannot be replaced, with its link's target; "" if it can."""
     if change.before is None:
         return ""
     local = host.local(change.path)
@@ -100,7 +100,7 @@ def sweep(
         known.setdefault(each.path, {fingerprint(None)}).update({each.original, *each.written})
     is_open = {each.path for each in open_files}
     for path in dict.fromkeys((*paths, *known)):
-        with contextlib.suppress(ToolkitError, OSError):  # A dangling link: nothing was written there.
+        with contextlib.suppress(ToolkitError, OSError):  # Dangling link: nothing written there.
             local = host.file(path)
             aside = None if path == root_config else local.parent.parent
             files.sweep(local, aside)

@@ -1,4 +1,4 @@
-"""Verify each of the toolkit's handlers by starting a container through it, and decide what a failure means.
+"""Verify each toolkit handler by starting a container through it, and decide what a failure means.
 
 A container may fail to start for reasons that are not the handler: a missing image, a full disk, a
 runtime that starts no container at all. Such a handler is *not verified*, with the reason, and
@@ -103,7 +103,7 @@ def clear(context: Context, target: Target) -> None:
 
 
 def _not_verified(handlers: list[str], reason: str, recorded: object) -> dict[str, str]:
-    """Return the results of handlers that could not be tried, and log the reason unless it is recorded."""
+    """Return the results of handlers that could not be tried, and log why unless it is recorded."""
     results = dict.fromkeys(handlers, f"{NOT_VERIFIED}{reason}")
     is_known = isinstance(recorded, Mapping) and results.items() <= recorded.items()
     log = LOGGER.debug if is_known else LOGGER.warning
@@ -141,14 +141,14 @@ def _reason(runtime: _Runtime, handler: str, baselines: Sequence[str]) -> str:
 def _reason_again(runtime: _Runtime, handler: str, failure: StepError, baseline: str) -> str:
     """Return the same for a handler that failed, though a container starts through a `baseline`."""
     is_over = isinstance(failure, HandlerFailed) and failure.is_over
-    again = failure if is_over else runtime.start(handler)  # The first failure may have been temporary.
+    again = failure if is_over else runtime.start(handler)  # The first may have been temporary.
     if again is None or isinstance(again, NotTried):
         return "" if again is None else again.message
     raise StepError(f"{again.message} (through the handler {baseline} one starts)", hint=again.hint)
 
 
 def _kind(failure: StepError, handler: str) -> str:
-    """Return the message of a failure without what differs between two failures of the same kind."""
+    """Return the message of a failure without what differs between failures of the same kind."""
     return _VARIABLE.sub("#", re.sub(rf"\b{re.escape(handler)}\b", "HANDLER", failure.message))
 
 

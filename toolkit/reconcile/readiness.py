@@ -100,7 +100,7 @@ def _unmet(context: Context, plan: Plan) -> str:
 
 
 def unready(context: Context, plan: Plan) -> str:
-    """Return why the node is not ready; empty if the readiness record exists and matches the node."""
+    """Return why the node is not ready; empty if the readiness record exists and matches it."""
     if problem := _unmet(context, plan):
         return problem
     if plan.ready_facts is not None:
@@ -129,7 +129,7 @@ def _ready_facts(context: Context, plan: Plan, state: Health) -> dict[str, Any] 
 
 
 def verified(context: Context) -> dict[str, str]:
-    """Return the result for each handler that the readiness record holds, empty if there is none."""
+    """Return the result for each handler that the readiness record holds, empty if none."""
     results = (readiness_record.read(context.readiness) or {}).get("verified")
     return {str(name): str(result) for name, result in results.items()} if isinstance(results, dict) else {}
 

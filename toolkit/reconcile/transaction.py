@@ -121,7 +121,7 @@ def abandon(context: Context, target: Target, record: Record, transaction: Trans
 
 
 def _adopting(target: Target, record: Record, adopted: tuple[Ownership, ...]) -> Record:
-    """Return the record with the adopted files added; their content without our keys is saved first."""
+    """Return the record with the adopted files; their content without our keys is saved first."""
     owned = list(record.owned)
     for each in adopted:
         local = target.host.local(each.path)
@@ -133,7 +133,7 @@ def _adopting(target: Target, record: Record, adopted: tuple[Ownership, ...]) ->
 
 
 def _without_us(adapter: Adapter, owned: Ownership | None, change: FileChange) -> bytes | None:
-    """Return the content of a file without our keys. Raises NodeConfigError if it cannot be parsed."""
+    """Return a file's content without our keys. Raises NodeConfigError if it cannot be parsed."""
     if change.discards:
         return None
     if owned is None:
@@ -196,7 +196,7 @@ def carry_out(context: Context, plan: Plan) -> Record:
     confirmed it. Raises StepError or Interrupted before anything was changed, RolledBack or
     NotRolledBack afterwards.
     """
-    from toolkit.reconcile import handlers  # noqa: PLC0415  # slow to import, and not needed without a change
+    from toolkit.reconcile import handlers  # noqa: PLC0415  # slow; only needed for a change
 
     during = context.stats.during
     plan = with_supervisor(context, plan)
@@ -286,7 +286,7 @@ def _install(plan: Plan) -> None:
 
 
 def _save_pending(plan: Plan, record: Record, *, written: bool) -> Record:
-    """Save that the runtime has to load the change, so that the next run knows it if this one is killed.
+    """Save that the runtime has to load the change, so the next run knows it if this one is killed.
 
     `written` says whether the files are written already. Before that no daemon can have loaded
     them.
@@ -299,7 +299,7 @@ def _save_pending(plan: Plan, record: Record, *, written: bool) -> Record:
 
 
 def _reset_changes(plan: Plan) -> tuple[FileChange, ...]:
-    """Return the changes that a daemon which reloads in place has to load first, to drop removed keys."""
+    """Return the changes that a daemon reloading in place must load first, to drop removed keys."""
     return plan.config_plan.reset_contents if plan.restart_method.mode is RestartMode.SIGNAL else ()
 
 
@@ -444,7 +444,7 @@ def _failed(
 
 
 def _is_untouched(plan: Plan, transaction: Transaction, record: Record) -> bool:
-    """Return whether a transaction changed neither a file nor the toolkit, but only restarted the runtime."""
+    """Return whether a transaction only restarted the runtime and changed no file or toolkit."""
     is_installed = plan.version is None or plan.version.is_installed
     is_same_toolkit = transaction.previous.toolkit_digest == record.toolkit_digest
     return is_installed and not transaction.files and is_same_toolkit

@@ -1,4 +1,4 @@
-"""Paths of the root config and the drop-in on this node, taken from the settings or the running daemon."""
+"""Paths of the root config and the drop-in on this node, from settings or the running daemon."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from toolkit.settings.resolve import Settings
 
 
 def find_socket(settings: Settings, host: Host) -> Path:
-    """Return the local path of the runtime's socket: below the node's root unless mounted separately."""
+    """Return the runtime socket's local path: below the node's root unless mounted separately."""
     path = Path(settings.socket)
     if settings.is_given("socket") or host.is_here or os.path.exists(path):
         return path
@@ -33,7 +33,7 @@ def find_socket(settings: Settings, host: Host) -> Path:
 def find_config(
     settings: Settings, host: Host, adapter: Adapter, given: str | None, *, is_known: bool = True
 ) -> Path:
-    """Return the local path of the root config: the configured one, else the one that the daemon reads.
+    """Return the local path of the root config: the configured one, else the one the daemon reads.
 
     `given` is the root config on the daemon's command line, and `is_known` whether the daemon is
     known. A runtime with a drop-in directory gets its keys there and its root config is only read,
@@ -201,7 +201,7 @@ def _drop_in(
     own: str | None,
     directory_argument: str | None,
 ) -> tuple[Host, str]:
-    """Return the drop-in's path on the node, empty if there is none, and the host with its directory.
+    """Return the drop-in's path on the node, empty if none, and the host with its directory.
 
     `own` is the path that a distribution has for it; None without a distribution.
     """
@@ -248,7 +248,7 @@ def _distribution(
 def _template(
     distribution: Distribution, host: Host, node: str, config: Path, *, is_given: bool
 ) -> tuple[str, Path]:
-    """Return the template's node path, which must survive an update of the distribution, and local path."""
+    """Return the template's node path, which must survive distribution updates, and local path."""
     if not is_given:
         return distribution.config, host.seen(distribution.config)
     name = posixpath.basename(distribution.config)
@@ -256,7 +256,7 @@ def _template(
 
 
 def _effective_delivery(delivery: ConfigDelivery, host: Host, config: Path) -> ConfigDelivery:
-    """Return the delivery, or that of a plain file if the root config lacks the distribution's mark.
+    """Return the delivery, or a plain file's if the root config lacks the distribution's mark.
 
     Without the mark a person maintains the file, and the distribution does not generate it.
     """

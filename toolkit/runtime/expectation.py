@@ -1,4 +1,4 @@
-"""The state that a runtime must reach after a change, checked against what the running daemon reports."""
+"""The state that a runtime must reach after a change, checked against what the daemon reports."""
 
 from __future__ import annotations
 

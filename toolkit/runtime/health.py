@@ -56,7 +56,7 @@ def query(target: Target, adapter: Adapter, *, timeout: Timeout) -> Health:
     health_now = Health(effective=Effective(), no_cri="this runtime has no CRI")
     try:
         if adapter.confirmation is not None:
-            from toolkit.runtime.client import http  # noqa: PLC0415  # costs 15 ms, and only Docker speaks it
+            from toolkit.runtime.client import http  # noqa: PLC0415  # 15 ms, only for Docker
 
             body = http.get(target.socket, adapter.confirmation.path, timeout=timeout)
         if adapter.supports_cri:

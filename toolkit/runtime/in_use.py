@@ -1,4 +1,4 @@
-"""List the containers that use our handlers, from the runtime's API and from containerd's shim files."""
+"""List the containers that use our handlers, from the runtime's API and containerd's shim files."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def describe(using: tuple[str, ...], what: str) -> str:
 
 
 def _pods(target: Target, adapter: Adapter, deadline: Deadline) -> tuple[dict[str, str], list[str]]:
-    """Return the pod's name for every sandbox and container ID, and the pods that requested our handlers."""
+    """Return pod names by sandbox and container ID, and the pods that requested our handlers."""
     while True:
         timeout = deadline.at_least(_LEAST)
         try:
@@ -114,7 +114,7 @@ def _handler(target: Target, adapter: Adapter, pod: cri.Sandbox, *, timeout: Tim
 
 
 def _from_shims(target: Target, adapter: Adapter, observation: Observation) -> Iterator[str]:
-    """Yield the IDs of containers whose shim recorded one of our binaries, whatever their handler's name."""
+    """Yield the IDs of containers whose shim recorded one of our binaries, whatever the handler."""
     binaries = {handler.binary.encode() for handler in target.desired.handlers}
     for pattern in adapter.task_files(target.desired, observation):
         for path in target.host.glob(pattern):

@@ -37,7 +37,7 @@ from toolkit.state import binary_cache
 
 
 def answered(settings: Settings, adapter: Adapter, error: socket_peer.NoPeer) -> tuple[Contradiction, ...]:
-    """Return a contradiction if a different runtime than the configured one answers on the socket."""
+    """Return a contradiction if a runtime other than the configured one answers on the socket."""
     if not isinstance(error, socket_peer.UnexpectedPeer):
         return ()
     process = error.process
@@ -150,13 +150,13 @@ def _ended(launch_file: Path) -> supervisor.Supervisor | None:
     """Return the supervisor of a daemon that a killed run has ended, None if none has."""
     if not launch_file.exists():
         return None
-    from toolkit.runtime.supervision import launch_file as of_file  # noqa: PLC0415  # Rarely needed.
+    from toolkit.runtime.supervision import launch_file as of_file  # noqa: PLC0415  # Rarely used.
 
     return of_file.saved(launch_file)
 
 
 def usual_units(target: Target) -> tuple[str, ...]:
-    """Return the units that may start a runtime whose own unit is unknown: those of its distribution."""
+    """Return the units that may start a runtime whose own unit is unknown: its distribution's."""
     desired = target.desired
     return distributions.of(desired.runtime, executable="", config=desired.config).units
 
@@ -214,7 +214,7 @@ def supervised(target: Target, adapter: Adapter, timeout: Timeout = _SOON) -> Ta
 
 
 def distrusted_files(target: Target, observation: Observation) -> tuple[str, ...]:
-    """Return a message for each of the runtime's files that an untrusted user could write or replace.
+    """Return a message for each of the runtime's files that an untrusted user can write or replace.
 
     Missing files count too, because the change may create them.
     """
@@ -346,7 +346,7 @@ def _drop_in_directory(
     process: processes.RuntimeProcess | None,
     drop_in: str,
 ) -> str:
-    """Return the daemon's drop-in directory, whether or not it holds our drop-in; "" if there is none."""
+    """Return the daemon's drop-in directory, with or without our drop-in; "" if there is none."""
     if not adapter.directory_flags:
         return ""
     if drop_in:

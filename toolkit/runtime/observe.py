@@ -34,7 +34,7 @@ _INCLUDED: Final = "{} includes it: put a file there, or remove it from `imports
 def observe(
     target: locate.Target, adapter: Adapter, owned: tuple[Ownership, ...], *, whole: bool = False
 ) -> Observation:
-    """Read every file that the adapter requests, run its queries on the binary, and return the result.
+    """Read every file the adapter requests, run its queries on the binary, and return the result.
 
     `owned` are the files that we changed; with `whole`, a handler in them that runs our programs is
     owned even if others changed it (see `planner.relocated`). Raises NodeConfigError for a file
@@ -163,7 +163,7 @@ def _refuse_killed(result: command.Result) -> None:
 
 
 def not_understood(error: ConfigError) -> NodeConfigError:
-    """Return an error of `runtimes` as an error with an exit code. It may quote values of the file."""
+    """Return an error of `runtimes` as an error with an exit code. It may quote the file."""
     from toolkit import redact  # noqa: PLC0415  # needed for errors only
 
     return NodeConfigError(redact.text(str(error)), hint=error.hint)

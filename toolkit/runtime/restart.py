@@ -35,7 +35,7 @@ _SHORTEST_WAIT: Final = 0.02
 _LONGEST_WAIT: Final = 0.25
 _LEAST: Final = 0.1
 NOTICED: Final = 10.0
-"""Seconds within which a distribution that watches its drop-ins restarts the daemon (k0s waits for 3)."""
+"""Seconds within which a distribution that watches its drop-ins restarts the daemon (k0s: 3)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,7 +159,7 @@ def takes_effect(adapter: Adapter, restart_method: RestartMethod) -> bool:
 def start_stopped(
     target: Target, unit: str | None, deadline: Deadline, *, even_if_stopped: bool = False
 ) -> RestartMethod | None:
-    """Return the method to start a runtime that failed; None if it did not fail or cannot be started.
+    """Return the method to start a failed runtime; None if it did not fail or cannot be started.
 
     With `even_if_stopped`, start it whatever the state of its unit is, because we stopped it
     ourselves.
@@ -213,12 +213,12 @@ def perform(target: Target, adapter: Adapter, chosen: RestartMethod, deadline: D
 
 
 def save_launch(target: Target, chosen: RestartMethod) -> None:
-    """Save how a daemon was started that SIGHUP is about to end and that nothing is known to start again.
+    """Save how a daemon was started that SIGHUP will end and that nothing is known to start again.
 
     The next run starts it if this one is killed in between. Raises StepError.
     """
     if chosen.warning and target.process is not None and target.supervisor is not None:
-        from toolkit.runtime.supervision import launch_file  # noqa: PLC0415  # Only needed where nothing starts it again.
+        from toolkit.runtime.supervision import launch_file  # noqa: PLC0415  # Rarely used.
 
         launch_file.save(target.launch_file, target.process, target.supervisor)
 
@@ -242,7 +242,7 @@ def _warn(chosen: RestartMethod, process: processes.RuntimeProcess) -> None:
 def _start_again(
     target: Target, adapter: Adapter, before: processes.RuntimeProcess | None, deadline: Deadline
 ) -> None:
-    """Start a daemon that ended, if nothing is known to start it again and nothing did within some seconds.
+    """Start an ended daemon, if nothing is known to start it again and nothing did in some seconds.
 
     Raises StepError, with the command that starts it, if it cannot be started as it was before.
     """
@@ -280,7 +280,7 @@ def _start_as_before(target: Target, found: Supervisor, deadline: Deadline) -> N
     elif found.launch is None:
         raise StepError("how it was started could not be read")
     else:
-        from toolkit.runtime.supervision import launch  # noqa: PLC0415  # Only needed where nothing starts it again.
+        from toolkit.runtime.supervision import launch  # noqa: PLC0415  # Rarely used.
 
         launch.start(target.host, found.launch)
 
@@ -309,7 +309,7 @@ def _is_answered(target: Target, adapter: Adapter, before: processes.RuntimeProc
 def _is_replaced(
     target: Target, adapter: Adapter, before: processes.RuntimeProcess, deadline: Deadline
 ) -> bool:
-    """Wait some seconds for a process to end because the distribution restarts it; return whether it did."""
+    """Wait some seconds for the distribution to restart a process; return whether it ended."""
     soon = Deadline(min(NOTICED, deadline.left))
     while before.is_alive():
         if soon.is_over:
@@ -380,7 +380,7 @@ def restart_unit(target: Target, unit: str, dependents: Sequence[str], deadline:
 
 
 def confirm_dependents(target: Target, units: Sequence[str], deadline: Deadline) -> None:
-    """Wait until units that ran before the runtime was restarted run again; start those that do not.
+    """Wait until units that ran before the restart run again; start those that do not.
 
     Raises ReloadError if one of them does not run at the deadline.
     """

@@ -58,11 +58,11 @@ _UNAVAILABLE: Final = frozenset({"UNIMPLEMENTED", "UNAVAILABLE", "PERMISSION_DEN
 
 
 class NotTried(StepError):
-    """The handler could not be tried, for a reason that is not the handler; the message is the reason."""
+    """The handler could not be tried, for a reason other than the handler, given as the message."""
 
 
 class HandlerFailed(StepError):
-    """No container started through the handler. `is_certain` says that nothing else can be the reason.
+    """No container started through the handler. `is_certain` says that nothing else is the reason.
 
     `is_over` says that the time was over.
     """
@@ -158,7 +158,7 @@ def _pod_error(handler: str, error: cri.CriFailed, seconds: float | None) -> Ste
 
 
 def _reason(error: cri.CriFailed, text: str) -> str:
-    """Return the reason for a failed start that is not the handler; empty if the handler may be it."""
+    """Return the reason for a failed start that is not the handler; empty if it may be."""
     if error.code in _UNAVAILABLE or isinstance(error.__cause__, PermissionError):
         return text
     if _NO_DISK.search(text):
@@ -176,7 +176,7 @@ def clear_pods(socket: Path, *, timeout: Timeout) -> None:
 
 
 def _clear_pods(socket: Path, name: str | None, time_left: TimeLeft) -> None:
-    """Remove the pods of that name, or all of them, including those of runs that failed or were killed."""
+    """Remove the pods of that name, or all of them, including those of failed or killed runs."""
     problem: StepError | None = None
     while True:
         try:
@@ -203,7 +203,7 @@ def _clear_pods(socket: Path, name: str | None, time_left: TimeLeft) -> None:
 
 
 def start_container(socket: Path, handler: str, *, timeout: Timeout) -> None:
-    """Start a container through a handler over Docker's HTTP API, check that it exits with 0, and remove it.
+    """Start a container through a handler over Docker's API, check for exit code 0, and remove it.
 
     The image is built here and holds only a minimal program. `timeout`, in seconds, covers
     everything, including the removal. Raises HandlerFailed with dockerd's error, NotTried if the
@@ -233,7 +233,7 @@ def start_container(socket: Path, handler: str, *, timeout: Timeout) -> None:
 
 
 def clear_containers(socket: Path, *, timeout: Timeout) -> None:
-    """Remove the containers and images that killed runs left behind, of every handler. Raises StepError."""
+    """Remove all handlers' containers and images that killed runs left. Raises StepError."""
     time_left = remaining(timeout)
     label = json.dumps({"label": [f"{_LABEL}={cri.LABELLED}"]})
     for container in _listed(
@@ -317,7 +317,7 @@ def _import(socket: Path, image: str, time_left: TimeLeft) -> None:
 
 
 def _request(socket: Path, method: str, target: str, body: bytes | None = None, **more: Any) -> Response:
-    from toolkit.runtime.client import http  # noqa: PLC0415  # costs 15 ms, and only Docker speaks it
+    from toolkit.runtime.client import http  # noqa: PLC0415  # costs 15 ms, only Docker speaks it
 
     return http.request(socket, method, target, body, **more)
 
@@ -347,7 +347,7 @@ def delete(socket: Path, target: str, time_left: TimeLeft) -> None:
 
 @contextlib.contextmanager
 def _cleaned_up(clear: Callable[[TimeLeft], None], what: str, timeout: Timeout) -> Iterator[TimeLeft]:
-    """Run `clear` before and after the body; yield a function that returns the seconds left for the body.
+    """Run `clear` before and after the body; yield a function that returns the body's seconds left.
 
     Raises StepError if the removal fails. If the body raised an exception, that one is raised
     instead, and the failed removal is logged.
@@ -399,5 +399,5 @@ def _json_object(text: str) -> dict[str, Any]:
 
 
 def _one_line(text: str) -> str:
-    """Return a text as one line, complete, because a quoted program's output may be the important part."""
+    """Return a text as one line, complete, because a quoted program's output may be important."""
     return " ".join(text.split())

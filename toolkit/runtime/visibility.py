@@ -58,7 +58,7 @@ class Invisible(NamedTuple):
 
 
 def of_runtime(target: Target) -> Host | None:
-    """Return the file system as the runtime sees it, None if that is the one that this process sees."""
+    """Return the file system as the runtime sees it, None if it is this process's own."""
     seen = hosts.of_process(target.process.pid) if target.process is not None else None
     return None if seen is None or seen.is_here else seen
 

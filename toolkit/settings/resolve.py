@@ -65,7 +65,7 @@ class Settings(Values):
         return self.origins[name] != "default"
 
     def by(self, name: str) -> str:
-        """Return the option or variable that a setting comes from; its option if it was not given."""
+        """Return the option or variable that a setting comes from; its option if not given."""
         return self.origins[name] if self.is_given(name) else f"--{name.replace('_', '-')}"
 
 
@@ -125,7 +125,7 @@ def _source(
 
 
 def _encoding_problem(text: str, origin: str) -> str:
-    """Return a message if a text is not UTF-8, which the files that it may be written to are; else ""."""
+    """Return a message if a text is not UTF-8, unlike the files it may be written to; else ""."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -135,7 +135,7 @@ def _encoding_problem(text: str, origin: str) -> str:
 
 
 def _taken(row: Setting, text: str, origin: str, values: dict[str, Any]) -> str | None:
-    """Parse the text of a setting and store its value in `values`; return a message if it is invalid."""
+    """Parse the text of a setting and store its value in `values`; return a message if invalid."""
     if text or origin not in row.flags:
         return _read(row, text, origin, values)
     if row.empty is None:
@@ -166,7 +166,7 @@ def _read(row: Setting, text: str, origin: str, values: dict[str, Any]) -> str |
 
 
 def _plain(row: Setting, text: str) -> str:
-    """Return a text, without the scheme that the kubelet's options and crictl's write before a socket."""
+    """Return a text without the scheme that kubelet's and crictl's options put before a socket."""
     return text.removeprefix("unix://").removeprefix("unix:") if row.name == "socket" else text
 
 

@@ -1,4 +1,4 @@
-"""A note of the directories that are about to be created or removed, so that a killed run leaves none behind.
+"""A note of directories about to be created or removed, so that a killed run leaves none behind.
 
 The record cannot list them: it is stored in one of them, and does not exist before that is created
 or after it is removed. The note is a file in the directory of the PID file, and is lost on reboot.
@@ -38,7 +38,7 @@ def note(path: Path, directories: Iterable[str]) -> None:
 
 
 def read(path: Path) -> tuple[str, ...]:
-    """Return the directories in the note, outermost first; none if the note cannot be read or trusted."""
+    """Return the directories in the note, outermost first; none if it cannot be read or trusted."""
     try:
         data = trust.read_own(path, _LARGEST)
         result = json.loads(data) if data else []

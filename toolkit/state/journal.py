@@ -121,7 +121,7 @@ def remember(
     snapshot: files.FileSnapshot | None,
     without_us: bytes | None,
 ) -> tuple[Owned, ...]:
-    """Store the original content of a file, and return the owned files with a change that is about to happen.
+    """Store a file's original content, and return the owned files with a change about to happen.
 
     `local` is the local path of the file, `snapshot` its current content; None if it does not
     exist. `without_us` is the current content without owned keys: the new original of a file that
@@ -153,7 +153,7 @@ def remember(
 
 
 def adopt(install_dir: Path, result: Ownership, *, local: Path, snapshot: files.FileSnapshot | None) -> Owned:
-    """Return an `Owned` entry for a file whose record was lost, and store its content without owned keys.
+    """Return an `Owned` entry for a file with a lost record; store its content without owned keys.
 
     `result` is what the planner derived from the file, `local` its local path, `snapshot` its
     content.

@@ -41,7 +41,7 @@ def facts(
     configuration: Mapping[str, str],
     driver: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Return the content of a record, without `verified`, the result for each of the toolkit's handlers.
+    """Return the content of a record, without `verified`, the result for each toolkit handler.
 
     `daemon` is the runtime's process (its start is in clock ticks since boot, as in
     /proc/PID/stat), `has` its effective configuration, `toolkit` the digest of the installed

@@ -1,4 +1,4 @@
-"""The restart budget: a limit on how often the runtime is restarted, also by a pod that crashes repeatedly.
+"""The restart budget: a limit on how often the runtime is restarted, also by a crash-looping pod.
 
 Restarts are counted in a file on a tmpfs, which is lost on reboot. Times are those of
 CLOCK_BOOTTIME, which cannot be set.
@@ -56,7 +56,7 @@ class Budget:
         )
 
     def spend(self) -> None:
-        """Record a restart that is about to happen. Raises StepError if the file cannot be written."""
+        """Record a restart about to happen. Raises StepError if the file cannot be written."""
         history = self._read()
         self._write(replace(history, restarts=[*history.restarts, uptime()], vain=""))
 
@@ -76,7 +76,7 @@ class Budget:
         self._write(replace(self._read(), vain=mark))
 
     def postponement(self, mark: str) -> str:
-        """Return why a change that was rolled back before must wait; empty if it may be tried again.
+        """Return why a change that was rolled back must wait; empty if it may be tried again.
 
         A second attempt is limited by the budget alone. After that each delay is twice the one
         before, up to a day: a change that always fails would otherwise cost two restarts in every
@@ -94,7 +94,7 @@ class Budget:
         )
 
     def note_failed(self, mark: str) -> None:
-        """Record that the change `mark` was rolled back. Raises StepError if the file cannot be written."""
+        """Record the rollback of the change `mark`. Raises StepError if it cannot be written."""
         history = self._read()
         times = history.times + 1 if history.failed == mark else 1
         self._write(replace(history, failed=mark, times=times, at=uptime()))

@@ -39,7 +39,7 @@ def cri_failure(socket: Path, *, timeout: Timeout) -> str:
 
 
 def snapshotters(socket: Path, *, timeout: Timeout) -> dict[str, str]:
-    """Return the snapshotters of a running containerd by name, each with the error of its start or "".
+    """Return the snapshotters of a running containerd by name, each with its start error or "".
 
     The result is empty if the socket does not belong to containerd or does not answer within
     `timeout`.
@@ -99,7 +99,7 @@ class CriFailed(StepError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sandbox:
-    """A pod's sandbox. `handler` is "" for the default handler; `ready` is false after it was stopped."""
+    """A pod's sandbox. `handler` is "" for the default handler; `ready` is false once stopped."""
 
     id: str
     name: str
@@ -178,7 +178,7 @@ def status(socket: Path, *, timeout: Timeout) -> Status:
 
 
 def sandboxes(socket: Path, *, timeout: Timeout, label: str = "") -> tuple[Sandbox, ...]:
-    """Return all pod sandboxes, including stopped ones; with `label`, only those with it. Raises CriFailed.
+    """Return all pod sandboxes, also stopped ones, or only those with `label`. Raises CriFailed.
 
     The label's value must be LABELLED: CRI selects by key and value.
     """
@@ -253,7 +253,7 @@ def _answer(
 
 
 def _masked(said: str) -> str:
-    """Return what the runtime says of a failure with secrets masked: it may quote the URL of a registry."""
+    """Return what the runtime says of a failure with secrets masked, as in a registry's URL."""
     if not said:
         return said
     from toolkit import redact  # noqa: PLC0415  # needed for errors only
@@ -271,14 +271,14 @@ def _why_not(name: str, condition: Message | None) -> str | None:
 
 
 def _configured(config: Mapping[str, Any] | None) -> tuple[str, ...] | None:
-    """Return the handlers in containerd's running configuration, for versions before 2.0, which list none."""
+    """Return the handlers in containerd's running configuration, for 1.x, which lists none."""
     section = config.get("containerd") if config else None
     runtimes = section.get("runtimes") if isinstance(section, dict) else None
     return tuple(sorted(runtimes)) if isinstance(runtimes, dict) else None
 
 
 def _json(text: str) -> dict[str, Any] | None:
-    """Return a JSON object, or None if the text is none: CRI does not specify the verbose information."""
+    """Return a JSON object, or None for other text: CRI does not specify verbose information."""
     try:
         result = json.loads(text)
     except (ValueError, RecursionError):

@@ -41,7 +41,7 @@ _PREFIX: Final = 5
 
 
 class CallFailed(Exception):
-    """The call failed. `code` names the gRPC status, None if the server sent none; `detail` is its text."""
+    """The call failed. `code` is the gRPC status, None if none was sent; `detail` is its text."""
 
     def __init__(self, why: str, *, code: str | None = None, detail: str = "") -> None:
         self.code = code
@@ -201,7 +201,7 @@ def _check_body(answer: _Answer) -> None:
 
 
 def _message(answer: _Answer) -> bytes:
-    """Return the one message of a response. Raises CallFailed for an error status or if it is not gRPC."""
+    """Return the one message of a response. Raises CallFailed on an error status or if not gRPC."""
     status = answer.headers.get("grpc-status")
     if status is None:
         raise CallFailed(_why_no_grpc(answer.headers))

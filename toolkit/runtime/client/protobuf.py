@@ -30,7 +30,7 @@ class Malformed(ValueError):
 
 
 class Limit:
-    """The number of fields and the time that the decoding of one response may take, nested messages included.
+    """The most fields and time that decoding one response may take, nested messages included.
 
     `time_left` returns the seconds left.
     """
@@ -50,7 +50,7 @@ class Limit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """A decoded message: every value of every field, in the order sent. A missing field reads as empty.
+    """A decoded message: every value of every field, in wire order. A missing field reads as empty.
 
     `limit` also applies to the messages in it, which are decoded when they are read.
     """
@@ -59,7 +59,7 @@ class Message:
     limit: Limit = dataclasses.field(default_factory=Limit, compare=False, repr=False)
 
     def number(self, field: int) -> int:
-        """Return an unsigned number, the last of several. Raises Malformed if it is not a number."""
+        """Return an unsigned number, the last of several. Raises Malformed if it is no number."""
         value = self.fields.get(field, (0,))[-1]
         if not isinstance(value, int):
             raise Malformed(f"field {field} must be a number, but is {len(value)} bytes")
@@ -86,7 +86,7 @@ class Message:
         return decode(b"".join(self.pieces(field)), self.limit)
 
     def messages(self, field: int) -> Iterator[Message]:
-        """Yield the messages of a repeated field. Each is decoded when its turn comes, to save memory."""
+        """Yield the messages of a repeated field. Each is decoded lazily, to save memory."""
         return (decode(piece, self.limit) for piece in self.pieces(field))
 
     def texts_by_name(self, field: int) -> dict[str, str]:

@@ -62,7 +62,7 @@ def saved(path: Path) -> Supervisor | None:
 
 
 def _read(path: Path) -> bytes:
-    """Return the content of the file. Raises OSError, and ValueError if others have access to it."""
+    """Return the content of the file. Raises OSError, and ValueError if others have access."""
     if os.lstat(path).st_mode & 0o077:
         raise ValueError("it is not a file that only root can read and write")
     return trust.read_own(path, _LARGEST) or b""

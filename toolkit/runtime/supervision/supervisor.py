@@ -1,4 +1,4 @@
-"""The supervisor of the runtime, which starts it again: a systemd service or another program, if known.
+"""The runtime's supervisor, which starts it again: a systemd service or another program, if known.
 
 The control group of a process says in which unit it was started, not which unit is its service: a
 daemon that a node agent, cron or an ssh session started is in *their* unit, and a restart of that
@@ -25,7 +25,7 @@ _PROPERTIES: Final = (
     "MainPID", "Restart", "RestartForceExitStatus", "RestartPreventExitStatus", "ExecStart",
 )  # fmt: skip
 _AFTER_SIGHUP: Final = frozenset({"always", "on-success"})
-"""Values of `Restart=` with which a service is started again after SIGHUP ended it: a clean exit."""
+"""Values of `Restart=` with which a service is restarted after SIGHUP ended it: a clean exit."""
 _AFTER_FAILURE: Final = frozenset({"always", "on-failure"})
 _SHELLS: Final = frozenset({"sh", "bash", "dash", "ash", "busybox"})
 _MOST_ANCESTORS: Final = 16
@@ -65,7 +65,7 @@ class Supervisor:
 
 
 def presume(process: processes.RuntimeProcess | None) -> Supervisor:
-    """Return the supervisor that the control group suggests, for a daemon that has nothing to load."""
+    """Return the supervisor that the control group suggests, for a daemon with nothing to load."""
     unit = process.unit if process is not None else None
     no_unit = _no_unit(process.pid) if process is not None and unit is None else ""
     return Supervisor(unit=unit, no_unit=no_unit, after_signal=unit or "its supervisor")
@@ -90,7 +90,7 @@ def find(
     found = decide(process, ancestors, properties, names=names, problem=problem)
     found = replace(found, unusable=unusable or problem)
     if found.doubt:
-        from toolkit.runtime.supervision import launch  # noqa: PLC0415  # Only needed where nothing starts it again.
+        from toolkit.runtime.supervision import launch  # noqa: PLC0415  # Rarely used.
 
         found = replace(found, launch=launch.of(host, process))
     if found.unit is None or problem:
