@@ -1,4 +1,4 @@
-"""The interface of an adapter: the files and queries it needs, the keys it wants, the checks it makes."""
+"""The interface of an adapter: the files and queries it needs, the keys it wants, its checks."""
 
 from __future__ import annotations
 
@@ -50,17 +50,17 @@ class DesiredConfig:
     fresh: frozenset[str] = frozenset()
     """Files that contain only our keys: they are generated as a whole and not edited."""
     replaced: frozenset[str] = frozenset()
-    """Files of `fresh` whose content keeps the runtime from starting: it is replaced, and not restored."""
+    """Files of `fresh` whose content keeps the runtime from starting: replaced, not restored."""
     whole: Mapping[str, bytes | None] = field(default_factory=dict)
     """The exact content of files by path; None removes the file."""
     provided: frozenset[str] = frozenset()
     """Handlers that the distribution itself creates and that must exist after its next start."""
     pending_restart: str = ""
-    """A message on what the next start of the distribution changes; empty if it has nothing to do."""
+    """A message on what the next start of the distribution changes; empty if it changes nothing."""
 
 
 def is_sandbox(kind: str, program: str) -> bool:
-    """Return whether a handler isolates pods (kata, gVisor), by its runtime type and its program."""
+    """Return whether a handler isolates pods (kata, gVisor), by runtime type and program."""
     names = {kind.lower(), PurePosixPath(program).name.lower()}
     return any(name.startswith("kata") or "runsc" in name or ".kata" in name for name in names)
 
@@ -121,7 +121,7 @@ class Adapter:
     executables: frozenset[str]
     """The possible base names of the daemon's executable."""
     banner: str = ""
-    """The comment at the top of a file that this program creates; empty if the format has no comments."""
+    """The comment at the top of a file that we create; empty if the format has no comments."""
     required_keys: tuple[str, ...] = ()
     """The keys without which the table of a handler is not valid."""
     config_flags: tuple[str, ...]
@@ -153,7 +153,7 @@ class Adapter:
     effective: Callable[[Desired, Observation], Effective]
     """Return the configuration with which the daemon would start, as its binary reports it."""
     effective_without_us: Callable[[Desired, Observation], Effective] = _unknown
-    """Return the configuration that the daemon would have without our keys; empty if it is unknown."""
+    """Return the configuration that the daemon would have without our keys; empty if unknown."""
     programs: Callable[[Desired, Observation], Mapping[str, Sequence[str]]]
     """Return the programs of the effective handlers, by handler: paths, or names to search on PATH.
 
@@ -171,9 +171,9 @@ class Adapter:
     not_applied: Callable[[Desired, Files, str], Sequence[str]] = _applied
     """Return messages on the differences between the files and the reply to `confirmation`."""
     reset_content: Callable[[str, bytes | None, bytes | None], bytes | None] = _no_reset
-    """Return the content to load between an old and a new one, so that the daemon drops removed keys."""
+    """Return the content to load between an old and a new one, so the daemon drops removed keys."""
     usage: Callable[[Desired, Mapping[str, str]], Usage] = _no_usage
-    """Return the containers that use our handlers, and the requests still needed to know all of them.
+    """Return the containers that use our handlers, and the requests still needed to know them all.
 
     The second argument are the replies so far, by path.
     """

@@ -1,8 +1,8 @@
 """Kubernetes distributions as data: sockets, config paths, units, and how to recognize each one.
 
 There is no code per distribution. Each difference is a field of a row here, and the adapters act on
-it. Paths are paths on the node; those with `*` are patterns with Go's semantics (`globs`). The facts
-come from the distributions' sources and documentation; see docs/compatibility.md.
+it. Paths are paths on the node; those with `*` are patterns with Go's semantics (`globs`). The
+facts come from the distributions' sources and documentation; see docs/compatibility.md.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Final
 from runtimes import globs
 from runtimes.model import ConfigDelivery, DeliveryKind, RuntimeName
 
-# --- restart times ----------------------------------------------------------------------------------
+# --- restart times --------------------------------------------------------------------------------
 
 RESTARTED: Final[Mapping[str, float]] = MappingProxyType({"containerd.service": 0.111, "crio.service": 0.151})
 """The measured downtime of a restart by systemd, in seconds, by the runtime's unit."""
@@ -35,7 +35,7 @@ def duration(seconds: float) -> str:
     return f"about {seconds:.0f} s" if seconds >= 1 else f"about {seconds:.1f} s"
 
 
-# --- distributions ----------------------------------------------------------------------------------
+# --- distributions --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,14 +44,14 @@ class Distribution:
 
     `executables` are patterns of the path of the daemon's program; empty if the distribution uses
     the usual path. `config` is the root config and `drop_in` our drop-in; an empty `drop_in` means
-    that there is none. `units` are the systemd units that start the daemon, and `other_units` patterns
-    of the names that an installation may give them instead. `delivery` describes how our keys get into
-    the daemon's configuration. `in_place_of` are patterns of root configs that the daemon may have on
-    its command line instead of `config`.
+    that there is none. `units` are the systemd units that start the daemon, and `other_units`
+    patterns of the names that an installation may give them instead. `delivery` describes how our
+    keys get into the daemon's configuration. `in_place_of` are patterns of root configs that the
+    daemon may have on its command line instead of `config`.
 
-    `data_dir` is the default of a directory that an installation may have elsewhere; empty if there is
-    none. `config` and `executables` that are below it are then below the other one, and `programs` are
-    patterns of the daemon's program relative to it which no other distribution uses.
+    `data_dir` is the default of a directory that an installation may have elsewhere; empty if there
+    is none. `config` and `executables` that are below it are then below the other one, and
+    `programs` are patterns of the daemon's program relative to it which no other distribution uses.
     """
 
     name: str
@@ -78,7 +78,8 @@ class Distribution:
     def relocated(self, path: str, config: str) -> str:
         """Return one of this distribution's paths where its root config is `config`.
 
-        A path below the root config's directory moves with it, and one below the data directory too.
+        A path below the root config's directory moves with it, and one below the data directory
+        too.
         """
         if not path or config == self.config or self.delivery.kind is DeliveryKind.TEMPLATE:
             return path
@@ -103,8 +104,8 @@ class Distribution:
 class System:
     """An operating system on which the default settings do not work.
 
-    `id` is the `ID` of its os-release file. `variant` is an alternative: `ID` and `VARIANT_ID`, joined
-    by a dash. `why` says which directories are read-only and `hint` what to do instead.
+    `id` is the `ID` of its os-release file. `variant` is an alternative: `ID` and `VARIANT_ID`,
+    joined by a dash. `why` says which directories are read-only and `hint` what to do instead.
     """
 
     id: str
@@ -117,8 +118,8 @@ class System:
 class Parent:
     """A program that starts a runtime's daemon as its child, and what it does when the child ends.
 
-    `name` is the name of its process, as the kernel cuts it (15 bytes). It starts the child again, unless
-    `ends_with_child`: then it ends as well, with an exit status that is not 0.
+    `name` is the name of its process, as the kernel cuts it (15 bytes). It starts the child again,
+    unless `ends_with_child`: then it ends as well, with an exit status that is not 0.
     """
 
     name: str
@@ -169,12 +170,12 @@ def _rancher(
 ) -> Distribution:
     """Return the row of k3s or RKE2; RKE2 runs the agent of k3s with other paths and units.
 
-    Both have an option `data-dir`. The socket does not depend on it. The programs are in a directory
-    named after a hash (k3s) or after the release (RKE2). INSTALL_K3S_NAME changes the unit's name.
-    Both render the root config at each start. Since the releases of early 2026 it imports a directory
-    named after its schema version (k3s-io/k3s#13680). Every release adds the handler `nvidia` if it
-    finds the runtime's program in the usual directory of the toolkit; releases since late 2024 also
-    add `nvidia-cdi` (#11065).
+    Both have an option `data-dir`. The socket does not depend on it. The programs are in a
+    directory named after a hash (k3s) or after the release (RKE2). INSTALL_K3S_NAME changes the
+    unit's name. Both render the root config at each start. Since the releases of early 2026 it
+    imports a directory named after its schema version (k3s-io/k3s#13680). Every release adds the
+    handler `nvidia` if it finds the runtime's program in the usual directory of the toolkit;
+    releases since late 2024 also add `nvidia-cdi` (#11065).
     """
     home = f"/var/lib/rancher/{name}"
     config_dir = f"{home}/agent/etc/containerd"
@@ -218,8 +219,8 @@ DISTRIBUTIONS: Final[tuple[Distribution, ...]] = (
         name="microk8s",
         runtime=RuntimeName.CONTAINERD,
         sockets=("/var/snap/microk8s/common/run/containerd.sock",),
-        # The daemon's command line contains the revision of the snap instead of `current`. A refresh of
-        # the snap copies the files to the directory of the new revision.
+        # The daemon's command line contains the revision of the snap instead of `current`. A
+        # refresh of the snap copies the files to the directory of the new revision.
         config="/var/snap/microk8s/current/args/containerd-template.toml",
         in_place_of=("/var/snap/microk8s/*/args/containerd*.toml",),
         executables=("/snap/microk8s/*/bin/containerd",),
@@ -239,8 +240,8 @@ DISTRIBUTIONS: Final[tuple[Distribution, ...]] = (
         drop_in="/etc/k0s/containerd.d/nvidia.toml",
         executables=("/var/lib/k0s/bin/containerd",),
         units=("k0sworker.service", "k0scontroller.service"),
-        # Before 1.36, k0s itself merges the CRI section of drop-ins, because its containerd 1.7 would
-        # replace the whole section.
+        # Before 1.36, k0s itself merges the CRI section of drop-ins, because its containerd 1.7
+        # would replace the whole section.
         delivery=ConfigDelivery(
             kind=DeliveryKind.MERGED,
             mark="# k0s_managed=true",
@@ -318,8 +319,8 @@ def of(
     """Return the distribution of a daemon.
 
     The path of its executable is checked first, then its systemd unit and its root config. Then its
-    socket decides, unless a runtime without a distribution may use it as well. If none matches, return
-    the row of the runtime without a distribution.
+    socket decides, unless a runtime without a distribution may use it as well. If none matches,
+    return the row of the runtime without a distribution.
     """
     rows = [row for row in DISTRIBUTIONS if row.runtime == runtime]
     for row in rows:
@@ -350,7 +351,7 @@ def _elsewhere(at_socket: Sequence[Distribution], *, executable: str, config: st
 
 
 def parent(name: str) -> Parent | None:
-    """Return the row of a process that starts a runtime's daemon, by its name; None if it is not known."""
+    """Return the row of a process that starts a runtime's daemon, by its name; None if unknown."""
     return next((row for row in PARENTS if row.name == name), None)
 
 
@@ -360,7 +361,7 @@ def plain(runtime: RuntimeName) -> Distribution:
 
 
 def system(os_release: str) -> System | None:
-    """Return the row for the content of an os-release file; None if the default settings work there."""
+    """Return the row for the content of an os-release file; None if the defaults work there."""
     fields = {
         name.strip(): value.strip().strip("\"'")
         for name, _, value in (line.partition("=") for line in os_release.splitlines())

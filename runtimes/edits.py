@@ -19,7 +19,8 @@ _MANY: Final = 64
 class DesiredKey:
     """The desired value of one key of a file; ABSENT if the key must not exist.
 
-    A mapping is merged into an existing table. With `exact`, keys that it does not name are removed.
+    A mapping is merged into an existing table. With `exact`, keys that it does not name are
+    removed.
     """
 
     path: str
@@ -102,7 +103,7 @@ def reverse(form: Format, path: str, data: bytes, edits: Sequence[Edit]) -> tupl
 
 
 def _is_last(edit: Edit) -> bool:
-    """Return whether an edit is reverted after those of other keys, which may be beside or below its key."""
+    """Return whether an edit is reverted after those of other keys beside or below its key."""
     is_required = bool(edit.required_keys) and not isinstance(edit.new, Mapping)
     return is_required or edit.new == {}
 
@@ -114,7 +115,7 @@ def reverting_keys(path: str, content: Tree, edit: Edit) -> Iterator[DesiredKey]
 
 
 def without(form: Format, owned: Ownership, data: bytes | None) -> tuple[bytes | None, tuple[str, ...]]:
-    """Return the content of a file without our changes (None: no file), and what others changed there.
+    """Return the content of a file without our changes (None: no file), and what others changed.
 
     Raise ConfigError if the file was edited since and cannot be parsed.
     """
@@ -188,7 +189,7 @@ def dotted(key: Key) -> str:
 
 
 def value_text(item: Any) -> str:
-    """Return a value as text for messages, as TOML and JSON write it; `nothing` for a missing key."""
+    """Return a value as text for messages, as in TOML and JSON; `nothing` for a missing key."""
     if isinstance(item, str):
         return repr(item)
     if isinstance(item, Mapping):
@@ -200,7 +201,7 @@ def value_text(item: Any) -> str:
 
 
 def merge(edits: Sequence[Edit], later: Sequence[Edit]) -> tuple[Edit, ...]:
-    """Return both lists as one; a key in both gets the old value of `edits` and the new one of `later`."""
+    """Merge both lists; a key in both gets the old value of `edits` and the new one of `later`."""
     result = {edit.key: edit for edit in edits}
     for edit in later:
         first = result.get(edit.key)
@@ -233,14 +234,14 @@ def overlaid(old: Tree, new: Tree) -> dict[str, Any]:
 
 
 def _has_dates(item: Any) -> bool:
-    """Return whether a value contains a date or time, which the JSON of the state file cannot store."""
+    """Return whether a value contains a date or time, which the state file's JSON cannot store."""
     if isinstance(item, Mapping):
         return any(map(_has_dates, item.values()))
     return any(map(_has_dates, item)) if isinstance(item, (list, tuple)) else isinstance(item, (date, time))
 
 
 def _change(form: Format, document: Any, key: Key, old: Any, new: Any) -> Any:
-    """Return the document with the value of a key changed from `old` to `new`, editing only differences."""
+    """Return the document with a key's value changed from `old` to `new`; edit only differences."""
     if new is ABSENT:
         return form.drop(document, key)
     if not isinstance(old, Mapping) or not isinstance(new, Mapping):
@@ -261,7 +262,7 @@ def _change(form: Format, document: Any, key: Key, old: Any, new: Any) -> Any:
 
 
 def _assign(tree: dict[str, Any], key: Key, new: Any, *, path: str = "") -> None:
-    """Set or remove a key of a tree in place. Raise ConfigError if one of its parents is not a table."""
+    """Set or remove a key of a tree in place. Raise ConfigError if a parent is not a table."""
     parent = tree
     for part in key[:-1]:
         if new is ABSENT and part not in parent:
@@ -288,7 +289,7 @@ def _check_result(form: Format, path: str, after: bytes, expected: Tree) -> None
 
 
 def _reverted(tree: Tree, edit: Edit, current: Any) -> tuple[Any, list[str]]:
-    """Return the value of a key after the removal, and a message for each change of others that stays."""
+    """Return a key's value after the removal, and a message for each foreign change that stays."""
     if same(current, edit.old) or (current is ABSENT and edit.new is not ABSENT):
         return current, []
     name = dotted(edit.key)
@@ -315,7 +316,7 @@ def _without_added(current: Sequence[Any], written: Sequence[Any], before: Seque
 
 
 def _reverted_table(edit: Edit, current: Tree, name: str) -> tuple[Any, list[str]]:
-    """Return the table after the removal of our leaves, and a message for each leaf that others added.
+    """Return the table without our leaves, and a message for each leaf that others added.
 
     If one of our leaves was changed since, the whole table stays.
     """

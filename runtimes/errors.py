@@ -33,7 +33,7 @@ class ConfigError(Exception):
 
 
 class UnsupportedSetup(Exception):
-    """The setup of the node's runtime does not support the requested change; nothing may be changed.
+    """The node's runtime setup does not support the requested change; nothing may be changed.
 
     `hint` tells the user how to fix the problem.
     """

@@ -1,4 +1,4 @@
-"""Glob patterns with the semantics of Go's `filepath.Match`, which containerd uses for its imports."""
+"""Glob patterns with the semantics of Go's `filepath.Match`, which containerd uses for imports."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def matches(pattern: str, path: str) -> bool:
 
 @lru_cache(maxsize=256)
 def expression(pattern: str) -> re.Pattern[str]:
-    """Return the regular expression for a pattern; a malformed pattern matches only its own text."""
+    """Return the regular expression for a pattern; a malformed pattern matches only its text."""
     try:
         text = _translated(pattern) if len(pattern) <= _LONGEST else re.escape(pattern)
         return re.compile(text, re.DOTALL)
@@ -40,9 +40,9 @@ def _translated(pattern: str) -> str:
             chunks[-1] += re.escape(part[-1])
     if len(chunks) == 1:
         return chunks[0]
-    # Like Go, match the text between two stars at its first occurrence. Only the text after the last
-    # star is tried at every position. Otherwise a pattern with many stars would try every way to
-    # split the path among them.
+    # Like Go, match the text between two stars at its first occurrence. Only the text after the
+    # last star is tried at every position. Otherwise a pattern with many stars would try every way
+    # to split the path among them.
     first, *between, last = chunks
     return first + "".join(f"(?>[^/]*?{chunk})" for chunk in between if chunk) + f"[^/]*{last}"
 

@@ -14,7 +14,7 @@ Tree = Mapping[str, Any]
 
 
 class Absent(Enum):
-    """The type of ABSENT, the value of a key that does not exist; it is distinct from JSON's null."""
+    """The type of ABSENT, the value of a key that does not exist; distinct from JSON's null."""
 
     ABSENT = "absent"
 
@@ -44,7 +44,7 @@ class DeliveryKind(StrEnum):
     TEMPLATE = "template"
     """The root config is a template with `${VARIABLES}`; the daemon reads the rendered file."""
     AUTO_DETECTED = "auto-detected"
-    """Like MERGED; the distribution also adds handlers for programs that it finds in a directory."""
+    """Like MERGED; the distribution also adds handlers for programs found in a directory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,14 +52,14 @@ class ConfigDelivery:
     """The way by which our keys reach the effective configuration, and its parameters.
 
     `rendered` is the file that the daemon reads if the root config is a template. `values` are the
-    values of its variables as long as the rendered file does not show others. A root config that does
-    not begin with `mark` was written by an administrator and is read as it is. `drop_ins` are
+    values of its variables as long as the rendered file does not show others. A root config that
+    does not begin with `mark` was written by an administrator and is read as it is. `drop_ins` are
     alternative paths of the drop-in; the one that the root config imports is used. `merges_into` is
-    the generated file into which the distribution itself merges drop-ins.
-    `provided_handlers` are the handlers that the distribution creates for programs in `search_dir`;
-    every release of it creates the first one. `default_step` tells the user how to set the default
-    handler there. With `watches`, the distribution itself restarts the daemon when a drop-in changes.
-    With `imports`, we may add an `imports` line to the root config.
+    the generated file into which the distribution itself merges drop-ins. `provided_handlers` are
+    the handlers that the distribution creates for programs in `search_dir`; every release of it
+    creates the first one. `default_step` tells the user how to set the default handler there. With
+    `watches`, the distribution itself restarts the daemon when a drop-in changes. With `imports`,
+    we may add an `imports` line to the root config.
     """
 
     kind: DeliveryKind = DeliveryKind.FILES
@@ -76,7 +76,7 @@ class ConfigDelivery:
 
     @property
     def is_regenerated(self) -> bool:
-        """Return whether the distribution generates the root config at each start; we never edit it then."""
+        """Return whether a distribution renders the root config at start, so we never edit it."""
         return self.kind in (DeliveryKind.MERGED, DeliveryKind.AUTO_DETECTED)
 
 
@@ -97,8 +97,8 @@ class Desired:
     is edited. `directory` is the drop-in directory of a runtime that reads whole directories.
     `hook` is the path of our OCI hook file, whether it exists or not, and `hook_binary` the program
     that it runs; with `hook_mode`, the hook replaces the handlers. `override` are keys that take
-    precedence over those that the handlers inherit (containerd only). `systemd_cgroup` is whether the
-    kubelet uses the systemd cgroup driver; None if it was not looked up.
+    precedence over those that the handlers inherit (containerd only). `systemd_cgroup` is whether
+    the kubelet uses the systemd cgroup driver; None if it was not looked up.
     """
 
     runtime: RuntimeName
@@ -135,13 +135,13 @@ class Desired:
 class BinaryQuery:
     """A command to run with the node's own binary of the runtime.
 
-    `files` are staged for this command: the caller writes them and replaces `token(i)` in `argv` and
-    in the staged data by the path of the i-th file. `names` are the files' paths on the node, for
-    messages. `directories` are staged too, each as a mapping of file names to contents;
+    `files` are staged for this command: the caller writes them and replaces `token(i)` in `argv`
+    and in the staged data by the path of the i-th file. `names` are the files' paths on the node,
+    for messages. `directories` are staged too, each as a mapping of file names to contents;
     `directory_token(i)` stands for the path of the i-th directory. With `is_lasting`, the result
-    depends only on the binary and on what is staged, so it may be cached. With `is_stored`, the command is
-    run in any case, and its result is cached for a lasting query that stages the same. It is run `times`
-    times; if the results differ, the result is not stable.
+    depends only on the binary and on what is staged, so it may be cached. With `is_stored`, the
+    command is run in any case, and its result is cached for a lasting query that stages the same.
+    It is run `times` times; if the results differ, the result is not stable.
     """
 
     name: str
@@ -183,8 +183,9 @@ class Request:
 class Effective:
     """The part of an effective configuration that matters to pods; None for what is not reported.
 
-    `handlers` are the names of all handlers, whoever added them. `by_systemd` are those that use the
-    systemd cgroup driver. `version` is the version of the runtime, if the same reply contains it.
+    `handlers` are the names of all handlers, whoever added them. `by_systemd` are those that use
+    the systemd cgroup driver. `version` is the version of the runtime, if the same reply contains
+    it.
     """
 
     handlers: frozenset[str] | None = None
@@ -196,7 +197,7 @@ class Effective:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """The names of the containers that use our handlers, and the requests still needed to know all."""
+    """The names of containers that use our handlers, and the requests still needed to know all."""
 
     requests: tuple[Request, ...] = ()
     using: tuple[str, ...] = ()
@@ -220,9 +221,9 @@ class Edit:
 class Ownership:
     """The record of our changes to one file: its original content and the edits that we made.
 
-    `original` is None if the file did not exist before. `written` are the fingerprints of the content
-    that we wrote last and, in some cases, of the content that we wrote before that. The `old` of each
-    edit is the value before our first change.
+    `original` is None if the file did not exist before. `written` are the fingerprints of the
+    content that we wrote last and, in some cases, of the content that we wrote before that. The
+    `old` of each edit is the value before our first change.
     """
 
     path: str
@@ -235,10 +236,10 @@ class Ownership:
 class Observation:
     """The observed state of the node.
 
-    `files` are contents by path (None: the file does not exist), `globs` are matches by pattern, and
-    `answers` are results by the name of their query. `binary` is the path of the runtime's binary;
-    without it no query can run. `argv` is the command line of the running daemon, empty if it is
-    unknown. `owned` are the records of our earlier changes.
+    `files` are contents by path (None: the file does not exist), `globs` are matches by pattern,
+    and `answers` are results by the name of their query. `binary` is the path of the runtime's
+    binary; without it no query can run. `argv` is the command line of the running daemon, empty if
+    it is unknown. `owned` are the records of our earlier changes.
     """
 
     files: Mapping[str, bytes | None] = field(default_factory=lambda: MappingProxyType({}))
@@ -274,11 +275,12 @@ Action = Literal["create", "modify", "delete"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileChange:
-    """The change of one file: its content before and after (None: no file), and the edits of its keys.
+    """The change of one file: its content before and after (None: no file), and the edits of keys.
 
     `reset_content` is written and loaded first if the daemon is reloaded by a signal, because the
-    daemon keeps the old value of a key that is removed from the file. With `discards`, the runtime does
-    not start with the content before, so that a removal deletes the file instead of restoring it.
+    daemon keeps the old value of a key that is removed from the file. With `discards`, the runtime
+    does not start with the content before, so that a removal deletes the file instead of restoring
+    it.
     """
 
     path: str
@@ -300,8 +302,8 @@ class FileChange:
 class Origin:
     """The handlers of others that our handlers are made from.
 
-    `source` is the handler from which they inherit `settings`, "" if they inherit from none. `default` is
-    the default handler that one of them replaces, "" if the default is left unchanged.
+    `source` is the handler from which they inherit `settings`, "" if they inherit from none.
+    `default` is the default handler that one of them replaces, "" if the default is left unchanged.
     """
 
     source: str = ""
@@ -313,12 +315,12 @@ class Origin:
 class ConfigPlan:
     """The planned changes of configuration files, and notes for the user.
 
-    `low_level` are the binaries of the handlers of others, the default handler's first; the toolkit's
-    runtime calls one of them. `origin` is what our handlers are made from. `stayed` lists what a
-    removal leaves in place because somebody else edited it. `provided` are the handlers that the
-    distribution itself creates once the toolkit is installed. `pending_restart` describes what the next
-    start of the distribution changes; it is empty if there is nothing left to do. `warnings` are the
-    notes that a run logs as well.
+    `low_level` are the binaries of the handlers of others, the default handler's first; the
+    toolkit's runtime calls one of them. `origin` is what our handlers are made from. `stayed` lists
+    what a removal leaves in place because somebody else edited it. `provided` are the handlers that
+    the distribution itself creates once the toolkit is installed. `pending_restart` describes what
+    the next start of the distribution changes; it is empty if there is nothing left to do.
+    `warnings` are the notes that a run logs as well.
     """
 
     changes: tuple[FileChange, ...] = ()

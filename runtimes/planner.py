@@ -35,8 +35,8 @@ _DEFAULTS: Final = frozenset({"default_runtime_name", "default_runtime", "defaul
 def plan(adapter: Adapter, desired: Desired, observation: Observation) -> ConfigPlan:
     """Return the changes that bring the configuration to the desired state.
 
-    A file that already has the desired content is not changed. Raise ConfigError if a file cannot be
-    parsed or edited, and UnsupportedSetup if the runtime's setup does not allow the change.
+    A file that already has the desired content is not changed. Raise ConfigError if a file cannot
+    be parsed or edited, and UnsupportedSetup if the runtime's setup does not allow the change.
     """
     desired_keys = adapter.desired_config(desired, observation)
     changes = []
@@ -123,7 +123,7 @@ def removal(adapter: Adapter, observation: Observation) -> ConfigPlan:
 def without_us(
     adapter: Adapter, owned: Ownership, data: bytes | None
 ) -> tuple[bytes | None, tuple[str, ...]]:
-    """Return the content of a file without our changes (None: no file), and what others changed there."""
+    """Return the content of a file without our changes (None: no file), and what others changed."""
     return edits.without(adapter.form, owned, data)
 
 
@@ -181,10 +181,10 @@ def unowned(
 def relocated(
     adapter: Adapter, owned: Sequence[Ownership], files: Mapping[str, bytes | None], *, whole: bool = False
 ) -> tuple[Ownership, ...]:
-    """Return the records with the places to which our keys were moved, as `containerd config migrate` does.
+    """Return the records with the new places of moved keys, as `containerd config migrate` does.
 
-    A handler that runs our programs is owned wherever it is in a file, and so is a default that names it.
-    With `whole`, such a handler is owned even if others changed it since.
+    A handler that runs our programs is owned wherever it is in a file, and so is a default that
+    names it. With `whole`, such a handler is owned even if others changed it since.
     """
     known = [edit for each in owned for edit in each.edits]
     if not any(map(_adds_handler, known)):
@@ -250,7 +250,7 @@ def running(
 
 
 def defaults(observation: Observation) -> frozenset[str]:
-    """Return the names of all handlers that we made the default, according to the recorded edits."""
+    """Return the names of all handlers that we made the default, by the recorded edits."""
     result = [edit for owned in observation.owned for edit in owned.edits if edit.key[-1] in _DEFAULTS]
     return frozenset(edit.new for edit in result if isinstance(edit.new, str))
 
@@ -270,10 +270,11 @@ def regressions(
 ) -> list[str]:
     """Return a message for each handler, default or image that a daemon lost by a change.
 
-    `before` are the configurations to compare with: that of the daemon, and that of its files, which
-    others may have edited and which our restart loads as well. `own_handlers` are the handlers that
-    may appear or disappear. `default` is the requested default; None means that the default must not
-    change, unless it was one of our handlers or one of `raised`, which we made the default before.
+    `before` are the configurations to compare with: that of the daemon, and that of its files,
+    which others may have edited and which our restart loads as well. `own_handlers` are the
+    handlers that may appear or disappear. `default` is the requested default; None means that the
+    default must not change, unless it was one of our handlers or one of `raised`, which we made the
+    default before.
     """
     problems = []
     known = [baseline.handlers for baseline in before if baseline.handlers is not None]
@@ -316,7 +317,7 @@ def _was_created_by_us(adapter: Adapter, data: bytes) -> bool:
 
 
 def _handlers(tree: Tree, toolkit: str, at: Key = ()) -> Iterator[tuple[Key, Tree]]:
-    """Yield the tables of handlers, or of the default handler, that use the programs of a toolkit."""
+    """Yield the tables of handlers, or of the default handler, that use a toolkit's programs."""
     for name, item in tree.items():
         key = (*at, name)
         if not isinstance(item, Mapping):

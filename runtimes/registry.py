@@ -1,4 +1,4 @@
-"""The adapters by runtime name. Each is imported on first use, because a node runs only one runtime."""
+"""The adapters by runtime name. Each is imported on first use, because a node runs only one."""
 
 from __future__ import annotations
 

@@ -15,7 +15,8 @@ from toolkit.errors import Interrupted
 GRACE: Final = 8.0
 """Seconds that a running step may still take after the program was asked to stop.
 
-Together with a rollback, which may take as long again, this is less than the grace period of a pod, 30 s.
+Together with a rollback, which may take as long again, this is less than the grace period of a pod,
+30 s.
 """
 
 _ENDING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
@@ -26,7 +27,7 @@ Timeout: TypeAlias = float | Callable[[], float]
 
 
 class Cancellation:
-    """A request to stop, set by a signal and checked at points where the program can stop safely."""
+    """A request to stop, set by a signal and checked where the program can stop safely."""
 
     def __init__(self) -> None:
         self._event = threading.Event()
@@ -37,8 +38,8 @@ class Cancellation:
     def listen(self, *, keep: Collection[signal.Signals] = ()) -> None:
         """Handle the terminating signals as a request to stop from now on.
 
-        SIGUSR1 and the signals in `keep` are only recorded in `kept`, in order. An ignored signal stays
-        ignored, as nohup(1) requires for SIGHUP.
+        SIGUSR1 and the signals in `keep` are only recorded in `kept`, in order. An ignored signal
+        stays ignored, as nohup(1) requires for SIGHUP.
         """
         for number in _ENDING:
             if number is signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN:
@@ -68,7 +69,7 @@ class Cancellation:
 
 
 class Deadline:
-    """A deadline `seconds` from now, or `GRACE` seconds after a request to stop, if that is earlier."""
+    """A deadline `seconds` from now, or `GRACE` seconds after a request to stop, if earlier."""
 
     def __init__(self, seconds: float, stop: Cancellation | None = None) -> None:
         self._end = time.monotonic() + seconds
@@ -93,13 +94,13 @@ class Deadline:
         time.sleep(min(seconds, self.left))
 
     def at_least(self, least: float) -> Callable[[], float]:
-        """Return a timeout function for a request that starts now and may always take `least` seconds."""
+        """Return a timeout function for a request that starts now, of at least `least` seconds."""
         end = time.monotonic() + least
         return lambda: max(self.left, end - time.monotonic())
 
 
 def remaining(timeout: Timeout) -> Callable[[], float]:
-    """Return a function that returns the seconds left of a timeout; a number of seconds starts now."""
+    """Return a function for the seconds left of a timeout; a number of seconds starts now."""
     if callable(timeout):
         return timeout
     end = time.monotonic() + timeout

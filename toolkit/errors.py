@@ -1,4 +1,4 @@
-"""The errors that a user may see, each with an exit code and a hint; docs/exit-codes.md lists the codes."""
+"""The errors that a user may see, each with an exit code and a hint (see docs/exit-codes.md)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Contradiction(NamedTuple):
 
 
 class ToolkitError(Exception):
-    """The base class of all errors that a user may see. `hint` says how to fix the error; it may be empty."""
+    """The base class of all errors that a user may see. `hint` says how to fix it, or is empty."""
 
     exit_code = 1
 
@@ -48,7 +48,7 @@ class StepError(ToolkitError):
 
 
 class Conflict(StepError):
-    """A conflicting change: a file was modified after the plan was made; the file was not written."""
+    """A conflicting change: a file was modified after the plan was made; it was not written."""
 
 
 class ReloadError(StepError):

@@ -1,7 +1,7 @@
 """The log on stderr: one line per event, as text or as a JSON object. Results go to stdout instead.
 
-The agent suppresses repeated messages for ten minutes and counts them. The log of a child process passes
-through this module as well, so that its messages are counted, too.
+The agent suppresses repeated messages for ten minutes and counts them. The log of a child process
+passes through this module as well, so that its messages are counted, too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any, Final, TextIO
 
-# --- the terminal -----------------------------------------------------------------------------------
+# --- the terminal ---------------------------------------------------------------------------------
 
 GREEN: Final = "32"
 RED: Final = "31"
@@ -35,7 +35,7 @@ def is_plain(stream: IO[str]) -> bool:
 
 
 def is_colourful(stream: IO[str]) -> bool:
-    """Return whether to write colours to a stream: to a terminal, unless NO_COLOR is set (no-color.org)."""
+    """Return whether a stream gets colours: a terminal, unless NO_COLOR is set (no-color.org)."""
     return not is_plain(stream) and "NO_COLOR" not in os.environ
 
 
@@ -45,7 +45,7 @@ def coloured(words: str, colour: str, *, wanted: bool) -> str:
 
 
 def write(stream: TextIO, text: str) -> str:
-    """Write text to a standard stream; return why it is lost, empty if a reader closed the pipe early.
+    """Write text to a standard stream; return why it is lost, empty if a reader closed the pipe.
 
     What cannot be written is discarded, so that Python does not try it again when it exits.
     """
@@ -114,7 +114,7 @@ class ProgressHandler(logging.StreamHandler[TextIO]):
             return _NARROW
 
 
-# --- the log --------------------------------------------------------------------------------------------
+# --- the log --------------------------------------------------------------------------------------
 
 LOGGER: Final = logging.getLogger("nvidia-toolkit")
 _WINDOW: Final = 600.0
@@ -162,7 +162,7 @@ class Json(logging.Formatter):
 
 
 class Counted(logging.Filter):
-    """A filter that passes a message once in ten minutes, with the number of its suppressed repetitions."""
+    """A filter that passes a message once in ten minutes, with its number of suppressed repeats."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 MASK: Final = "***"
 
-# --- what is a secret -------------------------------------------------------------------------------
+# --- what is a secret -----------------------------------------------------------------------------
 
 _PLACES: Final = frozenset({"auth", "auths", "env", "environment", "header", "headers", "proxies", "tls"})
 """Names of tables below which every value is hidden."""
@@ -35,7 +35,8 @@ _STRING: Final = re.compile(
 _PEM: Final = re.compile(r"(-----BEGIN [A-Z ]{0,64}-----).*?(?:(?=-----END)|\Z)", re.DOTALL)
 _FORMS: Final = (
     (_PEM, rf"\1{MASK}"),
-    # The login of a URL, also without a scheme, as curl accepts it for a proxy. `@sha256:` is a digest.
+    # The login of a URL, also without a scheme, as curl accepts it for a proxy. `@sha256:` is a
+    # digest.
     (re.compile(r"(://)(?:[^\s\"'<>`/@]{0,512}@)+(?!sha\d+:)"), rf"\1{MASK}@"),
     (re.compile(r"(://)[^\s\"'<>`/@:]{0,512}:[^\s\"'<>`@]{0,512}@(?!sha\d+:)"), rf"\1{MASK}@"),
     (re.compile(r"(?<![\w.+:/-])[\w.+-]++:[^\s\"'<>`@/][^\s\"'<>`@]{0,512}@(?!sha\d+:)"), f"{MASK}@"),
@@ -83,14 +84,14 @@ def is_secret(name: str) -> bool:
 
 
 def _is_hidden(path: Sequence[str]) -> bool:
-    """Return whether a place in a document is hidden: a secret, or something below a table of `_PLACES`."""
+    """Return whether a place in a document is hidden: a secret, or below a table of `_PLACES`."""
     return (
         any(is_secret(part) or part.lower() in _PLACES for part in path)
         or ("registry", "configs") in pairwise(path)
     )  # fmt: skip
 
 
-# --- parsed values ----------------------------------------------------------------------------------
+# --- parsed values --------------------------------------------------------------------------------
 
 
 def value(item: Any, path: Sequence[str] = ()) -> Any:
@@ -127,18 +128,18 @@ def argv(words: Sequence[str]) -> list[str]:
     return masked
 
 
-# --- text -------------------------------------------------------------------------------------------
+# --- text -----------------------------------------------------------------------------------------
 
 
 def text(said: str) -> str:
-    """Return text with secrets masked: a log, a command line, variables, a unit file, YAML, TOML, JSON."""
+    """Mask secrets in text: a log, a command line, variables, a unit file, YAML, TOML, JSON."""
     for form, mask in _FORMS:
         said = form.sub(mask, said)
     return _FLAG.sub(lambda m: f"{m[1]}{m[2]}{MASK}" if is_secret(m[1]) else m[0], _named(said))
 
 
 def _named(said: str) -> str:
-    """Mask the values of secret keys, and all values of a TOML table whose header is a hidden place."""
+    """Mask the values of secret keys, and all values of a TOML table with a hidden header."""
     done: list[str] = []
     position, is_hidden_table = 0, False
     while item := _ITEM.search(said, position):
@@ -183,7 +184,7 @@ def _value(said: str, item: re.Match[str], *, is_hidden_table: bool) -> tuple[st
 
 
 def _after_colon(said: str, start: int, position: int, name: str) -> int:
-    """Return where the plain value of `key: value` ends: with the line, or with a block of YAML below it."""
+    """Return where the plain value of `key: value` ends: with the line or the YAML block below."""
     end = _matched(_LINE, said, position)
     column = start - said.rfind("\n", 0, start) - 1
     if _LINE_START.match(said[start - column : start]):

@@ -1,14 +1,14 @@
-"""The adapter for containerd: schema versions, the CRI section, imports, and the output of its binary.
+"""The adapter for containerd: schema versions, CRI section, imports, and the output of its binary.
 
 May import: runtimes.adapter and the layers below it (edits, formats, globs, model, errors).
-Start reading at desired.py (the keys to set, what is refused, notes for the user), then validate.py (the
-check of a candidate).
+Start reading at desired.py (the keys to set, what is refused, notes for the user), then validate.py
+(the check of a candidate).
 
 Two facts determine the design. containerd 1.x takes a whole plugin section from the last file that
-has it, while 2.0 and later merge the files deeply. A drop-in with only our keys therefore works with
-the latter but removes all other settings of the section with the former, so the node's binary is
-queried for its behaviour. And `config dump` prints the configuration with which a binary would run,
-so every candidate is validated by it.
+has it, while 2.0 and later merge the files deeply. A drop-in with only our keys therefore works
+with the latter but removes all other settings of the section with the former, so the node's binary
+is queried for its behaviour. And `config dump` prints the configuration with which a binary would
+run, so every candidate is validated by it.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ _MOST_SEARCHED: Final = 20
 _LOADS: Final = 8
 _NEW_ESCAPE: Final = re.compile(r"\\[xe]")
 
-# --- results ----------------------------------------------------------------------------------------
+# --- results --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,10 +33,10 @@ class Facts:
     """The known facts about the node's binary; None for those without a successful query.
 
     `newest` is the newest schema version that it supports and `merges` whether it merges imports
-    deeply. `effective` is the dump of the current files; if the binary does not load them because of
-    our drop-in (`breaks`), it is that of all others. `original` is the dump of the files without our
-    keys; it is known only if we own any. `reads_first_schema` is whether it uses the CRI section of a
-    version 1 file.
+    deeply. `effective` is the dump of the current files; if the binary does not load them because
+    of our drop-in (`breaks`), it is that of all others. `original` is the dump of the files without
+    our keys; it is known only if we own any. `reads_first_schema` is whether it uses the CRI
+    section of a version 1 file.
     """
 
     newest: int | None
@@ -58,8 +58,8 @@ def binary_facts(observation: Observation) -> Facts:
     probe = _answer_tree(observation, "merge")
     merges = None
     if probe is not None:
-        # The root config of the probe sets a CNI directory, and its drop-in only adds a handler. The
-        # directory is in the dump only if the binary merges both.
+        # The root config of the probe sets a CNI directory, and its drop-in only adds a handler.
+        # The directory is in the dump only if the binary merges both.
         merges = any("/probe/root" in str(item) for _, item in edits.leaves(probe))
     newest = (default or EMPTY).get("version")
     first = _answer_tree(observation, "first schema")
@@ -82,15 +82,15 @@ def _answer_tree(observation: Observation, question: str) -> Tree | None:
 
 @lru_cache(maxsize=16)
 def parsed(out: str, question: str) -> Tree:
-    """Return the output of a query as plain values; cached, because one plan reads it several times."""
+    """Return the output of a query as plain values; cached, because a plan reads it repeatedly."""
     return MappingProxyType(toml_editor.tree(out.encode(), f"containerd's answer ({question})"))
 
 
-# --- queries ----------------------------------------------------------------------------------------
+# --- queries --------------------------------------------------------------------------------------
 
 
 def queries(desired: Desired, observation: Observation) -> tuple[BinaryQuery, ...]:
-    """Return the next queries: first the defaults, then the merge of imports and the effective config."""
+    """Return the next queries: defaults, then the merge of imports and the effective config."""
     if "default" not in observation.results:
         return (BinaryQuery(name="default", argv=("config", "default"), is_lasting=True),)
     if not observation.results["default"].ok:
@@ -124,8 +124,8 @@ def _searching(
 ) -> Iterator[BinaryQuery]:
     """Yield the queries that show which file the binary does not load.
 
-    First the files are loaded without our drop-in, which another installer may have written, and then the
-    first file alone, the first two files, and so on.
+    First the files are loaded without our drop-in, which another installer may have written, and
+    then the first file alone, the first two files, and so on.
     """
     values = variables(desired, observation)
     paths = [file.path for file in files]
@@ -137,7 +137,7 @@ def _searching(
 
 
 def unloadable_file(desired: Desired, observation: Observation, files: Sequence[File]) -> str:
-    """Return the path of the file that the binary does not load, the root config's if it is not known."""
+    """Return the path of the file that the binary does not load, the root config's if unknown."""
     if binary_facts(observation).breaks:
         return desired.drop_in
     for count in range(1, len(files) + 1):
@@ -148,7 +148,7 @@ def unloadable_file(desired: Desired, observation: Observation, files: Sequence[
 
 
 def _merge_probe(newest: int) -> BinaryQuery:
-    """Return the query that shows whether the binary merges an import deeply into the root config."""
+    """Return the query that shows whether the binary merges imports deeply into the root config."""
     version = min(newest, 4)
     cri = f'plugins."{CRI[version]}"'
     root = f'version = {version}\nimports = ["{token(1)}"]\n[{cri}.cni]\nconf_dir = "/probe/root"\n'
@@ -160,7 +160,7 @@ def _merge_probe(newest: int) -> BinaryQuery:
 
 
 def _section_probe(files: Sequence[File], file: File) -> BinaryQuery:
-    """Return the query that shows which CRI section the binary reads from a file beside the other files."""
+    """Return the query that shows which CRI section the binary reads from a file beside others."""
     imports = ", ".join(f'"{token(index)}"' for index in range(1, len(files)))
     data = []
     for each in files:
@@ -174,10 +174,10 @@ def _section_probe(files: Sequence[File], file: File) -> BinaryQuery:
 
 
 def _times(files: Sequence[File], facts: Facts) -> int:
-    """Return how often to load files: several times if one has no version and sections of a later schema.
+    """Return the number of loads: several if a file has no version and sections of a later schema.
 
-    containerd 2.3 and later migrate such a file in the random order of a Go map: of two tables that become
-    the same section, one wins.
+    containerd 2.3 and later migrate such a file in the random order of a Go map: of two tables that
+    become the same section, one wins.
     """
     if (facts.newest or 2) <= 2:
         return 1
@@ -204,7 +204,8 @@ def dump(
 ) -> BinaryQuery:
     """Return the query that has the binary load a configuration and its imports from staged files.
 
-    `values` are the values of a template's variables, `without` the paths of imported files to leave out.
+    `values` are the values of a template's variables, `without` the paths of imported files to
+    leave out.
     """
     files = [file for file in files if file.path not in without]
     staged = {file.path: index for index, file in enumerate(files)}
@@ -229,9 +230,10 @@ def dump(
 
 
 def _require_known_escapes(file: File, text: str) -> None:
-    r"""Raise ConfigError if `imports` has escapes of TOML 1.1 (\xHH, \e), which not every release reads.
+    r"""Raise ConfigError if `imports` has TOML 1.1 escapes (\xHH, \e), which some releases reject.
 
-    The staged files have other paths there, so the binary would load what it does not load in the file.
+    The staged files have other paths there, so the binary would load what it does not load in the
+    file.
     """
     if _NEW_ESCAPE.search(text):
         raise ConfigError(

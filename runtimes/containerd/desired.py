@@ -139,7 +139,7 @@ def desired_config(desired: Desired, observation: Observation) -> DesiredConfig:
 
 
 def _warnings(desired: Desired, facts: Facts, stop: Dangling | None, view: HandlersView) -> Iterator[str]:
-    """Yield the warnings about a default handler that isolates pods, and files that are not loaded."""
+    """Yield warnings about a default handler that isolates pods, and files that are not loaded."""
     if desired.default and view.is_sandbox(view.default):
         yield no_longer_isolated(view.default, desired.default)
     if stop is not None:
@@ -211,7 +211,7 @@ def _enabling(desired: Desired, files: Sequence[File], facts: Facts) -> Iterator
 
 
 def _is_outdated(desired: Desired, observation: Observation) -> bool:
-    """Return whether we created the root config for a newer binary, with a version unknown to this one.
+    """Return whether we created the root config for a newer binary, in a version this one lacks.
 
     The root config is then written again, as if it did not exist.
     """
@@ -259,7 +259,7 @@ def _refuse_unloadable(
 
 
 def _is_replaceable(desired: Desired, observation: Observation) -> bool:
-    """Return whether the file at the path of our drop-in sets only what an installer of NVIDIA sets."""
+    """Return whether the file at our drop-in's path sets only what an installer of NVIDIA sets."""
     tree = toml_editor.tree(observation.data(desired.drop_in) or b"", desired.drop_in)
     for key, _ in leaves(tree):
         inside = key[2:] if key[:1] == ("plugins",) and key[1] in CRI.values() else ()
@@ -292,7 +292,7 @@ def _in_place(
     version: int,
     view: HandlersView,
 ) -> DesiredConfig:
-    """Return the keys for the file whose CRI section is effective: the last one with it, else the root."""
+    """Return the keys for the file whose CRI section is effective: the last with it, else root."""
     target = next(
         (f for f in reversed(files) if has_section(f, facts) and not facts.merges),
         next((f for f in files if f.path == desired.config), None),
@@ -337,9 +337,10 @@ def _in_place(
 
 
 def _obsolete(desired: Desired, observation: Observation) -> tuple[str, ...]:
-    """Return the drop-ins that we created and nobody edited since, for a binary that needs no drop-in.
+    """Return the drop-ins that we created and nobody edited, for a binary that needs no drop-in.
 
-    containerd 1.x would take the whole CRI section from them. They were written for a later version.
+    containerd 1.x would take the whole CRI section from them. They were written for a later
+    version.
     """
     return tuple(
         owned.path
@@ -389,7 +390,8 @@ def _in_drop_in(
     tree = toml_editor.tree(data or b"", path)
     existing: File | None = None
     if data is not None and not created_by_us and tree:
-        # The file belongs to others, so its own schema version applies, even if it is not imported yet.
+        # The file belongs to others, so its own schema version applies, even if it is not imported
+        # yet.
         existing = next((file for file in files if file.path == path), None) or read(path, data)
         version = existing.version
         further = tuple(patterns(tree, path))
@@ -432,8 +434,8 @@ def _handler_keys(
 ) -> Iterator[DesiredKey]:
     """Yield the tables of our handlers, and the removal of those that are not desired any more."""
     for edit in content.edits:
-        # A handler that we added but that is not desired any more, such as one with a former name, is
-        # removed. The built-in runc, which we may have had to write down, stays.
+        # A handler that we added but that is not desired any more, such as one with a former name,
+        # is removed. The built-in runc, which we may have had to write down, stays.
         obsolete = edit.key[-1] not in desired.names and edit.required_keys == ESSENTIAL
         if obsolete and edit.key[-1] != "runc":
             yield from reverting_keys(path, content.tree, edit)
@@ -451,7 +453,7 @@ def _handler_keys(
 def _default_keys(
     desired: Desired, path: str, cri: Key, view: HandlersView, base: Tree, content: HandlerFile
 ) -> Iterator[DesiredKey]:
-    """Yield the key of the default handler, or its former value if no default is requested any more."""
+    """Yield the key of the default handler, or its former value if none is requested any more."""
     containerd = (*cri, "containerd")
     if desired.default and desired.legacy and content.version == 1:
         handler = next(h for h in desired.handlers if h.name == desired.default)
@@ -473,7 +475,7 @@ def _default_keys(
 def _imports(
     desired: Desired, observation: Observation, files: Sequence[File], facts: Facts, version: int
 ) -> Iterator[DesiredKey]:
-    """Yield the keys that make the root config import the drop-in; nothing if it is imported already."""
+    """Yield the keys that make the root config import the drop-in; nothing if it already does."""
     root = next((f for f in files if f.path == desired.config), None)
     if root is not None and any(matches(p, desired.drop_in) for p in read_patterns(files, observation)):
         return
@@ -497,7 +499,7 @@ def _imports(
 
 
 def _spelling_variants(desired: Desired, file: File, facts: Facts) -> Iterator[DesiredKey]:
-    """Yield the removal of `binaryName` and other spellings from definitions of our handlers by others.
+    """Yield removals of `binaryName` and other spellings from others' definitions of our handlers.
 
     containerd ignores the case of keys, so such a key could override our `BinaryName`.
     """
@@ -527,7 +529,7 @@ def _edits(observation: Observation, path: str) -> tuple[Edit, ...]:
 
 
 def _drop_in_cri(root: File | None, version: int, facts: Facts) -> str:
-    """Return the id of the CRI section for a new drop-in: that of the root config, if it has content."""
+    """Return the CRI section's id for a new drop-in: that of the root config, if it has content."""
     if root is not None and not root.is_empty:
         return cri_id(root, facts)
     return CRI[version]

@@ -1,4 +1,4 @@
-"""Distributions that generate the root config: their drop-ins, their merge, and their own handlers."""
+"""Distributions that generate the root config: their drop-ins, merge and own handlers."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def is_merged_by_it(desired: Desired, files: Sequence[File]) -> bool:
 
 
 def merged(desired: Desired, observation: Observation, after: Mapping[str, bytes | None]) -> dict[str, bytes]:
-    """Return the generated file with our drop-in merged into it, as the distribution will write it."""
+    """Return the generated file with our drop-in merged in, as the distribution will write it."""
     path, drop_in = desired.delivery.merges_into, after.get(desired.drop_in)
     data = observation.data(path)
     if data is None or drop_in is None:
@@ -58,7 +58,7 @@ def merged(desired: Desired, observation: Observation, after: Mapping[str, bytes
 def left_to_distribution(
     desired: Desired, files: Sequence[File], facts: Facts, view: HandlersView
 ) -> DesiredConfig:
-    """Return the desired config without keys or files, because the distribution creates the handlers.
+    """Return the desired config without keys or files, since the distribution creates the handlers.
 
     Raise UnsupportedSetup if the distribution does not do everything that is requested.
     """
@@ -133,7 +133,7 @@ def _section(files: Sequence[File], facts: Facts) -> Tree:
 
 
 def _refusal(desired: Desired, why: str, hint: str) -> UnsupportedSetup:
-    """Return the error for a request that the distribution cannot fulfil and no drop-in could add."""
+    """Return the error for a request that the distribution cannot fulfil and no drop-in can add."""
     return UnsupportedSetup(
         f"{desired.config} is rewritten at each start of its distribution, which would not merge a drop-in"
         f" of nvidia-toolkit, and {why}",

@@ -18,8 +18,8 @@ _IMAGE: Final = (
     ("plugins", "cri", "sandbox_image"),
 )
 
-# The keys of a handler's table that name a program, and those of its options in lower case. The second
-# of each is read by the shim of runtime type v1.
+# The keys of a handler's table that name a program, and those of its options in lower case. The
+# second of each is read by the shim of runtime type v1.
 _PROGRAMS: Final = ("runtime_path", "runtime_engine")
 _OPTIONS: Final = (BINARY.lower(), "runtime")
 
@@ -30,7 +30,7 @@ def effective(desired: Desired, observation: Observation) -> Effective:
 
 
 def effective_without_us(desired: Desired, observation: Observation) -> Effective:
-    """Return the configuration that the files would have without our keys; empty if it is unknown."""
+    """Return the configuration that the files would have without our keys; empty if unknown."""
     return _of_dump(binary_facts(observation).original)
 
 
@@ -43,7 +43,7 @@ def _of_dump(dump: Tree | None) -> Effective:
 
 
 def programs(desired: Desired, observation: Observation) -> dict[str, tuple[str, ...]]:
-    """Return the programs of the effective handlers, by handler; without a dump, those of all files."""
+    """Return the programs of effective handlers, by handler; without a dump, those of all files."""
     dump = binary_facts(observation).effective
     trees = [file.tree for file in load(desired, observation)[0]] if dump is None else [dump]
     result: dict[str, tuple[str, ...]] = {}
@@ -70,7 +70,7 @@ def _named(handler: Tree) -> tuple[str, ...]:
 
 
 def running(config: Tree | None, body: str) -> Effective:
-    """Return the configuration in CRI's verbose status; 2.x omits the sandbox image (seen with 2.1)."""
+    """Return the config in CRI's verbose status; 2.x omits the sandbox image (seen with 2.1)."""
     if config is None:
         return Effective()
     image = config.get("sandboxImage")
@@ -78,7 +78,7 @@ def running(config: Tree | None, body: str) -> Effective:
 
 
 def _effective(section: Tree, default_key: str, image: str | None) -> Effective:
-    """Return the effective configuration of a CRI section; `default_key` holds the default handler."""
+    """Return the effective config of a CRI section; `default_key` holds the default handler."""
     containerd = table_or_empty(section, ("containerd",))
     handlers = table_or_empty(containerd, ("runtimes",))
     default = containerd.get(default_key)

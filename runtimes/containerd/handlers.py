@@ -35,7 +35,7 @@ class HandlersView:
         desired: Desired,
         values: Mapping[str, str] = EMPTY,
     ) -> None:
-        """Read the handlers of `files`, in load order; `values` are those of a template's variables.
+        """Read the handlers of `files`, in load order; `values` are those of template variables.
 
         Raise ConfigError if a handler or a table around it has the wrong type.
         """
@@ -68,7 +68,7 @@ class HandlersView:
         self.default = self._default(default, observation)
 
     def _default(self, default: Any, observation: Observation) -> str:
-        """Return the default handler without our change: the current, a recorded or the built-in one."""
+        """Return the default handler without our change: current, recorded or built-in."""
         remembered = [
             edit.old
             for owned in observation.owned
@@ -86,11 +86,11 @@ class HandlersView:
         return str(filled_value(text, self._values))
 
     def _is_ours(self, handler: str) -> bool:
-        """Return whether a handler belongs to this or another NVIDIA installer and cannot be a source."""
+        """Return whether a handler belongs to this or another NVIDIA installer and is no source."""
         return handler in self._desired.names or handler.startswith("nvidia")
 
     def source(self) -> str | None:
-        """Return the name of the handler from which our handlers are copied; None for the built-in runc."""
+        """Return the name of the handler that our handlers copy; None for the built-in runc."""
         for candidate in dict.fromkeys((self.default, "runc", "crun")):
             table = self.handlers.get(candidate)
             if table is None or self._is_ours(candidate):
@@ -118,7 +118,7 @@ class HandlersView:
         return is_sandbox(self._filled(str(table.get("runtime_type", ""))), self._filled(program))
 
     def copy(self, handler: Handler, base: Tree, *, cri: str) -> dict[str, Any]:
-        """Return the table of our handler: a copy of `base` with our binary; `cri` is the section's id."""
+        """Return our handler's table: a copy of `base` with our binary; `cri` is the section id."""
         table = {k: v for k, v in base.items() if k.lower() not in ("runtime_type", "options")}
         kind = base.get("runtime_type") or self._desired.runtime_type
         options = dict(base.get("options") or {})
@@ -135,11 +135,11 @@ class HandlersView:
         return overridden({"runtime_type": kind, **table, "options": options}, self._desired.override)
 
     def needs_cgroup_driver(self) -> bool:
-        """Return whether no handler shows the cgroup driver: the default is a sandbox, and none runs runc."""
+        """Return whether no handler shows a cgroup driver: a sandbox is default, none runs runc."""
         return self.source() is None and self.is_sandbox(self.default)
 
     def _cgroup_driver(self) -> bool:
-        """Return whether handlers use the systemd cgroup driver, as the kubelet does or `override` says.
+        """Return whether handlers use the systemd cgroup driver, as the kubelet or `override` does.
 
         Raise NoCgroupDriver if that is not known.
         """

@@ -18,7 +18,7 @@ _GO_TEMPLATE: Final = ".tmpl"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class File:
-    """A configuration file; `imports` are pairs of an import pattern and the files that match it."""
+    """A configuration file; `imports` are pairs of an import pattern and the files matching it."""
 
     path: str
     data: bytes
@@ -26,7 +26,7 @@ class File:
     version: int
     imports: tuple[tuple[str, tuple[str, ...]], ...]
     section: str = ""
-    """The id of the CRI section that the binary reads from it, if its schema version does not tell."""
+    """The id of the CRI section that the binary reads from it, if its version does not tell."""
 
     @property
     def sections(self) -> tuple[str, ...]:
@@ -48,8 +48,8 @@ class File:
 def load(desired: Desired, observation: Observation) -> tuple[list[File], FileRequest]:
     """Return the known files in load order (breadth first), and the files and globs still to read.
 
-    containerd 2.x reads nothing after an import by name of a file that does not exist, and says nothing;
-    1.x does not start with it.
+    containerd 2.x reads nothing after an import by name of a file that does not exist, and says
+    nothing; 1.x does not start with it.
     """
     files: list[File] = []
     queue, done = [desired.config], {desired.config}
@@ -122,7 +122,7 @@ def read_patterns(files: Sequence[File], observation: Observation) -> tuple[str,
 
 
 def _section(files: Sequence[File], file: File, observation: Observation) -> str:
-    """Return the CRI section that the binary reads from a file; empty if it was not asked or reads none."""
+    """Return the CRI section that the binary reads from a file; empty if not asked or none."""
     answer = observation.results.get(probe_name(file)) if is_ambiguous(files, file) else None
     found = [cri for cri in file.sections if answer is not None and probe_mark(cri) in answer.out]
     return found[-1] if found else ""
@@ -131,8 +131,9 @@ def _section(files: Sequence[File], file: File, observation: Observation) -> str
 def is_ambiguous(files: Sequence[File], file: File) -> bool:
     """Return whether only the binary knows which CRI section it reads from a file.
 
-    A file without a version gets version 1, the version of the root config, or the highest of all files,
-    depending on the release; from 2.3 on an older section than that of the version counts too.
+    A file without a version gets version 1, the version of the root config, or the highest of all
+    files, depending on the release; from 2.3 on an older section than that of the version counts
+    too.
     """
     if not file.sections or (file.sections == (file.cri,) and "version" in file.tree):
         return False
@@ -154,7 +155,7 @@ def probe_mark(cri: str) -> str:
 
 @lru_cache(maxsize=8192)
 def read(path: str, data: bytes) -> File:
-    """Return a parsed file with empty `imports`; cached, because one plan reads each file several times.
+    """Return a parsed file with empty `imports`; cached, because a plan reads each file repeatedly.
 
     Raise ConfigError if the file cannot be parsed or has an unsupported schema version.
     """
@@ -174,8 +175,8 @@ def read(path: str, data: bytes) -> File:
 def patterns(tree: Tree, path: str) -> Iterator[str]:
     """Yield the import patterns of a file as absolute paths.
 
-    The `imports` in the output of `config default` (2.2 and later) have no effect: containerd follows
-    only the imports in the file itself (seen with 2.2.9 and 2.4.2).
+    The `imports` in the output of `config default` (2.2 and later) have no effect: containerd
+    follows only the imports in the file itself (seen with 2.2.9 and 2.4.2).
     """
     imports = tree.get("imports", [])
     if not isinstance(imports, list) or not all(isinstance(item, str) for item in imports):

@@ -1,8 +1,8 @@
-"""Check the keys of `--runtime-config-override` and the options of our handlers against containerd's types.
+"""Check `--runtime-config-override` and the options of our handlers against containerd's types.
 
-`config dump` only knows that `options` is a table: what is in it is read by the CRI plugin and by the shim
-when a pod starts. A value of another type ends every start of a pod, and a key with a typing error has no
-effect.
+`config dump` only knows that `options` is a table: what is in it is read by the CRI plugin and by
+the shim when a pod starts. A value of another type ends every start of a pod, and a key with a
+typing error has no effect.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _INHERITED: Final = "correct it in the configuration of containerd: with it no p
 _RUNC: Final = "io.containerd.runc.v"
 _SNAPSHOTTERS: Final = "io.containerd.snapshotter.v1."
 
-# The options of the shims io.containerd.runc.v1 and v2 (api/types/runc/options/oci.proto, 1.6 to 2.3), in
-# the spelling of containerd's documentation. Their names are compared without case.
+# The options of the shims io.containerd.runc.v1 and v2 (api/types/runc/options/oci.proto, 1.6 to
+# 2.3), in the spelling of containerd's documentation. Their names are compared without case.
 _RUNC_OPTIONS: Final[Mapping[str, type]] = {
     "NoPivotRoot": bool,
     "NoNewKeyring": bool,
@@ -37,8 +37,8 @@ _RUNC_OPTIONS: Final[Mapping[str, type]] = {
     "TaskApiAddress": str,
     "TaskApiVersion": int,
 }
-# The keys of a handler (internal/cri/config, 1.6 to 2.3). A binary that does not know one forgets it, which
-# its dump shows.
+# The keys of a handler (internal/cri/config, 1.6 to 2.3). A binary that does not know one forgets
+# it, which its dump shows.
 _HANDLER_KEYS: Final[Mapping[str, type]] = {
     "runtime_type": str,
     "runtime_path": str,
@@ -67,10 +67,11 @@ _LARGEST: Final = (1 << 32) - 1
 
 
 def refuse_unusable(override: Tree, handler: Tree, *, source: str, dump: Tree | None) -> None:
-    """Raise UnsupportedSetup if no pod could start with a handler, or a key of the override has no effect.
+    """Raise UnsupportedSetup if no pod can start with a handler, or an override key has no effect.
 
-    `handler` is the table of the handler with the override, `source` the handler that it inherits from,
-    and `dump` the effective configuration, which names the snapshotters; None if it is unknown.
+    `handler` is the table of the handler with the override, `source` the handler that it inherits
+    from, and `dump` the effective configuration, which names the snapshotters; None if it is
+    unknown.
     """
     problems = [
         *_of_handler(override),
@@ -96,7 +97,7 @@ def _of_handler(override: Tree) -> Iterator[str]:
 
 
 def _of_options(override: Tree, handler: Tree, source: str) -> Iterator[str]:
-    """Yield the options of the wrong type, and those of the override that the shim does not know."""
+    """Yield the options of a wrong type, and those of the override that the shim does not know."""
     options = handler.get("options")
     if not isinstance(options, Mapping) or not str(handler.get("runtime_type", "")).startswith(_RUNC):
         return  # The options of other shims are not known.

@@ -1,4 +1,4 @@
-"""Constants of containerd's schema (versions, CRI plugin ids, zero values) and access to its tables."""
+"""Constants of containerd's schema (versions, CRI plugin ids, zero values) and table access."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ZERO: Final[tuple[Any, ...]] = ("", 0, False, [], {})
 
 
 def version_of(tree: Tree, path: str) -> int:
-    """Return the schema version of a file; 1 if it has none. Raise ConfigError for an unknown version."""
+    """Return a file's schema version; 1 if it has none. Raise ConfigError for an unknown one."""
     version = tree.get("version", 1)
     if type(version) is not int or version not in CRI:
         supported = ", ".join(map(str, CRI))
@@ -56,7 +56,7 @@ def is_cri_off(dump: Tree) -> bool:
 
 
 def table_at(holder: Tree, key: str, path: str) -> Tree:
-    """Return a table of a file, empty if it does not exist. Raise ConfigError if it is not a table."""
+    """Return a table of a file, empty if missing. Raise ConfigError if it is not a table."""
     result = holder.get(key, EMPTY)
     if not isinstance(result, Mapping):
         raise ConfigError(path, f"its `{key}` is not a table")
@@ -74,13 +74,13 @@ def without_zero_values(tree: Tree) -> dict[str, Any]:
 
 
 def import_glob(drop_in: str) -> str:
-    """Return the glob that imports a drop-in and all files of its directory with the same suffix."""
+    """Return the glob that imports a drop-in and all files of its directory with its suffix."""
     path = PurePosixPath(drop_in)
     return str(path.parent / f"*{path.suffix}")
 
 
 def matches(pattern: str, path: str) -> bool:
-    """Return whether an import includes a path; containerd treats it as a pattern only if it has a star."""
+    """Return whether an import includes a path; an import is a pattern only if it has a star."""
     return globs.matches(pattern, path) if "*" in pattern else pattern == path
 
 

@@ -50,7 +50,7 @@ def filled_value(item: Any, values: Mapping[str, str]) -> Any:
 
 
 def _matched(template: str, rendered: str) -> dict[str, str]:
-    """Return the values of the variables in one string; empty if the rendered string does not match."""
+    """Return the variables' values in one string; empty if the rendered string does not match."""
     names = _VARIABLE.findall(template)
     text = [re.escape(part) for part in _VARIABLE.split(template)[::2]]
     result = re.fullmatch("(.*)".join(text), rendered, re.DOTALL) if names else None

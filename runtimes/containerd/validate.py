@@ -1,8 +1,8 @@
-"""Validation of a candidate: its dump by the node's binary, held against the files without our keys.
+"""Validation of a candidate: its dump by the node's binary, against the files without our keys.
 
-The dump of the current files cannot be compared with once our keys are in them. A binary that reads them
-differently from the one that they were written for (containerd 1.x takes a whole section from our drop-in)
-shows a harm that it took for the state before.
+The dump of the current files cannot be compared with once our keys are in them. A binary that reads
+them differently from the one that they were written for (containerd 1.x takes a whole section from
+our drop-in) shows a harm that it took for the state before.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _ORIGINAL: Final = "original"
 
 
 def queries(desired: Desired, observation: Observation) -> tuple[BinaryQuery, ...]:
-    """Return the next queries; with our keys in the files, also the one of the files without them."""
+    """Return the next queries; with our keys in the files, also one for the files without them."""
     wanted = binary.queries(desired, observation)
     if wanted or not observation.owned or _ORIGINAL in observation.results:
         return wanted
@@ -64,7 +64,7 @@ def without_ours(observation: Observation) -> Mapping[str, bytes | None]:
 
 
 def _query(desired: Desired, observation: Observation) -> BinaryQuery | None:
-    """Return the query; None if these files cannot be loaded without our keys. Its result may be cached."""
+    """Return the query; None if these files cannot be loaded without our keys. Cacheable."""
     try:
         query = candidate_query(desired, observation, without_ours(observation))
     except ConfigError:
@@ -75,9 +75,10 @@ def _query(desired: Desired, observation: Observation) -> BinaryQuery | None:
 def candidate_query(
     desired: Desired, observation: Observation, after: Mapping[str, bytes | None]
 ) -> BinaryQuery | None:
-    """Return the query that loads the candidate files in the node's binary; None without a usable binary.
+    """Return the query that loads the candidate files in the node's binary; None if none is usable.
 
-    `after` are the candidate's files by path. Raise ConfigError if one imports files not read before.
+    `after` are the candidate's files by path. Raise ConfigError if one imports files not read
+    before.
     """
     if observation.binary is None or binary_facts(observation).newest is None:
         return None
@@ -153,7 +154,7 @@ def in_sync_problems(desired: Desired, observation: Observation) -> list[str]:
 
 
 def removal_problems(desired: Desired, observation: Observation, answer: BinaryResult) -> list[str]:
-    """Return a message if the binary does not load what a removal leaves, or its default does not exist."""
+    """Return a message if the binary rejects what a removal leaves, or its default is missing."""
     if not answer.ok:
         return [f"{observation.binary} does not load what the removal leaves: {last_line(answer.err)}"]
     section = section_of(parsed(answer.out, "candidate"))
@@ -196,7 +197,7 @@ def _unrequested(desired: Desired, observation: Observation, after: Tree) -> lis
 
 
 def _not_overridden(desired: Desired, handler: str, table: Tree) -> list[str]:
-    """Return a message for each key of `override` without effect, such as one unknown to containerd."""
+    """Return a message for each key of `override` without effect, such as an unknown one."""
     result = {
         tuple(part.lower() for part in key): item for key, item in edits.leaves(without_zero_values(table))
     }

@@ -1,13 +1,13 @@
 """The adapter for CRI-O: `crio.conf`, its drop-in directory, and the OCI hook of hook mode.
 
 May import: runtimes.adapter and the layers below it (edits, formats, globs, model, errors).
-Start reading at desired.py (the keys to set, what is refused, notes for the user), then validate.py (the
-check of a candidate).
+Start reading at desired.py (the keys to set, what is refused, notes for the user), then validate.py
+(the check of a candidate).
 
-CRI-O reads every file of its drop-in directory, in byte order of their names, and merges handlers by
-name: a later table replaces the whole handler. After SIGHUP, `/config` shows new handlers, but pods
-are still created with the handlers of the daemon's start (1.24 to 1.36, cri-o/cri-o#10202). New
-handlers therefore need a restart.
+CRI-O reads every file of its drop-in directory, in byte order of their names, and merges handlers
+by name: a later table replaces the whole handler. After SIGHUP, `/config` shows new handlers, but
+pods are still created with the handlers of the daemon's start (1.24 to 1.36, cri-o/cri-o#10202).
+New handlers therefore need a restart.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = ["ADAPTER"]
 
 
 def required_files(desired: Desired, observation: Observation) -> FileRequest:
-    """Return the files still to read: crio.conf, every file of the drop-in directory, and the hook."""
+    """Return the files still to read: crio.conf, every drop-in file, and the hook."""
     tree = drop_ins(desired)
     if tree not in observation.globs:
         return FileRequest(globs=(tree,))
@@ -51,7 +51,7 @@ def defined(desired: Desired, files: Mapping[str, bytes | None]) -> frozenset[st
 
 
 def handler_in(info: Mapping[str, Any]) -> str:
-    """Return the handler in a pod's verbose status; CRI-O's list of pods omits it (seen with 1.36.3)."""
+    """Return the handler in a pod's verbose status; CRI-O's pod list omits it (as of 1.36.3)."""
     annotations = value(info, ("runtimeSpec", "annotations"))
     named = annotations if isinstance(annotations, Mapping) else {}
     return str(named.get("io.kubernetes.cri-o.RuntimeHandler", ""))

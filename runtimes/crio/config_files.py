@@ -18,7 +18,7 @@ ESSENTIAL: Final = ("runtime_path",)
 
 
 def drop_ins(desired: Desired) -> str:
-    """Return the pattern of all drop-ins; CRI-O reads their directory even if our drop-in is elsewhere."""
+    """Return the pattern of all drop-ins; CRI-O reads them even if our drop-in is elsewhere."""
     return f"{desired.directory}/**"
 
 
@@ -40,7 +40,7 @@ def _in_order(desired: Desired, files: Mapping[str, bytes | None]) -> list[tuple
 
 
 def handlers(desired: Desired, observation: Observation, *, without: str) -> dict[str, Tree]:
-    """Return the handlers that the files define, except for the file `without`; the last definition wins.
+    """Return the handlers that the files define, except file `without`; the last definition wins.
 
     Raise ConfigError if a handler is not a table.
     """
@@ -56,7 +56,7 @@ def handlers(desired: Desired, observation: Observation, *, without: str) -> dic
 
 
 def configured_default(desired: Desired, observation: Observation, *, without: str) -> str:
-    """Return the default handler that the files set, except for the file `without`; empty if none does."""
+    """Return the default handler that the files set, except file `without`; empty if none does."""
     default = ""
     for path, tree in _in_order(desired, observation.files):
         if path != without:
@@ -65,7 +65,7 @@ def configured_default(desired: Desired, observation: Observation, *, without: s
 
 
 def table(tree: Tree, key: tuple[str, ...], path: str) -> Tree:
-    """Return the table at a key, empty if it does not exist. Raise ConfigError if it is not a table."""
+    """Return the table at a key, empty if missing. Raise ConfigError if it is not a table."""
     for length in range(1, len(key) + 1):
         result = value(tree, key[:length])
         if result is ABSENT:
@@ -77,5 +77,5 @@ def table(tree: Tree, key: tuple[str, ...], path: str) -> Tree:
 
 
 def is_ours(desired: Desired, handler: str) -> bool:
-    """Return whether a handler belongs to this or another NVIDIA installer and cannot be a source."""
+    """Return whether a handler belongs to this or another NVIDIA installer and is no source."""
     return handler in desired.names or handler.startswith("nvidia")

@@ -28,7 +28,7 @@ _FLAG: Final = "--default-runtime"
 
 
 def desired_config(desired: Desired, observation: Observation) -> DesiredConfig:
-    """Return the keys for the drop-in, or for crio.conf if there is none; in hook mode the hook file.
+    """Return the keys for the drop-in, or crio.conf if there is none; in hook mode the hook file.
 
     Raise ConfigError if a file cannot be parsed or CRI-O does not load today's files, and
     UnsupportedSetup if CRI-O does not read the directory of the hook.
@@ -122,7 +122,7 @@ def _warnings(desired: Desired, observation: Observation, view: Mapping[str, Tre
 
 
 def _refuse_flag(desired: Desired, argv: Sequence[str]) -> None:
-    """Raise UnsupportedSetup if the daemon's command line sets another default handler than the desired one.
+    """Raise UnsupportedSetup if the daemon's command line sets a different default handler.
 
     A flag takes precedence over all files.
     """
@@ -139,7 +139,7 @@ def _refuse_flag(desired: Desired, argv: Sequence[str]) -> None:
 
 
 def _model(desired: Desired, observation: Observation, view: dict[str, Tree]) -> str | None:
-    """Return the handler from which our handlers inherit; None if there is none that runs an OCI runtime.
+    """Return the handler from which our handlers inherit; None if none runs an OCI runtime.
 
     The built-in handlers are added to `view`.
     """
@@ -153,7 +153,7 @@ def _model(desired: Desired, observation: Observation, view: dict[str, Tree]) ->
 
 
 def _defaults(desired: Desired, observation: Observation) -> Iterator[str]:
-    """Yield the default handler that the files name, those of before our changes, and the built-in one."""
+    """Yield the default handler in the files, those before our changes, and the built-in one."""
     recorded = [e.old for o in observation.owned for e in o.edits if e.key == DEFAULT]
     built_in = value(complete(observation, ""), DEFAULT) if answered(observation, "default") else ""
     named = (configured_default(desired, observation, without=desired.drop_in), *recorded, built_in)
@@ -172,7 +172,7 @@ def _type(table: Tree) -> str:
 
 
 def _runs_oci(table: Tree) -> bool:
-    """Return whether a handler runs an OCI runtime: with conmon for each container, or conmonrs for a pod."""
+    """Return whether a handler runs an OCI runtime: by conmon per container or conmonrs per pod."""
     return _type(table) in ("oci", "pod")
 
 
@@ -216,7 +216,7 @@ def _handler_keys(
 
 
 def _default_keys(desired: Desired, observation: Observation, path: str, tree: Tree) -> Iterator[DesiredKey]:
-    """Yield the key of the default handler, or its former value if no default is requested any more."""
+    """Yield the key of the default handler, or its former value if none is requested any more."""
     if desired.default:
         yield DesiredKey(path=path, key=DEFAULT, new=desired.default)
         return

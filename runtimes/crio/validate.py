@@ -1,4 +1,4 @@
-"""Validation of a candidate by CRI-O's binary, and the effective configuration of files and daemon."""
+"""Validation of a candidate by CRI-O's binary, and the effective config of files and daemon."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ def queries(desired: Desired, observation: Observation) -> tuple[BinaryQuery, ..
 def candidate_query(
     desired: Desired, observation: Observation, after: Mapping[str, bytes | None]
 ) -> BinaryQuery | None:
-    """Return the query that merges the candidate files with CRI-O's binary; None without a usable binary."""
+    """Return the query that merges the candidate files with CRI-O's binary; None if unusable."""
     if observation.binary is None or not answered(observation, "default"):
         return None
     return merged("candidate", desired, {**observation.files, **after})
 
 
 def candidate_problems(desired: Desired, observation: Observation, answer: BinaryResult) -> list[str]:
-    """Return a message for each difference to today's configuration except our keys, or missing key."""
+    """Return a message for each difference to today's config except our keys, or missing key."""
     if not answer.ok:
         return [f"{observation.binary} does not load the change: {last_line(answer.err)}"]
     before = complete(observation, observation.results["effective"].out)
@@ -81,7 +81,7 @@ def removal_problems(desired: Desired, observation: Observation, answer: BinaryR
 
 
 def not_applied(desired: Desired, files: Mapping[str, bytes | None], body: str) -> list[str]:
-    """Return messages on the differences between the files and the daemon's `/config` in our keys."""
+    """Return messages on differences between the files and the daemon's `/config` in our keys."""
     try:
         daemon = running(None, body)
     except ValueError as error:
@@ -98,7 +98,7 @@ def not_applied(desired: Desired, files: Mapping[str, bytes | None], body: str) 
 
 
 def effective(desired: Desired, observation: Observation) -> Effective:
-    """Return the configuration that CRI-O's binary prints for the current files; empty without one."""
+    """Return the config that CRI-O's binary prints for the current files; empty without one."""
     if not answered(observation, "effective") or not answered(observation, "default"):
         return Effective()
     return _effective(complete(observation, observation.results["effective"].out))
@@ -114,7 +114,7 @@ def programs(desired: Desired, observation: Observation) -> dict[str, tuple[str,
 
 
 def running(config: Tree | None, body: str) -> Effective:
-    """Return the configuration in the daemon's `/config`. Raise ValueError if it cannot be parsed."""
+    """Return the config in the daemon's `/config`. Raise ValueError if it cannot be parsed."""
     try:
         tree = tomllib.loads(body)
         runtime = tree["crio"]["runtime"]
@@ -161,13 +161,13 @@ def answered(observation: Observation, question: str) -> bool:
 
 
 _ANSWER: Final = "CRI-O's answer"
-# Keys of [crio.runtime] that `crio config` prints after the handlers' tables, so that in TOML they belong
-# to the last handler.
+# Keys of [crio.runtime] that `crio config` prints after the handlers' tables, so that in TOML they
+# belong to the last handler.
 _MISPLACED: Final = ("disable_hostport_mapping", "hostnetwork_disable_selinux", "timezone")
 
 
 def complete(observation: Observation, printed: str) -> dict[str, Any]:
-    """Return the output of `crio config` completed with the built-in values, which it prints as comments.
+    """Return the output of `crio config` with the built-in values, which it prints as comments.
 
     Raise ConfigError if the output cannot be parsed.
     """

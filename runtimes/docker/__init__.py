@@ -1,12 +1,12 @@
 """The adapter for Docker: `daemon.json`, the options that dockerd refuses, and its HTTP API.
 
 May import: runtimes.adapter and the layers below it (edits, formats, globs, model, errors).
-Start reading at desired.py (the keys to set, what is refused, notes for the user), then validate.py (the
-check of a candidate).
+Start reading at desired.py (the keys to set, what is refused, notes for the user), then validate.py
+(the check of a candidate).
 
-dockerd applies `runtimes` and `default-runtime` on SIGHUP without a restart, but refuses to start if
-an option is set both in the file and on its command line. A reload may therefore succeed while the
-next boot fails, so the plan also checks the command line of the running daemon.
+dockerd applies `runtimes` and `default-runtime` on SIGHUP without a restart, but refuses to start
+if an option is set both in the file and on its command line. A reload may therefore succeed while
+the next boot fails, so the plan also checks the command line of the running daemon.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ def required_files(desired: Desired, observation: Observation) -> FileRequest:
 
 
 def reset_content(path: str, before: bytes | None, after: bytes | None) -> bytes | None:
-    """Return `after` with neutral values for `runtimes` and `default-runtime` where it removes them.
+    """Return `after` with neutral values for `runtimes` and `default-runtime` if it removes them.
 
     Return None if it removes neither.
 
-    On SIGHUP dockerd applies the keys in the file and keeps its values of keys that are missing (seen
-    with 20.10, 26.1 and 28.5). Without `runtimes` and `default-runtime` in the file, it would use our
-    handlers until its next restart.
+    On SIGHUP dockerd applies the keys in the file and keeps its values of keys that are missing
+    (seen with 20.10, 26.1 and 28.5). Without `runtimes` and `default-runtime` in the file, it would
+    use our handlers until its next restart.
     """
     old, new = json_editor.tree(before or b"", path), json_editor.tree(after or b"", path)
     neutral = {schema.RUNTIMES: {}, schema.DEFAULT: schema.BUILT_IN}
@@ -67,8 +67,8 @@ def reset_content(path: str, before: bytes | None, after: bytes | None) -> bytes
 def usage(desired: Desired, answers: Mapping[str, str]) -> Usage:
     """Return the running containers that use our handlers, and the requests still needed.
 
-    The first request lists the running containers, and one for each of them shows its runtime. Raise
-    ValueError if a reply cannot be parsed.
+    The first request lists the running containers, and one for each of them shows its runtime.
+    Raise ValueError if a reply cannot be parsed.
     """
     if _LIST not in answers:
         return Usage(requests=(Request(path=_LIST),))
@@ -94,7 +94,7 @@ def _usage(desired: Desired, answers: Mapping[str, str]) -> Usage:
 
 
 def _runtime_of(answer: str) -> Any:
-    """Return the runtime of a container; None if the reply is null, because it has exited meanwhile."""
+    """Return the runtime of a container; None if the reply is null, because it has exited."""
     container = json.loads(answer)
     return container["HostConfig"]["Runtime"] if container else None
 

@@ -27,8 +27,8 @@ _CLASHING: Final = {"--add-runtime": schema.RUNTIMES, "--default-runtime": schem
 def desired_config(desired: Desired, observation: Observation) -> DesiredConfig:
     """Return the keys of our runtimes, of the default and, if requested, of the CDI feature.
 
-    Raise ConfigError if the file cannot be parsed, and UnsupportedSetup if the daemon's command line
-    sets the same options.
+    Raise ConfigError if the file cannot be parsed, and UnsupportedSetup if the daemon's command
+    line sets the same options.
     """
     tree = json_editor.tree(observation.data(desired.config) or b"", desired.config)
     schema.refuse_wrong_types(desired, tree)
@@ -75,7 +75,7 @@ def _warnings(desired: Desired, tree: Tree) -> Iterator[str]:
 
 
 def _refuse_flags(argv: Sequence[str], keys: Set[str]) -> None:
-    """Raise UnsupportedSetup if the daemon's command line sets one of the keys that we set in the file."""
+    """Raise UnsupportedSetup if the daemon's command line sets a key that we set in the file."""
     for argument in argv[1:]:
         flag = argument.split("=", 1)[0]
         if _CLASHING.get(flag) in keys:
@@ -87,7 +87,7 @@ def _refuse_flags(argv: Sequence[str], keys: Set[str]) -> None:
 
 
 def _obsolete(desired: Desired, observation: Observation, tree: Tree) -> Iterator[DesiredKey]:
-    """Yield the removal of runtimes and of a default that we set but that are not desired any more."""
+    """Yield the removal of runtimes and of a default that we set but that are no longer desired."""
     owned = observation.ownership(desired.config)
     for edit in owned.edits if owned else ():
         is_former = edit.key[:-1] == (schema.RUNTIMES,) and edit.key[-1] not in desired.names
@@ -111,7 +111,7 @@ def _former_default(desired: Desired, observation: Observation, tree: Tree) -> s
 
 
 def _origin(desired: Desired, observation: Observation, tree: Tree) -> Origin:
-    """Return the runtimes that our handlers stand for: they call their program, and inherit no settings."""
+    """Return the runtimes our handlers stand for: they call their program, but inherit nothing."""
     default = _former_default(desired, observation, tree)
     if _is_ours(desired, default):
         default = schema.BUILT_IN
@@ -141,7 +141,7 @@ def _low_level(desired: Desired, observation: Observation, tree: Tree) -> tuple[
 
 
 def _is_path(binary: str) -> bool:
-    """Return whether a string from JSON is valid as a path: not empty, no NUL, no unpaired surrogate."""
+    """Return whether a JSON string is a valid path: not empty, no NUL, no unpaired surrogate."""
     return bool(binary) and "\0" not in binary and not any("\ud800" <= char <= "\udfff" for char in binary)
 
 

@@ -18,8 +18,8 @@ from runtimes.model import (
 RUNTIMES: Final = "runtimes"
 DEFAULT: Final = "default-runtime"
 BUILT_IN: Final = "runc"
-# The prefix of containerd shims, which dockerd lists among its runtimes regardless of its file. dockerd
-# 20.10 drops one of them on SIGHUP.
+# The prefix of containerd shims, which dockerd lists among its runtimes regardless of its file.
+# dockerd 20.10 drops one of them on SIGHUP.
 _ALIAS: Final = "io.containerd."
 
 
@@ -75,8 +75,8 @@ def refuse_null_runtimes(desired: Desired, observation: Observation) -> None:
         )
 
 
-# Flags whose option has another name in the file. Most flags that may be given several times have it in
-# the singular.
+# Flags whose option has another name in the file. Most flags that may be given several times have
+# it in the singular.
 _OPTIONS: Final = {
     "-H": "hosts", "-D": "debug", "-l": "log-level", "-p": "pidfile", "-s": "storage-driver", "-G": "group",
     "-b": "bridge", "-g": "graph",
@@ -95,8 +95,8 @@ _OPTIONS: Final = {
 def clashes(argv: Sequence[str], tree: Tree) -> list[tuple[str, str]]:
     """Return the options that are both in a file and on a command line, each with its flag.
 
-    dockerd does not start with them, not even if both have the same value (seen with 20.10, 26.1 and 28.5).
-    Only `runtimes` may be in both. The file's `proxies` are compared one by one.
+    dockerd does not start with them, not even if both have the same value (seen with 20.10, 26.1
+    and 28.5). Only `runtimes` may be in both. The file's `proxies` are compared one by one.
     """
     proxies = tree.get("proxies")
     keys = {*tree, *(proxies if isinstance(proxies, Mapping) else ())} - {RUNTIMES}
@@ -109,7 +109,7 @@ def clashes(argv: Sequence[str], tree: Tree) -> list[tuple[str, str]]:
 
 
 def refuse_clashes(desired: Desired, observation: Observation) -> None:
-    """Raise ConfigError if dockerd would not start with the file as it is, because of its command line."""
+    """Raise ConfigError if dockerd would not start with this file, because of its command line."""
     tree = json_editor.tree(observation.data(desired.config) or b"", desired.config)
     found = clashes(observation.argv, tree)
     if not found:

@@ -22,7 +22,7 @@ from runtimes.model import (
 def candidate_query(
     desired: Desired, observation: Observation, after: Mapping[str, bytes | None]
 ) -> BinaryQuery | None:
-    """Return the query that validates the candidate with the daemon's own flags; None without a binary."""
+    """Return the query that validates the candidate with the daemon's flags; None if no binary."""
     data = after.get(desired.config)
     if observation.binary is None or data is None:
         return None
@@ -34,7 +34,8 @@ def candidate_problems(desired: Desired, observation: Observation, answer: Binar
     """Return a message if dockerd would not start with the candidate.
 
     dockerd before 23.0 has no `--validate`; then there is no message. That only our keys differ is
-    checked when the file is edited. Raise ConfigError if dockerd would not start with the file of today.
+    checked when the file is edited. Raise ConfigError if dockerd would not start with the file of
+    today.
     """
     if answer.ok:
         schema.refuse_null_runtimes(desired, observation)
@@ -75,7 +76,7 @@ def not_applied(desired: Desired, files: Mapping[str, bytes | None], body: str) 
 
 
 def effective(desired: Desired, observation: Observation) -> Effective:
-    """Return the configuration in the file, with the built-in runc but without containerd's shims."""
+    """Return the config in the file, with the built-in runc but without containerd's shims."""
     tree = json_editor.tree(observation.data(desired.config) or b"", desired.config)
     schema.refuse_wrong_types(desired, tree)
     handlers = frozenset(schema.runtimes(tree)) | {schema.BUILT_IN}
@@ -83,7 +84,7 @@ def effective(desired: Desired, observation: Observation) -> Effective:
 
 
 def programs(desired: Desired, observation: Observation) -> dict[str, tuple[str, ...]]:
-    """Return the program of each runtime in the file; a runtime that uses a containerd shim has none."""
+    """Return the program of each runtime in the file; one that uses a containerd shim has none."""
     tree = json_editor.tree(observation.data(desired.config) or b"", desired.config)
     schema.refuse_wrong_types(desired, tree)
     named = {handler: (entry or EMPTY).get("path") for handler, entry in schema.runtimes(tree).items()}

@@ -210,7 +210,7 @@ def _style(document: Document, trail: list[Node]) -> _Style:
 
 
 def _flat(document: Document, holder: Node, style: _Style) -> _Style:
-    """Return the style for a flat object as a member: on one line if its last sibling is on one line."""
+    """Return the style for a flat object as a member: on one line if its last sibling is."""
     model = next((node for node in reversed(holder.below) if node.members), None)
     if model is None or "\n" in document.text[model.start : model.end]:
         return style
@@ -225,7 +225,8 @@ def _is_flat(item: Any) -> bool:
 def _near(trail: list[Node]) -> list[Node]:
     """Return the objects with members, nearest first, as samples of the style.
 
-    For each object of the trail, its members come first, the last one foremost, then the object itself.
+    For each object of the trail, its members come first, the last one foremost, then the object
+    itself.
     """
     result = [below for node in reversed(trail) for below in (*reversed(node.below), node)]
     return [node for node in result if node.members]

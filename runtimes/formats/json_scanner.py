@@ -53,7 +53,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A JSON text and the positions of its values; an empty file has no `root` and counts as `{}`."""
+    """A JSON text and its values' positions; an empty file has no `root` and counts as `{}`."""
 
     path: str
     text: str
@@ -75,7 +75,7 @@ def parse(data: bytes, path: str) -> Document:
 
 
 def tree(data: bytes, path: str) -> dict[str, Any]:
-    """Return a file's content as plain values, parsed by `json`; an empty file and `null` are no keys.
+    """Return a file's content as plain values, by `json`; an empty file and `null` are no keys.
 
     Raise ConfigError with line and column if it is not a JSON object.
     """
@@ -134,7 +134,7 @@ def _fault(text: str, error: json.JSONDecodeError) -> tuple[str, int]:
 
 
 def _bound(text: str, path: str) -> None:
-    """Raise ConfigError if a text is nested so deeply that `json` would exceed the recursion limit."""
+    """Raise ConfigError if a text is nested so deeply that `json` exceeds the recursion limit."""
     depth = 0
     for result in _BRACKET.finditer(text):
         if result[0] in "{[":
@@ -150,8 +150,8 @@ def scan(text: str, path: str) -> Node:
 
     Raise ConfigError for duplicate keys and for numbers that Go refuses.
     """
-    # Each frame is an open object or array: its start, its name, the span of its key, and its members
-    # if it is an object.
+    # Each frame is an open object or array: its start, its name, the span of its key, and its
+    # members if it is an object.
     frames: list[tuple[int, str, tuple[int, int], dict[str, Node] | None]] = []
     name, key = "", _NO_KEY
     node = Node(0, 0, *_NO_KEY, None)

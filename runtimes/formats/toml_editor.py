@@ -2,9 +2,9 @@
 
 The scanner splits the text into statements, and only the affected statements are rewritten, with
 tomlkit. A whole document never passes through tomlkit: some real files do not survive that byte for
-byte (image-builder's Azure config, seen with 0.15.2), and editing moves tables that are declared out
-of order. The caller checks the result with an independent parser. tomlkit is imported only where
-something is written, because most runs only read.
+byte (image-builder's Azure config, seen with 0.15.2), and editing moves tables that are declared
+out of order. The caller checks the result with an independent parser. tomlkit is imported only
+where something is written, because most runs only read.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def _exact(document: Document, key: Key) -> Statement | None:
 
 
 def _inline_holder(document: Document, key: Key) -> Statement | None:
-    """Return the statement whose value, an inline table, contains this key; None if there is none."""
+    """Return the statement whose value, an inline table, contains this key, or None."""
     return next(
         (
             s
@@ -137,7 +137,7 @@ def _dotted(document: Document, parent: Key) -> Statement | None:
 
 
 def _extents(document: Document, key: Key) -> Iterator[tuple[int, int]]:
-    """Yield, in order, the spans to remove with a key: statements, or sections and a blank line above."""
+    """Yield, in order, the spans to remove with a key: statements, or sections and a blank line."""
     text, position = document.text, 0
     for index, statement in enumerate(document.statements):
         if statement.array or statement.path[: len(key)] != key or statement.start < position:
@@ -157,7 +157,7 @@ def _extents(document: Document, key: Key) -> Iterator[tuple[int, int]]:
 
 
 def _put_array(document: Document, statement: Statement, key: Key, new: list[Any]) -> Document:
-    """Change an array by appending or removing items, which keeps comments; else rewrite the statement."""
+    """Change an array by adding or removing items, keeping comments; else rewrite the statement."""
     import tomlkit  # noqa: PLC0415
     from tomlkit.items import Array  # noqa: PLC0415
 
@@ -179,7 +179,7 @@ def _put_array(document: Document, statement: Statement, key: Key, new: list[Any
 
 
 def _surplus(old: list[Any], new: list[Any]) -> list[int] | None:
-    """Return the positions whose removal turns one list into another; None if that is not enough."""
+    """Return the positions whose removal turns one list into another; None if insufficient."""
     surplus, matched = [], 0
     for position, item in enumerate(old):
         if matched < len(new) and item == new[matched]:
@@ -190,7 +190,7 @@ def _surplus(old: list[Any], new: list[Any]) -> list[int] | None:
 
 
 def value_in(text: str, key: Key) -> Any:
-    """Return the value of a key in a piece of TOML; None if the TOML is invalid or lacks the key."""
+    """Return a key's value in a piece of TOML; None if the TOML is invalid or lacks the key."""
     try:
         result: Any = loads(text)
         for part in key:
@@ -227,7 +227,7 @@ def _rewrite(document: Document, statement: Statement, key: Key, new: Any) -> Do
 
 
 def _spliced(document: Document, statement: Statement, fragment: Any) -> Document:
-    """Return the document with one statement replaced. Raise ConfigError if tomlkit broke its syntax."""
+    """Replace one statement of the document. Raise ConfigError if tomlkit broke its syntax."""
     import tomlkit  # noqa: PLC0415
 
     written = tomlkit.dumps(fragment)
@@ -248,7 +248,7 @@ def _fragment(document: Document, statement: Statement) -> Any:
 
 
 def _not_editable(document: Document, statement: Statement) -> ConfigError:
-    """Return the error for a value that tomlkit cannot edit (0.15.2: a comma in a comment inside it)."""
+    """Return the error for a value that tomlkit cannot edit (0.15.2: comma in a comment inside)."""
     return ConfigError(
         document.path,
         f"nvidia-toolkit cannot edit the value of {'.'.join(statement.path)} as it is written",
@@ -293,9 +293,9 @@ def _put_top(document: Document, line: str) -> Document:
     if not document.statements:
         return insert(document, len(document.text), [line])
     first = document.statements[0].start
-    # Comments directly above the first header belong to that header, but a comment at the top of the
-    # file (a licence, `## template: jinja`) must stay the first line. The text is split at newlines
-    # only, because `splitlines` also splits at characters that do not end a line in TOML.
+    # Comments directly above the first header belong to that header, but a comment at the top of
+    # the file (a licence, `## template: jinja`) must stay the first line. The text is split at
+    # newlines only, because `splitlines` also splits at characters that do not end a line in TOML.
     above = document.text[:first].split("\n")[:-1]
     attached = 0
     for text in reversed(above):
@@ -323,7 +323,7 @@ def _put_table(document: Document, key: Key, new: Tree) -> Document:
 
 
 def _defines(document: Document, key: Key) -> bool:
-    """Return whether the document defines a table at this key, by a header, dotted keys or inline."""
+    """Return whether the document defines a table at a key, by a header, dotted keys or inline."""
     if any(not s.array and s.path[: len(key)] == key for s in document.statements):
         return True
     holder = _inline_holder(document, key)

@@ -47,7 +47,8 @@ def new_section(document: Document, key: Key, new: Tree) -> Document:
 def _model(document: Document, key: Key) -> int | None:
     """Return the index of the header whose style and place a new section follows.
 
-    This is the last sibling, else the first section below the nearest ancestor; None if there is none.
+    This is the last sibling, else the first section below the nearest ancestor; None if there is
+    none.
     """
     for length in range(len(key) - 1, 0, -1):
         near = [
@@ -62,7 +63,7 @@ def _model(document: Document, key: Key) -> int | None:
 
 
 def _branch_end(document: Document, model: int, key: Key) -> int:
-    """Return the end of the last section below the nearest common ancestor of a new section and its model."""
+    """Return the last section's end below a new section's lowest common ancestor with its model."""
     shared = 0
     path = document.statements[model].path
     while shared < min(len(path), len(key)) and path[shared] == key[shared]:
@@ -169,7 +170,7 @@ def section_end(document: Document, index: int) -> int:
 
 
 def plain(new: Any) -> Any:
-    """Return a value as a tomlkit item that is written on one line; scalars are returned unchanged."""
+    """Return a value as a tomlkit item written on one line; scalars are returned unchanged."""
     import tomlkit  # noqa: PLC0415
 
     return tomlkit.value(render(new)) if isinstance(new, (Mapping, list, tuple)) else new

@@ -24,7 +24,8 @@ _BOM: Final = "\ufeff"
 # exponential time nor memory for backtracking. CPython before 3.11.5 (Debian 12 has 3.11.2) misses
 # matches of possessive groups that contain alternatives, assertions, or repetitions other than at
 # their end (python/cpython issues 100061 and 106052); tests/project/test_patterns.py forbids those.
-# Therefore a string is plain characters, then any number of escapes with plain characters after each.
+# Therefore a string is plain characters, then any number of escapes with plain characters after
+# each.
 _QUOTED: Final = r'"[^"\\\n]*+(?:\\.[^"\\\n]*+)*+"' + r"|'[^'\n]*+'"
 _BLANK: Final = re.compile(r"[ \t\r]*+(?:#[^\n]*+)?(?:\n|$)")
 _KEY_PART: Final = re.compile(rf"[ \t]*({_QUOTED}|[A-Za-z0-9_-]+)[ \t]*")
@@ -41,7 +42,8 @@ _VALUE_TOKEN: Final = re.compile(
 LARGEST: Final = 1 << 20
 """The size limit in bytes.
 
-The largest known file has 16 thousand bytes. Parsing a million bytes of tables takes 200 MB of memory.
+The largest known file has 16 thousand bytes. Parsing a million bytes of tables takes 200 MB of
+memory.
 """
 _DEEPEST: Final = 100
 _TOO_DEEP: Final = "it is nested too deeply to be a configuration"
@@ -112,7 +114,8 @@ def read(data: bytes, path: str) -> tuple[Document, dict[str, Any]]:
 def loads(text: str) -> dict[str, Any]:
     """Return a text in TOML 1.1 as plain values. Raise ValueError if it is not valid.
 
-    Python before 3.15 reads TOML 1.0. What it refuses is read by tomli, which most starts do not load.
+    Python before 3.15 reads TOML 1.0. What it refuses is read by tomli, which most starts do not
+    load.
     """
     try:
         return tomllib.loads(text)
@@ -123,7 +126,7 @@ def loads(text: str) -> dict[str, Any]:
 
 
 def needs_1_1(data: bytes) -> bool:
-    """Return whether valid TOML is not valid in TOML 1.0, as far as this Python knows (3.15 does not)."""
+    """Return whether valid TOML is invalid in 1.0, as far as this Python knows (3.15 does not)."""
     try:
         tomllib.loads(data.decode().removeprefix(_BOM))
     except tomllib.TOMLDecodeError:

@@ -17,7 +17,7 @@ from typing import Any, Final
 from toolkit import log
 from toolkit.agent.report import SyncReport, from_json
 
-# --- JSON files in memory, shared with a child --------------------------------------------------------
+# --- JSON files in memory, shared with a child ----------------------------------------------------
 
 # The descriptors of the lock, the report and the log in a child.
 LOCK: Final = 100
@@ -27,8 +27,9 @@ _LARGEST: Final = 16 << 20
 
 
 def interpreter(module: str) -> list[str]:
-    """Return the command that runs a module of this program, isolated from the working directory."""
-    # -I ignores PYTHONUTF8, and in the locale of another encoding the names of files would be decoded by it.
+    """Return the command to run a module of this program, isolated from the working directory."""
+    # -I ignores PYTHONUTF8, and in the locale of another encoding the names of files would be
+    # decoded by it.
     return [sys.executable, "-IX", "utf8", *(["-B"] if sys.dont_write_bytecode else []), "-m", module]
 
 
@@ -57,7 +58,7 @@ def read(fd: int) -> dict[str, Any]:
     return result if isinstance(result, dict) else {}
 
 
-# --- the child ------------------------------------------------------------------------------------------
+# --- the child ------------------------------------------------------------------------------------
 
 _CHUNK: Final = 65536
 _DEFAULTS: Final = (
@@ -72,8 +73,8 @@ class Worker:
     def __init__(self, kind: str, arguments: Sequence[str], lock: int, previous: SyncReport) -> None:
         """Start a child that runs a sync of a kind.
 
-        `lock` is the descriptor of the lock file, `previous` the part of the last report that the child
-        needs. Raises OSError if the child cannot be started.
+        `lock` is the descriptor of the lock file, `previous` the part of the last report that the
+        child needs. Raises OSError if the child cannot be started.
         """
         self.kind = kind
         self.began = time.monotonic()
@@ -91,7 +92,7 @@ class Worker:
                     argv,
                     os.environ,
                     file_actions=[(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in inherited.items()],
-                    setsigmask=(signal.SIGTERM, signal.SIGINT),  # blocked until the child handles them
+                    setsigmask=(signal.SIGTERM, signal.SIGINT),  # until the child handles them
                     setsigdef=_DEFAULTS,
                 )
             finally:
@@ -103,7 +104,7 @@ class Worker:
             os.close(log_end)
 
     def relay(self) -> None:
-        """Write the complete log lines that the child has written since the last call to our log."""
+        """Write the complete log lines that the child wrote since the last call to our log."""
         with contextlib.suppress(BlockingIOError):
             while data := os.read(self.fd, _CHUNK):
                 *lines, self._rest = (self._rest + data).split(b"\n")
@@ -111,7 +112,7 @@ class Worker:
                     log.relay(line)
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal to the child. Its PID cannot be reused, since the agent has not waited for it yet."""
+        """Send a signal to the child. Its PID cannot be reused before the agent reaps it."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, number)
 

@@ -1,4 +1,4 @@
-"""The counters of the agent and the outcomes of a sync, as JSON values that agent and child exchange."""
+"""The agent's counters and the outcomes of a sync, as JSON values that agent and child exchange."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def after(counts: Mapping[str, Any], report: SyncReport, tally: RunStats) -> dic
 
 
 def cut_short(code: int, seconds: float) -> SyncReport:
-    """Return the report of a child that exited without one: with this exit code (negative: a signal)."""
+    """Return the report of a child that exited without one, by exit code (negative: a signal)."""
     status = f"signal {-code}" if code < 0 else f"exit code {code}"
     return {
         **not_started(f"the sync ended with {status} after {seconds:.1f} s"),

@@ -1,7 +1,8 @@
 """The main loop of the agent: it watches the node, and starts a child process for every sync.
 
-The agent replaces the process that configured the node by execve(2), and keeps its PID and its lock. It
-imports as little as possible to use little memory: all work is done by short-lived children.
+The agent replaces the process that configured the node by execve(2), and keeps its PID and its
+lock. It imports as little as possible to use little memory: all work is done by short-lived
+children.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ if TYPE_CHECKING:
     from toolkit.deadline import Cancellation
 
 _ROLLBACK_TIME: Final = 18.0
-"""Seconds that a child needs after SIGTERM: to finish a step (8 s), to roll back (8 s), and a margin."""
+"""Seconds that a child needs after SIGTERM: finish a step (8 s), roll back (8 s), and a margin."""
 _EXIT_TIME: Final = 1.0
 """Seconds before the end of the grace period at which the agent exits in any case."""
 _ACCOUNT: Final = "/var/run/secrets/kubernetes.io/serviceaccount/token"
 _LONGEST: Final = 3600.0
 _DRIVER_INTERVAL: Final = 10.0
-"""Seconds between two checks for the driver, if readiness depends on it: a module causes no event."""
+"""Seconds between checks for the driver, if readiness depends on it: a module causes no event."""
 _NEVER: Final = float("inf")
 
 
@@ -51,9 +52,10 @@ def stay(
 ) -> NoReturn:
     """Replace this process by the agent. Signals that arrive meanwhile are passed on to it.
 
-    `lock` is the descriptor of the lock file, `report` that of the first sync, `arguments` those of the
-    command line, which every sync gets, and `log_options` the keyword arguments of `log.start`. `stop` holds
-    the signals that were received until now. Raises OSError if the agent cannot be executed.
+    `lock` is the descriptor of the lock file, `report` that of the first sync, `arguments` those of
+    the command line, which every sync gets, and `log_options` the keyword arguments of `log.start`.
+    `stop` holds the signals that were received until now. Raises OSError if the agent cannot be
+    executed.
     """
     signals.block_signals()
     state = {"lock": lock, "report": report, "arguments": list(arguments), "log_options": dict(log_options)}
@@ -172,7 +174,7 @@ class Daemon:
         self.pace.changed()
 
     def _reap(self) -> None:
-        """Wait for every child that has exited. As PID 1 of a container the agent also inherits orphans."""
+        """Reap every exited child. As PID 1 of a container the agent also inherits orphans."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -221,7 +223,7 @@ class Daemon:
             os.unlink(self.report["settings"]["readiness"])
 
     def _pause(self, *, is_changed: bool = False) -> None:
-        """Schedule the next sync. A node that is in sync but not ready is retried soon, like a failure."""
+        """Schedule the next sync. A node in sync but not ready is retried soon, like a failure."""
         is_done = self.report["ready"] or self._on_drift == "ignore"
         self.pace.ended(code=self.report["code"] or int(not is_done), is_changed=is_changed)
 
@@ -234,7 +236,7 @@ class Daemon:
             LOGGER.info("the node is in sync again")
 
     def _apply(self, report: SyncReport) -> None:
-        """Apply a report: its interval, its watch list, the runtime's PID and the address of the metrics."""
+        """Apply a report: its interval, watch list, runtime's PID and metrics address."""
         self.report = report
         checks = self._on_drift != "ignore"
         interval = report["settings"]["interval"] if checks else _NEVER
@@ -264,7 +266,7 @@ class Daemon:
             effect = "that request GPUs are refused" if settings["refuses"] else "that start now get no GPU"
             LOGGER.warning("the NVIDIA driver is not loaded any more: containers %s", effect)
         if self._on_drift != "ignore" or settings["needs_driver"]:
-            self.pace.changed()  # the metrics, the readiness record and the CDI specification depend on it
+            self.pace.changed()  # metrics, readiness record and CDI specification depend on it
 
     def _watch(self, watch: Mapping[str, list[str] | None], interval: float) -> None:
         """Watch directories; log which ones cannot be watched whenever that changes."""
@@ -338,7 +340,7 @@ class Daemon:
 
     @property
     def _asks(self) -> bool:
-        """Return whether to ask the API server if the DaemonSet is deleted: --on-exit=auto, in a pod."""
+        """Return whether to ask the API server about the DaemonSet: --on-exit=auto, in a pod."""
         return self.report["settings"]["on_exit"] == "auto" and os.path.exists(_ACCOUNT)
 
     @property
@@ -373,7 +375,7 @@ class Daemon:
         return 128 + number if is_cut else 0
 
     def _revert(self) -> tuple[int, bool]:
-        """Start a child that reverts the node, with --on-exit=auto only if the DaemonSet is deleted.
+        """Start a child to revert the node, with --on-exit=auto only if the DaemonSet is deleted.
 
         Return the exit code of the child, and whether the node was reverted.
         """

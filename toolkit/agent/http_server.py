@@ -61,7 +61,7 @@ class Exporter(socketserver.ThreadingTCPServer):
         self.handle_request()
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Answer a client in a thread. The oldest of too many clients is dropped, it is the slowest one.
+        """Answer a client in a thread. The oldest of too many clients is dropped, as the slowest.
 
         Without a thread (pids.max is reached) a client is answered here, if it is quick.
         """

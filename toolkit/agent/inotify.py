@@ -1,7 +1,8 @@
 """Watches on directories with inotify(7). They only make the agent notice a change earlier.
 
-A watch holds no open file, so a watched file system can still be unmounted. The three system calls are
-made through ctypes: the standard library lacks them, and a package would be larger than this module.
+A watch holds no open file, so a watched file system can still be unmounted. The three system calls
+are made through ctypes: the standard library lacks them, and a package would be larger than this
+module.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ class Watches:
     """The watched directories, each with the names in it that matter; None for all names.
 
     `fd` can be polled; it is negative while the kernel gives no inotify instance. `lost` are the
-    directories that cannot be watched, each with the error number, for example because a limit of the
-    kernel is reached. The caller checks periodically as well.
+    directories that cannot be watched, each with the error number, for example because a limit of
+    the kernel is reached. The caller checks periodically as well.
     """
 
     def __init__(self) -> None:
@@ -73,7 +74,7 @@ class Watches:
     def _watch(
         self, directories: dict[str, frozenset[str] | None], names: dict[int, frozenset[str] | None]
     ) -> dict[str, int]:
-        """Add watches, and the names in them to `names`; return the directories that cannot be watched."""
+        """Add watches, and the names in them to `names`; return the unwatchable directories."""
         lost = {}
         for directory, of in directories.items():
             number: int = self._add(self.fd, os.fsencode(directory), _WATCHED)
@@ -86,7 +87,7 @@ class Watches:
         return lost
 
     def problems(self) -> list[str]:
-        """Return what cannot be watched, why, and the remedy: one message for each kind of error."""
+        """Return what cannot be watched, why, and the remedy: one message per kind of error."""
         result = []
         for number in dict.fromkeys(self.lost.values()):
             paths = [path for path, each in self.lost.items() if each == number]

@@ -1,4 +1,4 @@
-"""The Prometheus metrics of a report. Only children import it, since the library needs much memory."""
+"""The Prometheus metrics of a report. Only children import it, as the library needs much memory."""
 
 from __future__ import annotations
 

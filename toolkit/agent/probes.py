@@ -54,7 +54,7 @@ class Pages:
             self._exporter = None
         if not address or self._exporter is not None:
             return
-        from toolkit.agent.http_server import Exporter  # noqa: PLC0415  # not loaded without --metrics-address
+        from toolkit.agent.http_server import Exporter  # noqa: PLC0415  # for --metrics-address
 
         answers = {"/healthz": self._health, "/readyz": self._ready, "/metrics": self._metrics}
         try:

@@ -29,14 +29,14 @@ class AgentSettings(TypedDict):
 class SyncReport(TypedDict, total=False):
     """The findings and the outcome of a sync of a `kind`.
 
-    `outcome` is one of counters.OUTCOMES and `code` the exit code. After a failure `message`, `hint`
-    and `check`, the step that failed, are set. `unready` says why the node is not ready. `is_drift`
-    says that a change undid somebody else's. `pid` is the runtime's process, None if it is not
-    watched. `watch` are the directories to watch, each with the names that matter there, None for
-    all. `verified` is the result for each handler of a node that is ready. `found` is what discovery
-    found, for the next sync. `driver` says that the NVIDIA driver is loaded; one of the paths in
-    `signs` exists then. `metrics` is the text for Prometheus. `is_known` says that the API server knows
-    the DaemonSet. `seconds` is the duration.
+    `outcome` is one of counters.OUTCOMES and `code` the exit code. After a failure `message`,
+    `hint` and `check`, the step that failed, are set. `unready` says why the node is not ready.
+    `is_drift` says that a change undid somebody else's. `pid` is the runtime's process, None if it
+    is not watched. `watch` are the directories to watch, each with the names that matter there,
+    None for all. `verified` is the result for each handler of a node that is ready. `found` is what
+    discovery found, for the next sync. `driver` says that the NVIDIA driver is loaded; one of the
+    paths in `signs` exists then. `metrics` is the text for Prometheus. `is_known` says that the API
+    server knows the DaemonSet. `seconds` is the duration.
     """
 
     kind: str

@@ -1,4 +1,4 @@
-"""The schedule of syncs: soon after a change, periodically without one, with a growing delay after failures.
+"""The schedule of syncs: soon after a change, else periodically, with back-off after failures.
 
 The module is pure: the clock is a parameter, and nothing waits here.
 """
@@ -67,8 +67,8 @@ class Schedule:
     def ended(self, *, code: int, is_changed: bool) -> None:
         """Record that a sync has ended, with its exit code and whether it had to change the node.
 
-        The first failure or repair causes no delay. After that the delay doubles, until there was none
-        for `CALM` seconds. A failed sync is repeated automatically.
+        The first failure or repair causes no delay. After that the delay doubles, until there was
+        none for `CALM` seconds. A failed sync is repeated automatically.
         """
         now = self._clock()
         self._poll = now + self._interval

@@ -1,4 +1,4 @@
-"""A queue of signals. They are handled outside of the signal handlers, where every operation is safe."""
+"""A queue of signals. They are handled outside signal handlers, where every operation is safe."""
 
 from __future__ import annotations
 
@@ -45,5 +45,5 @@ class SignalQueue:
 
 
 def block_signals() -> None:
-    """Block signals until the next program handles them: execve(2) keeps the mask, but not the handlers."""
+    """Block signals until the next program handles them: execve(2) keeps the mask, not handlers."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _KEPT)

@@ -1,7 +1,7 @@
 """A sync of the agent: compare the node with the settings, apply the difference, return a report.
 
-The first sync runs in the process that the user started, all later ones in children of the agent. The
-report contains everything that the agent needs: what to watch, its settings, and what to show.
+The first sync runs in the process that the user started, all later ones in children of the agent.
+The report contains everything that the agent needs: what to watch, its settings, and what to show.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def first(context: Context) -> SyncReport:
 def later(context: Context, kind: str, previous: SyncReport) -> SyncReport:
     """Run a sync of a kind and return its report, also if it failed.
 
-    `previous` holds the counters of the earlier syncs, and whether the API server knows the DaemonSet.
+    `previous` holds the counters of the earlier syncs, and whether the API server knows the
+    DaemonSet.
     """
     counts = previous.get("counts") or counters.initial()
     act = _repair if kind == CONVERGE else _check
@@ -73,7 +74,7 @@ def later(context: Context, kind: str, previous: SyncReport) -> SyncReport:
 
 
 def agent_settings(settings: Settings) -> AgentSettings:
-    """Return the settings of the agent itself; `bound` is the longest time that a sync should take."""
+    """Return the settings of the agent itself; `bound` is the longest time a sync should take."""
     return {
         "interval": settings.check_interval,
         "on_drift": settings.on_drift,
@@ -111,7 +112,7 @@ def _repair(context: Context) -> tuple[Plan, str, str]:
 
 
 def _outcome(context: Context, plan: Plan) -> tuple[Plan, str, str]:
-    """Return the plan, the outcome and why the node is not ready; observe the node again after a change."""
+    """Return the plan, outcome and why the node is not ready; observe it again after a change."""
     if plan.is_noop:
         return plan, counters.IN_SYNC, readiness.unready(context, plan)
     if context.stop.is_requested:
@@ -146,7 +147,7 @@ def _announce(plan: Plan) -> None:
 
 
 def _greeted(context: Context) -> SyncReport:
-    """Look up the DaemonSet of --daemonset at the start, to tell a wrong name from a deleted DaemonSet."""
+    """Look up the DaemonSet of --daemonset at start, to tell a wrong name from a deleted one."""
     from toolkit.kube import daemonset  # noqa: PLC0415  # imports ssl, which is large
 
     name = context.settings.daemonset
@@ -234,7 +235,7 @@ def _finished(context: Context, done: SyncReport, counts: Mapping[str, Any]) -> 
 
 
 def _versions(context: Context, plan: Plan) -> dict[str, str]:
-    """Return the versions of this program, the toolkit and the runtime, and a digest of the configuration."""
+    """Return the versions of this program, toolkit and runtime, and a configuration digest."""
     target = plan.target
     digest = plan.version.digest if plan.version is not None else plan.record.toolkit_digest
     versions = {"tool": __version__, "toolkit": digest or "", "runtime": str(target.desired.runtime)}

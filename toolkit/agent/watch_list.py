@@ -1,4 +1,4 @@
-"""The directories to watch: those of the files, globs, toolkit and socket that a plan depends on."""
+"""The directories to watch: of the files, globs, toolkit and socket that a plan depends on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _WILD = frozenset("*?[")
 
 
 def of(context: Context, plan: Plan) -> Watched:
-    """Return the directories to watch. For a missing directory, its nearest existing parent is watched."""
+    """Return the directories to watch. For a missing directory, its nearest existing parent."""
     watched: dict[str, frozenset[str] | None] = {}
     for path in _paths(context, plan):
         directory, name = _existing(path)
@@ -29,7 +29,7 @@ def of(context: Context, plan: Plan) -> Watched:
 
 
 def _paths(context: Context, plan: Plan) -> Iterator[Path]:
-    """Yield the paths that a plan depends on; `*` as the name stands for every name in the directory."""
+    """Yield the paths that a plan depends on; `*` stands for every name in a directory."""
     target = plan.target
     host = target.host
     for path in plan.observation.files:
@@ -76,7 +76,7 @@ def _fixed(pattern: str) -> str:
 
 
 def _existing(path: Path) -> tuple[str, str | None]:
-    """Return the nearest existing parent directory, and the name in it that matters; None for `*`."""
+    """Return the nearest existing parent, and the name in it that matters; None for `*`."""
     directory, name = path.parent, path.name
     while not directory.is_dir() and directory != directory.parent:
         directory, name = directory.parent, directory.name

@@ -71,7 +71,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Version:
-    """The desired content of `ROOT/toolkit`, and the names of the entries that differ from it on the node."""
+    """The desired content of `ROOT/toolkit`, and the names of entries that differ on the node."""
 
     digest: str
     entries: tuple[Entry, ...]
@@ -124,7 +124,7 @@ def _wanted(settings: Settings, host: Host, install_dir: Path, low_level: tuple[
 
 
 def _present(path: Path) -> bytes | None:
-    """Return the content of the toolkit's configuration; None if there is none or others control it.
+    """Return the content of the toolkit's config; None if there is none or others control it.
 
     Keys in it that are not among the settings are kept, so they have to be an administrator's.
     """
@@ -136,13 +136,13 @@ def _present(path: Path) -> bytes | None:
 
 
 def named(link: Path) -> str:
-    """Return the digest of the version that a link points to; empty if it points to something else."""
+    """Return the digest of the version that a link points to; empty if it points elsewhere."""
     directory, _, digest = os.readlink(link).rpartition("/") if link.is_symlink() else ("", "", "")
     return digest if directory == VERSIONS and _DIGEST.fullmatch(digest) else ""
 
 
 def _digest(entries: Sequence[Entry]) -> str:
-    """Return the digest of a version. Two files are hashed at a time, since this takes much of an install."""
+    """Return the digest of a version. Two files are hashed at a time, since this takes long."""
     from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415  # needed for an install only
 
     try:
@@ -211,7 +211,7 @@ def _entries(source: Path, toolkit: str, settings: Settings, low_level: str) -> 
 
 
 def _library(source: Path, name: str) -> Path | None:
-    """Return the file that a library's name links to, or None; links must stay inside the source."""
+    """Return the file that a library's name links to, or None; links must stay in the source."""
     for directory in _LIBRARY_DIRECTORIES:
         path = source / directory / name
         for _ in range(8):
@@ -248,10 +248,10 @@ def _file_hash(path: Path) -> str:
 
 
 def differing(directory: Path, entries: Sequence[Entry]) -> tuple[str, ...]:
-    """Return the names of the entries that a directory does not contain, and of what others control in it.
+    """Return the names of the entries that a directory lacks, and of what others control in it.
 
-    The wrappers put the directory on the search path for libraries, so a file that another user added to
-    it counts as well.
+    The wrappers put the directory on the search path for libraries, so a file that another user
+    added to it counts as well.
     """
     names = [entry.name for entry in entries if not is_same(directory / entry.name, entry)]
     known = {entry.name for entry in entries}
@@ -281,7 +281,7 @@ def _is_controlled(directory: Path) -> bool:
 
 
 def is_same(path: Path, entry: Entry) -> bool:
-    """Return whether a path has the type, mode and content of an entry, and belongs to a trusted user."""
+    """Return whether a path has the type, mode and content of an entry, and a trusted owner."""
     try:
         status = os.lstat(path)
         is_owned = trust.is_trusted(status.st_uid)

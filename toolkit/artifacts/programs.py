@@ -1,4 +1,4 @@
-"""The programs that the handlers run: their directory, and which of them a node with --no-install lacks."""
+"""The programs that the handlers run: their directory, and those that a --no-install node lacks."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def directory(settings: Settings, host: Host, install_dir: Path) -> str:
 
 
 def absent(settings: Settings, host: Host, install_dir: Path) -> dict[str, str]:
-    """Return the handlers, apart from the main one, whose program the node lacks, with the program's path.
+    """Return the handlers, apart from the main one, whose program the node lacks, with its path.
 
-    The Debian packages ship `.cdi` and `.legacy` separately, so a node without them is valid: it only
-    gets the main handler.
+    The Debian packages ship `.cdi` and `.legacy` separately, so a node without them is valid: it
+    only gets the main handler.
     """
     if not settings.no_install:
         return {}
@@ -44,7 +44,7 @@ def absent(settings: Settings, host: Host, install_dir: Path) -> dict[str, str]:
 
 
 def lacking(settings: Settings, host: Host, desired: Desired) -> UsageProblem | None:
-    """Return an error if --no-install is given and the node lacks the main handler's program; else None."""
+    """Return an error if with --no-install the node lacks the main handler's program; else None."""
     if not settings.no_install or settings.no_runtime_config:
         return None
     program = desired.hook_binary if desired.hook_mode else desired.handlers[0].binary

@@ -48,7 +48,7 @@ DEFAULTS: Final[Mapping[Key, Any]] = {
 
 
 def enabled_features(present: bytes | None, path: str) -> tuple[str, ...]:
-    """Return the features that a config.toml enables. Raises NodeConfigError if the file is not valid."""
+    """Return the features that a config.toml enables. Raises NodeConfigError if it is invalid."""
     try:
         features = toml_editor.tree(present or b"", path).get("features")
     except ConfigError as error:
@@ -57,7 +57,7 @@ def enabled_features(present: bytes | None, path: str) -> tuple[str, ...]:
 
 
 def configuration(present: bytes | None, path: str, asked: Mapping[Key, Any]) -> bytes:
-    """Return the toolkit's config.toml: the keys `asked`, then the `present` content, then the defaults.
+    """Return the toolkit's config.toml: the keys `asked`, the `present` content, then the defaults.
 
     `path` is for error messages. Raises NodeConfigError if the present content is not valid.
     """
@@ -83,7 +83,8 @@ def configuration(present: bytes | None, path: str, asked: Mapping[Key, Any]) ->
 def desired_keys(settings: Settings, toolkit: str, low_level: tuple[str, ...]) -> dict[Key, Any]:
     """Return the keys of the toolkit's configuration that follow from the settings.
 
-    `toolkit` is the node path of the toolkit's directory, `low_level` the node's low-level runtimes.
+    `toolkit` is the node path of the toolkit's directory, `low_level` the node's low-level
+    runtimes.
     """
     runtimes = settings.nvidia_container_runtime_runtimes or tuple(
         dict.fromkeys((*low_level, "runc", "crun"))

@@ -1,9 +1,9 @@
 """Installation of toolkit versions side by side, and the atomic switch between them.
 
-`ROOT/toolkit` is a link to `ROOT/.toolkit-versions/DIGEST`. A version is completely and durably written
-before the link is replaced, so that a path that a runtime executes is never missing or incomplete. A
-directory that another installer left at `ROOT/toolkit` is exchanged with the link atomically and kept; an
-uninstall puts it back.
+`ROOT/toolkit` is a link to `ROOT/.toolkit-versions/DIGEST`. A version is completely and durably
+written before the link is replaced, so that a path that a runtime executes is never missing or
+incomplete. A directory that another installer left at `ROOT/toolkit` is exchanged with the link
+atomically and kept; an uninstall puts it back.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ TRIAL_SECONDS: Final = 10.0
 def install(version: Version, install_dir: Path, host: Host, *, like: str = "") -> None:
     """Write a version, check that it is complete and runs, and switch to it.
 
-    `like` is a program of the node whose SELinux label new files get. Raises StepError; the previously
-    installed version is still in use then.
+    `like` is a program of the node whose SELinux label new files get. Raises StepError; the
+    previously installed version is still in use then.
     """
     target = InstallDir(install_dir).versions / version.digest
     files.make_directory(install_dir)
@@ -80,11 +80,11 @@ def _own(directory: Path) -> None:
 def switch_back(
     install_dir: Path, digest: str | None, failed: str | None, replaced: Path | None
 ) -> str | None:
-    """Switch back to the previous version and remove the one that `failed`; return the version in use.
+    """Switch back to the previous version and remove the one that `failed`; return the one in use.
 
-    `digest` is the previous version; None if there was none, then the toolkit is removed. `replaced` is
-    the path of the displaced directory. If somebody removed the previous version meanwhile, the newer one
-    stays in use. Raises StepError.
+    `digest` is the previous version; None if there was none, then the toolkit is removed.
+    `replaced` is the path of the displaced directory. If somebody removed the previous version
+    meanwhile, the newer one stays in use. Raises StepError.
     """
     if digest is None:
         remove(install_dir, replaced)
@@ -123,22 +123,23 @@ def _unusable(version: Path) -> str:
 
 
 def room_needed(version: Version, install_dir: Path) -> int:
-    """Return the bytes that the installation of a version needs; files that can be linked need none."""
+    """Return the bytes that installing a version needs; files that can be linked need none."""
     missing = [e for e in version.entries if not is_same(InstallDir(install_dir).toolkit / e.name, e)]
     return sum(e.content.stat().st_size if isinstance(e.content, Path) else len(e.content) for e in missing)
 
 
 def foreign_directory(install_dir: Path) -> str | None:
-    """Return the path that a foreign directory at `ROOT/toolkit` is moved to; None if there is none."""
+    """Return the path that a foreign directory at `ROOT/toolkit` is moved to, or None."""
     displaced = install_dir / BEFORE
     return str(displaced) if _is_foreign(displaced) or _is_foreign(InstallDir(install_dir).toolkit) else None
 
 
 def immovable_reason(install_dir: Path) -> str:
-    """Return why a foreign directory at `ROOT/toolkit` cannot be moved aside, and the remedy; "" if it can.
+    """Return why a foreign `ROOT/toolkit` cannot be moved aside, and the remedy; "" if it can.
 
-    A mount point cannot be renamed, and neither can a directory of a lower layer of an overlay. The kernel
-    is asked by a rename that it refuses in any case, since the target is a directory with a file in it.
+    A mount point cannot be renamed, and neither can a directory of a lower layer of an overlay. The
+    kernel is asked by a rename that it refuses in any case, since the target is a directory with a
+    file in it.
     """
     link = InstallDir(install_dir).toolkit
     if not _is_foreign(link):
@@ -165,7 +166,7 @@ def immovable_reason(install_dir: Path) -> str:
 
 
 def _refused(directory: Path, full: Path) -> int:
-    """Return the error of renaming a directory to one that is not empty, which is made and removed."""
+    """Return the error of renaming a directory to a non-empty one, which is made and removed."""
     sweep_probe(full.parent)
     try:
         os.mkdir(full, 0o700)
@@ -292,7 +293,8 @@ def _repair(version: Version, partial: Path, target: Path) -> None:
     except OSError as error:
         if error.errno not in _UNMOVED:
             raise
-        # A directory in a lower layer of an overlay cannot be renamed, but each file in it can be replaced.
+        # A directory in a lower layer of an overlay cannot be renamed, but each file in it can be
+        # replaced.
         for entry in version.entries:
             if not is_same(target / entry.name, entry):
                 files.make_directory((target / entry.name).parent)
@@ -338,7 +340,7 @@ def _write_entry(entry: Entry, path: Path, previous: Path, label: bytes | None) 
 
 
 def _copy(source: Path, fd: int) -> None:
-    """Copy a file's content with copy_file_range(2), or through this process where that is not supported."""
+    """Copy a file's content with copy_file_range(2), or through this process if unsupported."""
     with open(source, "rb") as stream:
         remaining = os.fstat(stream.fileno()).st_size
         try:
@@ -375,7 +377,7 @@ def _switch(install_dir: Path, digest: str) -> None:
         with contextlib.suppress(OSError):
             os.unlink(spare)
         raise
-    if foreign and spare != displaced:  # a directory from before the first run has been kept already
+    if foreign and spare != displaced:  # a directory from before the first run is kept already
         _clear(spare)
     files.sync(install_dir)
 
@@ -404,8 +406,9 @@ def _sweep(versions: Path) -> None:
 def remove_old(install_dir: Path, digest: str, before: str | None = None) -> None:
     """Remove old versions, except those that a process runs from, and the previous one.
 
-    `digest` is the version in use, `before` the previous one; if it is not given or the same, the newest
-    of the others is kept. It is kept because a wrapper may be running in it. Errors are ignored.
+    `digest` is the version in use, `before` the previous one; if it is not given or the same, the
+    newest of the others is kept. It is kept because a wrapper may be running in it. Errors are
+    ignored.
     """
     with contextlib.suppress(OSError):
         _tidy(InstallDir(install_dir).versions, digest, before)

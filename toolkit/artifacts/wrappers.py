@@ -1,7 +1,7 @@
 """The shell wrappers of the toolkit's programs.
 
-Every start of a container runs a wrapper several times, so wrappers do not fork: they check for the driver
-with a shell built-in, and end with `exec`.
+Every start of a container runs a wrapper several times, so wrappers do not fork: they check for the
+driver with a shell built-in, and end with `exec`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from toolkit.artifacts import toolkit_config
 DRIVER_SIGNS: Final = ("/sys/module/nvidia", "/sys/module/nvgpu", "/dev/dxg")
 """Node paths that show the driver: its module, that of a Tegra, the paravirtual GPU of WSL2."""
 
-# Used only with --require-driver, while the driver is not loaded. It needs nothing but a shell and does not
-# fork. containerd reads the reason from the low-level runtime's log, conmon from stderr. In a sandbox, and in
-# a container that requests no GPU, the variable is missing, empty, `void` or `none`.
+# Used only with --require-driver, while the driver is not loaded. It needs nothing but a shell and
+# does not fork. containerd reads the reason from the low-level runtime's log, conmon from stderr.
+# In a sandbox, and in a container that requests no GPU, the variable is missing, empty, `void` or
+# `none`.
 _REFUSAL: Final = """\
 	wish= bundle=. log= last=
 	for word; do
@@ -65,10 +66,10 @@ def render(
 ) -> bytes:
     """Return the wrapper of a program, whose binary is `PROGRAM.real` in the same directory.
 
-    `toolkit` is the node path of that directory. `low_level` is the program that is executed instead
-    while the driver is not loaded: the node's low-level runtime, as its configuration names it; None for
-    no such check. With `refuses`, containers that request GPUs are refused then, also if they request
-    them by an annotation with one of `prefixes`.
+    `toolkit` is the node path of that directory. `low_level` is the program that is executed
+    instead while the driver is not loaded: the node's low-level runtime, as its configuration names
+    it; None for no such check. With `refuses`, containers that request GPUs are refused then, also
+    if they request them by an annotation with one of `prefixes`.
     """
     lines = ["#!/bin/sh"]
     if low_level is not None:

@@ -1,4 +1,4 @@
-"""Detect the NVIDIA driver: its kernel module, its device nodes and their links, and its root directory."""
+"""Detect the NVIDIA driver: its kernel module, device nodes and their links, and root directory."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ _PROGRAMS: Final = ("usr/bin", "bin", "usr/local/bin", "opt/bin")
 class Roots:
     """The directories of the driver's files and of the device nodes, as needed to run nvidia-ctk.
 
-    `within` is the root directory that it runs in; `driver` and `dev` are the paths inside that root.
-    `named` holds the node paths of the two, and `seen` their local paths.
+    `within` is the root directory that it runs in; `driver` and `dev` are the paths inside that
+    root. `named` holds the node paths of the two, and `seen` their local paths.
     """
 
     within: Path
@@ -122,7 +122,7 @@ def absence(settings: Settings, host: Host) -> str:
 
 
 def missing_control_nodes(host: Host, result: Roots) -> tuple[str, ...]:
-    """Return the names of the missing control device nodes, which every GPU of the module nvidia needs."""
+    """Return the names of missing control device nodes, which every GPU of module nvidia needs."""
     if mode(host) != MANAGEMENT:
         return ()
     return tuple(name for name in _CONTROL if not (result.local[1] / "dev" / name).exists())
@@ -156,7 +156,7 @@ def identity(host: Host, result: Roots) -> list[str]:
 
 
 def watched(settings: Settings, host: Host) -> Iterator[Path]:
-    """Yield the paths to watch for a change of the driver; one that ends in `*` means a whole directory."""
+    """Yield the paths to watch for driver changes; one that ends in `*` means a whole directory."""
     result = roots(settings, host)
     if result is None:
         with suppress(ToolkitError):
@@ -221,7 +221,7 @@ def _dev(settings: Settings, host: Host) -> Path:
 
 
 def _nodes(dev: Path) -> Iterator[dict[str, Any]]:
-    """Yield the device nodes, each with whether its link in /dev/char, which systemd and runc use, exists."""
+    """Yield each device node and whether its /dev/char link (for systemd and runc) exists."""
     for directory, prefix in ((dev, "/dev"), (dev / "nvidia-caps", "/dev/nvidia-caps")):
         try:
             names = sorted(name for name in os.listdir(directory) if name.startswith("nvidia"))
@@ -241,7 +241,7 @@ def _nodes(dev: Path) -> Iterator[dict[str, Any]]:
 
 
 def _root(settings: Settings, host: Host) -> dict[str, Any]:
-    """Describe the driver's root: the mounted one if there is one, else the one below the node's root."""
+    """Describe the driver's root: the mounted one, else the one below the node's root."""
     node_path = settings.driver_root
     path = Path(settings.driver_root_ctr_path or "/nonexistent")
     if not path.is_dir():

@@ -1,7 +1,7 @@
 """Run nvidia-ctk: generate the CDI specification of the driver, and create its device nodes.
 
-It runs in the node's root, so that it finds the driver at the node's paths. Only if the driver is not
-visible there, it runs in this container, and the paths in its output are mapped to the node's.
+It runs in the node's root, so that it finds the driver at the node's paths. Only if the driver is
+not visible there, it runs in this container, and the paths in its output are mapped to the node's.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _NOT_THERE: Final = "--no-install uses the node's toolkit: install it there, or 
 
 
 def require(host: Host, tools: Tools) -> None:
-    """Raise StepError if nvidia-ctk does not exist, as on a node whose own toolkit is incomplete."""
+    """Raise StepError if nvidia-ctk does not exist, as on a node with an incomplete toolkit."""
     if not _is_there(host, tools, tools.ctk):
         raise StepError(f"{tools.ctk} not found on the node", hint=_NOT_THERE)
 
@@ -75,7 +75,7 @@ def make_control_nodes(tools: Tools, roots: Roots, *, timeout: Timeout) -> None:
 
 
 def _require_program(host: Host, tools: Tools, program: str) -> None:
-    """Raise StepError if a hook's program does not exist: no container with that hook would start."""
+    """Raise StepError if a hook's program does not exist: no container with it would start."""
     if not _is_there(host, tools, program):
         raise StepError(f"{program}, a hook in nvidia-ctk's output, not found on the node", hint=_NOT_THERE)
 
@@ -83,7 +83,8 @@ def _require_program(host: Host, tools: Tools, program: str) -> None:
 def _is_there(host: Host, tools: Tools, program: str) -> bool:
     toolkit = str(PurePosixPath(tools.hook).parent) + "/"
     path = tools.local / program.removeprefix(toolkit) if program.startswith(toolkit) else host.seen(program)
-    # A symbolic link on the node must be resolved in the node's root, so `is_file` alone is not enough.
+    # A symbolic link on the node must be resolved in the node's root, so `is_file` alone is not
+    # enough.
     return path.is_file() or host.executable(program) is not None
 
 

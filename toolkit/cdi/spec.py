@@ -1,4 +1,4 @@
-"""The state of the management CDI specification: its path, whether it is current, what it waits for."""
+"""State of the management CDI specification: its path, whether it is current, what it waits for."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ PROGRAM: Final = "nvidia-ctk.real"
 class Specification:
     """The desired and the observed state of the specification.
 
-    `path` is the node path of the file, "" if no specification is configured; `local` is its local path.
-    `made_of` is a digest of the inputs that it would be generated from now, and `waits_for` says what
-    prevents that. `is_current` is whether the file is the one that we generated from these inputs.
-    `is_stale` is whether the file that we generated does not belong there any more. `content` is the
-    fingerprint of the file.
+    `path` is the node path of the file, "" if no specification is configured; `local` is its local
+    path. `made_of` is a digest of the inputs that it would be generated from now, and `waits_for`
+    says what prevents that. `is_current` is whether the file is the one that we generated from
+    these inputs. `is_stale` is whether the file that we generated does not belong there any more.
+    `content` is the fingerprint of the file.
     """
 
     path: str = ""
@@ -84,7 +84,7 @@ def observe(settings: Settings, host: Host, install_dir: Path, record: Record) -
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tools:
-    """The node paths of nvidia-ctk and of the CDI hook; `seen` is the local path of their directory."""
+    """The node paths of nvidia-ctk and of the CDI hook; `seen` is their local directory."""
 
     ctk: str
     hook: str
@@ -92,7 +92,7 @@ class Tools:
 
 
 def tools(settings: Settings, host: Host, install_dir: Path) -> Tools:
-    """Return the tools that generate a specification: those of our toolkit, or of the node's own."""
+    """Return the tools that generate a specification: those of our toolkit or the node's own."""
     directory = programs.directory(settings, host, install_dir)
     is_ours = directory == f"{host.node(install_dir)}/toolkit"
     return Tools(
@@ -114,7 +114,7 @@ def wants_nodes(settings: Settings) -> bool:
 
 
 def dependencies(settings: Settings, host: Host, install_dir: Path) -> str:
-    """Return a digest of everything that a specification depends on: settings, tools, driver and devices.
+    """Return a digest of all that a specification depends on: settings, tools, driver and devices.
 
     Returns "" if the driver is not found.
     """

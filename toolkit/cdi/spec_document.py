@@ -18,7 +18,7 @@ _SUBJECT: Final = "the output of nvidia-ctk"
 
 
 def parse(text: str, kind: str) -> dict[str, Any]:
-    """Return a specification. Raises ConfigError if it is invalid, has no devices, or is of another kind."""
+    """Return a specification. Raises ConfigError if invalid, without devices or of another kind."""
     try:
         tree = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""The commands. The parser imports this module only when a command runs, to keep probes and `--help` fast."""
+"""The commands. Imported only when a command runs, to keep probes and `--help` fast."""
 
 from __future__ import annotations
 
@@ -37,8 +37,9 @@ _FALLBACK: Final[Mapping[str, str]] = MappingProxyType({"runtime": "docker"})
 class Invocation:
     """A parsed command line.
 
-    `settings` were resolved from `options` and `environment`. `extra` holds the options of this command
-    only, `arguments` the words behind the command's name, `log_options` the keyword arguments of `log.start`.
+    `settings` were resolved from `options` and `environment`. `extra` holds the options of this
+    command only, `arguments` the words behind the command's name, `log_options` the keyword
+    arguments of `log.start`.
     """
 
     settings: Settings
@@ -72,7 +73,7 @@ class Invocation:
         )
 
     def context_or_fallback(self) -> Context:
-        """Return the context also if no runtime can be selected, for commands that inspect or uninstall.
+        """Return the context also if no runtime can be selected, to inspect or uninstall.
 
         The reason is then listed in the contradictions of the settings.
         """
@@ -89,7 +90,7 @@ class Invocation:
 
 
 def run(invocation: Invocation) -> int:
-    """Configure the node, then continue as the agent unless --no-daemon is given. Raises ToolkitError."""
+    """Configure the node, then continue as the agent unless --no-daemon. Raises ToolkitError."""
     stop = Cancellation()
     no_daemon = invocation.settings.no_daemon
     # SIGHUP makes the agent resolve its settings again, so it does not stop the first sync.
@@ -112,14 +113,14 @@ def run(invocation: Invocation) -> int:
 
                 sys.stdout.write(output.run_json(applied, seconds=time.monotonic() - began))
             return 128 + stop.signal if stop.signal is not None else 0
-        from toolkit.agent import daemon, sync  # noqa: PLC0415  # no other command needs these modules
+        from toolkit.agent import daemon, sync  # noqa: PLC0415  # only this command needs them
 
         first = sync.first(context)
         return daemon.stay(fd, first, invocation.arguments, invocation.log_options, stop)
 
 
 def keep(invocation: Invocation) -> int:
-    """Run one sync as a child of the agent, and write the report to the file shared with the agent."""
+    """Run one sync as a child of the agent, and write the report to the file shared with it."""
     from toolkit.agent import sync  # noqa: PLC0415
 
     stop = Cancellation()
@@ -142,7 +143,8 @@ def plan(invocation: Invocation) -> int:
     if invocation.is_json:
         sys.stdout.write(output.plan_json(pending, is_full=asked == _FULL))
     else:
-        # At a terminal sits somebody who can read the files; elsewhere the output may be stored or sent.
+        # At a terminal sits somebody who can read the files; elsewhere the output may be stored or
+        # sent.
         is_full = asked == _FULL if asked else sys.stdout.isatty()
         sys.stdout.write(output.plan_text(pending, colour=log.is_colourful(sys.stdout), is_full=is_full))
     return _PENDING if invocation.extra["exit_code"] and not pending.is_noop else 0
@@ -214,7 +216,7 @@ COMMANDS: Final[Mapping[str, Callable[[Invocation], int]]] = MappingProxyType(
 
 
 def _require_specification(applied: Plan) -> None:
-    """Raise StepError if the CDI specification still waits for the driver: only the agent waits for it."""
+    """Raise StepError if the CDI specification still waits for the driver: only the agent waits."""
     if waits_for := applied.specification.waits_for:
         raise StepError(
             f"the CDI specification was not made: {waits_for}; the runtime and its files are in sync",

@@ -1,7 +1,7 @@
 """The entry point of the program. It turns errors into messages on stderr and an exit code.
 
-Only this package imports click. What a command prints is collected and written to stdout at its end, so
-that a failure to write it is one message, whichever command and library printed it.
+Only this package imports click. What a command prints is collected and written to stdout at its
+end, so that a failure to write it is one message, whichever command and library printed it.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ def _run(arguments: list[str]) -> int:
         return parser.app()(arguments, prog_name=parser.NAME, standalone_mode=False, obj=arguments[1:]) or 0
     except SystemExit as end:  # of a completion
         return int(end.code or 0)
-    except Exception as error:  # noqa: BLE001  # the outermost handler reports every other error as a bug
+    except Exception as error:  # noqa: BLE001  # every other error is reported as a bug
         return _report_error(error, as_json=_wants_json(arguments))
 
 
-# --- standard streams -----------------------------------------------------------------------------------
+# --- standard streams -----------------------------------------------------------------------------
 
 
 class _Output(io.TextIOWrapper):
@@ -79,14 +79,15 @@ class _Output(io.TextIOWrapper):
 def _open_standard_streams() -> None:
     """Open /dev/null as every standard stream that is closed.
 
-    Otherwise the next file that is opened, such as the lock, gets its descriptor, and the log is written
-    to that file. The descriptors are inheritable, since the agent and its children use them too.
+    Otherwise the next file that is opened, such as the lock, gets its descriptor, and the log is
+    written to that file. The descriptors are inheritable, since the agent and its children use them
+    too.
     """
     for fd in range(3):
         try:
             os.fstat(fd)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # noqa: FBT003  # has no keyword
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # noqa: FBT003  # no keyword
     sys.stdout = sys.stdout or os.fdopen(1, "w", encoding="utf-8", closefd=False)
     sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8", closefd=False)
     for stream in (sys.stdout, sys.stderr):
@@ -97,14 +98,15 @@ def _open_standard_streams() -> None:
 def _require_utf8() -> None:
     """Execute Python again in UTF-8 mode if the locale has another encoding for the names of files.
 
-    The files of the runtimes are UTF-8, so a path that was decoded otherwise would name another file there.
+    The files of the runtimes are UTF-8, so a path that was decoded otherwise would name another
+    file there.
     """
     if sys.getfilesystemencoding() != "utf-8" and sys.executable:
         words = sys.orig_argv[1:]
-        os.execv(sys.executable, [sys.executable, "-X", "utf8", *words])  # noqa: S606  # this interpreter
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *words])  # noqa: S606  # itself
 
 
-# --- messages -------------------------------------------------------------------------------------------
+# --- messages -------------------------------------------------------------------------------------
 
 
 class _Misuse(ToolkitError):
@@ -150,7 +152,7 @@ def _report_error(error: Exception, *, as_json: bool) -> int:
 
 
 def _report(problems: Sequence[str], error: Exception, *, as_json: bool = False) -> int:
-    """Write problems and the error's hint to stderr, with `as_json` also to stdout; return the exit code."""
+    """Write problems and a hint to stderr, with `as_json` also to stdout; return the exit code."""
     hint, code = getattr(error, "hint", ""), int(getattr(error, "exit_code", _BUG))
     colour = log.is_colourful(sys.stderr)
     for problem in problems:

@@ -20,9 +20,10 @@ _COLOURS: Final = {"+": GREEN, "-": RED, "@": CYAN}
 
 
 def plan_text(plan: Plan, *, colour: bool, is_full: bool) -> str:
-    """Return a plan as text: the change of every file, whether the runtime would be reloaded, and why.
+    """Return a plan as text: the change of every file, whether the runtime is reloaded, and why.
 
-    With `is_full`, a change is a unified diff with context; otherwise only its keys, secrets masked.
+    With `is_full`, a change is a unified diff with context; otherwise only its keys, secrets
+    masked.
     """
     host, shown = plan.target.host, describe.diff if is_full else describe.changed_keys
     lines = [colour_diff(shown(host, change), colour=colour) for change in plan.config_plan.changes]
@@ -32,7 +33,7 @@ def plan_text(plan: Plan, *, colour: bool, is_full: bool) -> str:
 
 
 def plan_json(plan: Plan, *, is_full: bool) -> str:
-    """Return a plan as one JSON object; docs/output.md describes its keys. `is_full` as in `plan_text`."""
+    """Return a plan as one JSON object (see docs/output.md). `is_full` as in `plan_text`."""
     return _json(_plan(plan, is_full=is_full))
 
 
@@ -66,8 +67,8 @@ def run_json(plan: Plan, *, seconds: float) -> str:
 def status_text(plan: Plan, unready: str, verified: Mapping[str, str], *, colour: bool = False) -> str:
     """Return as text whether the node is in sync, what differs, and whether it is ready.
 
-    `unready` is the reason why the node is not ready; empty if it is ready. `verified` is the result
-    for each handler: those through which no container was started are listed.
+    `unready` is the reason why the node is not ready; empty if it is ready. `verified` is the
+    result for each handler: those through which no container was started are listed.
     """
     if not plan.is_noop:
         head = log.coloured("not in sync", YELLOW, wanted=colour)
@@ -81,7 +82,7 @@ def status_text(plan: Plan, unready: str, verified: Mapping[str, str], *, colour
 
 
 def status_json(plan: Plan, unready: str, verified: Mapping[str, str]) -> str:
-    """Return the state of the node as one JSON object; `unready` and `verified` as in `status_text`."""
+    """Return the node's state as one JSON object; `unready` and `verified` as in `status_text`."""
     results = {} if unready else dict(verified)
     return _json({**_plan(plan), "ready": not unready, "unready": unready, "verified": results})
 

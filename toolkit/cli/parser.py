@@ -1,4 +1,4 @@
-"""The command line parser: commands, options generated from the table of settings, shell completion."""
+"""The command line parser: commands, options from the table of settings, shell completion."""
 
 from __future__ import annotations
 
@@ -154,7 +154,8 @@ def _command(name: str, text: str, *own: click.Option, hidden: bool = False) -> 
         else:
             log.start(debug=log_options["debug"], as_json=log_options["as_json"])
             _log_remarks(settings)
-        # Imported late: the probe above and a usage error do not need these modules and must be fast.
+        # Imported late: the probe above and a usage error do not need these modules and must be
+        # fast.
         from toolkit.cli import commands  # noqa: PLC0415
 
         invocation = commands.Invocation(
@@ -190,8 +191,8 @@ def _completion() -> click.Command:
         if kind is None:
             raise UsageProblem([f"completion {shell}: this version of click does not support that shell"])
         complete = kind(app(), {}, NAME, f"_{NAME.replace('-', '_').upper()}_COMPLETE")
-        # The method of the base class: that of bash runs bash to check its version, which the script
-        # does not need.
+        # The method of the base class: that of bash runs bash to check its version, which the
+        # script does not need.
         click.echo(shell_completion.ShellComplete.source(complete))
 
     return click.Command(
@@ -210,7 +211,7 @@ def _environment(options: Mapping[str, str]) -> dict[str, str]:
 
 
 def _log_options(name: str, settings: Settings) -> dict[str, bool]:
-    """Return the arguments of `log.start`: with --log-format=auto, JSON for an agent without a terminal."""
+    """Return `log.start`'s arguments; --log-format=auto: JSON for an agent without a terminal."""
     wish = settings.log_format
     is_agent = name == "run" and not settings.no_daemon
     as_json = wish == LogFormat.JSON or (wish == LogFormat.AUTO and is_agent and not sys.stderr.isatty())

@@ -1,7 +1,7 @@
 """Collect the report of `diagnose`: everything that a maintainer needs for a bug report.
 
-Nothing on the node is changed, and the report never fails as a whole: a section that cannot be collected
-contains the reason instead. Secrets are redacted in the complete report.
+Nothing on the node is changed, and the report never fails as a whole: a section that cannot be
+collected contains the reason instead. Secrets are redacted in the complete report.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def _findings(report: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def _snapshot(context: Context) -> _Snapshot:
-    """Collect the inputs that several sections share, each separately, because any of them may fail."""
+    """Collect the inputs that several sections share, each separately, because any may fail."""
     problems: dict[str, dict[str, Any]] = {}
 
     def attempt(name: str, section: Callable[..., Any], *arguments: Any) -> Any:

@@ -1,4 +1,4 @@
-"""List the copies of the toolkit on the node: the installed one, and those from packages or an image."""
+"""List the node's copies of the toolkit: the installed one, and those from packages or an image."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _toolkit_files(local: Path, node_path: str, *, owned: bool) -> Iterator[dict
 
 
 def _content(path: Path, *, is_link: bool) -> dict[str, Any]:
-    """Return a file's size and kind. Links are not followed: the target may exist only on the node."""
+    """Return a file's size and kind. Links are not followed: targets may exist only on the node."""
     if is_link:
         return {"size": None, "kind": "link"}
     try:

@@ -1,4 +1,4 @@
-"""Derive the list of problems from the report, the most important first, each with a hint how to fix it.
+"""Derive the list of problems from the report, the most important first, each with a hint.
 
 Only the report is read, never the node. A section that could not be collected yields no problem.
 """
@@ -48,7 +48,7 @@ def _items(result: Found, *keys: str) -> list[Found]:
 
 
 def _references(result: Found) -> Iterator[Finding]:
-    """Yield dangling references, which make containers fail; that of the default handler comes first."""
+    """Yield dangling references, which make containers fail; the default handler's comes first."""
     default = _get(result, "configuration", "effective", "default")
     configured = _get(result, "tool", "runtime")
     handlers = _items(result, "dangling", "handlers")

@@ -1,4 +1,4 @@
-"""Sections of the report about the installation: its settings, the plan, the state file, the restarts."""
+"""Sections of the report about the installation: settings, plan, state file, restarts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _FIRST_NAMESPACE: Final = "pid:[4026531836]"
 
 
 def program(settings: Settings) -> dict[str, Any]:
-    """Return the version of the program, its environment, and the settings that are not defaults."""
+    """Return the program's version, its environment, and the settings that are not defaults."""
     return {
         "version": __version__,
         "python": platform.python_version(),
@@ -86,7 +86,7 @@ def plan(plan: Plan) -> dict[str, Any]:
 
 
 def effective(context: Context, target: Target, observation: Observation) -> dict[str, Any]:
-    """Return the configuration that the runtime gets from its files when it starts. Raises ConfigError."""
+    """Return the config that the runtime gets from its files at start. Raises ConfigError."""
     configuration = context.adapter.effective(target.desired, observation)
     programs = context.adapter.programs(target.desired, observation)
     return {
@@ -175,7 +175,7 @@ def restarts(context: Context) -> dict[str, Any]:
 
 
 def holder(pid_file: Path) -> dict[str, Any]:
-    """Return the holder of the lock, from the kernel's list of locks, without acquiring the lock."""
+    """Return the holder of the lock, from the kernel's list of locks, without acquiring it."""
     snapshot = files.read(pid_file)
     pid = snapshot.data.decode(errors="replace").strip() if snapshot else ""
     return {"path": str(pid_file), "pid": pid or None, "held": lock.is_held(pid_file)}

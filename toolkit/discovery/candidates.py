@@ -1,4 +1,4 @@
-"""Candidates for automatic selection: the daemons that may be chosen, and the one that kubelet uses."""
+"""Candidates for automatic selection: the daemons that may be chosen, and the one kubelet uses."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ _SOON: Final = 5.0
 class KubeletRuntime:
     """The runtime that a kubelet uses.
 
-    `config` is the kubelet's configuration and `row` the distribution of the runtime. `socket` is the node
-    path of the runtime's socket, `seen_at` its local path. `process` is the runtime's daemon, if it was
-    looked up.
+    `config` is the kubelet's configuration and `row` the distribution of the runtime. `socket` is
+    the node path of the runtime's socket, `seen_at` its local path. `process` is the runtime's
+    daemon, if it was looked up.
     """
 
     config: KubeletConfig
@@ -50,7 +50,7 @@ class KubeletRuntime:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A daemon, the reason why it must not be selected automatically ("" if it may be), and its kubelets."""
+    """A daemon, why it must not be selected automatically ("" if it may be), and its kubelets."""
 
     daemon: Daemon
     refusal: str
@@ -127,7 +127,7 @@ def paths(
     local: Path | None,
     owner: RuntimeProcess | None = None,
 ) -> dict[str, str]:
-    """Return values for settings that were not given: the name, and every path that is not the default.
+    """Return values for settings not given: the name, and every path that is not the default.
 
     The root config on the command line of the daemon `owner` takes precedence over that of the row.
     """
@@ -186,14 +186,14 @@ def _refusal(host: Host, each: Daemon, dockers: Sequence[Daemon], *, is_used: bo
 
 
 def _serves(host: Host, each: Daemon, docker: Daemon) -> bool:
-    """Return whether a dockerd uses this containerd; by default it uses the one on the default socket."""
+    """Return whether a dockerd uses this containerd; by default the one on the default socket."""
     address = processes.argument(docker.owner, ("--containerd",))
     usual = distributions.plain(RuntimeName.CONTAINERD).sockets[0]
     return endpoints.same(host, address.removeprefix("unix://") if address else usual, each.socket)
 
 
 def _has_cri(each: Daemon) -> bool:
-    """Return whether a containerd serves CRI, or has it enabled but failed; also if it does not answer."""
+    """Return whether a containerd serves CRI, or has it enabled but failed, or does not answer."""
     try:
         cri.version(each.seen_at, timeout=_SOON)
     except cri.CriFailed as error:

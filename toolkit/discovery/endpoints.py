@@ -1,7 +1,7 @@
 """Inspect the sockets on which a runtime may listen, and the daemons behind them.
 
-Discovery starts from sockets instead of names, because a node may run several containerds, and only the
-process that answers on a socket shows which one it is.
+Discovery starts from sockets instead of names, because a node may run several containerds, and only
+the process that answers on a socket shows which one it is.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ _ROOTLESS: Final = (
 class Daemon:
     """An existing socket and the daemon behind it.
 
-    `socket` is the node path, `seen_at` the local path. `runtime` is the runtime expected there, and `row`
-    its distribution. `owner` is the process that answers, None if none does. `is_runtime` is whether that
-    is the expected runtime; if not, `answers` is the runtime that answers instead, if known, and `problem`
-    is the reason.
+    `socket` is the node path, `seen_at` the local path. `runtime` is the runtime expected there,
+    and `row` its distribution. `owner` is the process that answers, None if none does. `is_runtime`
+    is whether that is the expected runtime; if not, `answers` is the runtime that answers instead,
+    if known, and `problem` is the reason.
     """
 
     runtime: RuntimeName
@@ -64,8 +64,8 @@ def query_all(
 ) -> tuple[Daemon, ...]:
     """Return the daemon of every known socket that exists, for one runtime or for all.
 
-    `also` are further sockets of that runtime, which come first. Sockets of rootless runtimes are listed
-    but not contacted, because their users control what listens there.
+    `also` are further sockets of that runtime, which come first. Sockets of rootless runtimes are
+    listed but not contacted, because their users control what listens there.
     """
     result = []
     seen: set[tuple[int, int]] = set()
@@ -116,9 +116,10 @@ def of(process: RuntimeProcess) -> RuntimeName | None:
 
 
 def row(host: Host, runtime: RuntimeName, socket: str, process: RuntimeProcess | None = None) -> Distribution:
-    """Return the distribution of a socket: by the process that answers, by its path, else the plain runtime.
+    """Return the distribution of a socket: by its process, by its path, else the plain runtime.
 
-    If several distributions use the path, prefer those whose config exists, and among them the plain one.
+    If several distributions use the path, prefer those whose config exists, and among them the
+    plain one.
     """
     usual = distributions.plain(runtime)
     if process is not None:
@@ -139,7 +140,7 @@ def row(host: Host, runtime: RuntimeName, socket: str, process: RuntimeProcess |
 
 
 def find_process(host: Host, runtime: RuntimeName, socket: str, local: Path) -> RuntimeProcess | None:
-    """Return the daemon on a socket, if only the daemon shows where its distribution has its files."""
+    """Return the daemon on a socket, if only it shows where its distribution has its files."""
     if not any(each.data_dir and socket in each.sockets for each in DISTRIBUTIONS):
         return None
     daemon = query(host, runtime, local, socket)
@@ -147,7 +148,7 @@ def find_process(host: Host, runtime: RuntimeName, socket: str, local: Path) -> 
 
 
 def expected(host: Host, socket: str) -> RuntimeName | None:
-    """Return the runtime that uses a socket's path by default, compared by path or inode, or None."""
+    """Return the runtime that uses a socket's path by default, by path or inode, or None."""
     known = [(path, each.runtime) for each in DISTRIBUTIONS for path in each.sockets]
     by_name = next((name for path, name in known if _plain(path) == _plain(socket)), None)
     return by_name or next((name for path, name in known if same(host, socket, path)), None)
@@ -190,7 +191,7 @@ def parent(process: RuntimeProcess) -> tuple[int, str] | None:
 
 
 def root(host: Host, process: RuntimeProcess) -> tuple[str, bool]:
-    """Return the path of a daemon's root directory, and whether it is known to differ from the node's."""
+    """Return a daemon's root directory, and whether it is known to differ from the node's."""
     path = f"/proc/{process.pid}/root"
     try:
         return os.readlink(path), not os.path.samefile(f"{path}/", host.root)
@@ -198,11 +199,11 @@ def root(host: Host, process: RuntimeProcess) -> tuple[str, bool]:
         return "/", False
 
 
-# --- for `diagnose` and `detect` --------------------------------------------------------------------
+# --- for `diagnose` and `detect` ------------------------------------------------------------------
 
 
 def runtime(settings: Settings, host: Host, adapter: Adapter) -> dict[str, Any]:
-    """Return a description of a runtime: its existing sockets, the processes that own them, its binary."""
+    """Return a description of a runtime: its existing sockets, their processes, its binary."""
     configured = settings.runtime == adapter.name
     given = [Path(settings.socket)] if configured and settings.socket else []
     result = [_entry(host, each) for each in query_all(host, adapter.name, given)]
@@ -216,7 +217,7 @@ def runtime(settings: Settings, host: Host, adapter: Adapter) -> dict[str, Any]:
 
 
 def find_target(settings: Settings, host: Host, adapter: Adapter, result: dict[str, Any]) -> Target | None:
-    """Return the target for a runtime other than the configured one, or None if it is not on the node.
+    """Return the target for a runtime other than the configured one; None if it is not on the node.
 
     `result` is its description by `runtime`. Raises ToolkitError.
     """
@@ -240,7 +241,7 @@ def find_target(settings: Settings, host: Host, adapter: Adapter, result: dict[s
 
 
 def config(host: Host, daemon: Daemon) -> dict[str, Any] | None:
-    """Return the root config that a daemon reads, and the source of its path; None without a process."""
+    """Return the root config that a daemon reads, and its path's source; None without a process."""
     if daemon.owner is None:
         return None
     adapter = registry.ADAPTERS[daemon.answers or daemon.runtime]
@@ -254,7 +255,7 @@ def config(host: Host, daemon: Daemon) -> dict[str, Any] | None:
 
 
 def binary(host: Host, adapter: Adapter, executable: str | None) -> dict[str, Any] | None:
-    """Return a program and its version, found by path or by the runtime's names; None if not found."""
+    """Return a program and its version, by path or by the runtime's names; None if not found."""
     names = [executable] if executable else sorted(adapter.executables)
     path = next((p for p in map(host.executable, names) if p is not None), None)
     if path is None:
@@ -298,13 +299,13 @@ def _version(host: Host, program: str) -> str | None:
     return lines[0] if lines else None
 
 
-# --- paths of sockets -------------------------------------------------------------------------------
+# --- paths of sockets -----------------------------------------------------------------------------
 
 
 def _known_sockets(
     host: Host, runtime: RuntimeName | None, also: Sequence[Path]
 ) -> Iterator[tuple[RuntimeName, str, Path]]:
-    """Yield the runtime, node path ("" if unknown) and local path of every socket that may exist."""
+    """Yield the runtime, node path ("" if unknown) and local path of every possible socket."""
     for local in also:
         if runtime is not None:
             yield runtime, "", local
@@ -325,7 +326,7 @@ def _seen_at(host: Host, node_path: str) -> Iterator[Path]:
 
 
 def _status(host: Host, path: str) -> os.stat_result | None:
-    """Return the status of a socket, looked up on the node and else locally; None if there is none."""
+    """Return the status of a socket, looked up on the node and else locally, or None."""
     return _socket_status(host.below(_plain(path))) or _socket_status(Path(path))
 
 
@@ -338,6 +339,6 @@ def _socket_status(path: Path) -> os.stat_result | None:
 
 
 def _plain(path: str) -> str:
-    """Return a normalized path, with /var/run shortened to /run, which is the same on every node."""
+    """Return a normalized path, with /var/run as /run, which is the same on every node."""
     path = os.path.normpath(path)
     return path.removeprefix("/var") if path.startswith("/var/run/") else path

@@ -1,4 +1,4 @@
-"""The output of `detect`: every runtime on the node, its kubelets, and the one that would be configured."""
+"""The output of `detect`: every runtime on the node, its kubelets, and the one to configure."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def collect(inputs: Inputs) -> dict[str, Any]:
 
 
 def _everywhere(inputs: Inputs) -> Sequence[endpoints.Daemon]:
-    """Return the daemon of every known socket, and of the configured socket if that is not a known one."""
+    """Return the daemon of every known socket, and of the configured socket if it is not known."""
     host, settings = inputs.host, inputs.settings
     result = list(endpoints.query_all(host))
     local = Path(settings.socket)
@@ -95,7 +95,7 @@ def _runtime(host: Host, candidate: Candidate) -> dict[str, Any]:
 
 
 def _choice(inputs: Inputs) -> dict[str, Any]:
-    """Return the runtime that a run with these settings would configure, or the problems that prevent it."""
+    """Return the runtime that a run with these settings would configure, or what prevents it."""
     empty: dict[str, Any] = dict.fromkeys(("runtime", "socket", "config", "drop_in", "why"))
     try:
         chosen = selection.choose(inputs)

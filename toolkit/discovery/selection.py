@@ -1,7 +1,7 @@
-"""Select the runtime: the one in the settings, else kubelet's, else the recorded one, else the only one.
+"""Select the runtime: the configured one, else kubelet's, else the recorded one, else the only one.
 
-Nothing is guessed: if several runtimes are possible, or the settings do not match the node, this is an
-error, and nothing is changed.
+Nothing is guessed: if several runtimes are possible, or the settings do not match the node, this is
+an error, and nothing is changed.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ _LIST: Final = "`nvidia-toolkit detect` lists all runtimes"
 class Selection:
     """The selected runtime, and the reason.
 
-    `discovered` holds values for settings that were not given. `against` are contradictions between the
-    settings and the node, with which the node must not be changed.
+    `discovered` holds values for settings that were not given. `against` are contradictions between
+    the settings and the node, with which the node must not be changed.
     """
 
     runtime: RuntimeName
@@ -80,8 +80,9 @@ def select(
 ) -> Settings:
     """Return the settings for the selected runtime, with any contradictions.
 
-    `last` holds the values from the previous sync. They stay valid until a kubelet uses another runtime,
-    even while the runtime does not answer. Raises UsageProblem if there is no runtime, or more than one.
+    `last` holds the values from the previous sync. They stay valid until a kubelet uses another
+    runtime, even while the runtime does not answer. Raises UsageProblem if there is no runtime, or
+    more than one.
     """
     inputs = inputs_of(asked, options, environment, last)
     if asked.no_runtime_config:
@@ -148,7 +149,7 @@ def choose(inputs: Inputs) -> Selection:
     return _with_its_socket(inputs, _only(host, assess(host, _all(inputs), ())))
 
 
-# --- a runtime or socket from the settings ----------------------------------------------------------
+# --- a runtime or socket from the settings --------------------------------------------------------
 
 
 def _named(inputs: Inputs, settings: Settings, runtime: RuntimeName) -> Selection:
@@ -273,7 +274,7 @@ def _absent(inputs: Inputs, settings: Settings, result: Mapping[str, str]) -> It
 
 
 def _unambiguous(inputs: Inputs, runtime: RuntimeName) -> Mapping[str, str]:
-    """Return the paths of a runtime that is set without a socket: the defaults, else its only instance.
+    """Return the paths of a runtime set without a socket: the defaults, else its only instance.
 
     Raises UsageProblem if several instances run.
     """
@@ -288,7 +289,7 @@ def _unambiguous(inputs: Inputs, runtime: RuntimeName) -> Mapping[str, str]:
     return _only(host, matching).discovered
 
 
-# --- a runtime found on the node --------------------------------------------------------------------
+# --- a runtime found on the node ------------------------------------------------------------------
 
 
 def _of_kubelet(inputs: Inputs, used: KubeletRuntime) -> Selection:
@@ -301,7 +302,7 @@ def _of_kubelet(inputs: Inputs, used: KubeletRuntime) -> Selection:
 
 
 def _with_recorded(inputs: Inputs, result: dict[str, str], socket: Path | None = None) -> dict[str, str]:
-    """Return the paths of a runtime whose daemon is unknown or down: those of the run before, if any.
+    """Return the paths of a runtime whose daemon is unknown or down: those of the last run, if any.
 
     `socket` is the local path of the socket if the settings name it.
     """
@@ -317,7 +318,7 @@ def _with_recorded(inputs: Inputs, result: dict[str, str], socket: Path | None =
 
 
 def _only(host: Host, result: Sequence[Candidate]) -> Selection:
-    """Return the only daemon that may be selected. Raises UsageProblem if there is none or more than one."""
+    """Return the only daemon that may be selected. Raises UsageProblem for none or several."""
     usable = {each.daemon.owner.pid: each.daemon for each in result if each.daemon.owner and not each.refusal}
     if len(usable) == 1:
         (each,) = usable.values()
@@ -342,7 +343,7 @@ def _only(host: Host, result: Sequence[Candidate]) -> Selection:
 
 
 def _all(inputs: Inputs) -> tuple[Daemon, ...]:
-    """Return the daemons on all known sockets; for a runtime whose socket is set, only the one there."""
+    """Return the daemons on all known sockets; for a runtime whose socket is set, only that one."""
     result: list[Daemon] = []
     for runtime in registry.ADAPTERS:
         settings = inputs.of(runtime)
@@ -355,7 +356,7 @@ def _all(inputs: Inputs) -> tuple[Daemon, ...]:
 
 
 def _with_its_socket(inputs: Inputs, selection: Selection) -> Selection:
-    """Return the selection with the socket from this runtime's own variable, such as CONTAINERD_SOCKET."""
+    """Return a selection with the socket from its runtime's variable, such as CONTAINERD_SOCKET."""
     settings = inputs.of(selection.runtime)
     if not settings.is_given("socket"):
         return selection
@@ -374,7 +375,8 @@ def _recorded(asked: Settings, host: Host) -> dict[str, str]:
     paths_of_record = {each.path for each in record.owned}
     rows = [row for row in DISTRIBUTIONS if row.runtime == runtime]
     result = [row for row in rows if paths_of_record & {row.config, row.drop_in, *row.delivery.drop_ins}]
-    # We own no file of a distribution that generates the handlers itself; the recorded unit identifies it.
+    # We own no file of a distribution that generates the handlers itself; the recorded unit
+    # identifies it.
     result += [
         row
         for row in rows

@@ -59,8 +59,8 @@ class Api:
 def find(environment: Mapping[str, str], account: Path, *, timeout: float) -> Api:
     """Return the API server and service account from the pod's environment and mounted files.
 
-    `timeout`, in seconds, begins here and covers all later requests. Raises ApiError if a part is missing
-    or invalid.
+    `timeout`, in seconds, begins here and covers all later requests. Raises ApiError if a part is
+    missing or invalid.
     """
     deadline = time.monotonic() + timeout
     host = environment.get("KUBERNETES_SERVICE_HOST", "")
@@ -120,8 +120,9 @@ def _text(path: Path) -> str:
 
 
 def _context(authority: Path) -> ssl.SSLContext:
-    # create_default_context sets VERIFY_X509_STRICT since Python 3.13, but the certificates of many clusters
-    # have no key identifiers. A partial chain lets an intermediate authority be trusted by itself, as in Go.
+    # create_default_context sets VERIFY_X509_STRICT since Python 3.13, but the certificates of many
+    # clusters have no key identifiers. A partial chain lets an intermediate authority be trusted by
+    # itself, as in Go.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.sslsocket_class = _Socket
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
@@ -137,7 +138,8 @@ def _context(authority: Path) -> ssl.SSLContext:
 class _Socket(ssl.SSLSocket):
     """A TLS connection that receives a limited number of bytes.
 
-    http.client reads a chunk of -1 bytes until the end of the connection, and ignores any number of headers.
+    http.client reads a chunk of -1 bytes until the end of the connection, and ignores any number of
+    headers.
     """
 
     _received = 0

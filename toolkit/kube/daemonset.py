@@ -1,7 +1,8 @@
 """Look up in the Kubernetes API whether this pod's DaemonSet is being deleted.
 
-An upgrade, a drain and a reboot send the same SIGTERM as an uninstallation, but only the last one may revert
-the node. So DELETED requires the API's answer about exactly this DaemonSet; any failure means UNKNOWN.
+An upgrade, a drain and a reboot send the same SIGTERM as an uninstallation, but only the last one
+may revert the node. So DELETED requires the API's answer about exactly this DaemonSet; any failure
+means UNKNOWN.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class DaemonSetState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lookup:
-    """The state of a DaemonSet, and the reason for it or for not knowing it, as a sentence for the log."""
+    """The state of a DaemonSet, and the reason for it or for not knowing it, as a log message."""
 
     state: DaemonSetState
     why: str
@@ -50,10 +51,10 @@ def look_up(
     environment: Mapping[str, str] = os.environ,
     account: Path = _ACCOUNT,
 ) -> Lookup:
-    """Return the state of a DaemonSet in the Kubernetes API; without a name, of the one that owns this pod.
+    """Return the state of a DaemonSet in the Kubernetes API; without a name, of this pod's owner.
 
-    `timeout`, in seconds, covers everything except the resolution of a host name. If the API cannot be
-    reached, the state is UNKNOWN; nothing is raised.
+    `timeout`, in seconds, covers everything except the resolution of a host name. If the API cannot
+    be reached, the state is UNKNOWN; nothing is raised.
     """
     try:
         api = apiserver.find(environment, account, timeout=timeout)
@@ -90,7 +91,8 @@ def _lookup(api: Api, name: str, *, owner: str | None) -> Lookup:
         return Lookup(state=DaemonSetState.DELETED, why=f"{subject} is gone")
     result = _metadata(api, target, answer, kind="DaemonSet", name=name)
     if isinstance(result.get("deletionTimestamp"), str):
-        # `kubectl delete --cascade=orphan` keeps the pods, so this pod is being stopped for another reason.
+        # `kubectl delete --cascade=orphan` keeps the pods, so this pod is being stopped for another
+        # reason.
         if "orphan" in _list(result.get("finalizers")):
             return Lookup(state=DaemonSetState.PRESENT, why=f"{subject} is being deleted without its pods")
         return Lookup(state=DaemonSetState.DELETED, why=f"{subject} is being deleted")
@@ -123,7 +125,7 @@ def _target(api: Api, group: str, resource: str, name: str) -> str:
 
 
 def _is_gone(answer: object, name: str) -> bool:
-    """Return whether a 404 is the API's NotFound for this DaemonSet; a proxy or a wrong path send 404 too."""
+    """Return whether a 404 is NotFound for this DaemonSet; a proxy or a wrong path send 404 too."""
     status = _dict(answer)
     details = _dict(status.get("details"))
     is_not_found = (status.get("kind"), status.get("reason")) == ("Status", "NotFound")
@@ -131,7 +133,7 @@ def _is_gone(answer: object, name: str) -> bool:
 
 
 def _metadata(api: Api, target: str, answer: object, *, kind: str, name: str) -> dict[str, Any]:
-    """Return the metadata of the requested object. Raises ApiError if the response is another object."""
+    """Return the requested object's metadata. Raises ApiError if the response is another object."""
     result = _dict(_dict(answer).get("metadata"))
     identity = (_dict(answer).get("kind"), result.get("name"), result.get("namespace"))
     if identity != (kind, name, api.namespace) or not isinstance(result.get("uid"), str):

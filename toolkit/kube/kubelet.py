@@ -1,8 +1,8 @@
 """Find the runtime that the node's kubelet uses, from kubelet's command line and configuration.
 
-Only kubelets in our own PID namespace count; one in a container (kind, a test) belongs to another node. A
-kubelet must run as root and have the node's root directory, because anyone can start a program called
-`kubelet` with any arguments. Its files are read in its own root directory.
+Only kubelets in our own PID namespace count; one in a container (kind, a test) belongs to another
+node. A kubelet must run as root and have the node's root directory, because anyone can start a
+program called `kubelet` with any arguments. Its files are read in its own root directory.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ _VARIABLE: Final = re.compile(r"\$\{(\w+)\}|\$(\w+)")
 class KubeletConfig:
     """The configuration of one kubelet: its PID and program, and the runtime socket that it uses.
 
-    `endpoint` is the path of the socket, "" if none is configured, and `by` is the flag or file that sets
-    it. `embedder` is the distribution whose program contains the kubelet and a containerd, "" for a
-    standalone kubelet. `docker` is whether it uses Docker, through any shim.
+    `endpoint` is the path of the socket, "" if none is configured, and `by` is the flag or file
+    that sets it. `embedder` is the distribution whose program contains the kubelet and a
+    containerd, "" for a standalone kubelet. `docker` is whether it uses Docker, through any shim.
     """
 
     pid: int
@@ -51,7 +51,7 @@ class KubeletConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ignored:
-    """A process with a kubelet's name that is ignored because it is not trusted; `problem` says why."""
+    """A process with a kubelet's name that is ignored because untrusted; `problem` says why."""
 
     pid: int
     program: str
@@ -61,8 +61,8 @@ class Ignored:
 def configs(root: Path | None = None, proc: Path = PROC) -> tuple[KubeletConfig, ...]:
     """Return the configuration of every kubelet in this PID namespace, ordered by PID.
 
-    `root` is the local path of the node's root directory; a kubelet with another one belongs to another
-    node. An untrusted process is left out, with a warning.
+    `root` is the local path of the node's root directory; a kubelet with another one belongs to
+    another node. An untrusted process is left out, with a warning.
     """
     result = []
     for pid, name in _candidates(proc):
@@ -105,8 +105,8 @@ def _cgroup_driver(process: Path) -> str:
 def endpoint(text: str) -> str | None:
     """Return the runtime's socket path from a kubelet's YAML or JSON configuration, or None.
 
-    In YAML only one top-level line with a plain or quoted scalar is understood; any other form counts as
-    not set.
+    In YAML only one top-level line with a plain or quoted scalar is understood; any other form
+    counts as not set.
     """
     value = _scalar(text, _KEY)
     return _path(value) if value is not None else None
@@ -138,7 +138,8 @@ def _problem(proc: Path, pid: str, root: Path | None) -> str:
     if root is None or os.geteuid() != 0:
         return ""
     own = f"{proc}/{pid}/root/"
-    # A pod may not have the node's root mounted, but with hostPID it can compare with the root of PID 1.
+    # A pod may not have the node's root mounted, but with hostPID it can compare with the root of
+    # PID 1.
     if any(_is_same(own, other) for other in (str(root), f"{proc}/1/root/")):
         return ""
     return "has a different root directory than the node"
@@ -152,7 +153,7 @@ def _is_same(one: str, other: str) -> bool:
 
 
 def _names(proc: str) -> dict[str, str]:
-    """Return the names of kubelet processes by PID. This runs at every start, so it must be fast."""
+    """Return the names of kubelet processes by PID. This runs at every start, so must be fast."""
     result = {}
     try:
         processes = [name for name in os.listdir(proc) if name.isdecimal()]
@@ -213,7 +214,7 @@ def _with_endpoint(config: KubeletConfig, path: str, by: str, *, docker: bool = 
 
 
 def _flags(process: Path, argv: Sequence[str]) -> Iterator[tuple[dict[str, str], str]]:
-    """Yield the flags of a command line, then those of its file of arguments (microk8s), with the origin."""
+    """Yield the flags of a command line, then of its arguments file (microk8s), with the origin."""
     flags = _parsed(argv[1:])
     yield flags, ""
     path = flags.get("--kubelet-args-file")
@@ -224,7 +225,7 @@ def _flags(process: Path, argv: Sequence[str]) -> Iterator[tuple[dict[str, str],
 
 
 def _parsed(words: Sequence[str]) -> dict[str, str]:
-    """Return flags as kubelet parses them: the last one wins; a value follows `=` or is the next word."""
+    """Parse flags as kubelet does: the last one wins; a value follows `=` or is the next word."""
     result = {}
     for index, word in enumerate(words):
         if word.startswith("--"):
@@ -276,7 +277,7 @@ def _path(address: str) -> str:
 
 
 def _text(process: Path, path: str) -> str:
-    """Return the text of a file named by a kubelet, or "" if it does not exist or is not trusted."""
+    """Return the text of a file named by a kubelet, or "" if it does not exist or is untrusted."""
     if not path.startswith("/"):
         try:
             path = os.path.join(os.readlink(process / "cwd"), path)

@@ -1,4 +1,4 @@
-"""The operating system of the node: paths, files, processes, sockets, commands. It knows no runtime.
+"""The node's operating system: paths, files, processes, sockets, commands. It knows no runtime.
 
 May import the modules beside the packages.
 Start reading at host.py.

@@ -35,7 +35,7 @@ _NOT_EXECUTABLE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENOEXEC, 
 
 
 class NotStarted(StepError):
-    """A program cannot be executed: the file, its interpreter or the root directory cannot be used."""
+    """A program cannot be executed: the file, its interpreter or the root directory is unusable."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,10 +66,11 @@ def run(
 ) -> Result:
     """Run a command and wait for it, in the file system below `root` if that is given.
 
-    `timeout` is in seconds, or a function that returns the seconds left; a process that takes longer is
-    killed. A program that is named by its path must be trusted: the file and all directories above it
-    belong to root. Raises NotStarted if the program cannot be executed, and StepError if it is not
-    trusted, if it exceeds the timeout, or if something else fails. A non-zero exit status is no error.
+    `timeout` is in seconds, or a function that returns the seconds left; a process that takes
+    longer is killed. A program that is named by its path must be trusted: the file and all
+    directories above it belong to root. Raises NotStarted if the program cannot be executed, and
+    StepError if it is not trusted, if it exceeds the timeout, or if something else fails. A
+    non-zero exit status is no error.
     """
     searched = {**_ENVIRONMENT, **(environment or {})}["PATH"]
     with _opened(argv[0], root, searched) as (executable, own_fds):
@@ -127,9 +128,9 @@ def start(
 def _opened(name: str, root: Path | None, searched: str) -> Iterator[tuple[str | None, tuple[int, ...]]]:
     """Yield the executable of a program, and the descriptors that the child needs for it.
 
-    The file is opened and checked, and the opened file is executed. A script is executed by its path,
-    since its interpreter opens it again. A name without a slash is searched for on the PATH of the
-    command. Raises StepError if the program is not trusted.
+    The file is opened and checked, and the opened file is executed. A script is executed by its
+    path, since its interpreter opens it again. A name without a slash is searched for on the PATH
+    of the command. Raises StepError if the program is not trusted.
     """
     candidates = [name] if name.startswith("/") else [f"{each}/{name}" for each in searched.split(":")]
     paths = [path for path in candidates if os.path.lexists(f"{str(root or '/').rstrip('/')}{path}")]
@@ -183,7 +184,8 @@ def _run(
         message = f"`{' '.join(argv)}` did not end within {error.timeout:g} s and was killed"
         raise StepError(message) from error
     except subprocess.SubprocessError as error:
-        # subprocess reports any error of `preexec_fn` by this exception, and that only calls chroot(2).
+        # subprocess reports any error of `preexec_fn` by this exception, and that only calls
+        # chroot(2).
         raise NotStarted(
             f"`{' '.join(argv)}` cannot be started: the node's root {root} cannot be entered",
             hint="the pod needs `privileged: true`, or the capability SYS_CHROOT",
@@ -193,7 +195,7 @@ def _run(
         raise kind(f"`{' '.join(argv)}` cannot be started: {error}") from error
     err = err_bytes.decode(errors="replace")[-_TAIL:].strip()
     if err and child.returncode != 0:
-        from toolkit import redact  # noqa: PLC0415  # A daemon's message may quote its configuration.
+        from toolkit import redact  # noqa: PLC0415  # A message may quote the configuration.
 
         err = redact.text(err)
     _log(argv, child.returncode, err)
@@ -213,7 +215,7 @@ def _log(argv: Sequence[str], code: int, err: str) -> None:
 
 
 def communicate(child: subprocess.Popen[bytes], timeout: Timeout) -> tuple[bytes, bytes]:
-    """Wait for a process and return its stdout and stderr; `timeout` is evaluated again on every wait."""
+    """Wait for a process and return its stdout and stderr; every wait evaluates `timeout` again."""
     if not callable(timeout):
         return child.communicate(timeout=timeout)
     begin = time.monotonic()
@@ -228,7 +230,7 @@ def communicate(child: subprocess.Popen[bytes], timeout: Timeout) -> tuple[bytes
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
-    """Kill a process and its descendants in its session. A process that does not exit is left behind."""
+    """Kill a process and its descendants in its session. One that does not exit is left behind."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
     for stream in (child.stdout, child.stderr):
@@ -246,8 +248,9 @@ def staged_directories(
 ) -> Iterator[tuple[list[int], list[str]]]:
     """Create temporary directories in memory that a child process can open, whatever its root.
 
-    Each directory maps names to file contents. Yields descriptors and paths as `staged` does. A path ends
-    in a slash, because CRI-O does not follow a symbolic link to its configuration directory.
+    Each directory maps names to file contents. Yields descriptors and paths as `staged` does. A
+    path ends in a slash, because CRI-O does not follow a symbolic link to its configuration
+    directory.
     """
     from tempfile import TemporaryDirectory  # noqa: PLC0415  # needed for CRI-O only
 
@@ -269,8 +272,8 @@ def staged_directories(
 def staged_files(files: Sequence[bytes]) -> Iterator[tuple[list[int], list[str]]]:
     """Create files in memory that a child process can open.
 
-    Yields their descriptors, to be passed to the child, and the paths at which the child can open them.
-    Nothing is written to a disk, so nothing can be left behind.
+    Yields their descriptors, to be passed to the child, and the paths at which the child can open
+    them. Nothing is written to a disk, so nothing can be left behind.
     """
     with ExitStack() as stack:
         fds = []

@@ -1,7 +1,8 @@
 """A minimal static ELF executable that exits with status 0.
 
-It is assembled here, byte by byte, so that a container can be started on a node that has no image and
-cannot reach a registry. All headers are regular: kernels, security modules and readelf accept the file.
+It is assembled here, byte by byte, so that a container can be started on a node that has no image
+and cannot reach a registry. All headers are regular: kernels, security modules and readelf accept
+the file.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import struct
 from collections.abc import Mapping
 from typing import Final
 
-# `exit` suffices instead of `exit_group`, since there is one thread. Its number depends on the machine.
+# `exit` suffices instead of `exit_group`, since there is one thread. Its number depends on the
+# machine.
 _EXIT_X86_64: Final = bytes.fromhex(
     "31 ff"  # xor edi, edi: the first argument, 0
     "b8 3c 00 00 00"  # mov eax, 60: exit
@@ -41,10 +43,10 @@ _READ_AND_EXECUTE: Final = 4 | 1
 
 
 def minimal(machine: str | None = None) -> bytes | None:
-    """Return the executable for a machine, named as by `uname -m`; by default the machine of this process.
+    """Return the executable for a machine, named as by `uname -m`; default: this process's machine.
 
-    Return None for a machine that is not supported. The layout is that of elf(5) and of the processor
-    supplements of the System V ABI.
+    Return None for a machine that is not supported. The layout is that of elf(5) and of the
+    processor supplements of the System V ABI.
     """
     result = _MACHINES.get(machine or platform.machine())
     if result is None:
@@ -72,7 +74,7 @@ def minimal(machine: str | None = None) -> bytes | None:
     segment = _SEGMENT.pack(
         _LOADED,
         _READ_AND_EXECUTE,
-        0,  # offset 0: the whole file is loaded, so that offset and address agree for every page size
+        0,  # offset 0: the whole file is loaded, so offset and address agree for every page size
         _ADDRESS,
         _ADDRESS,  # the physical address, which Linux ignores
         size,

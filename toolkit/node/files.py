@@ -1,12 +1,12 @@
 """Atomic and durable replacement of files, and consistent reads.
 
-A write consists of: temporary file, data, owner, attributes, mode, label, fsync, rename, fsync of the
-directory. The temporary file must not be in a drop-in directory, since the daemon would read it, so the
-caller may pass another directory for it.
+A write consists of: temporary file, data, owner, attributes, mode, label, fsync, rename, fsync of
+the directory. The temporary file must not be in a drop-in directory, since the daemon would read
+it, so the caller may pass another directory for it.
 
-A file of somebody else is exchanged with the new one, not replaced: what came back is checked, so that a
-content that another program wrote at the last moment is put back instead of being lost. A lease shows
-whether another program has the file open for writing (fcntl(2), F_SETLEASE).
+A file of somebody else is exchanged with the new one, not replaced: what came back is checked, so
+that a content that another program wrote at the last moment is put back instead of being lost. A
+lease shows whether another program has the file open for writing (fcntl(2), F_SETLEASE).
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from toolkit.log import LOGGER
 LABEL: Final = "security.selinux"
 LARGEST: Final = 64 * 1024 * 1024
 O_TMPFILE: Final = getattr(os, "O_TMPFILE", 0)
-# Attributes with other prefixes depend on the content (IMA, capabilities) or belong to an overlayfs.
+# Attributes with other prefixes depend on the content (IMA, capabilities) or belong to an
+# overlayfs.
 _ATTRIBUTES: Final = ("system.posix_acl_", "user.", "trusted.")
 _OVERLAY: Final = ".overlay."
 _AT_FDCWD: Final = -100
@@ -72,15 +73,15 @@ class FileMetadata:
 
 
 def opener(path: str, flags: int) -> int:
-    """Open a file for `open` without following a link at its path, and without waiting for a FIFO."""
+    """Open a file for `open` without following a link at its path or waiting for a FIFO."""
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def read(path: Path) -> FileSnapshot | None:
     """Return the content and metadata of a regular file; None if it does not exist.
 
-    Raises NodeConfigError if it is not a regular file, cannot be read, is larger than 64 MiB, or changes
-    while it is read.
+    Raises NodeConfigError if it is not a regular file, cannot be read, is larger than 64 MiB, or
+    changes while it is read.
     """
     try:
         fd = os.open(path, _FLAGS)
@@ -131,12 +132,13 @@ def put(
 ) -> None:
     """Replace the content of a file atomically and durably.
 
-    `metadata` takes precedence over `mode`. `aside` is the directory of the temporary file, if a daemon
-    reads the directory of `path`. If `aside` cannot be used (for example on another mount), the temporary
-    file is created unnamed beside `path`, and gets a name only when it is complete. `check` is called
-    with the path before the file is replaced, and with the place of the old file afterwards; if it
-    raises, the old file stays, or is put back. Raises StepError if the file cannot be written, and
-    Conflict if another program has it open for writing; it is unchanged then.
+    `metadata` takes precedence over `mode`. `aside` is the directory of the temporary file, if a
+    daemon reads the directory of `path`. If `aside` cannot be used (for example on another mount),
+    the temporary file is created unnamed beside `path`, and gets a name only when it is complete.
+    `check` is called with the path before the file is replaced, and with the place of the old file
+    afterwards; if it raises, the old file stays, or is put back. Raises StepError if the file
+    cannot be written, and Conflict if another program has it open for writing; it is unchanged
+    then.
     """
     try:
         metadata = metadata or FileMetadata(mode=mode)
@@ -179,7 +181,7 @@ def _is_kept(name: str) -> bool:
 
 
 def _set_attributes(fd: int, wanted: dict[str, bytes]) -> None:
-    """Set exactly these extended attributes of a file. Errors are logged on level debug and ignored."""
+    """Set exactly these extended attributes of a file. Errors are logged (debug) and ignored."""
     for name, _ in _attributes(fd):
         if name not in wanted:  # inherited from the directory
             with contextlib.suppress(OSError):
@@ -208,7 +210,7 @@ def remove(path: Path, *, aside: Path | None = None, check: _Check | None = None
 
 
 def writable(directory: Path) -> str | None:
-    """Return why a directory, or its nearest existing parent, is not writable; None if it is writable."""
+    """Return why a directory, or its nearest existing parent, is not writable; None if it is."""
     while not directory.exists() and directory != directory.parent:
         directory = directory.parent
     if not directory.is_dir():
@@ -222,7 +224,7 @@ def writable(directory: Path) -> str | None:
 
 
 def immutable_reason(path: Path) -> str:
-    """Return why nobody can replace an existing file: a phrase, empty if somebody can, perhaps only root."""
+    """Return why nobody can replace an existing file: empty if somebody, perhaps only root, can."""
     for place in (path, path.parent):
         if _inode_flags(place) & (_IMMUTABLE | _APPEND_ONLY):
             what = "it" if place == path else f"its directory {place}"
@@ -235,7 +237,7 @@ def immutable_reason(path: Path) -> str:
 
 
 def attribute(path: Path) -> str:
-    """Return that a path has an attribute which keeps even root from changing it; empty if it has none."""
+    """Return that a path has an attribute which keeps even root from changing it; else empty."""
     if not _inode_flags(path) & (_IMMUTABLE | _APPEND_ONLY):
         return ""
     return f"{path} has the attribute i or a (lsattr): remove it with `chattr -ia {path}`"
@@ -310,14 +312,14 @@ def label(path: Path | int) -> bytes | None:
 
 
 def sweep(path: Path, aside: Path | None) -> None:
-    """Remove the temporary file of a killed process. Its name is known: there is one writer per node."""
+    """Remove the temporary file of a killed process. Its name is known: one writer per node."""
     for directory in {path.parent, aside or path.parent}:
         with contextlib.suppress(OSError):
             os.unlink(_spare(directory, path))
 
 
 def exchanged(path: Path, aside: Path | None) -> Path | None:
-    """Return the complete file that a killed process left from exchanging `path`; None if there is none.
+    """Return the complete file that a killed process left from exchanging `path`, or None.
 
     It is the new file if the process was killed before the exchange, else the old one.
     """
@@ -326,7 +328,7 @@ def exchanged(path: Path, aside: Path | None) -> Path | None:
 
 
 def keep(left: Path, path: Path) -> None:
-    """Keep a file that `exchanged` returned under a name that no later write replaces, and log the name."""
+    """Keep a file from `exchanged` under a name that no later write replaces, and log the name."""
     kept = left.with_name(f".{path.name}.nvidia-toolkit-kept-{left.stat().st_ino:x}")
     os.rename(left, kept)
     LOGGER.warning("%s holds what was at %s and is not known: compare them, then remove it", kept, path)
@@ -378,7 +380,7 @@ def _install(spare: Path, path: Path, check: _Check | None) -> None:
 
 
 def _remove_checked(path: Path, aside: Path, check: _Check) -> bool:
-    """Move a file aside, check what was moved, and remove it; return False if it cannot be moved."""
+    """Move a file aside, check what was moved and remove it; return False if it cannot be moved."""
     swap = _swap(aside, path)
     with _unwritten(path) as is_awaited:
         check(path)
@@ -402,14 +404,14 @@ def _remove_checked(path: Path, aside: Path, check: _Check) -> bool:
 
 
 def check_moved(swap: Path, path: Path, check: _Check, is_awaited: Callable[[], bool]) -> None:
-    """Raise if what came back from an exchange is not the expected file, or if somebody still writes it."""
+    """Raise if the result of an exchange is not the expected file, or somebody still writes it."""
     check(swap)
     if is_awaited():
         raise _busy(path)
 
 
 def rename(source: Path, destination: Path, flags: int) -> bool:
-    """Rename by renameat2(2); return False if the file system or the kernel does not support the flags.
+    """Rename by renameat2(2); return False if the file system or kernel does not support the flags.
 
     Raises OSError.
     """
@@ -431,8 +433,9 @@ def rename(source: Path, destination: Path, flags: int) -> bool:
 def _unwritten(path: Path) -> Iterator[Callable[[], bool]]:
     """Hold a lease that delays every program that opens a file for writing.
 
-    Yields a function that returns whether a program waits for that. Without a file, or without leases on
-    its file system, nothing is held. Raises Conflict if a program has the file open for writing.
+    Yields a function that returns whether a program waits for that. Without a file, or without
+    leases on its file system, nothing is held. Raises Conflict if a program has the file open for
+    writing.
     """
     try:
         fd = os.open(path, _FLAGS)
@@ -467,7 +470,7 @@ def _busy(path: Path) -> Conflict:
 
 
 def _writer(path: Path) -> str:
-    """Return the PID and name of a process that has a file open for writing; empty if none is found."""
+    """Return the PID and name of a process that has a file open for writing; empty if none."""
     file = status(path)
     for descriptor in Path("/proc").glob("[0-9]*/fd/*") if file is not None else ():
         with contextlib.suppress(OSError, StopIteration, ValueError):
@@ -483,7 +486,7 @@ def _writer(path: Path) -> str:
 
 
 def _put_from(aside: Path, path: Path, data: bytes, metadata: FileMetadata, check: _Check | None) -> bool:
-    """Write by a temporary file in another directory; return False if that directory cannot be used."""
+    """Write by a temporary file in another directory; return False if that cannot be used."""
     spare = _spare(aside, path)
     try:
         with contextlib.suppress(FileNotFoundError):
@@ -507,7 +510,7 @@ def _put_from(aside: Path, path: Path, data: bytes, metadata: FileMetadata, chec
 
 
 def _put_whole(path: Path, data: bytes, metadata: FileMetadata, check: _Check | None) -> None:
-    """Write by an unnamed temporary file in the same directory, so that no incomplete file is visible."""
+    """Write by an unnamed temporary file in the same directory, so no partial file is visible."""
     spare = _spare(path.parent, path)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(spare)
@@ -531,7 +534,7 @@ def _put_whole(path: Path, data: bytes, metadata: FileMetadata, check: _Check | 
 
 
 def fill(fd: int, data: bytes, metadata: FileMetadata, *, link: Path | None = None) -> None:
-    """Write and sync an open file, and give it the metadata and, if it has none yet, its name `link`."""
+    """Write and sync an open file; give it the metadata and, if it has none, its name `link`."""
     with open(fd, "wb", closefd=True) as stream:
         stream.write(data)
         stream.flush()
@@ -542,7 +545,7 @@ def fill(fd: int, data: bytes, metadata: FileMetadata, *, link: Path | None = No
 
 
 def _name(fd: int, path: Path) -> None:
-    """Link an unnamed file to a path. os.link follows links in /proc only with a directory descriptor."""
+    """Link an unnamed file to a path. os.link follows links in /proc only with a directory fd."""
     descriptors = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.link(str(fd), path, src_dir_fd=descriptors, follow_symlinks=True)

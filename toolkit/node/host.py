@@ -1,8 +1,8 @@
 """The node's file system, and the translation of its paths.
 
-The program may run directly on a node, or in a container that has the node's root mounted at `/host` and
-some of its directories at other paths. A *node path* is the path that the node's own programs use; a
-*local path* is the path that this process can open.
+The program may run directly on a node, or in a container that has the node's root mounted at
+`/host` and some of its directories at other paths. A *node path* is the path that the node's own
+programs use; a *local path* is the path that this process can open.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MOST_LINKS: Final = 40
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """A node. `root` is the local path of its root; `places` are pairs of node and local directories."""
+    """A node. `root` is the local path of its root; `places` pair node and local directories."""
 
     root: Path
     places: tuple[tuple[str, Path], ...] = ()
@@ -55,19 +55,19 @@ class Host:
         return self.below(node_path)
 
     def below(self, node_path: str) -> Path:
-        """Return the local path of a node path below the root; other mounted directories are ignored."""
+        """Return the local path of a node path below the root; other mounts are ignored."""
         return self.root / node_path.lstrip("/")
 
     def seen(self, node_path: str) -> Path:
-        """Return the local path of a node path; the node path itself if it is the same file here."""
+        """Return the local path of a node path; the path itself if it is the same file here."""
         own, below = Path(node_path), self.resolve(node_path)
         return own if below is not None and same_place(own, below) else self.local(node_path)
 
     def node(self, local_path: Path, *candidates: str) -> str:
         """Return the node path of a local path.
 
-        `candidates` are node paths that may be the same file. If a directory is mounted at another path,
-        only the inode shows that they are the same.
+        `candidates` are node paths that may be the same file. If a directory is mounted at another
+        path, only the inode shows that they are the same.
         """
         named = self._named(local_path)
         if named is not None:
@@ -75,7 +75,7 @@ class Host:
         return self._found(local_path, (str(local_path), *candidates)) or str(local_path)
 
     def _found(self, local_path: Path, candidates: Sequence[str]) -> str | None:
-        """Return the candidate that is the same file, or the file's name in a candidate's directory."""
+        """Return the candidate that is the same file, or its name in a candidate's directory."""
         seen = {candidate: self.resolve(candidate) for candidate in candidates}
         for candidate, below in seen.items():
             if below is not None and same_place(local_path, below):
@@ -88,11 +88,11 @@ class Host:
         return None
 
     def target(self, local_path: Path) -> Path:
-        """Follow the symbolic links of a local path as the node would; return the path of the target.
+        """Follow the symbolic links of a local path as the node would; return the target's path.
 
-        Every part of the path may be a link: in a container, the kernel would follow an absolute one in the
-        container's own root. Raises StepError if the links form a loop, or lead to a path of the node that
-        is not mounted.
+        Every part of the path may be a link: in a container, the kernel would follow an absolute
+        one in the container's own root. Raises StepError if the links form a loop, or lead to a
+        path of the node that is not mounted.
         """
         if not self.is_here and (node_path := self._named(local_path)) is not None:
             return self._resolved(local_path, PurePosixPath(node_path))
@@ -121,11 +121,11 @@ class Host:
         return seen is not None and seen.exists() and same_place(seen, local)
 
     def file(self, node_path: str) -> Path:
-        """Return the local path of a node path, with links followed as `target` does. Raises StepError."""
+        """Return the local path of a node path, links followed as by `target`. Raises StepError."""
         return self.target(self.local(node_path))
 
     def opened(self, node_path: str) -> Path:
-        """Return a local path that this process can open as it is; links are kept where they lead right.
+        """Return a local path that this process can open as it is; links that lead right are kept.
 
         Raises StepError as `target` does.
         """
@@ -133,7 +133,7 @@ class Host:
         return local if same_place(local, target) else target
 
     def _named(self, local_path: Path) -> str | None:
-        """Return the node path of a local path by the directories alone; None if it is below none of them."""
+        """Return the node path of a local path by the directories alone; None if below none."""
         for node, local in self.places:
             if local_path.is_relative_to(local):
                 return str(PurePosixPath(node) / local_path.relative_to(local))
@@ -169,7 +169,7 @@ class Host:
         raise StepError(f"{local_path} is a loop of symbolic links")
 
     def _real(self, place: PurePosixPath) -> PurePosixPath | None:
-        """Return the path without links of a mounted directory; None if the node's root does not show it."""
+        """Return a mounted directory's path without links; None if the node's root lacks it."""
         below = self.resolve(str(place))
         if below is None or not same_place(self.local(str(place)), below):
             return None
@@ -179,7 +179,7 @@ class Host:
         return path.is_relative_to(self.root) or any(path.is_relative_to(p) for _, p in self.places)
 
     def glob(self, pattern: str) -> tuple[str, ...]:
-        """Return the node paths that match a pattern of Go's filepath.Glob, sorted; `DIR/**` is recursive."""
+        """Return the sorted node paths of a Go filepath.Glob pattern; `DIR/**` is recursive."""
         if pattern.endswith("/**"):
             return tuple(self._walk(pattern.removesuffix("/**")))
         result = [""]
@@ -218,7 +218,7 @@ class Host:
         yield from (name for name in names if globs.matches(part, name))
 
     def executable(self, name: str, search_path: str = command.SEARCH_PATH) -> str | None:
-        """Return the node path of a program, which is absolute or a name on the search path; or None."""
+        """Return the node path of a program, absolute or a name on the search path; or None."""
         directories = [""] if name.startswith("/") else search_path.split(":")
         for directory in directories:
             node_path = f"{directory}/{name}" if directory else name
@@ -228,7 +228,7 @@ class Host:
         return None
 
     def resolve(self, node_path: str) -> Path | None:
-        """Resolve a node path below the root; absolute links are relative to the root. None for a loop."""
+        """Resolve a node path below the root; absolute links start there. None for a loop."""
         done = Path(self.root)
         parts = list(PurePosixPath(node_path).parts[1:])
         for _ in range(_MOST_LINKS * 4):
@@ -248,11 +248,11 @@ class Host:
 
 
 def of_process(pid: int) -> Host | None:
-    """Return the file system as a process sees it; None if it does not exist or may not be examined.
+    """Return the file system as a process sees it; None if it does not exist or cannot be examined.
 
-    It differs from that of this process if this one is in a container, or if the unit of the process has
-    settings such as `TemporaryFileSystem=` or `InaccessiblePaths=` (systemd.exec(5)). Then it is opened
-    by `/proc/PID/root` (proc_pid_root(5)); else the root is `/`.
+    It differs from that of this process if this one is in a container, or if the unit of the
+    process has settings such as `TemporaryFileSystem=` or `InaccessiblePaths=` (systemd.exec(5)).
+    Then it is opened by `/proc/PID/root` (proc_pid_root(5)); else the root is `/`.
     """
     try:
         is_own = all(
@@ -272,7 +272,7 @@ def _not_mounted(path: Path, link: str) -> StepError:
 
 
 def _is_link(path: Path) -> bool:
-    """Return whether a path is a symbolic link; False if lstat(2) fails, so that opening it reports why."""
+    """Return whether a path is a symlink; False if lstat(2) fails, so opening it reports why."""
     try:
         return path.is_symlink()
     except OSError:
@@ -280,7 +280,7 @@ def _is_link(path: Path) -> bool:
 
 
 def same_place(one: Path, other: Path) -> bool:
-    """Return whether two paths are the same file, or the same missing name in the same directory."""
+    """Return whether two paths are the same file, or the same missing name in one directory."""
     try:
         if one.exists() and other.exists():
             return os.path.samefile(one, other)

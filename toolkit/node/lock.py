@@ -27,8 +27,8 @@ _HINT: Final = "give the directory to root (chown root:root, chmod go-w), or cho
 def held(path: Path) -> Iterator[int]:
     """Hold the lock, with the PID of this process in the file; yields the file descriptor.
 
-    Raises Locked, with the PID of the holder, if another process holds the lock, and StepError if the
-    file cannot be created, or other users control its directory.
+    Raises Locked, with the PID of the holder, if another process holds the lock, and StepError if
+    the file cannot be created, or other users control its directory.
     """
     if problem := trust.place_problem(path.parent):
         raise StepError(f"the lock {path} cannot be used: {problem}", hint=_HINT)
@@ -38,7 +38,8 @@ def held(path: Path) -> Iterator[int]:
         _write_pid(fd, path)
         yield fd
     finally:
-        # Truncated, not removed: a process that has opened the file would otherwise lock a removed inode.
+        # Truncated, not removed: a process that has opened the file would otherwise lock a removed
+        # inode.
         with contextlib.suppress(OSError):
             os.ftruncate(fd, 0)
         os.close(fd)
@@ -48,8 +49,8 @@ def held(path: Path) -> Iterator[int]:
 def inherited(path: Path, fd: int) -> Iterator[None]:
     """Use the lock of the parent process, whose descriptor was inherited.
 
-    If the file has been removed or replaced, that lock has no effect any more, and the file at the path
-    is locked instead. Raises the same errors as `held`.
+    If the file has been removed or replaced, that lock has no effect any more, and the file at the
+    path is locked instead. Raises the same errors as `held`.
     """
     if _is_still(fd, path):
         yield
@@ -59,7 +60,7 @@ def inherited(path: Path, fd: int) -> Iterator[None]:
 
 
 def is_held(path: Path) -> bool | None:
-    """Return whether a process holds the lock, according to /proc/locks; None if that cannot be read.
+    """Return whether a process holds the lock, according to /proc/locks; None if unreadable.
 
     The lock is not taken to find out, since another instance could fail in that moment.
     """
@@ -119,8 +120,8 @@ def _open(path: Path) -> int:
 def _take_over(path: Path, fd: int) -> bool:
     """Replace a lock file that only untrusted processes hold; return whether it was replaced.
 
-    A lock file of an earlier version or of another installer may be readable for all users, so that any
-    of them can hold the lock forever. A private file can be held by root only.
+    A lock file of an earlier version or of another installer may be readable for all users, so that
+    any of them can hold the lock forever. A private file can be held by root only.
     """
     status = os.fstat(fd)
     if not _is_open_to_others(status):
@@ -139,8 +140,8 @@ def _take_over(path: Path, fd: int) -> bool:
 def _holders(status: os.stat_result) -> list[int]:
     """Return the PIDs of the processes that hold the lock, according to /proc/PID/fdinfo (proc(5)).
 
-    /proc/locks names the process that took the lock. It may have exited, and its PID may have been reused;
-    processes that inherited the open file still hold the lock.
+    /proc/locks names the process that took the lock. It may have exited, and its PID may have been
+    reused; processes that inherited the open file still hold the lock.
     """
     numbers = (path.name for path in Path("/proc").iterdir() if path.name.isdecimal())
     others = (int(number) for number in numbers if int(number) != os.getpid())
@@ -177,19 +178,20 @@ def _unlink(path: Path) -> None:
 
 
 def holding(status: os.stat_result) -> tuple[int, ...]:
-    """Return the PIDs that hold a lock on a file according to /proc/locks; none if it cannot be read."""
+    """Return the PIDs that hold a lock on a file according to /proc/locks; none if unreadable."""
     try:
         listed = Path("/proc/locks").read_text(encoding="ascii", errors="replace")
     except OSError:
         return ()
-    # A line: ` 1: FLOCK  ADVISORY  WRITE 1234 fd:01:5678 0 EOF`. Its device may differ from that of stat(2).
+    # A line: ` 1: FLOCK  ADVISORY  WRITE 1234 fd:01:5678 0 EOF`. Its device may differ from that
+    # of stat(2).
     locks = [line.split() for line in listed.splitlines() if " FLOCK " in line and " -> " not in line]
     result = [words for words in locks if len(words) > 5]
     return tuple(int(words[4]) for words in result if words[5].rpartition(":")[2] == str(status.st_ino))
 
 
 def _holder(fd: int) -> str:
-    """Return the PID in the file; wait up to 0.2 s for a process that has just taken the lock to write it."""
+    """Return the PID in the file; wait up to 0.2 s for a new holder of the lock to write it."""
     for _ in range(20):
         if holder := os.pread(fd, 32, 0).decode(errors="replace").strip():
             return holder

@@ -16,7 +16,7 @@ def device(directory: Path) -> int:
 
 
 def space(directory: Path, needed: int) -> list[str]:
-    """Return why `needed` bytes do not fit into a directory, as a list of messages; empty if they do."""
+    """Return why `needed` bytes do not fit into a directory, as messages; empty if they do."""
     existing = nearest(directory)
     try:
         status = os.statvfs(existing)
@@ -38,7 +38,7 @@ def nearest(directory: Path) -> Path:
 
 
 def mount_points() -> set[str]:
-    """Return the mount points of this mount namespace. mountinfo escapes special characters in octal."""
+    """Return the mount points of this namespace. mountinfo escapes special characters in octal."""
     try:
         lines = (
             Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()

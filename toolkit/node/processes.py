@@ -20,9 +20,9 @@ _UNIT: Final = re.compile(r"/([^/]+\.service)(?=/|$)")
 class RuntimeProcess:
     """A daemon: its PID in this PID namespace, start time, executable, argv and systemd unit.
 
-    `start_ticks` is the start time in clock ticks since boot; together with the PID it identifies the
-    process. `executable` is a path in the mount namespace of the daemon. `unit` is None if the process
-    belongs to no service.
+    `start_ticks` is the start time in clock ticks since boot; together with the PID it identifies
+    the process. `executable` is a path in the mount namespace of the daemon. `unit` is None if the
+    process belongs to no service.
     """
 
     pid: int
@@ -74,7 +74,7 @@ def search_path(process: RuntimeProcess) -> str | None:
 
 
 def argument(process: RuntimeProcess | None, flags: tuple[str, ...]) -> str | None:
-    """Return the value of one of these flags on the daemon's command line; None if there is none."""
+    """Return the value of one of these flags on the daemon's command line, or None."""
     words = process.argv if process else ()
     for index, word in enumerate(words):
         if word in flags and index + 1 < len(words):
@@ -117,11 +117,11 @@ def send(process: RuntimeProcess, number: signal.Signals) -> None:
 
 
 def _unit(pid: int) -> str | None:
-    """Return the innermost systemd service in the control group of a process; None if there is none."""
+    """Return the innermost systemd service in the control group of a process, or None."""
     with open(f"/proc/{pid}/cgroup", encoding="utf-8") as stream:
         lines = [line.rstrip("\n").split(":", 2) for line in stream]
-    # Behind its unit: started by a user's service manager or in a session, not by the system's. In front of
-    # it: the container that is the whole node (kind).
+    # Behind its unit: started by a user's service manager or in a session, not by the system's. In
+    # front of it: the container that is the whole node (kind).
     if any("user@" in line[2] or ".scope" in _UNIT.split(line[2])[-1] for line in lines):
         return None
     ranked = sorted(lines, key=lambda line: (line[1] not in ("", "name=systemd"), line[0]))

@@ -46,7 +46,7 @@ def start_time(pid: int) -> int | None:
 
 
 def parent(pid: int) -> int | None:
-    """Return the PID of the parent of a process; 0 if it has none here, None if it does not exist."""
+    """Return the PID of a process's parent; 0 if it has none here, None if it does not exist."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stream:
             return int(stream.read().rpartition(")")[2].split()[_PARENT])
@@ -67,5 +67,6 @@ def argv(pid: int) -> tuple[str, ...]:
     """Return the argv of a process; empty for a zombie. Raises OSError."""
     with open(f"/proc/{pid}/cmdline", "rb") as stream:
         content = stream.read()
-    # A process that overwrites its argv to set its title may leave a text without a zero at the end.
+    # A process that overwrites its argv to set its title may leave a text without a zero at the
+    # end.
     return tuple(os.fsdecode(word) for word in content.removesuffix(b"\0").split(b"\0")) if content else ()

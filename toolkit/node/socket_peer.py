@@ -1,8 +1,8 @@
 """The process that answers on a Unix socket, found by the credentials of its first message.
 
-`SO_PEERCRED` names the process that called listen(2), which is systemd for a socket-activated Docker. The
-credentials of a message name the daemon itself. `SO_PASSCRED` must be set before connect(2): a server may
-send its first message before that, and the PID of that message would be 0.
+`SO_PEERCRED` names the process that called listen(2), which is systemd for a socket-activated
+Docker. The credentials of a message name the daemon itself. `SO_PASSCRED` must be set before
+connect(2): a server may send its first message before that, and the PID of that message would be 0.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ def find(
 ) -> processes.RuntimeProcess:
     """Return the daemon that answers on a Unix socket.
 
-    `executables` are the base names that its executable may have. `server_speaks_first` is set if the
-    server sends a message without a request, as gRPC servers do. `timeout`, in seconds, is for the
-    connection and the first message. Raises NoPeer if the socket does not exist, is no socket, is not
-    answered in time, or is answered by another program.
+    `executables` are the base names that its executable may have. `server_speaks_first` is set if
+    the server sends a message without a request, as gRPC servers do. `timeout`, in seconds, is for
+    the connection and the first message. Raises NoPeer if the socket does not exist, is no socket,
+    is not answered in time, or is answered by another program.
     """
     pid = _speaker(path, timeout, server_speaks_first=server_speaks_first)
     if pid <= 0:
@@ -60,7 +60,8 @@ def find(
         who = "the init process (PID 1)" if pid == 1 else "this very process"
         raise NoPeer(f"{path} is answered by {who}, which is not a container runtime")
     process = processes.inspect(pid)
-    # Checked after the start time was read, so that `is_alive` confirms that this process was checked.
+    # Checked after the start time was read, so that `is_alive` confirms that this process was
+    # checked.
     if process is not None and (problem := trust.process_problem(pid)) and process.is_alive():
         raise Untrusted(
             f"{path} is answered by PID {pid} ({process.executable}), which {problem}: it is not trusted",

@@ -1,4 +1,4 @@
-"""Facts about the node: kernel, distribution, cgroups, security modules, uptime. Only files are read."""
+"""Facts of the node: kernel, distribution, cgroups, security modules, uptime. Reads only files."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def text_of(host: Host, node_path: str) -> str | None:
 
 
 def local_paths(host: Host, node_path: str) -> Iterator[Path]:
-    """Yield the local paths of a node path: below the root, then, for /proc and /sys, the path itself.
+    """Yield the local paths of a node path: below the root, and for /proc and /sys the path itself.
 
     The kernel's files have the same content in every mount namespace.
     """
@@ -98,7 +98,7 @@ def _selinux(host: Host) -> str:
 
 
 def _systemd(host: Host) -> str | None:
-    """Return systemd's version, which is part of the name of its shared library; None if not found."""
+    """Return systemd's version, from the name of its shared library; None if not found."""
     for pattern in _SYSTEMD:
         for path in host.glob(pattern):
             result = re.fullmatch(r"libsystemd-shared-(.+)\.so", path.rpartition("/")[2])

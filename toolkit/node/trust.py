@@ -1,9 +1,9 @@
 """The decision which processes and files of the node are trusted.
 
 The program runs as root and sees every process of the node, so all its input must come from root: a
-kubelet that names a socket, a runtime that answers on it, a program that validates a configuration, a
-file that is edited. If it runs as an ordinary user (for example `plan`), the processes and files of that
-user are trusted as well.
+kubelet that names a socket, a runtime that answers on it, a program that validates a configuration,
+a file that is edited. If it runs as an ordinary user (for example `plan`), the processes and files
+of that user are trusted as well.
 
 `python -m toolkit.node.trust FILE` prints a trusted file; the entry point of the image uses it.
 """
@@ -48,8 +48,9 @@ def is_trusted(uid: int) -> bool:
 def process_problem(pid: int, proc: str = PROC) -> str:
     """Return why a process is not trusted, as the predicate of a sentence; empty if it is trusted.
 
-    All four user IDs are checked: the user who starts a program with the set-user-ID bit chooses its name
-    and arguments. Root of another user namespace is an ordinary user of the node (user_namespaces(7)).
+    All four user IDs are checked: the user who starts a program with the set-user-ID bit chooses
+    its name and arguments. Root of another user namespace is an ordinary user of the node
+    (user_namespaces(7)).
     """
     try:
         with open(f"{proc}/{pid}/status", "rb") as stream:
@@ -78,11 +79,11 @@ def _namespace(proc: str, process: str) -> str:
 def config_problem(path: str, root: Path = Path("/")) -> str:
     """Return why a configuration file is not trusted; empty if it may be read and edited.
 
-    `path` is a path of the node, whose root directory is mounted at `root`. Links are followed as on the
-    node, and the file need not exist. The file, every link and every directory of the path must belong to
-    a trusted user and must not be writable for all users. A group may have write access: microk8s lets
-    its administrators edit its files that way, and the runtime that reads them gives them root access
-    anyway.
+    `path` is a path of the node, whose root directory is mounted at `root`. Links are followed as
+    on the node, and the file need not exist. The file, every link and every directory of the path
+    must belong to a trusted user and must not be writable for all users. A group may have write
+    access: microk8s lets its administrators edit its files that way, and the runtime that reads
+    them gives them root access anyway.
     """
     try:
         for name, status in _steps(path, root):
@@ -109,7 +110,8 @@ def _is_sticky(status: os.stat_result) -> bool:
 def open_program(path: str, root: Path = Path("/")) -> Program:
     """Open and check a program, so that the file that is executed is the one that was checked.
 
-    Raises Distrusted if an untrusted user could have put it there, and OSError if it cannot be opened.
+    Raises Distrusted if an untrusted user could have put it there, and OSError if it cannot be
+    opened.
     """
     name, status = "/", os.lstat(_local(root, "/"))
     for name, status in _steps(path, root):
@@ -126,7 +128,7 @@ def open_program(path: str, root: Path = Path("/")) -> Program:
 
 
 def place_problem(path: str | Path, root: Path = Path("/")) -> str:
-    """Return why other users control a file or directory, by the rule for programs; empty if they do not.
+    """Return why other users control a file or directory, by the rule for programs; else empty.
 
     `path` is a path of the node, whose root directory is mounted at `root`. It need not exist.
     """
@@ -142,7 +144,7 @@ def place_problem(path: str | Path, root: Path = Path("/")) -> str:
 
 
 def status_problem(path: Path) -> str:
-    """Return why a file or directory, apart from the directories above it, is controlled by other users.
+    """Return why a file or directory, apart from its parents, is controlled by other users.
 
     Raises OSError.
     """
@@ -152,10 +154,10 @@ def status_problem(path: Path) -> str:
 def read_own(path: Path, most: int) -> bytes | None:
     """Return the content of a file that this program wrote; None if it does not exist.
 
-    The rule is that for programs: the file and every directory and link above it belong to trusted users,
-    and nobody else may write to them. No group may write to the file itself, since this program gives that
-    right to none. Raises Distrusted, also for a file of more than `most` bytes or one that is not regular,
-    or another OSError.
+    The rule is that for programs: the file and every directory and link above it belong to trusted
+    users, and nobody else may write to them. No group may write to the file itself, since this
+    program gives that right to none. Raises Distrusted, also for a file of more than `most` bytes
+    or one that is not regular, or another OSError.
     """
     name, root = "/", Path("/")
     try:
@@ -180,10 +182,11 @@ def read_own(path: Path, most: int) -> bytes | None:
 def read(path: str | Path, most: int, root: Path = Path("/")) -> bytes:
     """Return the content of a trusted regular file, `most` bytes at most.
 
-    `path` is a path of a process or node whose root directory is mounted at `root`. The file, every link
-    and every directory of the path must belong to trusted users and must not be writable for all users,
-    except on a read-only volume (the directory of a ConfigMap has mode 0777). The file is opened with
-    O_NONBLOCK, so a FIFO or a device cannot block the caller. Raises Distrusted, or another OSError.
+    `path` is a path of a process or node whose root directory is mounted at `root`. The file, every
+    link and every directory of the path must belong to trusted users and must not be writable for
+    all users, except on a read-only volume (the directory of a ConfigMap has mode 0777). The file
+    is opened with O_NONBLOCK, so a FIFO or a device cannot block the caller. Raises Distrusted, or
+    another OSError.
     """
     name = "/"
     for name, status in _steps(str(path), root):
@@ -207,8 +210,8 @@ def _content(fd: int, most: int) -> bytes:
 def _is_read_only_volume(name: str, status: os.stat_result) -> bool:
     """Return whether a directory belongs to root and is on a read-only mount other than /host.
 
-    No pod can write to such a volume, and on the node the kubelet restricts access to it. The file system
-    of the node, mounted read-only at /host, is writable for users of the node.
+    No pod can write to such a volume, and on the node the kubelet restricts access to it. The file
+    system of the node, mounted read-only at /host, is writable for users of the node.
     """
     if not stat.S_ISDIR(status.st_mode) or not is_trusted(status.st_uid) or name.startswith("/host/"):
         return False
@@ -240,7 +243,7 @@ def _status_problem(name: str, status: os.stat_result, root: Path) -> str:
 
 
 def _is_lonely(gid: int, root: Path) -> bool:
-    """Return whether a group has only trusted members, according to the node's passwd and group files.
+    """Return whether a group has only trusted members, by the node's passwd and group files.
 
     On Debian, /usr/local is writable for the group `staff`, which is empty.
     """
@@ -260,14 +263,14 @@ def _is_lonely(gid: int, root: Path) -> bool:
 
 
 def _database(root: Path, name: str) -> list[list[str]]:
-    """Return the lines of /etc/passwd or /etc/group that have four fields or more. Raises OSError."""
+    """Return the lines of /etc/passwd or /etc/group with four fields or more. Raises OSError."""
     with open(root / "etc" / name, encoding="utf-8", errors="replace") as stream:
         lines = [line.split(":") for line in stream.read(_LARGEST_DATABASE).split("\n")]
     return [fields for fields in lines if len(fields) > 3]
 
 
 def _steps(path: str, root: Path) -> Iterator[tuple[str, os.stat_result]]:
-    """Yield the node path and status of every directory and link of a path, then those of the file."""
+    """Yield the node path and status of every directory and link of a path, then of the file."""
     parts = [part for part in path.split("/") if part not in ("", ".")]
     done: list[str] = []
     yield "/", os.lstat(_local(root, "/"))

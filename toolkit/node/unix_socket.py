@@ -1,7 +1,7 @@
 """A connection to a Unix socket with a deadline. Long paths and a full accept queue are supported.
 
-The deadline is evaluated again on every wait: it may become shorter meanwhile, and a server that sends a
-few bytes now and then cannot extend it.
+The deadline is evaluated again on every wait: it may become shorter meanwhile, and a server that
+sends a few bytes now and then cannot extend it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SLICE: Final = 0.25
 
 
 class Client(socket.socket):
-    """A Unix socket whose operations raise TimeoutError when `left` returns no remaining seconds."""
+    """A Unix socket whose operations raise TimeoutError when `left` returns no more seconds."""
 
     def __init__(self, left: Callable[[], float]) -> None:
         super().__init__(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -52,7 +52,8 @@ class Client(socket.socket):
                 else:
                     break
             self.settimeout(None)
-        # The credentials of the process that called listen(2): systemd for a socket that it activates.
+        # The credentials of the process that called listen(2): systemd for a socket that it
+        # activates.
         credentials = self.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         pid, uid, _ = _CREDENTIALS.unpack(credentials)
         if not trust.is_trusted(uid):
@@ -88,7 +89,7 @@ class Client(socket.socket):
             continue
 
     def _slice(self) -> float:
-        """Return the seconds to wait before the deadline is evaluated again. Raises TimeoutError."""
+        """Return the seconds to wait before evaluating the deadline again. Raises TimeoutError."""
         left = self._left()
         if left <= 0:
             raise TimeoutError("timed out")

@@ -60,14 +60,14 @@ def notes(target: Target, adopted: Iterable[Ownership]) -> tuple[str, ...]:
 
 
 def are_named(target: Target) -> bool:
-    """Return whether the runtime's files contain the toolkit's path: a cheap test. Raises ToolkitError."""
+    """Test cheaply whether the runtime's files contain the toolkit's path. Raises ToolkitError."""
     paths = {target.desired.config, target.desired.drop_in, target.desired.hook} - {""}
     toolkit = _toolkit(target).encode()
     return any(toolkit in (data or b"") for data in observe.read(target.host, tuple(paths)).values())
 
 
 def refuse(target: Target, adapter: Adapter, observation: Observation) -> None:
-    """Raise StepError if a file that is not owned runs the toolkit, which must not be removed then."""
+    """Raise StepError if a file that is not owned runs the toolkit, which must then stay."""
     if paths := [str(target.host.local(each.path)) for each in _unowned(target, adapter, observation)]:
         raise StepError(
             f"{', '.join(paths)} has handlers of the toolkit that are missing from the state file:"
@@ -96,8 +96,8 @@ def refuse_another(target: Target, files: Mapping[str, bytes | None]) -> None:
 def _unowned(target: Target, adapter: Adapter, observation: Observation) -> tuple[Ownership, ...]:
     """Return the files that run the toolkit but are not owned.
 
-    If another installer's toolkit lies in this place, the handlers belong to that installer: nothing
-    is returned. Raises NodeConfigError if a file cannot be parsed.
+    If another installer's toolkit lies in this place, the handlers belong to that installer:
+    nothing is returned. Raises NodeConfigError if a file cannot be parsed.
     """
     if versions.foreign_directory(target.install_dir):
         return ()

@@ -1,4 +1,4 @@
-"""Write the file changes of a plan: each is checked against the disk again and replaced atomically."""
+"""Write the file changes of a plan: each is rechecked against the disk and replaced atomically."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def overwritten(host: Host, changes: Sequence[FileChange]) -> list[str]:
 
 
 def unwritable(host: Host, changes: Sequence[FileChange]) -> list[str]:
-    """Return a message for every file that cannot be replaced, and every directory that is not writable."""
+    """Return a message for every file that cannot be replaced, and every unwritable directory."""
     result = immutable_files(host, changes)
     named = {host.file(change.path).parent for change in changes if _fixed(host, change)}
     rest: dict[Path, str] = {}
@@ -65,7 +65,7 @@ def immutable_files(host: Host, changes: Sequence[FileChange]) -> list[str]:
 
 
 def _fixed(host: Host, change: FileChange) -> str:
-    """Return why an existing file cannot be replaced, with the file that its link leads to; "" if it can."""
+    """Return why an existing file cannot be replaced, with its link's target; "" if it can."""
     if change.before is None:
         return ""
     local = host.local(change.path)
@@ -90,16 +90,17 @@ def sweep(
 ) -> None:
     """Remove the temporary files that killed runs left beside these files.
 
-    `owned` are the files of the record, `open_files` those of the open transaction: their contents are
-    known. Another program may have written a file at the moment when it was replaced. Content that is not
-    known is never removed: it is put back, if that replaces nothing but a known content, else kept.
+    `owned` are the files of the record, `open_files` those of the open transaction: their contents
+    are known. Another program may have written a file at the moment when it was replaced. Content
+    that is not known is never removed: it is put back, if that replaces nothing but a known
+    content, else kept.
     """
     known: dict[str, set[str | None]] = {}
     for each in (*owned, *open_files):
         known.setdefault(each.path, {fingerprint(None)}).update({each.original, *each.written})
     is_open = {each.path for each in open_files}
     for path in dict.fromkeys((*paths, *known)):
-        with contextlib.suppress(ToolkitError, OSError):  # A dangling link: nothing was written there.
+        with contextlib.suppress(ToolkitError, OSError):  # Dangling link: nothing written there.
             local = host.file(path)
             aside = None if path == root_config else local.parent.parent
             files.sweep(local, aside)
@@ -145,8 +146,8 @@ def changes(
         snapshot = _as_planned(path, change)
         owned = originals.get(change.path)
         is_restored = owned is not None and owned.original == fingerprint(change.after)
-        # Another program may modify the file while the new content is written, so what is replaced is
-        # checked again.
+        # Another program may modify the file while the new content is written, so what is replaced
+        # is checked again.
         aside, check = _aside(path, change, root_config), partial(_as_planned, path, change)
         if change.after is None:
             files.remove(path, aside=aside, check=check)
@@ -191,8 +192,8 @@ def _as_planned(
 ) -> files.FileSnapshot | None:
     """Return the current state of a file. Raises Conflict if it was modified since it was planned.
 
-    `place` is where the file is, if it was moved. `is_first` says that nothing was written yet, for the
-    message.
+    `place` is where the file is, if it was moved. `is_first` says that nothing was written yet, for
+    the message.
     """
     snapshot = files.read(place or path)
     data = snapshot.data if snapshot else None

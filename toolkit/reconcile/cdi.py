@@ -27,13 +27,13 @@ from toolkit.state import journal
 from toolkit.state.record import Owned, Record
 
 _LONGEST: Final = 120.0
-"""Seconds that nvidia-ctk may take: without the persistence daemon, every GPU is initialized for it."""
+"""Seconds that nvidia-ctk may take: without the persistence daemon, every GPU is initialized."""
 _LEAST: Final = 5.0
 _OWNERS: Final = "chown root:root and chmod go-w the directory, or choose another --cdi-output-dir"
 
 
 class NotSpecified(StepError):
-    """Raised when the specification could not be generated; the runtime and its files are in sync."""
+    """The specification could not be generated; the runtime and its files are in sync."""
 
 
 def update(context: Context, plan: Plan) -> None:
@@ -73,8 +73,8 @@ def take_back(
     """Remove the generated specification and restore the file that it replaced.
 
     A specification that was modified since is kept. Returns the record, and the path of the file if
-    it was kept. Raises StepError if a file cannot be written, or if the saved original is missing and
-    `even_if_gone` is false.
+    it was kept. Raises StepError if a file cannot be written, or if the saved original is missing
+    and `even_if_gone` is false.
     """
     owned = record.specification
     if owned is None:
@@ -108,7 +108,7 @@ def _original(install_dir: Path, owned: Owned, *, even_if_gone: bool) -> bytes |
 
 
 def _local_path(host: Host, owned: Owned) -> Path:
-    """Return the local path of the file; its directory may be mounted elsewhere than at installation."""
+    """Return the local path of the file; its directory may be mounted elsewhere than before."""
     local = Path(owned.local)
     return local if local.parent.is_dir() else host.target(host.below(owned.path))
 
@@ -171,12 +171,13 @@ def _put(install_dir: Path, record: Record, specification: Specification, data: 
 def _owned(
     recorded: Owned | None, specification: Specification, current: files.FileSnapshot | None, data: bytes
 ) -> Owned:
-    """Return the record of the specification; until `data` is written, the current content is owned too."""
+    """Return the specification's record; until `data` is written, current content is owned too."""
     digest = fingerprint(data)
     if recorded is not None and current is not None:
         previous = tuple(known for known in recorded.written if known == fingerprint(current.data))
         return replace(recorded, local=str(specification.local), written=(digest, *previous))
-    # If the file is missing (a reboot clears /run, or somebody removed it), there is no original to restore.
+    # If the file is missing (a reboot clears /run, or somebody removed it), there is no original to
+    # restore.
     original = fingerprint(current.data) if current else None
     return replace(
         journal.with_metadata(specification.path, specification.local, current),

@@ -74,7 +74,7 @@ class RunStats:
             LOGGER.debug("%s took %.3f s", phase, elapsed)
 
     def note_reload(self, seconds: float, *, replaces: bool) -> None:
-        """Count a restart (`replaces`) or a reload, after which the runtime answered in `seconds`."""
+        """Count a restart (`replaces`) or reload, after which the runtime answered in `seconds`."""
         if replaces:
             self.restarts += 1
             self.unavailable += seconds
@@ -82,7 +82,7 @@ class RunStats:
             self.reloads += 1
 
     def words(self) -> str:
-        """Return the time spent in each phase as text; phases of a few milliseconds are left out."""
+        """Return the time spent in each phase as text; phases of a few milliseconds are omitted."""
         return ", ".join(
             f"{phase} {seconds:.2f} s" for phase, seconds in self.seconds.items() if seconds >= _SHORT
         )

@@ -48,17 +48,18 @@ def removal_text(removal: Removal) -> str:
 
 
 def diff(host: Host, change: FileChange) -> str:
-    """Return the change of a file as a unified diff, with its local path, its context and its secrets."""
+    """Return the change of a file as a unified diff, with local path, context and secrets."""
     return _unified(*_names(host, change), change.before, change.after, context=3)
 
 
 def changed_keys(host: Host, change: FileChange) -> str:
     """Return the keys that a change adds, changes and removes, with their values, and nothing else.
 
-    Secrets are masked by their place in the file. This is what leaves the node: in the log, the JSON
-    output and `diagnose`. A file that is neither TOML nor JSON is compared by lines, without context.
+    Secrets are masked by their place in the file. This is what leaves the node: in the log, the
+    JSON output and `diagnose`. A file that is neither TOML nor JSON is compared by lines, without
+    context.
     """
-    from runtimes.formats import json_scanner, toml_scanner  # noqa: PLC0415  # only if there is a difference
+    from runtimes.formats import json_scanner, toml_scanner  # noqa: PLC0415  # for a difference
 
     old, new = _names(host, change)
     for form in (toml_scanner, json_scanner):
@@ -113,7 +114,7 @@ def notes(plan: Plan) -> Iterator[str]:
 
 
 def _restart_notes(plan: Plan) -> Iterator[str]:
-    """Yield what keeps the runtime from being restarted, and what the restart means for other units."""
+    """Yield what prevents a restart of the runtime, and what the restart means for other units."""
     method, process = plan.restart_method, plan.target.process
     if method.obstacle:
         yield method.obstacle
@@ -145,7 +146,7 @@ def reload_reason(plan: Plan) -> str:
 
 
 def summary(plan: Plan) -> str:
-    """Return one line that says what would be done and how long the runtime would be unavailable."""
+    """Return one line on what would be done and how long the runtime would be unavailable."""
     if plan.is_noop:
         return "nothing to do: the node is in sync"
     if problem := _impossible(plan):
@@ -190,7 +191,7 @@ def _restart_words(plan: Plan) -> str:
 
 
 def unavailable_seconds(plan: Plan) -> float | None:
-    """Return for how many seconds the runtime is expected to be unavailable; None if that is unknown.
+    """Return for how many seconds the runtime is expected to be unavailable; None if unknown.
 
     The numbers were measured per systemd unit. The unit of a whole distribution was not measured,
     because its start takes much longer than the runtime's.
@@ -211,7 +212,7 @@ def unavailable_seconds(plan: Plan) -> float | None:
 
 
 def specification(plan: Plan) -> dict[str, Any] | None:
-    """Return the state of the CDI specification for the JSON output, None if none is wanted or generated."""
+    """Return the CDI specification's state for JSON output, None if none is wanted or generated."""
     state = plan.specification
     if not state.path and not state.is_stale:
         return None

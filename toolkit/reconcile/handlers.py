@@ -1,9 +1,10 @@
-"""Verify each of the toolkit's handlers by starting a container through it, and decide what a failure means.
+"""Verify each toolkit handler by starting a container through it, and decide what a failure means.
 
-A container may fail to start for reasons that are not the handler: a missing image, a full disk, a runtime
-that starts no container at all. Such a handler is *not verified*, with the reason, and nothing is rolled
-back. A handler is at fault if the runtime rejects its configuration, or if a container starts through the
-handler from which it inherits, or through the default handler that it replaces, and none through it.
+A container may fail to start for reasons that are not the handler: a missing image, a full disk, a
+runtime that starts no container at all. Such a handler is *not verified*, with the reason, and
+nothing is rolled back. A handler is at fault if the runtime rejects its configuration, or if a
+container starts through the handler from which it inherits, or through the default handler that it
+replaces, and none through it.
 """
 
 from __future__ import annotations
@@ -66,8 +67,8 @@ class _Runtime:
 def verified(context: Context, plan: Plan, state: Health, recorded: object = None) -> dict[str, str]:
     """Return the result for each handler: STARTED, STATUS, or "not verified: " with the reason.
 
-    `state` is what the runtime reports now, `recorded` are the results of the readiness record: a reason
-    that is recorded already is not logged again. Raises StepError if a handler is at fault.
+    `state` is what the runtime reports now, `recorded` are the results of the readiness record: a
+    reason that is recorded already is not logged again. Raises StepError if a handler is at fault.
     """
     handlers = sorted(verify.handlers(context, plan))
     if not handlers:
@@ -102,7 +103,7 @@ def clear(context: Context, target: Target) -> None:
 
 
 def _not_verified(handlers: list[str], reason: str, recorded: object) -> dict[str, str]:
-    """Return the results of handlers that could not be tried, and log the reason unless it is recorded."""
+    """Return the results of handlers that could not be tried, and log why unless it is recorded."""
     results = dict.fromkeys(handlers, f"{NOT_VERIFIED}{reason}")
     is_known = isinstance(recorded, Mapping) and results.items() <= recorded.items()
     log = LOGGER.debug if is_known else LOGGER.warning
@@ -113,7 +114,8 @@ def _not_verified(handlers: list[str], reason: str, recorded: object) -> dict[st
 def _reason(runtime: _Runtime, handler: str, baselines: Sequence[str]) -> str:
     """Return why a handler could not be verified, empty if a container started through it.
 
-    `baselines` are the handlers that it is compared with. Raises StepError if the handler is at fault.
+    `baselines` are the handlers that it is compared with. Raises StepError if the handler is at
+    fault.
     """
     failure = runtime.start(handler)
     if failure is None:
@@ -139,22 +141,23 @@ def _reason(runtime: _Runtime, handler: str, baselines: Sequence[str]) -> str:
 def _reason_again(runtime: _Runtime, handler: str, failure: StepError, baseline: str) -> str:
     """Return the same for a handler that failed, though a container starts through a `baseline`."""
     is_over = isinstance(failure, HandlerFailed) and failure.is_over
-    again = failure if is_over else runtime.start(handler)  # The first failure may have been temporary.
+    again = failure if is_over else runtime.start(handler)  # The first may have been temporary.
     if again is None or isinstance(again, NotTried):
         return "" if again is None else again.message
     raise StepError(f"{again.message} (through the handler {baseline} one starts)", hint=again.hint)
 
 
 def _kind(failure: StepError, handler: str) -> str:
-    """Return the message of a failure without what differs between two failures of the same kind."""
+    """Return the message of a failure without what differs between failures of the same kind."""
     return _VARIABLE.sub("#", re.sub(rf"\b{re.escape(handler)}\b", "HANDLER", failure.message))
 
 
 def _baselines(context: Context, plan: Plan, state: Health) -> tuple[str, ...]:
     """Return the handlers to compare with: those that the toolkit's are made from.
 
-    What is wrong with the handler from which they inherit is wrong with them as well, whatever starts
-    through another one. If the runtime has none of these, a default or a low-level runtime has to do.
+    What is wrong with the handler from which they inherit is wrong with them as well, whatever
+    starts through another one. If the runtime has none of these, a default or a low-level runtime
+    has to do.
     """
     ours = plan.target.desired.names | planner.former(plan.observation)
     usable = (state.effective.handlers or frozenset()) - ours

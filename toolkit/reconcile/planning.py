@@ -71,7 +71,7 @@ class Plan:
 
     @property
     def is_in_place(self) -> bool:
-        """Return whether the runtime, its files and the toolkit are in sync: no transaction is needed."""
+        """Return whether runtime, files and toolkit are in sync: no transaction is needed."""
         installed = self.version is None or self.version.is_installed
         if not self.installs and self.source_problem is not None:
             return False  # The node's own toolkit cannot be used.
@@ -92,14 +92,14 @@ class Plan:
 
     @property
     def change(self) -> str:
-        """Return an identifier of the change: its files before and after, the toolkit and the binary."""
+        """Return an identifier of the change: its files before and after, toolkit and binary."""
         files = [[c.path, fingerprint(c.before), fingerprint(c.after)] for c in self.config_plan.changes]
         toolkit = self.version.digest if self.version is not None else ""
         binary = binary_cache.identity(self.target.host, self.target.binary)
         return fingerprint(json.dumps([files, toolkit, binary]).encode())
 
     def invisible(self) -> list[visibility.Invisible]:
-        """Return a problem for every directory of the installation that the runtime would not see."""
+        """Return a problem for every installation directory that the runtime would not see."""
         specification = self.specification
         return visibility.check(
             self.target,
@@ -119,7 +119,7 @@ class Plan:
 
 @log.under_way("inspecting the node")
 def make_plan(context: context.Context) -> Plan:
-    """Observe the node and return the plan of an installation; change nothing. Raises ToolkitError."""
+    """Observe the node and return an installation's plan; change nothing. Raises ToolkitError."""
     settings, adapter = context.settings, context.adapter
     target = locate.target(settings, adapter, context.stop)
     record, record_problem = _record(target)
@@ -164,7 +164,7 @@ def make_plan(context: context.Context) -> Plan:
 
 
 def with_supervisor(context: context.Context, plan: Plan) -> Plan:
-    """Return the plan with the method that fits what starts the runtime again, if it has to load something.
+    """Return the plan with the method for the runtime's supervisor, if it has to load something.
 
     Only then the node's systemd is asked.
     """
@@ -246,7 +246,7 @@ def same_runtime(record: Record, target: Target) -> None:
 
 
 def is_asked(context: context.Context, plan: Plan) -> bool:
-    """Return whether the runtime must be healthy even if it has nothing to load (new toolkit files only)."""
+    """Return whether the runtime must be healthy with nothing to load (new toolkit files only)."""
     is_managed = not context.settings.no_runtime_config and context.mode is not RestartMode.NONE
     return is_managed and plan.operation is Operation.INSTALL
 

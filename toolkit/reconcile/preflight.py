@@ -113,8 +113,8 @@ def _of_override(context: Context, plan: Plan) -> list[str]:
 def _of_origin(context: Context, plan: Plan) -> tuple[list[str], str]:
     """Return what the handlers inherit and the node does not have, and a hint what to do.
 
-    It is only logged if the handler of the node that lacks it is the default already, or if the default
-    stays: no pod that starts today fails because of it.
+    It is only logged if the handler of the node that lacks it is the default already, or if the
+    default stays: no pod that starts today fails because of it.
     """
     origin = plan.config_plan.origin
     if plan.operation is not Operation.INSTALL or plan.config_plan.is_noop or not origin.settings:
@@ -131,14 +131,14 @@ def _of_origin(context: Context, plan: Plan) -> tuple[list[str], str]:
 
 
 def read_only(plan: Plan) -> tuple[list[str], str]:
-    """Return a message for every file of the plan that nobody can replace, and a hint what to do instead."""
+    """Return a message for every file of the plan that nobody can replace, and a hint."""
     target = plan.target
     fixed = apply.immutable_files(target.host, plan.config_plan.changes)
     return fixed, (_system_hint(target) or _GENERATED) if fixed else ""
 
 
 def _system_hint(target: Target) -> str:
-    """Return the hint for an operating system on which the default paths do not work, else an empty text."""
+    """Return the hint for an operating system where the default paths fail, else empty."""
     row = distributions.system(system.os_release(target.host))
     return f"{row.why}: {row.hint}" if row is not None else ""
 
@@ -206,7 +206,7 @@ def _in_use(context: Context, plan: Plan) -> str:
 
 
 def _ended_containers(context: Context, plan: Plan) -> str:
-    """Return which running containers would end because SIGHUP also restarts Docker, or an empty text."""
+    """Return which running containers would end because SIGHUP also restarts Docker; else empty."""
     method = plan.restart_method
     ends = plan.reload_needed and method.dependents_end and _DOCKER.units[0] in method.dependents
     if not ends or method.obstacle or context.settings.force:
@@ -247,7 +247,7 @@ def _of_files(target: Target, changes: tuple[FileChange, ...]) -> list[str]:
 
 
 def _of_attributes(plan: Plan) -> list[str]:
-    """Return a problem for each of this program's own files that even root cannot replace or remove."""
+    """Return a problem for each of this program's files that even root cannot replace or remove."""
     install_dir = InstallDir(plan.target.install_dir)
     paths = [install_dir.state, install_dir.originals, install_dir.record, install_dir.versions]
     if plan.operation is Operation.REVERT:
@@ -292,7 +292,7 @@ def _of_toolkit(plan: Plan) -> list[str]:
 
 
 def _of_runtime(context: Context, plan: Plan, state: Health | None) -> list[str]:
-    """Return why the runtime must not be changed now: its restart budget is used up, or it is unhealthy."""
+    """Return why the runtime must not be changed now: no restart budget left, or unhealthy."""
     is_restarted = (
         plan.reload_needed
         and plan.restart_method.replaces
@@ -307,7 +307,7 @@ def _of_runtime(context: Context, plan: Plan, state: Health | None) -> list[str]
 
 
 def _of_budget(budget: Budget, change: str) -> list[str]:
-    """Return why the runtime may not be restarted: the budget is used up, or its file cannot be written."""
+    """Return why the runtime may not be restarted: budget used up, or its file not writable."""
     if not budget.most:
         return []
     if refusal := budget.postponement(change) or budget.refusal():
@@ -327,7 +327,7 @@ def _writable(directory: Path) -> list[str]:
 
 
 def _probe(target: Target) -> list[str]:
-    """Write, rename and run a probe file where the toolkit will be installed; return the problems."""
+    """Write, rename and run a probe file where the toolkit will be installed; return problems."""
     directory = mounts.nearest(target.install_dir)
     probe, renamed = directory / _PROBE, directory / f"{_PROBE}-renamed"
     program = elf.minimal()
@@ -371,7 +371,7 @@ def _runs(target: Target, probe: Path) -> list[str]:
 
 
 def _low_level(target: Target, name: str) -> list[str]:
-    """Search for the low-level runtime in the runtime's own PATH; return a problem if it is not found."""
+    """Search for the low-level runtime in the runtime's own PATH; return a problem if not found."""
     paths = processes.search_path(target.process) if target.process is not None else None
     searched = f"{paths}:{SEARCH_PATH}" if paths else SEARCH_PATH
     host = visibility.of_runtime(target) or target.host

@@ -35,8 +35,8 @@ def refuse(context: Context, plan: Plan) -> None:
     """Raise UsageProblem if the node contradicts the settings or the toolkit is not available.
 
     Raise StepError if the runtime does not see the files that are installed already. With
-    `--no-install`, the readiness record is removed if the node's own toolkit is not available, because
-    handlers without a program are not ready.
+    `--no-install`, the readiness record is removed if the node's own toolkit is not available,
+    because handlers without a program are not ready.
     """
     contradictions = () if context.settings.no_runtime_config else plan.target.contradictions
     if contradictions:
@@ -62,8 +62,9 @@ def write_readiness(
 
     `now` is the state that the runtime reported after everything else was observed, None if it is
     not in sync. `verified` is the result for each handler; if it is None, the handlers are verified
-    now, unless the record holds the results for this boot, this process and these files. Returns the
-    plan with the content of the record as `ready_facts`. Raises StepError if a handler is at fault.
+    now, unless the record holds the results for this boot, this process and these files. Returns
+    the plan with the content of the record as `ready_facts`. Raises StepError if a handler is at
+    fault.
     """
     facts = None
     try:
@@ -99,7 +100,7 @@ def _unmet(context: Context, plan: Plan) -> str:
 
 
 def unready(context: Context, plan: Plan) -> str:
-    """Return why the node is not ready; empty if the readiness record exists and matches the node."""
+    """Return why the node is not ready; empty if the readiness record exists and matches it."""
     if problem := _unmet(context, plan):
         return problem
     if plan.ready_facts is not None:
@@ -128,7 +129,7 @@ def _ready_facts(context: Context, plan: Plan, state: Health) -> dict[str, Any] 
 
 
 def verified(context: Context) -> dict[str, str]:
-    """Return the result for each handler that the readiness record holds, empty if there is none."""
+    """Return the result for each handler that the readiness record holds, empty if none."""
     results = (readiness_record.read(context.readiness) or {}).get("verified")
     return {str(name): str(result) for name, result in results.items()} if isinstance(results, dict) else {}
 

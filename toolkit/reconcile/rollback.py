@@ -109,15 +109,15 @@ def _restore_toolkit(target: Target, record: Record, transaction: Transaction) -
 def _locate_again(context: Context, target: Target, transaction: Transaction) -> tuple[Target, Transaction]:
     """Locate the runtime after its files were restored.
 
-    A runtime that was started meanwhile may have loaded some of the changed files, so the transaction
-    then counts as loaded.
+    A runtime that was started meanwhile may have loaded some of the changed files, so the
+    transaction then counts as loaded.
     """
     current = locate.again(target, context.adapter)
     return current, replace(transaction, notified=current.process != target.process)
 
 
 def close(context: Context, target: Target, record: Record, transaction: Transaction) -> Record:
-    """Close a transaction: save the record from before it, or remove the record of a first installation.
+    """Close a transaction: save the record from before it, or remove that of a first installation.
 
     The CDI specification is not part of the transaction. If one was generated, it stays recorded.
     """
@@ -144,7 +144,7 @@ def close(context: Context, target: Target, record: Record, transaction: Transac
 
 
 def _save(target: Target, record: Record) -> Record:
-    """Save the progress of the rollback. A full disk only causes a warning: the rollback continues."""
+    """Save the rollback's progress. A full disk only causes a warning: the rollback continues."""
     try:
         return journal.save(target.install_dir, record)
     except ToolkitError as error:
@@ -173,7 +173,7 @@ def restore_files(
             record = journal.with_content(record, reset.path, reset.after or b"")
         record = _save(target, record)
         apply.changes(target.host, plan.reset_contents, root_config)
-        _reload(context, target, None, deadline, is_first=True)  # A reload in place is never counted.
+        _reload(context, target, None, deadline, is_first=True)  # A reload in place is not counted.
     if plan.changes:
         record = _save(target, pending_reload.add(record, is_written=False))
     apply.changes(target.host, plan.changes, root_config, give_back=transaction.files)
@@ -185,7 +185,7 @@ def restore_files(
 
 
 def _reloads_in_place(context: Context, target: Target) -> bool:
-    """Return whether the runtime reloads in the same process, which keeps keys that are only removed."""
+    """Return whether the runtime reloads in the same process, which keeps removed keys."""
     restart_method = restart.restart_method(target, context.adapter, context.mode, target.supervisor)
     return (
         restart_method.mode is RestartMode.SIGNAL
@@ -258,8 +258,8 @@ def _previous_state(context: Context, target: Target, transaction: Transaction) 
     handlers, baseline = target.desired.names, transaction.baseline
     loaded, in_files = baseline.has.handlers, baseline.files.handlers
     defined = _defined(context, target, transaction) if in_files is None else in_files
-    # A handler that the runtime still had, but that was removed from the files before the change, is
-    # gone once the files are loaded.
+    # A handler that the runtime still had, but that was removed from the files before the change,
+    # is gone once the files are loaded.
     remaining = (loaded or frozenset()) & defined
     is_unknown = loaded is None and in_files is None
     return expectation.Expected(
@@ -272,7 +272,7 @@ def _previous_state(context: Context, target: Target, transaction: Transaction) 
 
 
 def _defined(context: Context, target: Target, transaction: Transaction) -> frozenset[str]:
-    """Return the toolkit's handlers that the files define, for a runtime whose binary cannot be asked."""
+    """Return the toolkit's handlers that the files define, if the binary cannot be asked."""
     desired = target.desired
     paths = {desired.config, desired.drop_in, *(each.path for each in transaction.files)} - {""}
     return context.adapter.defined(desired, {path: _bytes(target, path) for path in paths})
@@ -281,7 +281,7 @@ def _defined(context: Context, target: Target, transaction: Transaction) -> froz
 def _reload(
     context: Context, target: Target, unit: str | None, deadline: Deadline, *, is_first: bool
 ) -> None:
-    """Restart or reload the runtime, or start it if it is stopped. Raises StepError or ReloadError."""
+    """Restart or reload the runtime, or start it if stopped. Raises StepError or ReloadError."""
     target = locate.supervised(target, context.adapter, deadline.at_least(_LEAST))
     restart_method = _restart_method(context, target, unit, deadline)
     if restart_method.replaces and (restart_method.unit is not None or target.process is not None):
@@ -301,8 +301,8 @@ def _count(context: Context, *, is_first: bool) -> None:
 
     The first restart of a rollback, and the start of a stopped runtime, are allowed even if the
     budget is used up, because the runtime has the failed change until then. Later attempts are not,
-    or runs that are started again and again would restart it forever. Raises StepError if the budget
-    is used up or the counter cannot be written.
+    or runs that are started again and again would restart it forever. Raises StepError if the
+    budget is used up or the counter cannot be written.
     """
     is_free = is_first or not context.budget.most
     if not is_free and (refusal := context.budget.refusal()):
@@ -316,7 +316,7 @@ def _count(context: Context, *, is_first: bool) -> None:
 
 
 def _restart_method(context: Context, target: Target, unit: str | None, deadline: Deadline) -> RestartMethod:
-    """Return how to make the runtime load the old files; a stopped runtime is started or waited for."""
+    """Return how to make the runtime load the old files; a stopped one is started or waited for."""
     method = restart.restart_method(target, context.adapter, context.mode, target.supervisor)
     if not method.obstacle:
         return method
@@ -341,7 +341,7 @@ def _locate(context: Context, target: Target) -> tuple[Target, Deadline]:
 
 
 def deadline_of(context: Context) -> Deadline:
-    """Return the deadline of a rollback; it is shorter after a request to stop, before the pod is killed."""
+    """Return a rollback's deadline; shorter after a request to stop, before the pod is killed."""
     seconds = context.settings.reload_timeout
     return Deadline(min(seconds, GRACE)) if context.stop.is_requested else Deadline(seconds, context.stop)
 

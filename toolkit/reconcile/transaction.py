@@ -33,7 +33,7 @@ from toolkit.settings.resolve import Settings
 from toolkit.state import created_directories, journal, readiness_record
 from toolkit.state.record import Baseline, Operation, Record, Transaction
 
-# --- beginning a transaction ------------------------------------------------------------------------
+# --- beginning a transaction ----------------------------------------------------------------------
 
 
 def begin(context: Context, plan: Plan, baseline: Baseline) -> Record:
@@ -60,7 +60,8 @@ def begin(context: Context, plan: Plan, baseline: Baseline) -> Record:
     transaction = replace(transaction, failure="")
     record = replace(plan.record, directories=tuple(sorted(directories)), open=transaction)
     try:
-        # Saving the originals creates the first of these directories, so the record is written before.
+        # Saving the originals creates the first of these directories, so the record is written
+        # before.
         record = journal.save(install_dir, record)
         created_directories.clear(context.created_directories)
         record = _adopting(target, record, plan.adopted)
@@ -120,7 +121,7 @@ def abandon(context: Context, target: Target, record: Record, transaction: Trans
 
 
 def _adopting(target: Target, record: Record, adopted: tuple[Ownership, ...]) -> Record:
-    """Return the record with the adopted files added; their content without our keys is saved first."""
+    """Return the record with the adopted files; their content without our keys is saved first."""
     owned = list(record.owned)
     for each in adopted:
         local = target.host.local(each.path)
@@ -132,7 +133,7 @@ def _adopting(target: Target, record: Record, adopted: tuple[Ownership, ...]) ->
 
 
 def _without_us(adapter: Adapter, owned: Ownership | None, change: FileChange) -> bytes | None:
-    """Return the content of a file without our keys. Raises NodeConfigError if it cannot be parsed."""
+    """Return a file's content without our keys. Raises NodeConfigError if it cannot be parsed."""
     if change.discards:
         return None
     if owned is None:
@@ -143,7 +144,7 @@ def _without_us(adapter: Adapter, owned: Ownership | None, change: FileChange) -
         raise observe.not_understood(error) from error
 
 
-# --- entry points -----------------------------------------------------------------------------------
+# --- entry points ---------------------------------------------------------------------------------
 
 SOON: Final = 5.0
 """Seconds that a runtime which has nothing to load gets to become healthy."""
@@ -195,7 +196,7 @@ def carry_out(context: Context, plan: Plan) -> Record:
     confirmed it. Raises StepError or Interrupted before anything was changed, RolledBack or
     NotRolledBack afterwards.
     """
-    from toolkit.reconcile import handlers  # noqa: PLC0415  # slow to import, and not needed without a change
+    from toolkit.reconcile import handlers  # noqa: PLC0415  # slow; only needed for a change
 
     during = context.stats.during
     plan = with_supervisor(context, plan)
@@ -285,9 +286,10 @@ def _install(plan: Plan) -> None:
 
 
 def _save_pending(plan: Plan, record: Record, *, written: bool) -> Record:
-    """Save that the runtime has to load the change, so that the next run knows it if this one is killed.
+    """Save that the runtime has to load the change, so the next run knows it if this one is killed.
 
-    `written` says whether the files are written already. Before that no daemon can have loaded them.
+    `written` says whether the files are written already. Before that no daemon can have loaded
+    them.
     """
     if not plan.reload_needed:
         return record
@@ -297,7 +299,7 @@ def _save_pending(plan: Plan, record: Record, *, written: bool) -> Record:
 
 
 def _reset_changes(plan: Plan) -> tuple[FileChange, ...]:
-    """Return the changes that a daemon which reloads in place has to load first, to drop removed keys."""
+    """Return the changes that a daemon reloading in place must load first, to drop removed keys."""
     return plan.config_plan.reset_contents if plan.restart_method.mode is RestartMode.SIGNAL else ()
 
 
@@ -386,8 +388,8 @@ def _verify_handlers(
     """Start a container through each handler once the runtime has loaded the plan's files.
 
     Returns the runtime's state, and the result for each handler; None for a runtime that has not
-    loaded them (`--restart-mode none`, and CRI-O after SIGHUP), and for a revert. Raises StepError if
-    a handler is at fault.
+    loaded them (`--restart-mode none`, and CRI-O after SIGHUP), and for a revert. Raises StepError
+    if a handler is at fault.
     """
     is_loaded = not plan.reload_needed or restart.takes_effect(context.adapter, plan.restart_method)
     if plan.operation is not Operation.INSTALL or not is_loaded:
@@ -442,7 +444,7 @@ def _failed(
 
 
 def _is_untouched(plan: Plan, transaction: Transaction, record: Record) -> bool:
-    """Return whether a transaction changed neither a file nor the toolkit, but only restarted the runtime."""
+    """Return whether a transaction only restarted the runtime and changed no file or toolkit."""
     is_installed = plan.version is None or plan.version.is_installed
     is_same_toolkit = transaction.previous.toolkit_digest == record.toolkit_digest
     return is_installed and not transaction.files and is_same_toolkit
@@ -457,8 +459,8 @@ def commit(
     """Close the transaction, remove what was saved for a rollback, and return the new record.
 
     The change is complete at this point. A record that cannot be saved is only logged; the next run
-    saves it. `state` is the runtime's state, None if it has to be queried, and `verified` the result for
-    each handler, None if it is not known.
+    saves it. `state` is the runtime's state, None if it has to be queried, and `verified` the
+    result for each handler, None if it is not known.
     """
     install_dir = plan.target.install_dir
     is_loaded = (

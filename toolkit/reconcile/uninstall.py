@@ -1,4 +1,4 @@
-"""Uninstall (`revert`): restore the default handler, then the configuration, then remove the files."""
+"""Uninstall (`revert`): restore the default handler, then the configuration, then remove files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SOON: Final = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Removal:
-    """The result of a revert: the applied plan, and whether there was nothing to revert (`was_empty`)."""
+    """The result of a revert: the plan, and whether there was nothing to revert (`was_empty`)."""
 
     target: Target
     plan: ConfigPlan
@@ -58,7 +58,8 @@ def revert(settings: Settings, adapter: Adapter, stop: Cancellation | None = Non
         return Removal(target=target, plan=ConfigPlan(), was_empty=True)
     is_forced, record = settings.force, plan.record
     if plan.config_plan.is_noop and record.open is not None and record.open.failure and not is_forced:
-        # An unfinished rollback restored the files already. It remains to be verified by the runtime.
+        # An unfinished rollback restored the files already. It remains to be verified by the
+        # runtime.
         transaction.recover(context)
         record = adopt.restored_record(target, journal.load(target.install_dir))
         plan = _view(context, locate.again(target, adapter), record)
@@ -139,7 +140,7 @@ def _restart_distribution(context: Context, plan: Plan) -> None:
 
 
 def _clean(context: Context, target: Target, directories: tuple[str, ...]) -> None:
-    """Remove the state record, temporary files of killed runs, and the directories that were created.
+    """Remove the state record, temporary files of killed runs, and the created directories.
 
     Raises StepError if a directory cannot be removed.
     """
@@ -152,14 +153,14 @@ def _clean(context: Context, target: Target, directories: tuple[str, ...]) -> No
 
 
 def _require_directories(target: Target, record: Record) -> None:
-    """Raise StepError if the directory of an owned file does not exist, because it may not be mounted.
+    """Raise StepError if the directory of an owned file does not exist, as it may not be mounted.
 
     Otherwise the file would be treated as removed, and its original would be discarded.
     """
     for owned in (*record.owned, *(record.open.files if record.open else ())):
         directory = target.host.file(owned.path).parent
         while str(directory) in record.directories:
-            directory = directory.parent  # An installation created it, and it may have been removed since.
+            directory = directory.parent  # An installation created it; it may be gone.
         if not directory.is_dir():
             raise StepError(
                 f"{directory}, the directory of {owned.path}, was not found: nothing was changed",
@@ -168,7 +169,7 @@ def _require_directories(target: Target, record: Record) -> None:
 
 
 def _with_loaded_handlers(context: Context, plan: Plan) -> Plan:
-    """Return the plan; `reload_pending` is set if the runtime still has handlers that no file defines.
+    """Return the plan; `reload_pending` is set if the runtime still has handlers in no file.
 
     This happens when somebody restored the files by hand without a restart. Raises StepError if the
     runtime's handlers are unknown, or if it may not be restarted (`--restart-mode none`).
@@ -178,7 +179,8 @@ def _with_loaded_handlers(context: Context, plan: Plan) -> Plan:
     if plan.reload_needed or not may_have_handlers:
         return plan
     if target.process is None:
-        # The change may be the reason why it stopped: see it running before the originals are removed.
+        # The change may be the reason why it stopped: see it running before the originals are
+        # removed.
         return replace(
             plan, reload_pending=record.pending_reload is not None and context.mode is not RestartMode.NONE
         )
@@ -208,9 +210,9 @@ def _not_restarted(daemon: RuntimeProcess) -> StepError:
 
 
 def _refuse_if_needed(context: Context, plan: Plan) -> None:
-    """Raise StepError if a container, the runtime or its configuration still needs the toolkit's files."""
+    """Raise StepError if a container, the runtime or its config still needs the toolkit's files."""
     if plan.record.toolkit_digest is None:
-        return  # Without an installed toolkit the handlers run the node's own, which is not removed.
+        return  # Without an installed toolkit the handlers run the node's own, which stays.
     target = plan.target
     if plan.record.displaced is None:  # Another installer's toolkit comes back to the same place.
         _refuse_if_running(context, plan)
@@ -244,15 +246,16 @@ def _refuse_if_needed(context: Context, plan: Plan) -> None:
 
 
 def _refuse_if_running(context: Context, plan: Plan) -> None:
-    """Raise StepError if the runtime's files still have a handler that runs the toolkit, even with `--force`.
+    """Raise StepError if the runtime's files still have a toolkit handler, even with `--force`.
 
-    As the default handler it would keep every container from starting. With `--force`, files that cannot be
-    read are ignored.
+    As the default handler it would keep every container from starting. With `--force`, files that
+    cannot be read are ignored.
     """
     target = plan.target
     toolkit = f"{target.host.node(target.install_dir)}/toolkit"
     try:
-        # The root config of a distribution that makes the handlers itself loses them at its next start.
+        # The root config of a distribution that makes the handlers itself loses them at its next
+        # start.
         made = {target.desired.config} if target.desired.delivery.is_regenerated else set()
         current = observe.read(target.host, tuple(set(plan.observation.files) - made))
         found = dict(planner.running(context.adapter, current, toolkit))
@@ -309,7 +312,7 @@ def _view(context: Context, target: Target, record: Record) -> Plan:
 
 
 def _is_files_only(target: Target, record: Record) -> bool:
-    """Return whether an installation changed no file of the runtime, and these do not name the toolkit.
+    """Return whether an installation changed no file of the runtime, and none names the toolkit.
 
     A file that cannot be read cannot be checked.
     """
@@ -332,14 +335,14 @@ def _remove_default(context: Context, plan: Plan) -> None:
 
 
 def _using(context: Context, plan: Plan) -> tuple[str, ...]:
-    """Return the containers that use the toolkit's handlers; none with `--force`. Raises StepError."""
+    """Return the containers using the toolkit's handlers; none with `--force`. Raises StepError."""
     if context.settings.force:
         return ()
     return in_use.using(plan.target, context.adapter, plan.observation, context.deadline())
 
 
 def _using_before(context: Context, plan: Plan) -> tuple[str, ...]:
-    """Return the same before anything was changed. Raises StepError, or Interrupted if asked to stop."""
+    """Return the same before any change. Raises StepError, or Interrupted if asked to stop."""
     if context.settings.force:
         return ()
     return in_use.using_before(

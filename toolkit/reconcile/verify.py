@@ -1,4 +1,4 @@
-"""The baseline and the expected state of the runtime, used to verify a change and detect regressions.
+"""The baseline and the expected state of the runtime, to verify a change and detect regressions.
 
 A transaction may stay open for a long time, because its run was killed or its rollback failed.
 A difference that somebody else caused meanwhile must not count as a regression.
@@ -40,7 +40,7 @@ _OWN: Final = "the host may have its own toolkit, which is found first: use --no
 _LEAST: Final = 1.0
 
 
-# --- the baseline -----------------------------------------------------------------------------------
+# --- the baseline ---------------------------------------------------------------------------------
 
 
 def baseline_of(adapter: Adapter, plan: Plan, now: Health | None) -> Baseline:
@@ -127,7 +127,7 @@ def _identity(adapter: Adapter, target: Target, observation: Observation) -> str
     return hashlib.sha256(json.dumps([binary, files]).encode()).hexdigest()
 
 
-# --- the expected state -----------------------------------------------------------------------------
+# --- the expected state ---------------------------------------------------------------------------
 
 
 def expected(context: Context, plan: Plan, baseline: Baseline | None) -> Expected:
@@ -139,8 +139,8 @@ def expected(context: Context, plan: Plan, baseline: Baseline | None) -> Expecte
     handlers = desired.names | planner.former(plan.observation)
     present = context.adapter.defined(desired, plan.files_after)
     present |= plan.config_plan.provided if plan.operation is Operation.INSTALL else frozenset()
-    # With CRI-O's hook mode, and with containerd's old `default_runtime` table, the default handler has
-    # no name that the runtime could report.
+    # With CRI-O's hook mode, and with containerd's old `default_runtime` table, the default handler
+    # has no name that the runtime could report.
     by_name = plan.operation is Operation.INSTALL and not desired.hook_mode and not desired.legacy
     return Expected(
         desired=desired,
@@ -163,7 +163,7 @@ def handlers(context: Context, plan: Plan) -> frozenset[str]:
 
 
 def _serves_cri(plan: Plan) -> bool | None:
-    """Return whether the runtime must serve CRI if the plan switches it on or off; None: as before."""
+    """Return whether the runtime must serve CRI if the plan turns it on or off; None: as before."""
     if plan.operation is Operation.INSTALL:
         return True if plan.target.desired.enable_cri else None
     return False if planner.enabled_cri(plan.observation) else None
@@ -187,7 +187,7 @@ def as_generated(context: Context, plan: Plan) -> Plan:
 
 
 def runtime_state(context: Context, plan: Plan) -> Health | None:
-    """Return the state of a runtime that is healthy and has loaded its files, else None; do not wait."""
+    """Return the state of a healthy runtime that has loaded its files, else None; do not wait."""
     if context.settings.no_runtime_config:
         return Health(effective=UNTOLD)
     if is_pending(plan.target, plan.record, RestartMode.AUTO):
@@ -206,7 +206,7 @@ def configuration(plan: Plan) -> dict[str, str]:
 
 
 def with_missing_handlers(context: Context, plan: Plan) -> Plan:
-    """Return the plan; `reload_pending` is set if a healthy runtime has not loaded what its files define.
+    """Return the plan; `reload_pending` is set if a healthy runtime has not loaded its files.
 
     Raises ReloadError if reloading the same files did not help before.
     """
@@ -218,7 +218,7 @@ def with_missing_handlers(context: Context, plan: Plan) -> Plan:
 
 
 def with_pending_reload(context: Context, plan: Plan, error: StepError) -> Plan:
-    """Return the plan with `reload_pending` set, for a runtime that has not loaded its files (`error`).
+    """Return the plan with `reload_pending` set, as the runtime has not loaded its files (`error`).
 
     Raises ReloadError if the same process was already reloaded with the same files without effect.
     """
@@ -229,7 +229,7 @@ def with_pending_reload(context: Context, plan: Plan, error: StepError) -> Plan:
 
 
 def record_ineffective_restart(context: Context, plan: Plan) -> None:
-    """Save that reloading did not help, so that no run repeats it with the same files and process."""
+    """Save that reloading did not help, so no run repeats it with the same files and process."""
     target = locate.again(plan.target, context.adapter)
     with contextlib.suppress(StepError):  # The restart budget still limits the attempts.
         context.budget.record_ineffective_restart(_mark(plan, target.process))

@@ -1,4 +1,4 @@
-"""Paths of the root config and the drop-in on this node, taken from the settings or the running daemon."""
+"""Paths of the root config and the drop-in on this node, from settings or the running daemon."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from toolkit.node.processes import RuntimeProcess
 from toolkit.settings.defaults import runtime_default
 from toolkit.settings.resolve import Settings
 
-# --- paths named by the settings or by the daemon ---------------------------------------------------
+# --- paths named by the settings or by the daemon -------------------------------------------------
 
 
 def find_socket(settings: Settings, host: Host) -> Path:
-    """Return the local path of the runtime's socket: below the node's root unless mounted separately."""
+    """Return the runtime socket's local path: below the node's root unless mounted separately."""
     path = Path(settings.socket)
     if settings.is_given("socket") or host.is_here or os.path.exists(path):
         return path
@@ -33,11 +33,11 @@ def find_socket(settings: Settings, host: Host) -> Path:
 def find_config(
     settings: Settings, host: Host, adapter: Adapter, given: str | None, *, is_known: bool = True
 ) -> Path:
-    """Return the local path of the root config: the configured one, else the one that the daemon reads.
+    """Return the local path of the root config: the configured one, else the one the daemon reads.
 
-    `given` is the root config on the daemon's command line, and `is_known` whether the daemon is known.
-    A runtime with a drop-in directory gets its keys there and its root config is only read, so the path
-    that the daemon reads is returned even if another one is configured.
+    `given` is the root config on the daemon's command line, and `is_known` whether the daemon is
+    known. A runtime with a drop-in directory gets its keys there and its root config is only read,
+    so the path that the daemon reads is returned even if another one is configured.
     """
     named = Path(os.path.abspath(settings.config))
     if not settings.is_given("config"):
@@ -57,8 +57,9 @@ def find_config(
 def unread(host: Host, adapter: Adapter, given: str | None, config: str) -> str:
     """Return why a root config is not the one that the running daemon reads, or "" if it may be.
 
-    `config` is its path on the node, `given` the root config on the daemon's command line. On the node
-    itself, where paths are not mapped, a daemon without that option is assumed to read `config`.
+    `config` is its path on the node, `given` the root config on the daemon's command line. On the
+    node itself, where paths are not mapped, a daemon without that option is assumed to read
+    `config`.
     """
     read = given or ("" if host.is_here else runtime_default(adapter.name, "config"))
     if not read.startswith("/") or read == config:
@@ -73,7 +74,8 @@ def unread(host: Host, adapter: Adapter, given: str | None, config: str) -> str:
 def find_drop_in(settings: Settings, host: Host, adapter: Adapter) -> str:
     """Return the drop-in's path on the node.
 
-    As upstream, only the directory of `drop_in_config_host_path` is used, with the name of the drop-in.
+    As upstream, only the directory of `drop_in_config_host_path` is used, with the name of the
+    drop-in.
     """
     path = Path(settings.drop_in_config)
     if given := settings.drop_in_config_host_path:
@@ -84,10 +86,11 @@ def find_drop_in(settings: Settings, host: Host, adapter: Adapter) -> str:
 def check_source(settings: Settings, host: Host, config: Path, binary: str | None) -> None:
     """Raise UsageProblem if a configured `config_source` cannot be used.
 
-    `config` is the local path of the root config, `binary` the program that validates a change, if any.
+    `config` is the local path of the root config, `binary` the program that validates a change, if
+    any.
 
-    Upstream copies handlers from the first source that it can read. Here they always come from the file
-    that the runtime reads, so another file is rejected unless a binary makes it unnecessary.
+    Upstream copies handlers from the first source that it can read. Here they always come from the
+    file that the runtime reads, so another file is rejected unless a binary makes it unnecessary.
     """
     if binary is not None:
         return
@@ -117,7 +120,7 @@ def _is_same(host: Host, other: Path, config: Path) -> bool:
         return False
 
 
-# --- where our keys go ------------------------------------------------------------------------------
+# --- where our keys go ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,8 +147,8 @@ def find(
 ) -> ConfigPaths:
     """Return the files that receive our keys.
 
-    The last two arguments are the root config and the drop-in directory on the daemon's command line,
-    None if it has no such option. Raises NodeConfigError if the root config cannot be read.
+    The last two arguments are the root config and the drop-in directory on the daemon's command
+    line, None if it has no such option. Raises NodeConfigError if the root config cannot be read.
     """
     is_given = settings.is_given("config")
     config = find_config(settings, host, adapter, config_argument, is_known=process is not None)
@@ -198,7 +201,7 @@ def _drop_in(
     own: str | None,
     directory_argument: str | None,
 ) -> tuple[Host, str]:
-    """Return the drop-in's path on the node, empty if there is none, and the host with its directory.
+    """Return the drop-in's path on the node, empty if none, and the host with its directory.
 
     `own` is the path that a distribution has for it; None without a distribution.
     """
@@ -228,8 +231,8 @@ def _distribution(
 ) -> Distribution:
     """Return the distribution whose root config this is.
 
-    A distribution's daemon may also be configured with a file that it does not read; that file belongs
-    to the plain runtime.
+    A distribution's daemon may also be configured with a file that it does not read; that file
+    belongs to the plain runtime.
     """
     executable, unit = (process.executable, process.unit or "") if process is not None else ("", "")
     socket = host.node(Path(settings.socket), *(path for row in DISTRIBUTIONS for path in row.sockets))
@@ -245,7 +248,7 @@ def _distribution(
 def _template(
     distribution: Distribution, host: Host, node: str, config: Path, *, is_given: bool
 ) -> tuple[str, Path]:
-    """Return the template's node path, which must survive an update of the distribution, and local path."""
+    """Return the template's node path, which must survive distribution updates, and local path."""
     if not is_given:
         return distribution.config, host.seen(distribution.config)
     name = posixpath.basename(distribution.config)
@@ -253,7 +256,7 @@ def _template(
 
 
 def _effective_delivery(delivery: ConfigDelivery, host: Host, config: Path) -> ConfigDelivery:
-    """Return the delivery, or that of a plain file if the root config lacks the distribution's mark.
+    """Return the delivery, or a plain file's if the root config lacks the distribution's mark.
 
     Without the mark a person maintains the file, and the distribution does not generate it.
     """

@@ -1,4 +1,4 @@
-"""The state that a runtime must reach after a change, checked against what the running daemon reports."""
+"""The state that a runtime must reach after a change, checked against what the daemon reports."""
 
 from __future__ import annotations
 
@@ -28,12 +28,13 @@ NOT_AS_WANTED: Final = "the runtime is not in the expected state"
 class Expected:
     """The expected state of a runtime.
 
-    Of our handlers, those in `present` must exist and those in `absent` must not; all others must stay.
-    `default` is the configured default handler. If it is None, the default must stay what it was, unless
-    it was one of our handlers or one of `raised`, the handlers that we set as the default. `baseline` is
-    the state before the change, None if it is unknown. `files` is the content that the runtime must have
-    loaded. `cri` is whether it must serve CRI; None means only if it did before. `without_us` is what its
-    files say without our keys, empty if unknown; with `is_removal`, only this counts.
+    Of our handlers, those in `present` must exist and those in `absent` must not; all others must
+    stay. `default` is the configured default handler. If it is None, the default must stay what it
+    was, unless it was one of our handlers or one of `raised`, the handlers that we set as the
+    default. `baseline` is the state before the change, None if it is unknown. `files` is the
+    content that the runtime must have loaded. `cri` is whether it must serve CRI; None means only
+    if it did before. `without_us` is what its files say without our keys, empty if unknown; with
+    `is_removal`, only this counts.
     """
 
     desired: Desired

@@ -20,10 +20,10 @@ _LEAST: Final = 1.0
 class Health:
     """The state that a runtime reports.
 
-    `problems` say why it is unhealthy, empty if it is healthy. `no_cri` says why it does not serve CRI,
-    "" if it does. `network` says why its network is not ready, "" if it is; this does not make it
-    unhealthy, because a new node may have no network yet. `body` is its response to the adapter's
-    `confirmation` request.
+    `problems` say why it is unhealthy, empty if it is healthy. `no_cri` says why it does not serve
+    CRI, "" if it does. `network` says why its network is not ready, "" if it is; this does not make
+    it unhealthy, because a new node may have no network yet. `body` is its response to the
+    adapter's `confirmation` request.
     """
 
     effective: Effective
@@ -56,7 +56,7 @@ def query(target: Target, adapter: Adapter, *, timeout: Timeout) -> Health:
     health_now = Health(effective=Effective(), no_cri="this runtime has no CRI")
     try:
         if adapter.confirmation is not None:
-            from toolkit.runtime.client import http  # noqa: PLC0415  # costs 15 ms, and only Docker speaks it
+            from toolkit.runtime.client import http  # noqa: PLC0415  # 15 ms, only for Docker
 
             body = http.get(target.socket, adapter.confirmation.path, timeout=timeout)
         if adapter.supports_cri:

@@ -1,4 +1,4 @@
-"""List the containers that use our handlers, from the runtime's API and from containerd's shim files."""
+"""List the containers that use our handlers, from the runtime's API and containerd's shim files."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ def using(
 ) -> tuple[str, ...]:
     """Return the names of the containers and pods that use our handlers.
 
-    With `by_name`, only pods that requested the handler explicitly count. If the runtime is down, only
-    the files of its shims are read, because shims and their containers run on without it. Raises
-    StepError if a running runtime does not answer.
+    With `by_name`, only pods that requested the handler explicitly count. If the runtime is down,
+    only the files of its shims are read, because shims and their containers run on without it.
+    Raises StepError if a running runtime does not answer.
     """
     result = list(_from_shims(target, adapter, observation))
     if target.process is None:
@@ -83,7 +83,7 @@ def describe(using: tuple[str, ...], what: str) -> str:
 
 
 def _pods(target: Target, adapter: Adapter, deadline: Deadline) -> tuple[dict[str, str], list[str]]:
-    """Return the pod's name for every sandbox and container ID, and the pods that requested our handlers."""
+    """Return pod names by sandbox and container ID, and the pods that requested our handlers."""
     while True:
         timeout = deadline.at_least(_LEAST)
         try:
@@ -114,7 +114,7 @@ def _handler(target: Target, adapter: Adapter, pod: cri.Sandbox, *, timeout: Tim
 
 
 def _from_shims(target: Target, adapter: Adapter, observation: Observation) -> Iterator[str]:
-    """Yield the IDs of containers whose shim recorded one of our binaries, whatever their handler's name."""
+    """Yield the IDs of containers whose shim recorded one of our binaries, whatever the handler."""
     binaries = {handler.binary.encode() for handler in target.desired.handlers}
     for pattern in adapter.task_files(target.desired, observation):
         for path in target.host.glob(pattern):

@@ -33,11 +33,11 @@ from toolkit.settings.layout import RunDir
 from toolkit.settings.resolve import Settings
 from toolkit.state import binary_cache
 
-# --- a different runtime on the socket --------------------------------------------------------------
+# --- a different runtime on the socket ------------------------------------------------------------
 
 
 def answered(settings: Settings, adapter: Adapter, error: socket_peer.NoPeer) -> tuple[Contradiction, ...]:
-    """Return a contradiction if a different runtime than the configured one answers on the socket."""
+    """Return a contradiction if a runtime other than the configured one answers on the socket."""
     if not isinstance(error, socket_peer.UnexpectedPeer):
         return ()
     process = error.process
@@ -55,7 +55,7 @@ def answered(settings: Settings, adapter: Adapter, error: socket_peer.NoPeer) ->
     )
 
 
-# --- the runtime on this node -----------------------------------------------------------------------
+# --- the runtime on this node ---------------------------------------------------------------------
 
 _SOON: Final = 5.0
 
@@ -64,13 +64,14 @@ _SOON: Final = 5.0
 class Target:
     """The runtime on this node, and the configuration that it should get.
 
-    The paths in `desired` are node paths; `install_dir` and `socket` are local paths. `process` is the
-    daemon that owns the socket; if it is None, `no_process` says why. `binary` is the node path of the
-    program that validates a change, None if there is none. A query to it is cut short when `stop` is
-    requested. `answers` caches its results. With `contradictions` between the settings and the node, the
-    node may be inspected but not changed. `supervisor` is what starts the daemon again; it is None until it
-    has to be known (see `supervised`). `launch_file` is where it is saved before the daemon is ended; if a
-    killed run has ended it, `supervisor` is the one that was saved.
+    The paths in `desired` are node paths; `install_dir` and `socket` are local paths. `process` is
+    the daemon that owns the socket; if it is None, `no_process` says why. `binary` is the node path
+    of the program that validates a change, None if there is none. A query to it is cut short when
+    `stop` is requested. `answers` caches its results. With `contradictions` between the settings
+    and the node, the node may be inspected but not changed. `supervisor` is what starts the daemon
+    again; it is None until it has to be known (see `supervised`). `launch_file` is where it is
+    saved before the daemon is ended; if a killed run has ended it, `supervisor` is the one that was
+    saved.
     """
 
     host: Host
@@ -149,13 +150,13 @@ def _ended(launch_file: Path) -> supervisor.Supervisor | None:
     """Return the supervisor of a daemon that a killed run has ended, None if none has."""
     if not launch_file.exists():
         return None
-    from toolkit.runtime.supervision import launch_file as of_file  # noqa: PLC0415  # Rarely needed.
+    from toolkit.runtime.supervision import launch_file as of_file  # noqa: PLC0415  # Rarely used.
 
     return of_file.saved(launch_file)
 
 
 def usual_units(target: Target) -> tuple[str, ...]:
-    """Return the units that may start a runtime whose own unit is unknown: those of its distribution."""
+    """Return the units that may start a runtime whose own unit is unknown: its distribution's."""
     desired = target.desired
     return distributions.of(desired.runtime, executable="", config=desired.config).units
 
@@ -213,7 +214,7 @@ def supervised(target: Target, adapter: Adapter, timeout: Timeout = _SOON) -> Ta
 
 
 def distrusted_files(target: Target, observation: Observation) -> tuple[str, ...]:
-    """Return a message for each of the runtime's files that an untrusted user could write or replace.
+    """Return a message for each of the runtime's files that an untrusted user can write or replace.
 
     Missing files count too, because the change may create them.
     """
@@ -230,8 +231,8 @@ def distrusted_files(target: Target, observation: Observation) -> tuple[str, ...
 def distrusted_place(target: Target) -> str:
     """Return why other users control the install directory on the node; empty if they do not.
 
-    The directory as this process sees it is checked with the record in it. In a container its parents are
-    those of the container.
+    The directory as this process sees it is checked with the record in it. In a container its
+    parents are those of the container.
     """
     host = target.host
     return "" if host.is_here else trust.place_problem(host.node(target.install_dir), host.root)
@@ -243,8 +244,8 @@ def distrusted_place(target: Target) -> str:
 def root(settings: Settings) -> Path:
     """Return the local path of the node's root.
 
-    Raises UsageProblem if `host_root` is not a directory, or an empty one: the image has one as the mount
-    point of the node's root.
+    Raises UsageProblem if `host_root` is not a directory, or an empty one: the image has one as the
+    mount point of the node's root.
     """
     given = Path(settings.host_root)
     if given.is_dir():
@@ -287,10 +288,12 @@ def _binary(
         [process.executable] if process and processes.looks_like(process, adapter.executables) else []
     )
     if process and candidates and os.path.basename(process.executable) not in adapter.executables:
-        # A multi-call binary (k3s) acts as the runtime only if it is started under the runtime's name.
+        # A multi-call binary (k3s) acts as the runtime only if it is started under the runtime's
+        # name.
         beside = os.path.dirname(process.executable)
         candidates += [f"{beside}/{name}" for name in sorted(adapter.executables)]
-    # If the daemon is known, only its own program may validate the change, not another one of that name.
+    # If the daemon is known, only its own program may validate the change, not another one of that
+    # name.
     for candidate in candidates or sorted(adapter.executables):
         path = host.executable(candidate)
         if path is not None and os.path.basename(path) in adapter.executables:
@@ -343,7 +346,7 @@ def _drop_in_directory(
     process: processes.RuntimeProcess | None,
     drop_in: str,
 ) -> str:
-    """Return the daemon's drop-in directory, whether or not it holds our drop-in; "" if there is none."""
+    """Return the daemon's drop-in directory, with or without our drop-in; "" if there is none."""
     if not adapter.directory_flags:
         return ""
     if drop_in:

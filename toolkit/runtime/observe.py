@@ -34,11 +34,11 @@ _INCLUDED: Final = "{} includes it: put a file there, or remove it from `imports
 def observe(
     target: locate.Target, adapter: Adapter, owned: tuple[Ownership, ...], *, whole: bool = False
 ) -> Observation:
-    """Read every file that the adapter requests, run its queries on the binary, and return the result.
+    """Read every file the adapter requests, run its queries on the binary, and return the result.
 
-    `owned` are the files that we changed; with `whole`, a handler in them that runs our programs is owned
-    even if others changed it (see `planner.relocated`). Raises NodeConfigError for a file that cannot be
-    parsed, and StepError for one that cannot be read.
+    `owned` are the files that we changed; with `whole`, a handler in them that runs our programs is
+    owned even if others changed it (see `planner.relocated`). Raises NodeConfigError for a file
+    that cannot be parsed, and StepError for one that cannot be read.
     """
     argv = target.process.argv if target.process else ()
     observation = Observation(binary=target.binary, argv=argv, owned=owned)
@@ -98,8 +98,8 @@ _KILLED: Final = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 def ask(target: locate.Target, question: BinaryQuery) -> BinaryResult:
     """Run the runtime's binary in the node's root, or return the cached result.
 
-    Raises StepError if the binary cannot be run, and Interrupted if it was cut short because the program
-    is stopping.
+    Raises StepError if the binary cannot be run, and Interrupted if it was cut short because the
+    program is stopping.
     """
     try:
         return target.answers.get(question) or target.answers.put(question, _ask(target, question))
@@ -151,7 +151,8 @@ def _ask(target: locate.Target, question: BinaryQuery) -> BinaryResult:
 def _refuse_killed(result: command.Result) -> None:
     """Raise StepError if a binary was killed, so that it said nothing about the configuration.
 
-    Behind a shell the exit status is 128 and the signal's number. A crash (SIGSEGV, SIGABRT) is an answer.
+    Behind a shell the exit status is 128 and the signal's number. A crash (SIGSEGV, SIGABRT) is an
+    answer.
     """
     number = next((each for each in _KILLED if result.code in {-each, 128 + each}), None)
     if number is not None:
@@ -162,7 +163,7 @@ def _refuse_killed(result: command.Result) -> None:
 
 
 def not_understood(error: ConfigError) -> NodeConfigError:
-    """Return an error of `runtimes` as an error with an exit code. It may quote values of the file."""
+    """Return an error of `runtimes` as an error with an exit code. It may quote the file."""
     from toolkit import redact  # noqa: PLC0415  # needed for errors only
 
     return NodeConfigError(redact.text(str(error)), hint=error.hint)

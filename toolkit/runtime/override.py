@@ -1,7 +1,8 @@
 """Check that the node has what the toolkit's handlers name: programs, files and snapshotters.
 
-`config dump` accepts any path and any name. What does not exist is found when a pod starts. The keys are
-those of `--runtime-config-override` and those that are inherited from a handler of the node.
+`config dump` accepts any path and any name. What does not exist is found when a pod starts. The
+keys are those of `--runtime-config-override` and those that are inherited from a handler of the
+node.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ _OPTION: Final = "--runtime-config-override"
 
 
 def problems(target: Target, *, timeout: Timeout) -> Iterator[str]:
-    """Yield a message for each key of the override whose program, file or snapshotter does not exist."""
+    """Yield a message for each override key whose program, file or snapshotter does not exist."""
     return _problems(target, _OPTION, target.desired.override, timeout)
 
 
 def inherited_problems(target: Target, origin: Origin, *, timeout: Timeout) -> Iterator[str]:
-    """Yield the same for the keys that the toolkit's handlers inherit, without those of the override."""
+    """Yield the same for the keys that the toolkit's handlers inherit, except the override's."""
     where = f"the handler {origin.source}, from which the toolkit's handlers inherit"
     if target.desired.runtime == RuntimeName.CRIO:
         path = origin.settings.get("monitor_path")
@@ -74,7 +75,7 @@ def _problems(target: Target, where: str, given: Tree, timeout: Timeout) -> Iter
 
 
 def shim_name(kind: str) -> str:
-    """Return the name of the program of a runtime type, as containerd derives it; empty if it has none."""
+    """Return the name of the program of a runtime type, as containerd derives it; empty if none."""
     parts = kind.split(".")
     return f"containerd-shim-{parts[-2]}-{parts[-1]}" if len(parts) > 1 and parts[0] else ""
 
@@ -98,7 +99,7 @@ def _file(target: Target, where: str, key: str, path: str) -> Iterator[str]:
 
 
 def _shim(target: Target, where: str, kind: str) -> Iterator[str]:
-    """Search the shim as containerd does: in the PATH of the daemon, then beside its own executable."""
+    """Search the shim as containerd does: in the daemon's PATH, then beside its own executable."""
     if kind.startswith("/"):
         yield from _program(target, where, "runtime_type", kind)
         return

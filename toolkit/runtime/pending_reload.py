@@ -48,8 +48,9 @@ def is_unwritten(record: Record) -> bool:
 def is_pending(target: Target, record: Record, mode: RestartMode) -> bool:
     """Return whether the running daemon was started before the change was written.
 
-    If the daemon of that time is recorded, compare PID and start time. Otherwise compare the time of the
-    change with the daemon's start on the boot clock, because the wall clock may be set at any time.
+    If the daemon of that time is recorded, compare PID and start time. Otherwise compare the time
+    of the change with the daemon's start on the boot clock, because the wall clock may be set at
+    any time.
     """
     pending, process = record.pending_reload, target.process
     if pending is None or process is None or mode is RestartMode.NONE:

@@ -1,8 +1,8 @@
 """Restart or reload the runtime: by a restart of its systemd unit, by SIGHUP, or not at all.
 
-SIGHUP terminates containerd: with the usual unit file its socket is down for 5.3 s until systemd starts
-it again, against 0.1 s for `systemctl restart`. Docker reloads in place. CRI-O logs a reload, but uses
-the old handlers for new pods until it is restarted.
+SIGHUP terminates containerd: with the usual unit file its socket is down for 5.3 s until systemd
+starts it again, against 0.1 s for `systemctl restart`. Docker reloads in place. CRI-O logs a
+reload, but uses the old handlers for new pods until it is restarted.
 """
 
 from __future__ import annotations
@@ -35,18 +35,19 @@ _SHORTEST_WAIT: Final = 0.02
 _LONGEST_WAIT: Final = 0.25
 _LEAST: Final = 0.1
 NOTICED: Final = 10.0
-"""Seconds within which a distribution that watches its drop-ins restarts the daemon (k0s waits for 3)."""
+"""Seconds within which a distribution that watches its drop-ins restarts the daemon (k0s: 3)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestartMethod:
     """The way to make the runtime load a change.
 
-    `replaces` is whether the daemon gets a new process. `obstacle` says why the method cannot be used,
-    "" if it can. `by_itself` is whether the distribution notices the change and restarts the daemon
-    itself; the unit is restarted only if it does not. `after_signal` names what starts a daemon again that
-    SIGHUP ends; if nothing is known to, `warning` says so. `dependents` are the running units that depend
-    on the runtime's. With `is_as_before`, it starts a runtime that a killed run has ended.
+    `replaces` is whether the daemon gets a new process. `obstacle` says why the method cannot be
+    used, "" if it can. `by_itself` is whether the distribution notices the change and restarts the
+    daemon itself; the unit is restarted only if it does not. `after_signal` names what starts a
+    daemon again that SIGHUP ends; if nothing is known to, `warning` says so. `dependents` are the
+    running units that depend on the runtime's. With `is_as_before`, it starts a runtime that a
+    killed run has ended.
     """
 
     mode: RestartMode
@@ -89,8 +90,8 @@ def restart_method(
 ) -> RestartMethod:
     """Return the method to restart or reload this node's runtime.
 
-    `found` is what starts it again. None stands for a runtime that has nothing to load, whose supervisor
-    was not looked for.
+    `found` is what starts it again. None stands for a runtime that has nothing to load, whose
+    supervisor was not looked for.
     """
     if mode is RestartMode.NONE:
         return RestartMethod(mode=mode, unit=None, replaces=False)
@@ -158,9 +159,10 @@ def takes_effect(adapter: Adapter, restart_method: RestartMethod) -> bool:
 def start_stopped(
     target: Target, unit: str | None, deadline: Deadline, *, even_if_stopped: bool = False
 ) -> RestartMethod | None:
-    """Return the method to start a runtime that failed; None if it did not fail or cannot be started.
+    """Return the method to start a failed runtime; None if it did not fail or cannot be started.
 
-    With `even_if_stopped`, start it whatever the state of its unit is, because we stopped it ourselves.
+    With `even_if_stopped`, start it whatever the state of its unit is, because we stopped it
+    ourselves.
     """
     if unit is None or target.process is not None or systemd.unusable(target.host):
         return None
@@ -187,8 +189,8 @@ def _dependents(target: Target, unit: str, deadline: Deadline) -> tuple[str, ...
 def perform(target: Target, adapter: Adapter, chosen: RestartMethod, deadline: Deadline) -> float:
     """Restart or reload the runtime and wait until it answers again.
 
-    Returns the seconds that passed. Raises StepError if the restart fails, and ReloadError if the runtime
-    does not answer before the deadline.
+    Returns the seconds that passed. Raises StepError if the restart fails, and ReloadError if the
+    runtime does not answer before the deadline.
     """
     before = target.process
     if chosen.obstacle:
@@ -211,12 +213,12 @@ def perform(target: Target, adapter: Adapter, chosen: RestartMethod, deadline: D
 
 
 def save_launch(target: Target, chosen: RestartMethod) -> None:
-    """Save how a daemon was started that SIGHUP is about to end and that nothing is known to start again.
+    """Save how a daemon was started that SIGHUP will end and that nothing is known to start again.
 
     The next run starts it if this one is killed in between. Raises StepError.
     """
     if chosen.warning and target.process is not None and target.supervisor is not None:
-        from toolkit.runtime.supervision import launch_file  # noqa: PLC0415  # Only needed where nothing starts it again.
+        from toolkit.runtime.supervision import launch_file  # noqa: PLC0415  # Rarely used.
 
         launch_file.save(target.launch_file, target.process, target.supervisor)
 
@@ -240,7 +242,7 @@ def _warn(chosen: RestartMethod, process: processes.RuntimeProcess) -> None:
 def _start_again(
     target: Target, adapter: Adapter, before: processes.RuntimeProcess | None, deadline: Deadline
 ) -> None:
-    """Start a daemon that ended, if nothing is known to start it again and nothing did within some seconds.
+    """Start an ended daemon, if nothing is known to start it again and nothing did in some seconds.
 
     Raises StepError, with the command that starts it, if it cannot be started as it was before.
     """
@@ -278,7 +280,7 @@ def _start_as_before(target: Target, found: Supervisor, deadline: Deadline) -> N
     elif found.launch is None:
         raise StepError("how it was started could not be read")
     else:
-        from toolkit.runtime.supervision import launch  # noqa: PLC0415  # Only needed where nothing starts it again.
+        from toolkit.runtime.supervision import launch  # noqa: PLC0415  # Rarely used.
 
         launch.start(target.host, found.launch)
 
@@ -307,7 +309,7 @@ def _is_answered(target: Target, adapter: Adapter, before: processes.RuntimeProc
 def _is_replaced(
     target: Target, adapter: Adapter, before: processes.RuntimeProcess, deadline: Deadline
 ) -> bool:
-    """Wait some seconds for a process to end because the distribution restarts it; return whether it did."""
+    """Wait some seconds for the distribution to restart a process; return whether it ended."""
     soon = Deadline(min(NOTICED, deadline.left))
     while before.is_alive():
         if soon.is_over:
@@ -321,8 +323,8 @@ def _hang_up(
 ) -> processes.RuntimeProcess:
     """Send SIGHUP to the process that owns the socket *now*, and return that process.
 
-    The daemon may have been restarted since it was located, and may have started before the change was
-    written.
+    The daemon may have been restarted since it was located, and may have started before the change
+    was written.
     """
     while True:
         try:
@@ -359,8 +361,8 @@ def restart_unit(target: Target, unit: str, dependents: Sequence[str], deadline:
     LOGGER.info("restarting %s%s", unit, also)
     job = (systemd.ALONE,) if dependents else ()
     if target.desired.delivery.is_regenerated:
-        # The unit is a whole distribution (rke2-server) and becomes active long after its runtime, so do not
-        # wait for it.
+        # The unit is a whole distribution (rke2-server) and becomes active long after its runtime,
+        # so do not wait for it.
         _systemctl(target, "reset-failed", unit, deadline=deadline)
         result = _systemctl(target, "restart", *job, "--no-block", unit, deadline=deadline)
         if not result.ok:
@@ -368,8 +370,8 @@ def restart_unit(target: Target, unit: str, dependents: Sequence[str], deadline:
         return
     result = _systemctl(target, "restart", *job, unit, deadline=deadline)
     if not result.ok:
-        # systemd refuses to start a unit that was started too often in a short time (StartLimitBurst), and
-        # leaves the runtime down. Reset that counter and try once more.
+        # systemd refuses to start a unit that was started too often in a short time
+        # (StartLimitBurst), and leaves the runtime down. Reset that counter and try once more.
         LOGGER.warning("%s did not start (%s); trying once more", unit, result.err)
         _systemctl(target, "reset-failed", unit, deadline=deadline)
         result = _systemctl(target, "restart", *job, unit, deadline=deadline)
@@ -378,7 +380,7 @@ def restart_unit(target: Target, unit: str, dependents: Sequence[str], deadline:
 
 
 def confirm_dependents(target: Target, units: Sequence[str], deadline: Deadline) -> None:
-    """Wait until units that ran before the runtime was restarted run again; start those that do not.
+    """Wait until units that ran before the restart run again; start those that do not.
 
     Raises ReloadError if one of them does not run at the deadline.
     """

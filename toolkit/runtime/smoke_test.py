@@ -1,8 +1,8 @@
 """Smoke test: start a pod or container through a handler, and remove it again.
 
 A runtime that lists a handler does not prove that the handler works: its binary may be missing or
-may fail. The pod or container started here is the smallest one that runs the handler's binary. It has
-a label, so that a run removes what a killed run left behind.
+may fail. The pod or container started here is the smallest one that runs the handler's binary. It
+has a label, so that a run removes what a killed run left behind.
 """
 
 from __future__ import annotations
@@ -42,27 +42,27 @@ _PAUSE: Final = 0.1
 _NAMESPACE_MODE_POD: Final = 0
 _NAMESPACE_MODE_NODE: Final = 2
 _NO_DISK: Final = re.compile("no space left on device|disk quota exceeded", re.IGNORECASE)
-# The errors of a runtime that finds the handler's configuration wrong, whatever else works on the node:
-# containerd 1.6 to 2.3, then CRI-O, then dockerd.
+# The errors of a runtime that finds the handler's configuration wrong, whatever else works on the
+# node: containerd 1.6 to 2.3, then CRI-O, then dockerd.
 _WRONG_HANDLER: Final = re.compile(
     "no runtime for|no corresponding runtime|snapshotter .*not found|snapshotter not loaded"
     "|custom binary path|can't convert|not installed on|type with url"
     "|failed to find runtime handler|unknown or invalid runtime",
     re.IGNORECASE,
 )
-# The first is from containerd 1.6 to 2.3, the second from CRI-O 1.36, the third from older CRI-O ("Error
-# initializing source docker://...").
+# The first is from containerd 1.6 to 2.3, the second from CRI-O 1.36, the third from older CRI-O
+# ("Error initializing source docker://...").
 _NO_IMAGE: Final = re.compile("sandbox image|pull image|initializing source", re.IGNORECASE)
 _NO_NETWORK: Final = re.compile("network plugin|cni plugin|sandbox network", re.IGNORECASE)
 _UNAVAILABLE: Final = frozenset({"UNIMPLEMENTED", "UNAVAILABLE", "PERMISSION_DENIED", "UNAUTHENTICATED"})
 
 
 class NotTried(StepError):
-    """The handler could not be tried, for a reason that is not the handler; the message is the reason."""
+    """The handler could not be tried, for a reason other than the handler, given as the message."""
 
 
 class HandlerFailed(StepError):
-    """No container started through the handler. `is_certain` says that nothing else can be the reason.
+    """No container started through the handler. `is_certain` says that nothing else is the reason.
 
     `is_over` says that the time was over.
     """
@@ -80,10 +80,10 @@ def start_pod(
 
     Only the pod's sandbox is started, with the runtime's pause program as its one process, because
     CRI cannot import an image. `cgroup_parent` is a slice (`system.slice`) if the handler uses the
-    systemd cgroup driver, and "" if it uses cgroupfs; the runtime rejects the wrong kind. `image` is
-    the name of the sandbox image if it is known: a missing image is not pulled, because it would stay
-    on the node. `timeout`, in seconds, covers everything, including the removal. Raises HandlerFailed
-    with the runtime's error, NotTried, and StepError if the pod cannot be removed.
+    systemd cgroup driver, and "" if it uses cgroupfs; the runtime rejects the wrong kind. `image`
+    is the name of the sandbox image if it is known: a missing image is not pulled, because it would
+    stay on the node. `timeout`, in seconds, covers everything, including the removal. Raises
+    HandlerFailed with the runtime's error, NotTried, and StepError if the pod cannot be removed.
     """
     name = f"{_NAME}-{handler}"
 
@@ -107,16 +107,19 @@ def pod_request(name: str, handler: str, cgroup_parent: str) -> bytes:
     namespaces = protobuf.encode([
         # The host network needs no CNI plugin, which may not be installed yet.
         (1, _NAMESPACE_MODE_NODE),
-        # One PID namespace for the pod. Without it CRI-O starts no process for a sandbox (`drop_infra_ctr` is
-        # on by default) and never runs the handler's binary, so every handler would seem to work.
+        # One PID namespace for the pod. Without it CRI-O starts no process for a sandbox
+        # (`drop_infra_ctr` is on by default) and never runs the handler's binary, so every handler
+        # would seem to work.
         (2, _NAMESPACE_MODE_POD),
     ])  # fmt: skip
     linux = protobuf.encode([
-        # Without a parent containerd creates the cgroup /k8s.io and leaves it behind. With / it does not.
+        # Without a parent containerd creates the cgroup /k8s.io and leaves it behind. With / it
+        # does not.
         (1, cgroup_parent or "/"),
         (2, protobuf.encode([(1, namespaces)])),
     ])  # fmt: skip
-    # A new UID each time, because the runtime may still reserve the name of an earlier pod that hung.
+    # A new UID each time, because the runtime may still reserve the name of an earlier pod that
+    # hung.
     metadata = protobuf.encode([(1, name), (2, str(uuid.uuid4())), (3, _NAMESPACE)])
     label = protobuf.encode([(1, _LABEL), (2, cri.LABELLED)])
     return protobuf.encode([(1, protobuf.encode([(1, metadata), (6, label), (8, linux)])), (2, handler)])
@@ -155,7 +158,7 @@ def _pod_error(handler: str, error: cri.CriFailed, seconds: float | None) -> Ste
 
 
 def _reason(error: cri.CriFailed, text: str) -> str:
-    """Return the reason for a failed start that is not the handler; empty if the handler may be it."""
+    """Return the reason for a failed start that is not the handler; empty if it may be."""
     if error.code in _UNAVAILABLE or isinstance(error.__cause__, PermissionError):
         return text
     if _NO_DISK.search(text):
@@ -173,7 +176,7 @@ def clear_pods(socket: Path, *, timeout: Timeout) -> None:
 
 
 def _clear_pods(socket: Path, name: str | None, time_left: TimeLeft) -> None:
-    """Remove the pods of that name, or all of them, including those of runs that failed or were killed."""
+    """Remove the pods of that name, or all of them, including those of failed or killed runs."""
     problem: StepError | None = None
     while True:
         try:
@@ -186,8 +189,8 @@ def _clear_pods(socket: Path, name: str | None, time_left: TimeLeft) -> None:
             if pod.namespace != _NAMESPACE or name not in {None, pod.name}:
                 continue
             request = protobuf.encode([(1, pod.id)])
-            # RemovePodSandbox kills the pod, so try to stop it first, but not for long: CRI-O 1.36 once
-            # did not answer for 15 s, and then removed the pod at once.
+            # RemovePodSandbox kills the pod, so try to stop it first, but not for long: CRI-O 1.36
+            # once did not answer for 15 s, and then removed the pod at once.
             with contextlib.suppress(cri.CriFailed):
                 cri.call(socket, "StopPodSandbox", request, timeout=min(_FOR_STOP, time_left() / 2))
             try:
@@ -200,11 +203,11 @@ def _clear_pods(socket: Path, name: str | None, time_left: TimeLeft) -> None:
 
 
 def start_container(socket: Path, handler: str, *, timeout: Timeout) -> None:
-    """Start a container through a handler over Docker's HTTP API, check that it exits with 0, and remove it.
+    """Start a container through a handler over Docker's API, check for exit code 0, and remove it.
 
-    The image is built here and holds only a minimal program. `timeout`, in seconds, covers everything,
-    including the removal. Raises HandlerFailed with dockerd's error, NotTried if the image cannot be built,
-    and StepError if they cannot be removed.
+    The image is built here and holds only a minimal program. `timeout`, in seconds, covers
+    everything, including the removal. Raises HandlerFailed with dockerd's error, NotTried if the
+    image cannot be built, and StepError if they cannot be removed.
     """
     # Docker allows fewer characters in a container's name than in a handler's.
     safe = re.sub(r"[^A-Za-z0-9_.-]", "_", handler)
@@ -230,7 +233,7 @@ def start_container(socket: Path, handler: str, *, timeout: Timeout) -> None:
 
 
 def clear_containers(socket: Path, *, timeout: Timeout) -> None:
-    """Remove the containers and images that killed runs left behind, of every handler. Raises StepError."""
+    """Remove all handlers' containers and images that killed runs left. Raises StepError."""
     time_left = remaining(timeout)
     label = json.dumps({"label": [f"{_LABEL}={cri.LABELLED}"]})
     for container in _listed(
@@ -268,7 +271,8 @@ def _run(socket: Path, handler: str, name: str, image: str, time_left: TimeLeft)
         "HostConfig": {
             "Runtime": handler,
             "NetworkMode": "none",
-            # The node's default log driver may need a server that is not running; there is nothing to log.
+            # The node's default log driver may need a server that is not running; there is nothing
+            # to log.
             "LogConfig": {"Type": "none"},
         },
     }
@@ -313,7 +317,7 @@ def _import(socket: Path, image: str, time_left: TimeLeft) -> None:
 
 
 def _request(socket: Path, method: str, target: str, body: bytes | None = None, **more: Any) -> Response:
-    from toolkit.runtime.client import http  # noqa: PLC0415  # costs 15 ms, and only Docker speaks it
+    from toolkit.runtime.client import http  # noqa: PLC0415  # costs 15 ms, only Docker speaks it
 
     return http.request(socket, method, target, body, **more)
 
@@ -343,10 +347,10 @@ def delete(socket: Path, target: str, time_left: TimeLeft) -> None:
 
 @contextlib.contextmanager
 def _cleaned_up(clear: Callable[[TimeLeft], None], what: str, timeout: Timeout) -> Iterator[TimeLeft]:
-    """Run `clear` before and after the body; yield a function that returns the seconds left for the body.
+    """Run `clear` before and after the body; yield a function that returns the body's seconds left.
 
-    Raises StepError if the removal fails. If the body raised an exception, that one is raised instead,
-    and the failed removal is logged.
+    Raises StepError if the removal fails. If the body raised an exception, that one is raised
+    instead, and the failed removal is logged.
     """
     whole = remaining(timeout)
     reserved = min(_FOR_REMOVAL, whole() / 3)
@@ -395,5 +399,5 @@ def _json_object(text: str) -> dict[str, Any]:
 
 
 def _one_line(text: str) -> str:
-    """Return a text as one line, complete, because a quoted program's output may be the important part."""
+    """Return a text as one line, complete, because a quoted program's output may be important."""
     return " ".join(text.split())

@@ -1,7 +1,7 @@
 """Check that the runtime sees the directories that are written to, in its own mount namespace.
 
-Files that only this process sees are worse than none: the configuration then names programs that the
-runtime cannot start, and it reads nothing of what was written.
+Files that only this process sees are worse than none: the configuration then names programs that
+the runtime cannot start, and it reads nothing of what was written.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _CHOOSE: Final = (
 class _Place(NamedTuple):
     """A directory, or the directory of a file, that an installation uses.
 
-    `option` names it, if any does. `node_path` and `local` are the paths of the directory, or of the
-    file if `is_file`.
+    `option` names it, if any does. `node_path` and `local` are the paths of the directory, or of
+    the file if `is_file`.
     """
 
     option: str
@@ -58,7 +58,7 @@ class Invisible(NamedTuple):
 
 
 def of_runtime(target: Target) -> Host | None:
-    """Return the file system as the runtime sees it, None if that is the one that this process sees."""
+    """Return the file system as the runtime sees it, None if it is this process's own."""
     seen = hosts.of_process(target.process.pid) if target.process is not None else None
     return None if seen is None or seen.is_here else seen
 
@@ -68,10 +68,10 @@ def check(
 ) -> list[Invisible]:
     """Return a problem for every directory of an installation that the runtime would not see.
 
-    `installs` is whether the toolkit is installed; otherwise the node's own one is used. `files` are the
-    node paths of the runtime's files, `specification` are the node path and the local path of the CDI
-    specification, None if there is none. If the runtime is not running or may not be examined, the
-    node's root directory is searched instead.
+    `installs` is whether the toolkit is installed; otherwise the node's own one is used. `files`
+    are the node paths of the runtime's files, `specification` are the node path and the local path
+    of the CDI specification, None if there is none. If the runtime is not running or may not be
+    examined, the node's root directory is searched instead.
     """
     seen = hosts.of_process(target.process.pid) if target.process is not None else None
     if seen is not None and seen.is_here:

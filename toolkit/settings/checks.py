@@ -1,4 +1,4 @@
-"""Validation of settings: values with a syntax of their own, and combinations that are not allowed."""
+"""Validation of settings: values with a syntax of their own, and forbidden combinations."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ _LARGEST: Final = 1 << 63
 def read_override(text: str) -> dict[str, Any]:
     """Return the keys of RUNTIME_CONFIG_OVERRIDE, a JSON object.
 
-    Raises ValueError if the text is not a JSON object, sets a reserved key, or contains a value that
-    containerd's configuration cannot contain.
+    Raises ValueError if the text is not a JSON object, sets a reserved key, or contains a value
+    that containerd's configuration cannot contain.
     """
     try:
         result = json.loads(text, parse_constant=_refused)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not valid JSON ({error})") from error
     if not isinstance(result, dict):
-        raise ValueError("must be a JSON object")  # noqa: TRY004  # the value is wrong, not a Python type
+        raise ValueError("must be a JSON object")  # noqa: TRY004  # the value is wrong, not a type
     _check(result, "")
     options = result.get("options", {})
     reserved = (
@@ -94,7 +94,7 @@ def _scalar_problem(item: Any) -> str:
 
 
 def endpoint(address: str) -> tuple[str, int] | None:
-    """Return the host and port of HOST:PORT, [IPV6]:PORT or :PORT (127.0.0.1); None for other text."""
+    """Return the host and port of HOST:PORT, [IPV6]:PORT or :PORT (127.0.0.1); else None."""
     host, colon, port = address.rpartition(":")
     is_bracketed = host.startswith("[") and host.endswith("]")
     host = host[1:-1] if is_bracketed else host
@@ -148,7 +148,7 @@ def _is_of_shell(name: str, origins: Mapping[str, str]) -> bool:
 
 
 def _of_drop_ins(values: Mapping[str, Any], origins: Mapping[str, str]) -> Iterator[str]:
-    """Yield a message for every path of a drop-in that is one of a directory, which may not exist yet.
+    """Yield a message for every drop-in path that names a directory, which may not exist yet.
 
     A file of this name would be in the way of everybody's drop-ins. CRI-O reads files of any name.
     """
@@ -182,7 +182,7 @@ def _of_switches(values: Mapping[str, Any], origins: Mapping[str, str]) -> Itera
 
 
 def _of_runtimes(values: Mapping[str, Any], origins: Mapping[str, str]) -> Iterator[str]:
-    """Yield a message for every option that is invalid for this runtime, or applies to another one."""
+    """Yield a message for every option that is invalid for this runtime or applies to another."""
     for row in SETTINGS:
         is_other = row.only not in {"", values["runtime"]} and values["runtime"] in defaults.BY_RUNTIME
         # A variable that is set to the default is accepted: it may be set for all nodes alike.

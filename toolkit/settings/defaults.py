@@ -37,7 +37,7 @@ def runtime_default(runtime: str, name: str) -> str:
 
 
 def applies(variable: str, runtime: str) -> bool:
-    """Return whether a variable applies to a runtime: `CONTAINERD_*` only to containerd, and so on."""
+    """Return whether a variable applies to a runtime: `CONTAINERD_*` only to containerd, etc."""
     return not any(variable.startswith(prefix) for other, prefix in _PREFIXES.items() if other != runtime)
 
 

@@ -1,7 +1,7 @@
 """The parser of `--env-file`: NAME=value lines in shell syntax.
 
-The environment of a running process cannot be changed from outside. A file can, so that the agent can
-be reconfigured without a restart.
+The environment of a running process cannot be changed from outside. A file can, so that the agent
+can be reconfigured without a restart.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ class InstallDir:
 
     @property
     def versions(self) -> Path:
-        """Return the directory with the installed versions of the toolkit, each under its digest."""
+        """Return the directory with the toolkit's installed versions, each under its digest."""
         return self.path / VERSIONS
 
     @property
@@ -38,7 +38,7 @@ class InstallDir:
 
     @property
     def originals(self) -> Path:
-        """Return the directory with the original contents of changed files, each under its digest."""
+        """Return the directory with original contents of changed files, each under its digest."""
         return self.state / "originals"
 
 

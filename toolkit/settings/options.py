@@ -66,11 +66,11 @@ class Setting:
     """A row of the table.
 
     `flags` are the spellings of the option with their dashes, `variables` the environment variables
-    in order of precedence. `only` is the one runtime that the setting applies to; empty for all.
-    A default of None means that it depends on the runtime, or that there is none. `pending` is set for
-    a flag that is not supported: it says why and what to do instead; a true value is refused with
-    that message. `empty` is the value that an empty option (`--name=`) stands for; with None an empty
-    option is refused. An empty environment variable counts as not set.
+    in order of precedence. `only` is the one runtime that the setting applies to; empty for all. A
+    default of None means that it depends on the runtime, or that there is none. `pending` is set
+    for a flag that is not supported: it says why and what to do instead; a true value is refused
+    with that message. `empty` is the value that an empty option (`--name=`) stands for; with None
+    an empty option is refused. An empty environment variable counts as not set.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """Resolution of the settings: command line, then environment variables, then defaults.
 
-Of the variables of a setting the first one that is set is used. A default may depend on the runtime,
-and a variable such as `CONTAINERD_CONFIG` is used only if the runtime is containerd.
+Of the variables of a setting the first one that is set is used. A default may depend on the
+runtime, and a variable such as `CONTAINERD_CONFIG` is used only if the runtime is containerd.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ _EMPTY: Final[Mapping[Kind, Any]] = MappingProxyType(
 class Settings(Values):
     """A value for each row of the table, and the option or variable that each value comes from.
 
-    `remarks` are log levels and messages about options that have no effect. `found` holds the values
-    that were detected on the node: the runtime, and its paths if they are not the usual ones.
-    `contradictions` are conflicts between the settings and the node: if there are any, commands may
-    inspect the node but not change it.
+    `remarks` are log levels and messages about options that have no effect. `found` holds the
+    values that were detected on the node: the runtime, and its paths if they are not the usual
+    ones. `contradictions` are conflicts between the settings and the node: if there are any,
+    commands may inspect the node but not change it.
     """
 
     values: Mapping[str, Any]
@@ -65,7 +65,7 @@ class Settings(Values):
         return self.origins[name] != "default"
 
     def by(self, name: str) -> str:
-        """Return the option or variable that a setting comes from; its option if it was not given."""
+        """Return the option or variable that a setting comes from; its option if not given."""
         return self.origins[name] if self.is_given(name) else f"--{name.replace('_', '-')}"
 
 
@@ -125,7 +125,7 @@ def _source(
 
 
 def _encoding_problem(text: str, origin: str) -> str:
-    """Return a message if a text is not UTF-8, which the files that it may be written to are; else ""."""
+    """Return a message if a text is not UTF-8, unlike the files it may be written to; else ""."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -135,7 +135,7 @@ def _encoding_problem(text: str, origin: str) -> str:
 
 
 def _taken(row: Setting, text: str, origin: str, values: dict[str, Any]) -> str | None:
-    """Parse the text of a setting and store its value in `values`; return a message if it is invalid."""
+    """Parse the text of a setting and store its value in `values`; return a message if invalid."""
     if text or origin not in row.flags:
         return _read(row, text, origin, values)
     if row.empty is None:
@@ -166,7 +166,7 @@ def _read(row: Setting, text: str, origin: str, values: dict[str, Any]) -> str |
 
 
 def _plain(row: Setting, text: str) -> str:
-    """Return a text, without the scheme that the kubelet's options and crictl's write before a socket."""
+    """Return a text without the scheme that kubelet's and crictl's options put before a socket."""
     return text.removeprefix("unix://").removeprefix("unix:") if row.name == "socket" else text
 
 

@@ -1,4 +1,4 @@
-"""The files that are kept between runs: record, journal, readiness record, restart budget, binary cache.
+"""The files kept between runs: record, journal, readiness record, restart budget, binary cache.
 
 May import node, settings and the modules beside the packages.
 Start reading at record.py.

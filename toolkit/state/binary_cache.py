@@ -1,8 +1,8 @@
 """A cache of what the runtime's binary reports, such as its defaults, valid for one boot.
 
-Of the results that depend on a configuration, only that of the files without owned keys is cached; it may
-contain passwords. The file is on a tmpfs, in the directory of the PID file, for root alone. If it cannot
-be read or written, the binary is executed instead.
+Of the results that depend on a configuration, only that of the files without owned keys is cached;
+it may contain passwords. The file is on a tmpfs, in the directory of the PID file, for root alone.
+If it cannot be read or written, the binary is executed instead.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _ELF: Final = b"\x7fELF"
 
 @dataclass(slots=True, kw_only=True)
 class AnswerCache:
-    """The cached results of one binary. `path` is the cache file, `binary` the local path of the binary."""
+    """The cached results of one binary. `path` is the cache file, `binary` its local path."""
 
     path: Path = field(default_factory=Path)
     binary: Path | None = None
@@ -41,7 +41,7 @@ class AnswerCache:
     _is_new: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
-        """Read the cache file. Results of another binary, version of this program or boot are ignored."""
+        """Read the cache file. Results of another binary, program version or boot are ignored."""
         if self.binary is not None and (identifier := _identity(self.binary)):
             self._head = {
                 "format": FORMAT,
@@ -64,7 +64,7 @@ class AnswerCache:
         return answer
 
     def keep(self) -> None:
-        """Write the cache file if there are new results. An error is logged on level debug and ignored."""
+        """Write the cache file if there are new results. Errors are logged (debug) and ignored."""
         if not self._is_new:
             return
         answers = {mark: {"out": result.out, "err": result.err} for mark, result in self._known.items()}
@@ -79,7 +79,7 @@ class AnswerCache:
 
 
 def identity(host: Host, binary: str | None) -> str:
-    """Return a text that identifies the file of the runtime's binary (a node path); empty if unknown."""
+    """Return an identifier of the file of the runtime's binary (a node path); empty if unknown."""
     path = host.resolve(binary) if binary else None
     return _identity(path) if path is not None else ""
 
@@ -90,7 +90,7 @@ def of(settings: Settings, host: Host, binary: str | None) -> AnswerCache:
 
 
 def forget(settings: Settings) -> None:
-    """Remove the cache file and its temporary files. Errors are ignored, since the cache is optional."""
+    """Remove the cache file and its temporary files. Errors are ignored, since it is optional."""
     path = _path(settings)
     files.sweep(path, None)
     with contextlib.suppress(StepError):
@@ -126,7 +126,7 @@ def _read(path: Path, head: Mapping[str, Any]) -> dict[str, BinaryResult]:
 
 
 def _identity(binary: Path) -> str:
-    """Return a text that identifies an ELF file; empty for other files: a script may run any program."""
+    """Return an identifier of an ELF file; empty for other files: a script may run any program."""
     try:
         with open(binary, "rb") as stream:
             is_program = stream.read(len(_ELF)) == _ELF

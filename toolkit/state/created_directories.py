@@ -1,7 +1,7 @@
-"""A note of the directories that are about to be created or removed, so that a killed run leaves none behind.
+"""A note of directories about to be created or removed, so that a killed run leaves none behind.
 
-The record cannot list them: it is stored in one of them, and does not exist before that is created or
-after it is removed. The note is a file in the directory of the PID file, and is lost on reboot.
+The record cannot list them: it is stored in one of them, and does not exist before that is created
+or after it is removed. The note is a file in the directory of the PID file, and is lost on reboot.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from toolkit.log import LOGGER
 from toolkit.node import files, trust
 
 _LARGEST: Final = 1 << 20
-# Errors of rmdir(2) that are accepted: the directory is already removed, not empty, or a mount point.
+# Errors of rmdir(2) that are accepted: the directory is already removed, not empty, or a mount
+# point.
 _ACCEPTED: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY})
 
 
@@ -37,7 +38,7 @@ def note(path: Path, directories: Iterable[str]) -> None:
 
 
 def read(path: Path) -> tuple[str, ...]:
-    """Return the directories in the note, outermost first; none if the note cannot be read or trusted."""
+    """Return the directories in the note, outermost first; none if it cannot be read or trusted."""
     try:
         data = trust.read_own(path, _LARGEST)
         result = json.loads(data) if data else []

@@ -1,8 +1,8 @@
 """The durable record of the changes on a node, and the original content of the changed files.
 
-It is stored below the install directory, beside `toolkit/`, and is written before anything else on the
-node changes. The original of a file is its content before the first change by this program, however
-often the file is written. Originals are stored by their hash.
+It is stored below the install directory, beside `toolkit/`, and is written before anything else on
+the node changes. The original of a file is its content before the first change by this program,
+however often the file is written. Originals are stored by their hash.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ _OWNERS: Final = (
 def load(install_dir: Path) -> Record:
     """Return the record of an install directory; an empty one if there is none.
 
-    Raises NodeConfigError if the record is damaged, needs a newer version of this program, or is in a
-    file or directory that other users control.
+    Raises NodeConfigError if the record is damaged, needs a newer version of this program, or is in
+    a file or directory that other users control.
     """
     location = InstallDir(install_dir).record
     data = _trusted(location)
@@ -94,8 +94,8 @@ def ownerships(
 ) -> tuple[Ownership, ...]:
     """Return owned files with their original content, in the form that the planner takes.
 
-    Raises StepError if an original is missing, unless `even_if_gone` is set: the file then counts as
-    modified by somebody else, so that only owned keys are removed from it.
+    Raises StepError if an original is missing, unless `even_if_gone` is set: the file then counts
+    as modified by somebody else, so that only owned keys are removed from it.
     """
     return tuple(_ownership(install_dir, each, even_if_gone=even_if_gone) for each in owned)
 
@@ -121,11 +121,11 @@ def remember(
     snapshot: files.FileSnapshot | None,
     without_us: bytes | None,
 ) -> tuple[Owned, ...]:
-    """Store the original content of a file, and return the owned files with a change that is about to happen.
+    """Store a file's original content, and return the owned files with a change about to happen.
 
-    `local` is the local path of the file, `snapshot` its current content; None if it does not exist.
-    `without_us` is the current content without owned keys: the new original of a file that somebody
-    modified between two writes of this program.
+    `local` is the local path of the file, `snapshot` its current content; None if it does not
+    exist. `without_us` is the current content without owned keys: the new original of a file that
+    somebody modified between two writes of this program.
     """
     before = next((each for each in owned if each.path == change.path), None)
     current = fingerprint(snapshot.data if snapshot else None)
@@ -144,8 +144,8 @@ def remember(
         after = replace(
             with_metadata(change.path, local, snapshot),
             original=None if without_us is None else fingerprint(without_us),
-            # The current content still contains owned keys of an earlier run, so until the change is
-            # written it counts as written by this program as well.
+            # The current content still contains owned keys of an earlier run, so until the change
+            # is written it counts as written by this program as well.
             written=(*written, current) if before is not None else written,
             edits=edits.merge(earlier_edits, change.edits),
         )
@@ -153,9 +153,10 @@ def remember(
 
 
 def adopt(install_dir: Path, result: Ownership, *, local: Path, snapshot: files.FileSnapshot | None) -> Owned:
-    """Return an `Owned` entry for a file whose record was lost, and store its content without owned keys.
+    """Return an `Owned` entry for a file with a lost record; store its content without owned keys.
 
-    `result` is what the planner derived from the file, `local` its local path, `snapshot` its content.
+    `result` is what the planner derived from the file, `local` its local path, `snapshot` its
+    content.
     """
     if result.original is not None:
         keep(install_dir, result.original)
@@ -206,8 +207,8 @@ def with_content(record: Record, path: str, data: bytes) -> Record:
 def without_unwritten(record: Record, now: Mapping[str, bytes | None]) -> Record:
     """Return the record without the changes that a killed run had planned but not written.
 
-    `now` holds the current content of the files of the open transaction, by path. A file that still has
-    the content from before the transaction gets back its previous entry.
+    `now` holds the current content of the files of the open transaction, by path. A file that still
+    has the content from before the transaction gets back its previous entry.
     """
     opened = record.open
     if opened is None:
@@ -227,8 +228,8 @@ def close_transaction(
 ) -> Record:
     """Return the record of a finished transaction.
 
-    `now` holds the current content of files by path: of the contents that may have been written, only
-    that one is kept. `pending` is set if the runtime still has to reload.
+    `now` holds the current content of files by path: of the contents that may have been written,
+    only that one is kept. `pending` is set if the runtime still has to reload.
     """
     owned = tuple(replace(o, written=_written(o, now)) for o in record.owned)
     restarting = record.restarting and pending is not None
@@ -256,8 +257,8 @@ def prune(install_dir: Path, record: Record) -> None:
 def forget(install_dir: Path) -> None:
     """Remove the record and the stored originals. The caller has removed everything that is owned.
 
-    The record is removed first, so that no record refers to originals that are missing. If the process
-    is killed, the next run removes the rest. Raises StepError.
+    The record is removed first, so that no record refers to originals that are missing. If the
+    process is killed, the next run removes the rest. Raises StepError.
     """
     target = InstallDir(install_dir).state
     originals = InstallDir(install_dir).originals
@@ -305,8 +306,8 @@ def keep(install_dir: Path, data: bytes) -> None:
 def original(install_dir: Path, owned: Owned) -> bytes | None:
     """Return the original content of an owned file; None if the file did not exist.
 
-    If the stored original is missing, the file itself is used, provided that somebody has restored its
-    original content. Otherwise StepError is raised.
+    If the stored original is missing, the file itself is used, provided that somebody has restored
+    its original content. Otherwise StepError is raised.
     """
     if owned.original is None:
         return None

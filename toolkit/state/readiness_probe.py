@@ -1,7 +1,7 @@
-"""The readiness probe: a check of the readiness record alone, for a probe that runs every few seconds.
+"""The readiness probe: a check of the readiness record alone, for a probe every few seconds.
 
-It does not query the runtime and imports as little as possible. The record is valid as long as the boot,
-the runtime's process and the configuration files are those that it names.
+It does not query the runtime and imports as little as possible. The record is valid as long as the
+boot, the runtime's process and the configuration files are those that it names.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NO_DRIVER: Final = "the NVIDIA driver is not loaded (--readiness-requires-driver
 
 
 def unready(record: Path) -> str:
-    """Return why the node is not ready; empty if it is ready. `record` is the path of the record."""
+    """Return why the node is not ready; empty if it is. `record` is the path of the record."""
     try:
         data = trust.read_own(record, LARGEST)
         if data is None:
@@ -57,7 +57,7 @@ def _differing(content: Mapping[str, Any]) -> str:
 
 
 def _fingerprint(path: str) -> str:
-    """Return the fingerprint of a file, as `runtimes.model.fingerprint` does; empty if it is unreadable."""
+    """Return a file's fingerprint, as `runtimes.model.fingerprint` does; empty if unreadable."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(fd, "rb") as stream:

@@ -1,7 +1,7 @@
 """The readiness record: a file that tells probes and other pods that the node is ready.
 
-It is removed before the node changes, and written after the runtime has been verified. It is valid only
-for the boot, the process, the handlers and the files that it names.
+It is removed before the node changes, and written after the runtime has been verified. It is valid
+only for the boot, the process, the handlers and the files that it names.
 """
 
 from __future__ import annotations
@@ -41,12 +41,13 @@ def facts(
     configuration: Mapping[str, str],
     driver: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Return the content of a record, without `verified`, the result for each of the toolkit's handlers.
+    """Return the content of a record, without `verified`, the result for each toolkit handler.
 
-    `daemon` is the runtime's process (its start is in clock ticks since boot, as in /proc/PID/stat),
-    `has` its effective configuration, `toolkit` the digest of the installed version, and `configuration`
-    the fingerprints of the runtime's configuration files by local path. `driver` are paths that
-    show the driver, one of them exists if it is loaded; None if readiness does not depend on it.
+    `daemon` is the runtime's process (its start is in clock ticks since boot, as in
+    /proc/PID/stat), `has` its effective configuration, `toolkit` the digest of the installed
+    version, and `configuration` the fingerprints of the runtime's configuration files by local
+    path. `driver` are paths that show the driver, one of them exists if it is loaded; None if
+    readiness does not depend on it.
     """
     handlers = sorted(has.handlers) if has.handlers is not None else None
     effective = json.dumps([handlers, has.default, has.sandbox_image])

@@ -1,7 +1,7 @@
-"""The restart budget: a limit on how often the runtime is restarted, also by a pod that crashes repeatedly.
+"""The restart budget: a limit on how often the runtime is restarted, also by a crash-looping pod.
 
-Restarts are counted in a file on a tmpfs, which is lost on reboot. Times are those of CLOCK_BOOTTIME, which
-cannot be set.
+Restarts are counted in a file on a tmpfs, which is lost on reboot. Times are those of
+CLOCK_BOOTTIME, which cannot be set.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _LONGEST: Final = 86_400.0
 class _History:
     """The content of the file.
 
-    `restarts` are the times of restarts, `vain` the mark of a restart that had no effect, `failed` the
-    mark of the change that was rolled back last, `times` how often it was, and `at` when.
+    `restarts` are the times of restarts, `vain` the mark of a restart that had no effect, `failed`
+    the mark of the change that was rolled back last, `times` how often it was, and `at` when.
     """
 
     restarts: list[float] = field(default_factory=list)
@@ -56,7 +56,7 @@ class Budget:
         )
 
     def spend(self) -> None:
-        """Record a restart that is about to happen. Raises StepError if the file cannot be written."""
+        """Record a restart about to happen. Raises StepError if the file cannot be written."""
         history = self._read()
         self._write(replace(history, restarts=[*history.restarts, uptime()], vain=""))
 
@@ -76,10 +76,11 @@ class Budget:
         self._write(replace(self._read(), vain=mark))
 
     def postponement(self, mark: str) -> str:
-        """Return why a change that was rolled back before must wait; empty if it may be tried again.
+        """Return why a change that was rolled back must wait; empty if it may be tried again.
 
-        A second attempt is limited by the budget alone. After that each delay is twice the one before, up
-        to a day: a change that always fails would otherwise cost two restarts in every window.
+        A second attempt is limited by the budget alone. After that each delay is twice the one
+        before, up to a day: a change that always fails would otherwise cost two restarts in every
+        window.
         """
         history = self._read()
         if not self.most or history.failed != mark or history.times < _FREE:
@@ -93,7 +94,7 @@ class Budget:
         )
 
     def note_failed(self, mark: str) -> None:
-        """Record that the change `mark` was rolled back. Raises StepError if the file cannot be written."""
+        """Record the rollback of the change `mark`. Raises StepError if it cannot be written."""
         history = self._read()
         times = history.times + 1 if history.failed == mark else 1
         self._write(replace(history, failed=mark, times=times, at=uptime()))

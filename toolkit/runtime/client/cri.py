@@ -19,28 +19,30 @@ from toolkit.errors import StepError
 from toolkit.runtime.client import protobuf
 from toolkit.runtime.client.protobuf import Message
 
-# --- containerd's introspection of plugins ----------------------------------------------------------
+# --- containerd's introspection of plugins --------------------------------------------------------
 
 _INTROSPECTION: Final = "/containerd.services.introspection.v1.Introspection"
 _FILTER: Final = "type==io.containerd.grpc.v1,id==cri"
 _OF_SNAPSHOTTERS: Final = "type==io.containerd.snapshotter.v1"
-# Fields of PluginsResponse, Plugin and google.rpc.Status (api/services/introspection/v1, 1.6 to 2.3).
+# Fields of PluginsResponse, Plugin and google.rpc.Status (api/services/introspection/v1, 1.6 to
+# 2.3).
 _PLUGINS, _ID, _INIT_ERROR, _MESSAGE = 1, 2, 7, 2
 
 
 def cri_failure(socket: Path, *, timeout: Timeout) -> str:
     """Return the error with which containerd's CRI plugin failed to load.
 
-    Returns "" if it loaded, if it is disabled, and if the socket does not belong to containerd or does not
-    answer within `timeout`.
+    Returns "" if it loaded, if it is disabled, and if the socket does not belong to containerd or
+    does not answer within `timeout`.
     """
     return next((error for _, error in _plugins(socket, _FILTER, timeout=timeout) if error), "")
 
 
 def snapshotters(socket: Path, *, timeout: Timeout) -> dict[str, str]:
-    """Return the snapshotters of a running containerd by name, each with the error of its start or "".
+    """Return the snapshotters of a running containerd by name, each with its start error or "".
 
-    The result is empty if the socket does not belong to containerd or does not answer within `timeout`.
+    The result is empty if the socket does not belong to containerd or does not answer within
+    `timeout`.
     """
     return dict(_plugins(socket, _OF_SNAPSHOTTERS, timeout=timeout))
 
@@ -57,12 +59,13 @@ def _plugins(socket: Path, filter_: str, *, timeout: Timeout) -> list[tuple[str,
         return []
 
 
-# --- the runtime service ----------------------------------------------------------------------------
+# --- the runtime service --------------------------------------------------------------------------
 
 _SERVICE: Final = "/runtime.v1.RuntimeService"
 _IMAGE_SERVICE: Final = "/runtime.v1.ImageService"
 _LARGEST: Final[Mapping[str, int]] = {
-    # kubelet's own limit: a larger response would already break the node. 16 KiB for each of 1,000 pods.
+    # kubelet's own limit: a larger response would already break the node. 16 KiB for each of 1,000
+    # pods.
     "ListPodSandbox": 16 << 20,
     "ListContainers": 16 << 20,
     # The annotations of a pod, at most 256 KiB, three times, twice of these escaped in JSON.
@@ -84,8 +87,8 @@ _HINTS: Final[Mapping[str | None, str]] = {
 class CriFailed(StepError):
     """A CRI call failed or was not answered.
 
-    `code` is the name of the gRPC status (`UNIMPLEMENTED`), None if the runtime sent none; `detail` is the
-    text of that status.
+    `code` is the name of the gRPC status (`UNIMPLEMENTED`), None if the runtime sent none; `detail`
+    is the text of that status.
     """
 
     def __init__(self, message: str, *, code: str | None = None, detail: str = "") -> None:
@@ -96,7 +99,7 @@ class CriFailed(StepError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sandbox:
-    """A pod's sandbox. `handler` is "" for the default handler; `ready` is false after it was stopped."""
+    """A pod's sandbox. `handler` is "" for the default handler; `ready` is false once stopped."""
 
     id: str
     name: str
@@ -118,9 +121,9 @@ class Container:
 class Status:
     """The status that the runtime reports.
 
-    `reasons` say why it or its network is not ready. `handlers` are sorted and exclude the unnamed default;
-    None if the runtime does not list them. `config` is the running configuration, None if it is not
-    reported.
+    `reasons` say why it or its network is not ready. `handlers` are sorted and exclude the unnamed
+    default; None if the runtime does not list them. `config` is the running configuration, None if
+    it is not reported.
     """
 
     runtime_ready: bool
@@ -133,7 +136,8 @@ class Status:
 def call(socket: Path, method: str, request: bytes, *, timeout: Timeout, service: str = _SERVICE) -> bytes:
     """Call a method of CRI's RuntimeService and return the response; both messages are encoded.
 
-    `service` is the gRPC name of another service. `timeout` covers the whole call. Raises CriFailed.
+    `service` is the gRPC name of another service. `timeout` covers the whole call. Raises
+    CriFailed.
     """
     # Imported here because it imports h2, which is large.
     from toolkit.runtime.client import grpc  # noqa: PLC0415
@@ -174,7 +178,7 @@ def status(socket: Path, *, timeout: Timeout) -> Status:
 
 
 def sandboxes(socket: Path, *, timeout: Timeout, label: str = "") -> tuple[Sandbox, ...]:
-    """Return all pod sandboxes, including stopped ones; with `label`, only those with it. Raises CriFailed.
+    """Return all pod sandboxes, also stopped ones, or only those with `label`. Raises CriFailed.
 
     The label's value must be LABELLED: CRI selects by key and value.
     """
@@ -210,8 +214,9 @@ def containers(socket: Path, *, timeout: Timeout) -> tuple[Container, ...]:
 def sandbox_info(socket: Path, id: str, *, timeout: Timeout) -> Mapping[str, Any]:  # noqa: A002 - CRI's name
     """Return the verbose information about a sandbox, for example containerd's `runtimeType`.
 
-    containerd 2.0 and later omit `runtimeHandler`; use `sandboxes` for the handler. The result is empty if
-    the runtime reports nothing. Raises CriFailed, with the code NOT_FOUND if the sandbox does not exist.
+    containerd 2.0 and later omit `runtimeHandler`; use `sandboxes` for the handler. The result is
+    empty if the runtime reports nothing. Raises CriFailed, with the code NOT_FOUND if the sandbox
+    does not exist.
     """
     with _answer(socket, "PodSandboxStatus", (1, id), (2, 1), timeout=timeout) as message:
         return _json(message.texts_by_name(2).get("info", "")) or {}
@@ -248,7 +253,7 @@ def _answer(
 
 
 def _masked(said: str) -> str:
-    """Return what the runtime says of a failure with secrets masked: it may quote the URL of a registry."""
+    """Return what the runtime says of a failure with secrets masked, as in a registry's URL."""
     if not said:
         return said
     from toolkit import redact  # noqa: PLC0415  # needed for errors only
@@ -266,14 +271,14 @@ def _why_not(name: str, condition: Message | None) -> str | None:
 
 
 def _configured(config: Mapping[str, Any] | None) -> tuple[str, ...] | None:
-    """Return the handlers in containerd's running configuration, for versions before 2.0, which list none."""
+    """Return the handlers in containerd's running configuration, for 1.x, which lists none."""
     section = config.get("containerd") if config else None
     runtimes = section.get("runtimes") if isinstance(section, dict) else None
     return tuple(sorted(runtimes)) if isinstance(runtimes, dict) else None
 
 
 def _json(text: str) -> dict[str, Any] | None:
-    """Return a JSON object, or None if the text is none: CRI does not specify the verbose information."""
+    """Return a JSON object, or None for other text: CRI does not specify verbose information."""
     try:
         result = json.loads(text)
     except (ValueError, RecursionError):

@@ -1,7 +1,7 @@
 """gRPC client for one unary call over a Unix socket, on top of h2.
 
-Imported only when a call is made, so that an idle agent does not load h2. One deadline covers all waits,
-and the size of the response is limited, because any program may be listening on the socket.
+Imported only when a call is made, so that an idle agent does not load h2. One deadline covers all
+waits, and the size of the response is limited, because any program may be listening on the socket.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _PREFIX: Final = 5
 
 
 class CallFailed(Exception):
-    """The call failed. `code` names the gRPC status, None if the server sent none; `detail` is its text."""
+    """The call failed. `code` is the gRPC status, None if none was sent; `detail` is its text."""
 
     def __init__(self, why: str, *, code: str | None = None, detail: str = "") -> None:
         self.code = code
@@ -61,8 +61,8 @@ def unary(path: Path, method: str, request: bytes, *, largest: int, timeout: Tim
     """Call a method, given as /SERVICE/METHOD, and return its response.
 
     `largest` is the number of bytes that the response may have. `timeout` covers everything. Raises
-    CallFailed for an error status or an invalid response, TimeoutError, and OSError if the connection
-    fails.
+    CallFailed for an error status or an invalid response, TimeoutError, and OSError if the
+    connection fails.
     """
     time_left = remaining(timeout)
     with unix_socket.Client(time_left) as client:
@@ -105,7 +105,8 @@ def _headers(method: str, seconds: float) -> list[tuple[str, str]]:
         (":authority", "localhost"),
         ("te", "trailers"),
         ("content-type", "application/grpc"),
-        # Lets the server stop working once the client has given up. At most eight digits are allowed.
+        # Lets the server stop working once the client has given up. At most eight digits are
+        # allowed.
         ("grpc-timeout", f"{min(int(max(seconds, 0) * 1000) + 1, 99_999_999)}m"),
     ]
 
@@ -200,7 +201,7 @@ def _check_body(answer: _Answer) -> None:
 
 
 def _message(answer: _Answer) -> bytes:
-    """Return the one message of a response. Raises CallFailed for an error status or if it is not gRPC."""
+    """Return the one message of a response. Raises CallFailed on an error status or if not gRPC."""
     status = answer.headers.get("grpc-status")
     if status is None:
         raise CallFailed(_why_no_grpc(answer.headers))

@@ -38,8 +38,8 @@ class Response:
 def get(path: Path, target: str, *, timeout: Timeout, gone: str | None = None) -> str:
     """Send a GET request over a Unix socket and return the body; `timeout` covers everything.
 
-    If the target does not exist and `gone` is set, return `gone`. Raises StepError for any other status
-    than 200.
+    If the target does not exist and `gone` is set, return `gone`. Raises StepError for any other
+    status than 200.
     """
     answer = request(path, "GET", target, timeout=timeout)
     if answer.status == http.client.NOT_FOUND and gone is not None:
@@ -60,8 +60,8 @@ def request(
 ) -> Response:
     """Send a request over a Unix socket and return the response, whatever its status is.
 
-    `kind` is the media type of the body. `timeout` covers everything. Raises StepError if there is no
-    response.
+    `kind` is the media type of the body. `timeout` covers everything. Raises StepError if there is
+    no response.
     """
     failed = f"{method} {target} on {path} failed"
     client = _Client(path, remaining(timeout))
@@ -105,7 +105,8 @@ class _Client(http.client.HTTPConnection):
 class _Socket(unix_socket.Client):
     """A Unix socket that receives a limited number of bytes.
 
-    http.client reads a chunk of -1 bytes until the end of the connection, and ignores any number of headers.
+    http.client reads a chunk of -1 bytes until the end of the connection, and ignores any number of
+    headers.
     """
 
     _received = 0

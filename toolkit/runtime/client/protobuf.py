@@ -1,7 +1,8 @@
 """Encode and decode protocol buffer messages by field number, without generated code.
 
-The input is untrusted: any bytes are either decoded or rejected with Malformed. A field of two bytes costs
-far more memory and time than they do, so the fields are counted, and a deadline is checked between them.
+The input is untrusted: any bytes are either decoded or rejected with Malformed. A field of two
+bytes costs far more memory and time than they do, so the fields are counted, and a deadline is
+checked between them.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Malformed(ValueError):
 
 
 class Limit:
-    """The number of fields and the time that the decoding of one response may take, nested messages included.
+    """The most fields and time that decoding one response may take, nested messages included.
 
     `time_left` returns the seconds left.
     """
@@ -49,7 +50,7 @@ class Limit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """A decoded message: every value of every field, in the order sent. A missing field reads as empty.
+    """A decoded message: every value of every field, in wire order. A missing field reads as empty.
 
     `limit` also applies to the messages in it, which are decoded when they are read.
     """
@@ -58,7 +59,7 @@ class Message:
     limit: Limit = dataclasses.field(default_factory=Limit, compare=False, repr=False)
 
     def number(self, field: int) -> int:
-        """Return an unsigned number, the last of several. Raises Malformed if it is not a number."""
+        """Return an unsigned number, the last of several. Raises Malformed if it is no number."""
         value = self.fields.get(field, (0,))[-1]
         if not isinstance(value, int):
             raise Malformed(f"field {field} must be a number, but is {len(value)} bytes")
@@ -85,7 +86,7 @@ class Message:
         return decode(b"".join(self.pieces(field)), self.limit)
 
     def messages(self, field: int) -> Iterator[Message]:
-        """Yield the messages of a repeated field. Each is decoded when its turn comes, to save memory."""
+        """Yield the messages of a repeated field. Each is decoded lazily, to save memory."""
         return (decode(piece, self.limit) for piece in self.pieces(field))
 
     def texts_by_name(self, field: int) -> dict[str, str]:
@@ -96,7 +97,8 @@ class Message:
 def encode(fields: Iterable[tuple[int, Value]]) -> bytes:
     """Return a message of these fields.
 
-    Raises ValueError for an invalid field number, and for a value that is negative or exceeds 64 bits.
+    Raises ValueError for an invalid field number, and for a value that is negative or exceeds 64
+    bits.
     """
     out = bytearray()
     for field, value in fields:
@@ -113,8 +115,8 @@ def encode(fields: Iterable[tuple[int, Value]]) -> bytes:
 def decode(data: bytes, limit: Limit | None = None) -> Message:
     """Return the fields of a message.
 
-    Raises Malformed if it is truncated, contains groups or unknown wire types, or exceeds the number of
-    fields of the limit, and TimeoutError at the limit's deadline.
+    Raises Malformed if it is truncated, contains groups or unknown wire types, or exceeds the
+    number of fields of the limit, and TimeoutError at the limit's deadline.
     """
     limit = limit or Limit()
     result: dict[int, list[int | bytes]] = {}

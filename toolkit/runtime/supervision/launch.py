@@ -33,9 +33,9 @@ _LIMITS: Final = tuple(
 class Launch:
     """The start of a daemon: program, argv, environment, directory, control groups and limits.
 
-    `output` is the file that gets its standard output, "" if that is none. `groups` are its control groups:
-    the hierarchy, the path, and the local directory, "" if that was not found. `namespaces` identify its
-    namespaces.
+    `output` is the file that gets its standard output, "" if that is none. `groups` are its control
+    groups: the hierarchy, the path, and the local directory, "" if that was not found. `namespaces`
+    identify its namespaces.
     """
 
     executable: str
@@ -86,7 +86,7 @@ def start(host: Host, launch: Launch) -> None:
     except OSError as error:
         raise StepError(f"{launch.executable} cannot be run: {error.strerror}") from error
     if trust.place_problem(launch.output, host.root):
-        launch = replace(launch, output="")  # a user may have put a link there since the daemon opened it
+        launch = replace(launch, output="")  # a user may have put a link there since
     prepare = _prepared(host, launch)
     if launch.namespaces == _namespaces("/proc/self"):
         command.start(
@@ -132,8 +132,8 @@ def _prepared(host: Host, launch: Launch) -> Callable[[], None]:
 def _group_files(host: Host, launch: Launch) -> list[tuple[Path, ...]]:
     """Return, for each hierarchy in which this process is elsewhere, the files by which to move.
 
-    The group of the daemon may be gone with it; then the root of the hierarchy is the next best, because
-    the group of this process ends with its pod.
+    The group of the daemon may be gone with it; then the root of the hierarchy is the next best,
+    because the group of this process ends with its pod.
     """
     own = dict(_groups("/proc/self"))
     found = []
@@ -145,7 +145,7 @@ def _group_files(host: Host, launch: Launch) -> list[tuple[Path, ...]]:
 
 
 def _node_path(host: Host, place: str, link: str) -> str:
-    """Return the node path of a file that a process uses, by its link in /proc; "" if it is not found.
+    """Return the node path of a file that a process uses, by its link in /proc; "" if not found.
 
     From another mount namespace the kernel shows the path within the mount only.
     """
@@ -178,7 +178,7 @@ def _directory(host: Host, name: str, path: str, pid: int) -> str:
 
 
 def _top(host: Host, name: str) -> Path:
-    """Return the local directory of a hierarchy; that of version 2 has no name, and may be below another."""
+    """Return a hierarchy's local directory; version 2 has no name, and may be below another."""
     top = host.below("/sys/fs/cgroup")
     unified = top / "unified"
     return unified if not name and unified.is_dir() else top / name.removeprefix("name=")

@@ -1,8 +1,9 @@
 """The file that holds how a daemon was started, from before it is ended until it runs again.
 
-A run that is killed in between leaves no process that knows it. The environment of a daemon may hold secrets
-(the password of a proxy). Therefore only root can read the file, as only root can read the environment of a
-process; it lies beside the PID file, usually in memory, and is removed as soon as the daemon runs.
+A run that is killed in between leaves no process that knows it. The environment of a daemon may
+hold secrets (the password of a proxy). Therefore only root can read the file, as only root can read
+the environment of a process; it lies beside the PID file, usually in memory, and is removed as soon
+as the daemon runs.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ def save(path: Path, process: processes.RuntimeProcess, found: Supervisor) -> No
 def saved(path: Path) -> Supervisor | None:
     """Return the supervisor of a daemon that a killed run has ended; None if there is none.
 
-    What another boot left does not count, nor does a daemon that still runs, nor a file that others than
-    root could have written or read.
+    What another boot left does not count, nor does a daemon that still runs, nor a file that others
+    than root could have written or read.
     """
     try:
         content = json.loads(_read(path))
@@ -61,7 +62,7 @@ def saved(path: Path) -> Supervisor | None:
 
 
 def _read(path: Path) -> bytes:
-    """Return the content of the file. Raises OSError, and ValueError if others have access to it."""
+    """Return the content of the file. Raises OSError, and ValueError if others have access."""
     if os.lstat(path).st_mode & 0o077:
         raise ValueError("it is not a file that only root can read and write")
     return trust.read_own(path, _LARGEST) or b""

@@ -1,7 +1,8 @@
-"""The supervisor of the runtime, which starts it again: a systemd service or another program, if known.
+"""The runtime's supervisor, which starts it again: a systemd service or another program, if known.
 
-The control group of a process says in which unit it was started, not which unit is its service: a daemon
-that a node agent, cron or an ssh session started is in *their* unit, and a restart of that unit ends it.
+The control group of a process says in which unit it was started, not which unit is its service: a
+daemon that a node agent, cron or an ssh session started is in *their* unit, and a restart of that
+unit ends it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _PROPERTIES: Final = (
     "MainPID", "Restart", "RestartForceExitStatus", "RestartPreventExitStatus", "ExecStart",
 )  # fmt: skip
 _AFTER_SIGHUP: Final = frozenset({"always", "on-success"})
-"""Values of `Restart=` with which a service is started again after SIGHUP ended it: a clean exit."""
+"""Values of `Restart=` with which a service is restarted after SIGHUP ended it: a clean exit."""
 _AFTER_FAILURE: Final = frozenset({"always", "on-failure"})
 _SHELLS: Final = frozenset({"sh", "bash", "dash", "ash", "busybox"})
 _MOST_ANCESTORS: Final = 16
@@ -45,12 +46,12 @@ class Ancestor(NamedTuple):
 class Supervisor:
     """The supervisor of a daemon, as far as it is known.
 
-    `unit` is the systemd service that runs the daemon, None if there is none that may be restarted, for
-    the reason `no_unit`. `unusable` says why that unit cannot be restarted from here. `after_signal` names
-    what starts the daemon again after SIGHUP ended it; it is empty if nothing is known to, for the reason
-    `doubt`. `dependents` are the running units that a restart of the unit takes along. `launch` is how the
-    daemon was started, if nothing is known to start it again. `was_ended` is set if a
-    killed run has ended the daemon.
+    `unit` is the systemd service that runs the daemon, None if there is none that may be restarted,
+    for the reason `no_unit`. `unusable` says why that unit cannot be restarted from here.
+    `after_signal` names what starts the daemon again after SIGHUP ended it; it is empty if nothing
+    is known to, for the reason `doubt`. `dependents` are the running units that a restart of the
+    unit takes along. `launch` is how the daemon was started, if nothing is known to start it again.
+    `was_ended` is set if a killed run has ended the daemon.
     """
 
     unit: str | None = None
@@ -64,7 +65,7 @@ class Supervisor:
 
 
 def presume(process: processes.RuntimeProcess | None) -> Supervisor:
-    """Return the supervisor that the control group suggests, for a daemon that has nothing to load."""
+    """Return the supervisor that the control group suggests, for a daemon with nothing to load."""
     unit = process.unit if process is not None else None
     no_unit = _no_unit(process.pid) if process is not None and unit is None else ""
     return Supervisor(unit=unit, no_unit=no_unit, after_signal=unit or "its supervisor")
@@ -89,7 +90,7 @@ def find(
     found = decide(process, ancestors, properties, names=names, problem=problem)
     found = replace(found, unusable=unusable or problem)
     if found.doubt:
-        from toolkit.runtime.supervision import launch  # noqa: PLC0415  # Only needed where nothing starts it again.
+        from toolkit.runtime.supervision import launch  # noqa: PLC0415  # Rarely used.
 
         found = replace(found, launch=launch.of(host, process))
     if found.unit is None or problem:
@@ -111,8 +112,8 @@ def decide(
 ) -> Supervisor:
     """Return the supervisor of a daemon.
 
-    `ancestors` are its parent, the parent of that, and so on. `properties` are those of the unit in whose
-    control group it is; `problem` says why they are unknown.
+    `ancestors` are its parent, the parent of that, and so on. `properties` are those of the unit in
+    whose control group it is; `problem` says why they are unknown.
     """
     unit, no_unit = process.unit, ""
     main = int(properties.get("MainPID") or 0)

@@ -1,4 +1,4 @@
-"""The node's systemd: properties of units, jobs on them, and the units that a restart takes along."""
+"""The node's systemd: properties of units, jobs on them, and units that a restart takes along."""
 
 from __future__ import annotations
 
