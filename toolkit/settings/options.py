@@ -70,7 +70,7 @@ class Setting:
     A default of None means that it depends on the runtime, or that there is none. `pending` is set for
     a flag that is not supported: it says why and what to do instead; a true value is refused with
     that message. `empty` is the value that an empty option (`--name=`) stands for; with None an empty
-    option is refused. An empty environment variable counts as not set.
+    option is refused. An empty environment variable of a flag means false; any other counts as not set.
     """
 
     name: str
