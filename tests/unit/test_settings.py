@@ -539,13 +539,12 @@ def test_a_drop_in_of_cri_o_needs_no_suffix() -> None:
     assert resolve({"runtime": "crio", "drop_in_config": path}).drop_in_config == path
 
 
-@pytest.mark.parametrize(("default", "what"), [("true", "default handler"), ("false", "main handler")])
-def test_a_runtime_class_that_another_handler_has_is_remarked(default: str, what: str) -> None:
-    found = resolve(
-        {"runtime": "containerd", "set_as_default": default}, CONTAINERD_RUNTIME_CLASS="nvidia-cdi"
-    )
-    said = f"CONTAINERD_RUNTIME_CLASS=nvidia-cdi: this handler always exists, so nvidia is the {what}"
-    assert found.remarks == ((logging.WARNING, said),)
+def test_a_runtime_class_that_another_handler_has_is_remarked_unless_it_is_the_default() -> None:
+    environment = {"CONTAINERD_RUNTIME_CLASS": "nvidia-cdi"}
+    options = {"runtime": "containerd", "set_as_default": "false"}
+    said = "CONTAINERD_RUNTIME_CLASS=nvidia-cdi: this handler always exists, so nvidia is the main handler"
+    assert resolve(options, **environment).remarks == ((logging.WARNING, said),)
+    assert resolve({"runtime": "containerd"}, **environment).remarks == ()
 
 
 def test_a_pid_file_in_the_working_directory_has_the_right_name() -> None:

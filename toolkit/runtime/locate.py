@@ -263,9 +263,8 @@ def _binary(
 
 
 def _desired(settings: Settings, host: Host, config: str, drop_in: str, install_dir: Path) -> Desired:
-    name = settings.runtime_class
-    if name in BINARIES:
-        name = "nvidia"
+    default = settings.runtime_class
+    name = "nvidia" if default in BINARIES else default
     toolkit = programs.directory(settings, host, install_dir)
     absent = programs.absent(settings, host, install_dir)
     handlers = (
@@ -282,7 +281,7 @@ def _desired(settings: Settings, host: Host, config: str, drop_in: str, install_
         config=config,
         drop_in=drop_in,
         handlers=handlers,
-        default=name if settings.set_as_default else None,
+        default=default if settings.set_as_default else None,
         hook=_hook_file(settings, host),
         hook_mode=settings.runtime == "crio" and settings.config_mode == "hook",
         hook_binary=f"{toolkit}/nvidia-container-runtime-hook",

@@ -209,12 +209,9 @@ def remarks(values: Mapping[str, Any], origins: Mapping[str, str]) -> Iterator[t
         for name in _NRI
         if name in given
     )
-    if (name := values["runtime_class"]) in _FIXED_NAMES:
-        what = "default handler" if values["set_as_default"] else "main handler"
-        yield (
-            logging.WARNING,
-            f"{_named(origins, 'runtime_class')}{name}: this handler always exists, so nvidia is the {what}",
-        )
+    if (name := values["runtime_class"]) in _FIXED_NAMES and not values["set_as_default"]:
+        given_as = f"{_named(origins, 'runtime_class')}{name}"
+        yield logging.WARNING, f"{given_as}: this handler always exists, so nvidia is the main handler"
     if values["runtime"] == "docker" and "drop_in_config" in given and values["drop_in_config"]:
         yield (
             logging.WARNING,

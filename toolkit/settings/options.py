@@ -286,14 +286,16 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "NVIDIA_RUNTIME_NAME CONTAINERD_RUNTIME_CLASS DOCKER_RUNTIME_NAME",
         default="nvidia",
         empty=None,
-        help="Name of the main handler. The handlers nvidia-cdi and nvidia-legacy are added as well.",
+        help="Name of the main handler. The handlers nvidia-cdi and nvidia-legacy are added as well. If it is"
+        " one of those two, the main handler is nvidia, and --set-as-default makes the named one the"
+        " default.",
     ),
     _flag(
         "set_as_default",
         "--set-as-default",
         "NVIDIA_RUNTIME_SET_AS_DEFAULT CONTAINERD_SET_AS_DEFAULT DOCKER_SET_AS_DEFAULT",
         default=True,
-        help="Make the main handler the runtime's default.",
+        help="Make the handler that --runtime-class names the runtime's default.",
     ),
     _flag(
         "enable_cdi_in_runtime",
