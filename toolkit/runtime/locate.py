@@ -115,6 +115,7 @@ def target(settings: Settings, adapter: Adapter, stop: Cancellation | None = Non
         host = host.mapped(str(Path(hook).parent), Path(settings.hooks_dir))
     install_dir = Path(os.path.abspath(settings.toolkit_install_dir))
     binary, notes = _binary(settings, host, adapter, process)
+    notes = (paths.note, *notes) if paths.note else notes
     notes += tuple(
         f"{path} not found on the node: the handler {name} is not added"
         for name, path in programs.absent(settings, host, install_dir).items()
