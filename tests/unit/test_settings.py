@@ -15,6 +15,7 @@ from hypothesis import strategies as some
 from tests.support import fake_node
 from toolkit.cli import parser
 from toolkit.errors import UsageProblem
+from toolkit.settings import checks
 from toolkit.settings import resolve as settings
 from toolkit.settings.options import SETTINGS, Kind, Setting
 
@@ -545,6 +546,32 @@ def test_a_runtime_class_that_another_handler_has_is_remarked_unless_it_is_the_d
     said = "CONTAINERD_RUNTIME_CLASS=nvidia-cdi: this handler always exists, so nvidia is the main handler"
     assert resolve(options, **environment).remarks == ((logging.WARNING, said),)
     assert resolve({"runtime": "containerd"}, **environment).remarks == ()
+
+
+def test_a_value_of_the_toolkit_s_config_may_contain_commas() -> None:
+    text = "disable-require=true,supported-driver-capabilities=compute,utility,nvidia-container-cli.user=a:b"
+    assert checks.toolkit_config(resolve(TOOLKIT_CONFIG=text).toolkit_config) == {
+        "disable-require": "true",
+        "supported-driver-capabilities": "compute,utility",
+        "nvidia-container-cli.user": "a:b",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("no-cgroups", "no-cgroups: must be KEY=VALUE, such as nvidia-container-cli.no-cgroups=true"),
+        ("nvidia-container-cli.root=/x", "nvidia-container-cli.root: use --driver-root instead"),
+        ("features.x=true", "features.x: use --opt-in-features instead"),
+        (
+            "nvidia-container-runtime.mode=cdi",
+            "nvidia-container-runtime.mode: use --nvidia-container-runtime.mode instead",
+        ),
+        ("nvidia-ctk.path=/x", "nvidia-ctk.path: is set by the installer and cannot be replaced"),
+    ],
+)
+def test_a_key_of_the_toolkit_s_config_that_cannot_be_set(text: str, problem: str) -> None:
+    assert problems(TOOLKIT_CONFIG=text) == (f"TOOLKIT_CONFIG={problem}",)
 
 
 def test_a_pid_file_in_the_working_directory_has_the_right_name() -> None:

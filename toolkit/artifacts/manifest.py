@@ -69,11 +69,15 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Version:
-    """The desired content of `ROOT/toolkit`, and the names of the entries that differ from it on the node."""
+    """The desired content of `ROOT/toolkit`, and the names of the entries that differ from it on the node.
+
+    `resets` are messages about keys of the present config.toml that get another value.
+    """
 
     digest: str
     entries: tuple[Entry, ...]
     differing: tuple[str, ...]
+    resets: tuple[str, ...] = ()
 
     @property
     def is_installed(self) -> bool:
@@ -101,23 +105,44 @@ def _wanted(settings: Settings, host: Host, install_dir: Path, low_level: tuple[
     toolkit = f"{host.node(install_dir)}/toolkit"
     low_level = settings.nvidia_container_runtime_runtimes or low_level
     result = list(_entries(source, toolkit, settings, low_level[0] if low_level else "runc"))
-    snapshot = files.read(InstallDir(install_dir).toolkit / toolkit_config.CONFIG)
+    link = InstallDir(install_dir).toolkit
+    snapshot = files.read(link / toolkit_config.CONFIG)
     present, path = snapshot.data if snapshot else None, f"{toolkit}/{toolkit_config.CONFIG}"
     # A feature that is no longer among the settings must be switched off.
     features: dict[Key, Any] = {
         ("features", name): False for name in toolkit_config.enabled_features(present, path)
     }
     features |= {("features", name): True for name in settings.opt_in_features}
-    config = toolkit_config.configuration(
-        present, path, {**toolkit_config.desired_keys(settings, toolkit, low_level), **features}
-    )
+    chosen = _chosen(settings, source)
+    asked = {
+        **toolkit_config.reset(link, without=chosen),
+        **toolkit_config.desired_keys(settings, toolkit, low_level),
+        **features,
+        **chosen,
+    }
+    config = toolkit_config.configuration(present, path, asked)
     result.append(Entry(name=toolkit_config.CONFIG, mode=0o644, content=config))
-    link = InstallDir(install_dir).toolkit
+    if chosen:
+        result.append(Entry(name=toolkit_config.CHOSEN, mode=0o644, content=toolkit_config.record(chosen)))
     differing = tuple(e.name for e in result if not is_same(link / e.name, e))
     digest = "" if differing else named(link)
     if not differing and not digest:
         differing = ("toolkit",)  # the files are the same, but another installer has put them there
-    return Version(digest=digest or _digest(result), entries=tuple(result), differing=differing)
+    return Version(
+        digest=digest or _digest(result),
+        entries=tuple(result),
+        differing=differing,
+        resets=toolkit_config.resets(present, config, path) if present not in {None, config} else (),
+    )
+
+
+def _chosen(settings: Settings, source: Path) -> dict[Key, Any]:
+    """Return the keys of `--toolkit-config`. Raises UsageProblem if this toolkit does not know one."""
+    if not settings.toolkit_config:
+        return {}
+    from toolkit.artifacts import config_keys  # noqa: PLC0415  # runs nvidia-ctk, for this option only
+
+    return config_keys.chosen(settings, source / "usr/bin/nvidia-ctk")
 
 
 def named(link: Path) -> str:

@@ -633,6 +633,15 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         kind=Kind.LIST,
         help="Opt-in features of the toolkit to enable.",
     ),
+    Setting(
+        name="toolkit_config",
+        flags=("--toolkit-config",),
+        variables=("TOOLKIT_CONFIG",),
+        kind=Kind.LIST,
+        help="Any other key of the toolkit's config.toml, as KEY=VALUE, for example"
+        " `nvidia-container-cli.no-cgroups=true,disable-require=true`. The keys are those that the"
+        " toolkit to install knows; a key that is left out later gets its default again.",
+    ),
     _flag(
         "force",
         "--force",
@@ -692,7 +701,7 @@ GROUPS: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
             "nvidia_container_runtime_log_level", "nvidia_container_runtime_debug",
             "nvidia_container_cli_debug", "cdi_default_kind", "cdi_annotation_prefixes",
             "accept_envvar_when_unprivileged", "accept_volume_mounts", "hook_skip_mode_detection",
-            "opt_in_features",
+            "opt_in_features", "toolkit_config",
         ),
     ),
     (
