@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from toolkit.settings.options import Setting, grouped
+from tools import differences
 
 ROOT = Path(__file__).resolve().parent.parent
+_DIFFERENCES = "## Differences from the upstream image"
 
 
 def options() -> str:
@@ -42,6 +44,17 @@ def options() -> str:
     return "\n".join(lines) + "\n"
 
 
+def gpu_operator(text: str) -> str:
+    """Return the text of docs/gpu-operator.md with the table of differences as it is generated."""
+    head, _, _ = text.partition(_DIFFERENCES)
+    return (
+        f"{head}{_DIFFERENCES}\n\n"
+        "Generated from `tools/differences.py`, which `tests/conformance/test_side_by_side.py` holds against"
+        " both\nprograms: every option, alias and variable, with each runtime.\n\n"
+        f"{differences.table()}"
+    )
+
+
 def _row(row: Setting) -> str:
     flags = ", ".join(f"`{flag}`" for flag in row.flags)
     variables = ", ".join(f"`{variable}`" for variable in row.variables)
@@ -62,3 +75,5 @@ if __name__ == "__main__":
 
     manual.write()
     (ROOT / "docs/options.md").write_text(options(), encoding="utf-8")
+    page = ROOT / "docs/gpu-operator.md"
+    page.write_text(gpu_operator(page.read_text(encoding="utf-8")), encoding="utf-8")

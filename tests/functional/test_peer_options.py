@@ -640,6 +640,10 @@ def test_one_dash_does_for_a_long_option() -> None:
     )
 
 
+def test_an_equals_sign_does_for_a_short_option() -> None:
+    assert parsed("-r=crio") == parsed("-r", "crio") == parsed("--runtime=crio") == {"runtime": "crio"}
+
+
 def test_a_list_may_come_in_pieces() -> None:
     found = parsed("--opt-in-features", "a", "--opt-in-features=b,c")
     assert resolve.resolve(found, {}).opt_in_features == ("a", "b", "c")

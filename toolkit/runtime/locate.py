@@ -276,7 +276,9 @@ def _desired(settings: Settings, host: Host, config: str, drop_in: str, install_
             if other and other not in absent
         ),
     )
-    option = "enable_cdi_in_runtime" if settings.is_given("enable_cdi_in_runtime") else "cdi_enabled"
+    enables_cdi = settings.cdi_enabled and bool(settings.cdi_output_dir)  # as upstream
+    if settings.is_given("enable_cdi_in_runtime"):
+        enables_cdi = settings.enable_cdi_in_runtime
     return Desired(
         runtime=RuntimeName(settings.runtime),
         config=config,
@@ -286,7 +288,7 @@ def _desired(settings: Settings, host: Host, config: str, drop_in: str, install_
         hook=_hook_file(settings, host),
         hook_mode=settings.runtime == "crio" and settings.config_mode == "hook",
         hook_binary=f"{toolkit}/nvidia-container-runtime-hook",
-        enable_cdi=True if settings.values[option] else None,
+        enable_cdi=True if enables_cdi else None,
         enable_cri=settings.enable_cri,
         runtime_type=settings.runtime_type,
         legacy=settings.use_legacy_config,
