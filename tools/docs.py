@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from toolkit.settings.options import Setting, grouped
+from tools import differences
 
 ROOT = Path(__file__).resolve().parent.parent
+_DIFFERENCES = "## Differences from the upstream image"
 
 
 def options() -> str:
@@ -17,13 +19,16 @@ def options() -> str:
         "Every option works with every command.",
         "",
         "- An option on the command line takes precedence over its variables. If several of its variables",
-        "  are set, the first one counts. `CONTAINERD_*` counts only for containerd, `DOCKER_*` only for",
-        "  Docker, `CRIO_*` only for CRI-O.",
+        "  are set, the first one counts, and one for the node's runtime before those for others.",
+        "- `CONTAINERD_*` counts only for containerd, `DOCKER_*` only for Docker, `CRIO_*` only for CRI-O,",
+        "  except the variables of `--set-as-default` and `--runtime-class`, which count for every runtime.",
+        "  One that has no effect is named in the log.",
         "- A flag without a value is true, and never takes the next word as its value. True is `true`, `1`,",
         "  `t`, `yes` or `on`; false is `false`, `0`, `f`, `no` or `off`, in upper or lower case.",
         "- The items of a list are separated by commas, or the option is repeated.",
-        "- An empty variable counts as not set. An empty option (`--drop-in-config=`) counts as not given,",
-        "  unless its row says what it means. It is refused if the runtime cannot be found without it.",
+        "- An empty variable of a flag means false; any other empty variable counts as not set. An empty",
+        "  option (`--drop-in-config=`) counts as not given, unless its row says what it means. It is",
+        "  refused if the runtime cannot be found without it.",
         "- An option for one runtime is refused with another.",
         "- All invalid values are reported together, with exit code 2, before anything is changed.",
         "",
@@ -37,6 +42,17 @@ def options() -> str:
             *map(_row, rows),
         ]
     return "\n".join(lines) + "\n"
+
+
+def gpu_operator(text: str) -> str:
+    """Return the text of docs/gpu-operator.md with the table of differences as it is generated."""
+    head, _, _ = text.partition(_DIFFERENCES)
+    return (
+        f"{head}{_DIFFERENCES}\n\n"
+        "Generated from `tools/differences.py`, which `tests/conformance/test_side_by_side.py` holds against"
+        " both\nprograms: every option, alias and variable, with each runtime.\n\n"
+        f"{differences.table()}"
+    )
 
 
 def _row(row: Setting) -> str:
@@ -59,3 +75,5 @@ if __name__ == "__main__":
 
     manual.write()
     (ROOT / "docs/options.md").write_text(options(), encoding="utf-8")
+    page = ROOT / "docs/gpu-operator.md"
+    page.write_text(gpu_operator(page.read_text(encoding="utf-8")), encoding="utf-8")

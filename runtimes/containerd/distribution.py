@@ -68,7 +68,7 @@ def left_to_distribution(
         raise _refusal(
             desired,
             f"it does not provide the handler {desired.handlers[0].name}",
-            "omit --runtime-class",
+            "omit --runtime-class, and NVIDIA_RUNTIME_NAME",
         )
     if str(PurePosixPath(provided.binary).parent) != delivery.search_dir:
         raise _refusal(
@@ -83,10 +83,13 @@ def left_to_distribution(
         raise _refusal(
             desired,
             f"the default handler cannot be set to {desired.default}",
-            f"use --set-as-default=false; after the installation, {delivery.default_step}",
+            "use --set-as-default=false (NVIDIA_RUNTIME_SET_AS_DEFAULT=false); after the installation,"
+            f" {delivery.default_step}",
         )
     if desired.enable_cdi and not section.get("enable_cdi"):
-        raise _refusal(desired, "CDI cannot be enabled", "use --enable-cdi-in-runtime=false")
+        raise _refusal(
+            desired, "CDI cannot be enabled", "use --enable-cdi-in-runtime=false (RUNTIME_ENABLE_CDI=false)"
+        )
     names = [name for name in delivery.provided_handlers if name in desired.names]
     others = sorted(desired.names - set(names))
     notes = [f"the distribution creates the handlers {' and '.join(names)} at its next start"]

@@ -487,6 +487,20 @@ def test_a_tegra_whose_module_is_nvgpu_is_described_by_its_csv_files(node: Node,
     assert [each["path"] for each in devices["all"]] == ["/dev/null", "/dev/zero"]
 
 
+@pytest.mark.parametrize("script", [_TEGRA, _WSL2], ids=["Tegra", "WSL2"])
+def test_the_driver_s_usual_root_is_named_as_the_reason_where_the_node_has_its_own(
+    node: Node, tmp_path: Path, script: str
+) -> None:
+    """The default is that of a driver container, of which there is none for these."""
+    (tmp_path / "csv").mkdir()
+    words = (str(tmp_path / "csv"),) if script == _TEGRA else ()
+    done = run(node, prefix=fake_node.in_mounts(script, *words), driver_root="/no", driver_root_ctr_path="")
+    assert (
+        "the driver's root /no does not exist or is empty; the driver of WSL2 and of a Tegra" in done.stderr
+    )
+    assert "set --driver-root=/" in done.stderr
+
+
 def test_on_wsl2_nvidia_ctk_is_asked_for_wsl(node: Node) -> None:
     """It asks Windows' driver, which only a WSL2 has: its own error shows that it was asked to."""
     prefix = fake_node.in_mounts(_WSL2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import tomllib
 from pathlib import Path
@@ -164,3 +166,39 @@ def test_toml_1_1_is_refused_because_the_toolkit_s_programs_do_not_read_it(node:
     refused = fake_node.cli("run", "-n", "--no-runtime-config", *node.options())
     assert "the toolkit's programs do not read TOML 1.1" in refused.stderr
     assert refused.returncode == 3
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only a program that root owns is run")
+def test_keys_that_are_chosen_are_those_that_the_real_nvidia_ctk_knows(node: Node) -> None:
+    real = binaries.toolkit("nvidia-ctk")
+    program = node.source / "usr/bin/nvidia-ctk"
+    program.unlink()
+    shutil.copyfile(real, program)
+    program.chmod(0o755)
+    chosen = {
+        "nvidia-container-cli.no-cgroups": True,
+        "nvidia-container-cli.no-pivot": True,
+        "disable-require": True,
+        "swarm-resource": "DOCKER_RESOURCE_GPU",
+        "supported-driver-capabilities": "compute,utility",
+        "nvidia-container-cli.ldconfig": "@/sbin/ldconfig",
+        "nvidia-container-cli.user": "root:video",
+        "nvidia-container-cli.environment": ["A=1", "B=2"],
+        "nvidia-container-runtime.modes.jit-cdi.nvcdi-feature-flags": ["a", "b"],
+        "nvidia-container-runtime.modes.legacy.cuda-compat-mode": "mount",
+    }
+    text = {True: "true", ("A=1", "B=2"): "A=1,B=2", ("a", "b"): "a,b"}
+    given = {name: text.get(tuple(v) if isinstance(v, list) else v, v) for name, v in chosen.items()}
+    install(node, toolkit_config=",".join(f"{name}={value}" for name, value in given.items()))
+    found = config(node)
+    for name, value in chosen.items():
+        item: Any = found
+        for part in name.split("."):
+            item = item[part]
+        assert item == value, name
+    wrong = node.options(toolkit_config="no-cgroups=true,nvidia-container-cli.ldconfg=/x")
+    refused = fake_node.cli("run", "-n", "--no-runtime-config", *wrong).stderr
+    assert (
+        "no-cgroups: this toolkit has no such key; did you mean nvidia-container-cli.no-cgroups?" in refused
+    )
+    assert "did you mean nvidia-container-cli.ldconfig?" in refused

@@ -476,6 +476,9 @@ def test_a_tegra_and_wsl2_have_a_driver_without_the_module(node: Node, sign: str
     found = collected(node, driver_root_ctr_path="/nonexistent")
     assert found["driver"]["loaded"] == sign
     assert "the driver is not loaded" not in said(found)
+    assert f"the driver of this node ({sign}) is part of it" in said(found)
+    assert "set --driver-root=/" in said(found)
+    assert "is part of it" not in said(collected(node, driver_root="/", driver_root_ctr_path=""))
 
 
 @fake_node.needs_root

@@ -640,6 +640,10 @@ def test_one_dash_does_for_a_long_option() -> None:
     )
 
 
+def test_an_equals_sign_does_for_a_short_option() -> None:
+    assert parsed("-r=crio") == parsed("-r", "crio") == parsed("--runtime=crio") == {"runtime": "crio"}
+
+
 def test_a_list_may_come_in_pieces() -> None:
     found = parsed("--opt-in-features", "a", "--opt-in-features=b,c")
     assert resolve.resolve(found, {}).opt_in_features == ("a", "b", "c")
@@ -708,3 +712,24 @@ def test_an_override_wins_over_what_is_inherited_whatever_its_case(node: Node) -
     assert found["options"]["systemdcgroup"] is False
     assert "SystemdCgroup" not in found["options"]
     assert (found["options"]["Root"], found["pod_annotations"]) == ("/r", ["a"])
+
+
+@pytest.mark.parametrize("name", ["nvidia-cdi", "nvidia-legacy"])
+def test_a_fixed_handler_can_be_the_default_of_each_runtime(node: Node, name: str) -> None:
+    containerd = cri(node, runtime_class=name)["containerd"]
+    assert containerd["default_runtime_name"] == name
+    assert {"nvidia", "nvidia-cdi", "nvidia-legacy"} <= set(containerd["runtimes"])
+    (drop_in,) = crio(node, runtime_class=name).config_plan.changes
+    assert f'default_runtime = "{name}"'.encode() in (drop_in.after or b"")
+    (daemon,) = seen(node, **docker(node), runtime_class=name).config_plan.changes
+    assert json.loads(daemon.after or b"")["default-runtime"] == name
+    kept = cri(node, runtime_class=name, set_as_default="false")["containerd"]
+    assert kept.get("default_runtime_name") in {None, "runc"}
+
+
+def docker(node: Node) -> dict[str, str]:
+    """Return the options for Docker, with a configuration without keys."""
+    path = node.root / "etc/docker/daemon.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"{}")
+    return {"runtime": "docker", "config": str(path), "drop_in_config": ""}

@@ -114,6 +114,15 @@ def test_no_reload(node: Node, running: Daemon) -> None:
     assert running.signals() == []
 
 
+def test_a_default_handler_whose_program_the_node_lacks_is_refused(node: Node, running: Daemon) -> None:
+    own_toolkit(node, "nvidia-container-runtime")
+    refused = fake_node.cli("-n", *runtime_only(node, runtime_class="nvidia-cdi"))
+    assert refused.returncode == 2, refused.stderr
+    assert "nvidia-container-runtime.cdi, which the default handler runs, was not found" in refused.stderr
+    assert node.config.read_bytes() == KUBEADM
+    assert running.signals() == []
+
+
 # --- and together -------------------------------------------------------------------------------
 
 

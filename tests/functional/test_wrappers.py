@@ -314,12 +314,15 @@ def oci(env: list[str], annotations: Mapping[str, str] | None = None, mounts: tu
     )
 
 
+MOUNTS: Final = "/var/run/nvidia-container-devices"
 ASKING: Final = {
     "variable": oci(["NVIDIA_VISIBLE_DEVICES=all"]),
     "variable with one": oci(["NVIDIA_VISIBLE_DEVICES=GPU-1234"]),
     "annotation": oci([], {"cdi.k8s.io/x": "nvidia.com/gpu=0"}),
     "annotation of a strange prefix": oci([], {"it's/x": "nvidia.com/gpu=0"}),
     "mount": oci([], mounts=("/var/run/nvidia-container-devices/all",)),
+    "variable beside a mount `void`": oci(["NVIDIA_VISIBLE_DEVICES=all"], mounts=(f"{MOUNTS}/void",)),
+    "annotation beside a mount `void`": oci([], {"cdi.k8s.io/x": "a=0"}, mounts=(f"{MOUNTS}/void",)),
     "indented": json.dumps(json.loads(oci(["NVIDIA_VISIBLE_DEVICES=all"])), indent=2) + "\n",
 }
 NOT_ASKING: Final = {
@@ -327,6 +330,11 @@ NOT_ASKING: Final = {
     "void": oci(["NVIDIA_VISIBLE_DEVICES=void"]),
     "none": oci(["NVIDIA_VISIBLE_DEVICES=none"]),
     "empty": oci(["NVIDIA_VISIBLE_DEVICES="]),
+    "a mount `void`": oci([], mounts=(f"{MOUNTS}/void",)),
+    "a mount `void` before others": oci([], mounts=(f"{MOUNTS}/void", f"{MOUNTS}/0")),
+    "a mount `void` after others, indented": json.dumps(
+        json.loads(oci([], mounts=(f"{MOUNTS}/0", f"{MOUNTS}/void"))), indent=2
+    ),
     "capabilities alone": oci(["NVIDIA_DRIVER_CAPABILITIES=all"]),
     "another annotation": oci([], {"io.kubernetes.cri.container-type": "sandbox"}),
 }

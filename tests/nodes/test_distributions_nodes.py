@@ -17,7 +17,7 @@ from typing import Final
 
 import pytest
 
-from tests.support import containers, distros, nodes, real
+from tests.support import containers, distros, gpu_operator, nodes, real
 from tests.support.nodes import Node
 from toolkit.errors import StepError
 from toolkit.runtime.client import cri
@@ -118,10 +118,11 @@ class Site:
         ]
         places = (*COMMON, config, str(Path(socket).parent))
         self.mounts: Mapping[str, str] = {place: place for place in places}
+        self.env: Mapping[str, str] = {}
 
     def __call__(self, *arguments: str, code: int = 0) -> str:
         argv = [PROGRAM, *arguments, *self.options]
-        done = containers.daemonset(self.node, argv, mounts=self.mounts)
+        done = containers.daemonset(self.node, argv, env=self.env, mounts=self.mounts)
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout + done.stderr
 
@@ -331,6 +332,60 @@ def test_p04_a_run_that_was_killed_before_k3s_started_is_finished_by_the_next(ol
     assert older.handlers() == (MADE, "runc")
     assert older.restarts() <= 2
     assert older("status", "--set-as-default=false").startswith("in sync\nready\n")
+
+
+RANCHER: Final = {"CONTAINERD_SOCKET": "/run/k3s/containerd/containerd.sock"}
+"""What the documentation of RKE2 sets in `toolkit.env` of the GPU Operator, and nothing else."""
+
+
+def as_operator(site: Site, source: Path, *, cdi: bool = True, **env: str) -> None:
+    """Run the program as the GPU Operator does with Rancher's values from now on."""
+    rendered = gpu_operator.render("containerd", cdi=cdi, env={**RANCHER, **env})
+    variables = {**rendered.env, "CDI_OUTPUT_DIR": "", "TOOLKIT_SOURCE_ROOT": str(source)}
+    site.options = ["--reload-timeout=30"]
+    site.mounts, site.env = rendered.followed, variables
+
+
+@pytest.mark.parametrize(
+    "flags", ["", "-imports=false", "-imports=false -version=2"], ids=["2026", "2025", "version 2"]
+)
+def test_rancher_s_values_of_the_gpu_operator_set_k3s_up(node: Node, source: Path, flags: str) -> None:
+    """The operator mounts /etc/containerd then, which k3s does not read: k3s makes the handlers itself."""
+    for site in k3s_with(node, source, flags):
+        as_operator(site, source)
+        before = default_config(node)
+        assert f"it generates {K3S}/config.toml" in site("plan")
+        told = site("run", "--no-daemon")
+        assert "k3s does not read" in told
+        assert site.handlers() == (MADE, "runc")
+        assert site.restarts() == 1
+        assert site("status").startswith("in sync\nready\n")
+        pid = site.pid()
+        assert "nothing to do: the node is in sync" in site("run", "--no-daemon")
+        assert site.pid() == pid
+        assert [path.name for path in nodes.path(node, K3S).rglob("*") if path.is_file()] == ["config.toml"]
+        assert default_config(node) == before
+
+
+def default_config(node: Node) -> dict[str, bytes]:
+    """Return the files of the runtime's default configuration; kubelet creates directories for mounts."""
+    files = (path for path in nodes.path(node, "/etc/containerd").rglob("*") if path.is_file())
+    return {str(path): path.read_bytes() for path in files}
+
+
+def test_rancher_s_values_with_the_path_of_k3s_add_all_handlers(k3s: Site, source: Path) -> None:
+    as_operator(k3s, source, cdi=False, CONTAINERD_CONFIG=f"{K3S}/config.toml")
+    k3s("run", "--no-daemon")
+    assert k3s.handlers() == (OURS, "nvidia")
+    assert k3s.restarts() == 1
+
+
+def test_without_cdi_what_k3s_cannot_do_is_refused_with_the_value_to_set(k3s: Site, source: Path) -> None:
+    as_operator(k3s, source, cdi=False)
+    refused = k3s("run", "--no-daemon", code=4)
+    assert "the default handler cannot be set to nvidia: nothing was changed" in refused
+    assert "NVIDIA_RUNTIME_SET_AS_DEFAULT=false" in refused
+    assert k3s.restarts() == 0
 
 
 def test_p14_k0s_starts_its_containerd_once_and_by_itself(node: Node, source: Path) -> None:

@@ -61,6 +61,11 @@ def test_the_types_of_the_settings_are_up_to_date() -> None:
     assert values.PATH.read_text(encoding="utf-8") == values.text(), "run: make generate"
 
 
+def test_the_differences_from_upstream_are_up_to_date() -> None:
+    written = (ROOT / "docs/gpu-operator.md").read_text(encoding="utf-8")
+    assert written == docs.gpu_operator(written), "run `make generate`"
+
+
 def test_the_manual_page_is_up_to_date() -> None:
     assert manual.PAGE.read_text(encoding="utf-8") == manual.page(), "run `make generate`"
 

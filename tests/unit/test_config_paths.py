@@ -13,6 +13,7 @@ from runtimes.crio import ADAPTER as crio
 from runtimes.model import DeliveryKind
 from tests.support import distros
 from toolkit.errors import UsageProblem
+from toolkit.node import files
 from toolkit.node.host import Host
 from toolkit.node.processes import RuntimeProcess
 from toolkit.runtime import config_paths
@@ -126,6 +127,72 @@ def test_a_k0s_config_that_a_person_took_over_is_read_as_it_is(
     assert where.delivery.kind is kind
     assert not where.delivery.imports
     assert where.drop_in == "/etc/k0s/containerd.d/nvidia.toml"
+
+
+def operators(root: Path, found: RuntimeProcess | None, config: str | None, **options: str) -> ConfigPaths:
+    """Return the paths where the GPU Operator mounts /etc/containerd, whatever the runtime is."""
+    (root / "etc/containerd").mkdir(parents=True)
+    home = Path(f"{root}{config or f'{K3S}/config.toml'}").parent
+    home.mkdir(parents=True, exist_ok=True)
+    (home / "config.toml").write_bytes(b"version = 3\n")
+    given: dict[str, str] = {
+        "config": f"{root}/etc/containerd/config.toml",
+        "drop_in_config": f"{root}/etc/containerd/conf.d/99-nvidia.toml",
+        "socket": f"{root}/run/k3s/containerd/containerd.sock",
+    }
+    return find(root, found, config, adapter=containerd, **{**given, **options})
+
+
+@pytest.mark.parametrize(
+    ("executable", "unit", "config"),
+    [
+        ("/var/lib/rancher/k3s/data/01ab/bin/containerd", "k3s.service", f"{K3S}/config.toml"),
+        ("/data/k3s/data/01ab/bin/k3s", "gpu.service", "/data/k3s/agent/etc/containerd/config.toml"),
+        (
+            "/var/lib/rancher/rke2/data/v1.35.0-rke2r1-01ab/bin/containerd",
+            "rke2-agent.service",
+            "/var/lib/rancher/rke2/agent/etc/containerd/config.toml",
+        ),
+    ],
+    ids=["k3s", "k3s elsewhere", "RKE2"],
+)
+def test_the_gpu_operator_s_default_config_is_not_meant_where_k3s_generates_its_own(
+    tmp_path: Path, executable: str, unit: str, config: str
+) -> None:
+    where = operators(tmp_path, daemon(executable, unit), config)
+    assert (where.config, where.delivery.kind) == (config, DeliveryKind.AUTO_DETECTED)
+    assert where.host.local(where.config).exists()
+    assert where.note.startswith("--config=/etc/containerd/config.toml is the default of containerd")
+    assert config in where.note
+
+
+def test_it_is_not_meant_while_k3s_is_down_either(tmp_path: Path) -> None:
+    where = operators(tmp_path, None, None)
+    assert (where.config, where.delivery.kind) == (f"{K3S}/config.toml", DeliveryKind.AUTO_DETECTED)
+
+
+@pytest.mark.parametrize(
+    ("executable", "config"),
+    [
+        ("/usr/bin/containerd", None),
+        ("/usr/bin/containerd", "/etc/other.toml"),
+        ("/snap/k8s/1/bin/containerd", "/var/snap/k8s/common/etc/containerd/config.toml"),
+    ],
+    ids=["containerd", "containerd elsewhere", "Canonical Kubernetes"],
+)
+def test_it_is_meant_everywhere_else(tmp_path: Path, executable: str, config: str | None) -> None:
+    socket = f"{tmp_path}/run/containerd/containerd.sock"
+    where = operators(tmp_path, daemon(executable), config, socket=socket)
+    assert (where.config, where.note) == ("/etc/containerd/config.toml", "")
+
+
+def test_no_drop_in_is_wanted_in_a_directory_of_k3s_that_is_read_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "immutable_reason", lambda path: "is read-only" if K3S in str(path) else "")
+    where = operators(tmp_path, daemon("/var/lib/rancher/k3s/data/01ab/bin/k3s"), f"{K3S}/config.toml")
+    assert (where.drop_in, where.delivery.drop_ins) == ("", ())
+    assert f"CONTAINERD_CONFIG={K3S}/config.toml" in where.note
 
 
 def test_another_config_than_the_distribution_s_is_an_ordinary_one(tmp_path: Path) -> None:

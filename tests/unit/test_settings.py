@@ -15,6 +15,7 @@ from hypothesis import strategies as some
 from tests.support import fake_node
 from toolkit.cli import parser
 from toolkit.errors import UsageProblem
+from toolkit.settings import checks
 from toolkit.settings import resolve as settings
 from toolkit.settings.options import SETTINGS, Kind, Setting
 
@@ -308,6 +309,77 @@ def test_the_variables_of_another_runtime_do_not_count(runtime: str, prefix: str
     assert (found.socket == "/mine.sock") == counts
 
 
+@pytest.mark.parametrize("runtime", ["docker", "containerd", "crio"])
+@pytest.mark.parametrize("prefix", ["DOCKER_", "CONTAINERD_"])
+def test_the_default_handler_may_be_set_by_the_variable_of_another_runtime(runtime: str, prefix: str) -> None:
+    found = resolve({"runtime": runtime}, **{f"{prefix}SET_AS_DEFAULT": "false"})
+    assert (found.set_as_default, found.origins["set_as_default"]) == (False, f"{prefix}SET_AS_DEFAULT")
+
+
+@pytest.mark.parametrize("runtime", ["docker", "containerd", "crio"])
+@pytest.mark.parametrize("variable", ["CONTAINERD_RUNTIME_CLASS", "DOCKER_RUNTIME_NAME"])
+def test_the_handler_may_be_named_by_the_variable_of_another_runtime(runtime: str, variable: str) -> None:
+    found = resolve({"runtime": runtime}, **{variable: "gpu"})
+    assert (found.runtime_class, found.remarks) == ("gpu", ())
+
+
+def test_a_variable_of_the_runtime_itself_wins_over_those_of_others() -> None:
+    of_each = {"CONTAINERD_SET_AS_DEFAULT": "false", "DOCKER_SET_AS_DEFAULT": "true"}
+    assert resolve({"runtime": "docker"}, **of_each).set_as_default
+    assert not resolve({"runtime": "containerd"}, **of_each).set_as_default
+    assert not resolve({"runtime": "crio"}, **of_each).set_as_default
+
+
+@pytest.mark.parametrize(
+    ("runtime", "variable", "value", "instead"),
+    [
+        ("crio", "CONTAINERD_CONFIG", "/etc/x.toml", "; CRIO_CONFIG applies to crio"),
+        ("crio", "DOCKER_SOCKET", "/run/x.sock", "; CRIO_SOCKET applies to crio"),
+        ("docker", "CONTAINERD_RESTART_MODE", "none", "; DOCKER_RESTART_MODE applies to docker"),
+        ("containerd", "DOCKER_CONFIG", "/etc/x.json", "; CONTAINERD_CONFIG applies to containerd"),
+        ("crio", "CONTAINERD_RUNTIME_TYPE", "io.containerd.runsc.v1", ""),
+        ("docker", "CONTAINERD_ENABLE_CRI", "true", ""),
+    ],
+)
+def test_a_variable_of_another_runtime_without_effect_is_named(
+    runtime: str, variable: str, value: str, instead: str
+) -> None:
+    said = f"{variable} has no effect: the runtime is {runtime}{instead}"
+    assert resolve({"runtime": runtime}, **{variable: value}).remarks == ((logging.WARNING, said),)
+
+
+def test_one_set_of_variables_for_nodes_of_every_runtime_needs_no_remark() -> None:
+    of_all = {
+        "CONTAINERD_CONFIG": "/etc/c.toml",
+        "DOCKER_CONFIG": "/etc/d.json",
+        "CRIO_CONFIG": "/etc/e.conf",
+    }
+    usual = {"CRIO_CONFIG_MODE": "config", "CONTAINERD_RUNTIME_TYPE": "io.containerd.runc.v2"}
+    for runtime in ("containerd", "docker", "crio"):
+        assert resolve({"runtime": runtime}, **of_all, **usual).remarks == ()
+    assert resolve(None, CONTAINERD_CONFIG="/etc/c.toml").remarks == ()
+
+
+def test_a_variable_for_other_nodes_is_no_warning_where_the_runtime_is_detected() -> None:
+    found = settings.resolve({}, {"CONTAINERD_CONFIG": "/etc/c.toml"}, {"runtime": "crio"})
+    said = "CONTAINERD_CONFIG has no effect: the runtime is crio; CRIO_CONFIG applies to crio"
+    assert found.remarks == ((logging.INFO, said),)
+
+
+@pytest.mark.parametrize("runtime", ["docker", "containerd", "crio"])
+def test_an_empty_variable_of_a_flag_is_false(runtime: str) -> None:
+    found = resolve(
+        {"runtime": runtime},
+        NVIDIA_RUNTIME_SET_AS_DEFAULT="",
+        CONTAINERD_SET_AS_DEFAULT="true",
+        ACCEPT_NVIDIA_VISIBLE_DEVICES_ENVVAR_WHEN_UNPRIVILEGED="",
+        CDI_ENABLED="",
+    )
+    assert not found.set_as_default
+    assert not found.accept_envvar_when_unprivileged
+    assert not found.cdi_enabled
+
+
 def test_an_empty_drop_in_means_none() -> None:
     assert resolve(RUNTIME="containerd", RUNTIME_DROP_IN_CONFIG="").drop_in_config == ""
     assert resolve({"drop_in_config": ""}, RUNTIME="containerd").drop_in_config == ""
@@ -469,13 +541,38 @@ def test_a_drop_in_of_cri_o_needs_no_suffix() -> None:
     assert resolve({"runtime": "crio", "drop_in_config": path}).drop_in_config == path
 
 
-@pytest.mark.parametrize(("default", "what"), [("true", "default handler"), ("false", "main handler")])
-def test_a_runtime_class_that_another_handler_has_is_remarked(default: str, what: str) -> None:
-    found = resolve(
-        {"runtime": "containerd", "set_as_default": default}, CONTAINERD_RUNTIME_CLASS="nvidia-cdi"
-    )
-    said = f"CONTAINERD_RUNTIME_CLASS=nvidia-cdi: this handler always exists, so nvidia is the {what}"
-    assert found.remarks == ((logging.WARNING, said),)
+def test_a_runtime_class_that_another_handler_has_is_remarked_unless_it_is_the_default() -> None:
+    environment = {"CONTAINERD_RUNTIME_CLASS": "nvidia-cdi"}
+    options = {"runtime": "containerd", "set_as_default": "false"}
+    said = "CONTAINERD_RUNTIME_CLASS=nvidia-cdi: this handler always exists, so nvidia is the main handler"
+    assert resolve(options, **environment).remarks == ((logging.WARNING, said),)
+    assert resolve({"runtime": "containerd"}, **environment).remarks == ()
+
+
+def test_a_value_of_the_toolkit_s_config_may_contain_commas() -> None:
+    text = "disable-require=true,supported-driver-capabilities=compute,utility,nvidia-container-cli.user=a:b"
+    assert checks.toolkit_config(resolve(TOOLKIT_CONFIG=text).toolkit_config) == {
+        "disable-require": "true",
+        "supported-driver-capabilities": "compute,utility",
+        "nvidia-container-cli.user": "a:b",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("no-cgroups", "no-cgroups: must be KEY=VALUE, such as nvidia-container-cli.no-cgroups=true"),
+        ("nvidia-container-cli.root=/x", "nvidia-container-cli.root: use --driver-root instead"),
+        ("features.x=true", "features.x: use --opt-in-features instead"),
+        (
+            "nvidia-container-runtime.mode=cdi",
+            "nvidia-container-runtime.mode: use --nvidia-container-runtime.mode instead",
+        ),
+        ("nvidia-ctk.path=/x", "nvidia-ctk.path: is set by the installer and cannot be replaced"),
+    ],
+)
+def test_a_key_of_the_toolkit_s_config_that_cannot_be_set(text: str, problem: str) -> None:
+    assert problems(TOOLKIT_CONFIG=text) == (f"TOOLKIT_CONFIG={problem}",)
 
 
 def test_a_pid_file_in_the_working_directory_has_the_right_name() -> None:

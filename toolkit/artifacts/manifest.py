@@ -71,11 +71,15 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Version:
-    """The desired content of `ROOT/toolkit`, and the names of entries that differ on the node."""
+    """The desired content of `ROOT/toolkit`, and the names of entries that differ on the node.
+
+    `resets` are messages about keys of the present config.toml that get another value.
+    """
 
     digest: str
     entries: tuple[Entry, ...]
     differing: tuple[str, ...]
+    resets: tuple[str, ...] = ()
 
     @property
     def is_installed(self) -> bool:
@@ -110,17 +114,30 @@ def _wanted(settings: Settings, host: Host, install_dir: Path, low_level: tuple[
         ("features", name): False for name in toolkit_config.enabled_features(present, path)
     }
     features |= {("features", name): True for name in settings.opt_in_features}
-    config = toolkit_config.configuration(
-        present, path, {**toolkit_config.desired_keys(settings, toolkit, low_level), **features}
-    )
+    chosen = _chosen(settings, source)
+    asked = {
+        **toolkit_config.reset(link, without=chosen),
+        **toolkit_config.desired_keys(settings, toolkit, low_level),
+        **features,
+        **chosen,
+    }
+    config = toolkit_config.configuration(present, path, asked)
     result.append(Entry(name=toolkit_config.CONFIG, mode=0o644, content=config))
+    if chosen:
+        content = toolkit_config.record(chosen)
+        result.append(Entry(name=toolkit_config.CHOSEN, mode=0o644, content=content))
     names = differing(link, result)
     digest = named(link)
     if digest and _is_controlled(InstallDir(install_dir).versions):
         names = (*names, VERSIONS)
     if not names and not digest:
         names = ("toolkit",)  # the files are the same, but another installer has put them there
-    return Version(digest=_digest(result) if names else digest, entries=tuple(result), differing=names)
+    return Version(
+        digest=_digest(result) if names else digest,
+        entries=tuple(result),
+        differing=names,
+        resets=toolkit_config.resets(present, config, path) if present not in {None, config} else (),
+    )
 
 
 def _present(path: Path) -> bytes | None:
@@ -133,6 +150,15 @@ def _present(path: Path) -> bytes | None:
         return None
     snapshot = files.read(path)
     return snapshot.data if snapshot else None
+
+
+def _chosen(settings: Settings, source: Path) -> dict[Key, Any]:
+    """Return the keys of `--toolkit-config`. Raises UsageProblem if this toolkit lacks one."""
+    if not settings.toolkit_config:
+        return {}
+    from toolkit.artifacts import config_keys  # noqa: PLC0415  # runs nvidia-ctk
+
+    return config_keys.chosen(settings, source / "usr/bin/nvidia-ctk")
 
 
 def named(link: Path) -> str:

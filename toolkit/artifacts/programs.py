@@ -44,17 +44,27 @@ def absent(settings: Settings, host: Host, install_dir: Path) -> dict[str, str]:
 
 
 def lacking(settings: Settings, host: Host, desired: Desired) -> UsageProblem | None:
-    """Return an error if with --no-install the node lacks the main handler's program; else None."""
+    """Return an error if --no-install is given and the node lacks a program; else None.
+
+    The programs are those of the main handler and of the default handler, or the hook.
+    """
     if not settings.no_install or settings.no_runtime_config:
         return None
-    program = desired.hook_binary if desired.hook_mode else desired.handlers[0].binary
-    if host.executable(program) is not None:
-        return _distrusted(host, [program, *(handler.binary for handler in desired.handlers)])
-    return UsageProblem(
-        [f"{program}, which the handlers run, was not found on the node"],
-        hint="install it there, name its directory with --toolkit-bin-dir (for example /usr/bin),"
-        " or leave out --no-install",
-    )
+    default = BINARIES.get(desired.default or "", BINARIES[""])
+    needed = {
+        f"{os.path.dirname(desired.hook_binary)}/{default}": "the default handler runs",
+        desired.handlers[0].binary: "the handlers run",
+    }
+    if desired.hook_mode:
+        needed = {desired.hook_binary: "the handlers run"}
+    for program, what in needed.items():
+        if host.executable(program) is None:
+            return UsageProblem(
+                [f"{program}, which {what}, was not found on the node"],
+                hint="install it there, name its directory with --toolkit-bin-dir (for example"
+                " /usr/bin), or leave out --no-install",
+            )
+    return _distrusted(host, [*needed, *(handler.binary for handler in desired.handlers)])
 
 
 def _distrusted(host: Host, paths: Sequence[str]) -> UsageProblem | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,12 +13,16 @@ from runtimes.errors import ConfigError
 from runtimes.formats import toml_editor
 from runtimes.model import ABSENT, Key
 from toolkit.errors import NodeConfigError
+from toolkit.node import trust
 from toolkit.settings.resolve import Settings
 
 _PREFIXES: Final[Key] = ("nvidia-container-runtime", "modes", "cdi", "annotation-prefixes")
 
 
 CONFIG: Final = ".config/nvidia-container-runtime/config.toml"
+CHOSEN: Final = ".config/nvidia-container-runtime/toolkit-config.json"
+"""The keys that an installed version has by `--toolkit-config`, to reset them when they are left out."""
+_LARGEST: Final = 1 << 20
 # The defaults of the toolkit's programs, as the upstream installer writes them.
 DEFAULTS: Final[Mapping[Key, Any]] = {
     ("accept-nvidia-visible-devices-as-volume-mounts",): False,
@@ -54,6 +59,36 @@ def enabled_features(present: bytes | None, path: str) -> tuple[str, ...]:
     except ConfigError as error:
         raise NodeConfigError(str(error), hint=error.hint) from error
     return tuple(name for name, on in features.items() if on is True) if isinstance(features, dict) else ()
+
+
+def record(keys: Iterable[Key]) -> bytes:
+    """Return the content of the file CHOSEN."""
+    return json.dumps(sorted(map(list, keys))).encode() + b"\n"
+
+
+def reset(toolkit: Path, *, without: Iterable[Key]) -> dict[Key, Any]:
+    """Return the default of every key that `--toolkit-config` has set, `without` some.
+
+    `toolkit` is the local path of the installed version. A key that has no default is removed. A
+    list of keys that others control is ignored.
+    """
+    try:
+        data = trust.read_own(toolkit / CHOSEN, _LARGEST)
+        keys = {tuple(map(str, key)) for key in json.loads(data or b"[]")}
+    except (OSError, ValueError, TypeError, RecursionError):
+        return {}
+    return {key: DEFAULTS.get(key, ABSENT) for key in sorted(keys.difference(without))}
+
+
+def resets(present: bytes | None, config: bytes, path: str) -> tuple[str, ...]:
+    """Return a message for every key of the present configuration that gets another value."""
+    before, after = toml_editor.tree(present or b"", path), toml_editor.tree(config, path)
+    return tuple(
+        f"{edits.dotted(key)} is {json.dumps(old, default=str)}, and would be "
+        f"{'removed' if new is ABSENT else json.dumps(new, default=str)}"
+        for key, old, new in edits.differences(before, after)
+        if old is not ABSENT
+    )
 
 
 def configuration(present: bytes | None, path: str, asked: Mapping[Key, Any]) -> bytes:

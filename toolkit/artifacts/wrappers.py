@@ -18,7 +18,8 @@ DRIVER_SIGNS: Final = ("/sys/module/nvidia", "/sys/module/nvgpu", "/dev/dxg")
 # Used only with --require-driver, while the driver is not loaded. It needs nothing but a shell and
 # does not fork. containerd reads the reason from the low-level runtime's log, conmon from stderr.
 # In a sandbox, and in a container that requests no GPU, the variable is missing, empty, `void` or
-# `none`.
+# `none`. A mount `void`, which CDI specifications of toolkit 1.20.2 contain, means that the other
+# mounts request nothing.
 _REFUSAL: Final = """\
 	wish= bundle=. log= last=
 	for word; do
@@ -34,7 +35,7 @@ _REFUSAL: Final = """\
 		last=$word
 	done
 	if [ -n "$wish" ] && [ -r "$bundle/config.json" ]; then
-		asks=
+		asks= mounts= void=
 		while IFS= read -r line || [ -n "$line" ]; do
 			case $line in
 				*'"NVIDIA_VISIBLE_DEVICES=void"'* | *'"NVIDIA_VISIBLE_DEVICES=none"'*) ;;
@@ -42,9 +43,11 @@ _REFUSAL: Final = """\
 				*'"NVIDIA_VISIBLE_DEVICES='*) asks=1 ;;
 			esac
 			case $line in
-				*'"/var/run/nvidia-container-devices/'*@PATTERNS@) asks=1 ;;
+				*'"/var/run/nvidia-container-devices/void"'*) void=1 ;;
+				*'"/var/run/nvidia-container-devices/'*) mounts=1 ;;
 			esac
-		done < "$bundle/config.json"
+@ANNOTATIONS@		done < "$bundle/config.json"
+		[ -z "$mounts" ] || [ -n "$void" ] || asks=1
 		if [ -n "$asks" ]; then
 			why='this container requests GPUs, but the NVIDIA driver is not loaded on this node'
 			why="$why (refused because of --require-driver)"
@@ -95,5 +98,6 @@ def render(
 
 def _refusal(prefixes: Sequence[str]) -> str:
     quoted = (shlex.quote(f'"{prefix}') for prefix in prefixes)
-    patterns = "".join(f" | *{each}*" for each in quoted)
-    return _REFUSAL.rstrip("\n").replace("@PATTERNS@", patterns)
+    patterns = " | ".join(f"*{each}*" for each in quoted)
+    annotations = f"\t\t\tcase $line in\n\t\t\t\t{patterns}) asks=1 ;;\n\t\t\tesac\n" if prefixes else ""
+    return _REFUSAL.rstrip("\n").replace("@ANNOTATIONS@", annotations)

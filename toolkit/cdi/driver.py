@@ -30,6 +30,7 @@ MANAGEMENT: Final = "management"
 _MODULE: Final = "/sys/module/nvidia"
 _WSL: Final = "/dev/dxg"
 _TEGRA: Final = "/sys/module/nvgpu"
+_OF_NODE: Final = "the driver of WSL2 and of a Tegra is part of the node: set --driver-root=/ (DRIVER_ROOT=/)"
 _NODES: Final = re.compile(r"nvidia.*")
 _CAPABILITIES: Final = re.compile(r"nvidia-cap.*|channel.*")
 _DESCRIBING: Final = {
@@ -117,7 +118,8 @@ def absence(settings: Settings, host: Host) -> str:
         return "the driver is not loaded"
     result = roots(settings, host)
     if result is None or not any(result.local[0].iterdir()):
-        return f"the driver's root {settings.driver_root} does not exist or is empty"
+        why = f"the driver's root {settings.driver_root} does not exist or is empty"
+        return why if mode(host) == MANAGEMENT else f"{why}; {_OF_NODE}"
     return ""
 
 

@@ -66,6 +66,9 @@ class Invocation:
         runtime can be selected.
         """
         settings = selection.select(self.settings, self.options, self.environment, last)
+        for level, remark in () if last else settings.remarks:
+            if (level, remark) not in self.settings.remarks:  # logged already
+                log.LOGGER.log(level, "%s", remark)
         return Context(
             settings=settings,
             adapter=ADAPTERS[RuntimeName(settings.runtime)],

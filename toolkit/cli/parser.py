@@ -52,6 +52,8 @@ def explicit(arguments: list[str]) -> list[str]:
         has_one_dash = argument.startswith("-") and flag not in known and f"-{flag}" in known
         word = f"-{argument}" if has_one_dash else argument
         flag = f"-{flag}" if has_one_dash else flag
+        if equals and flag in known and not flag.startswith("--") and flag not in long:
+            word = f"{flag}{value}"  # click would take the equals sign of `-r=docker` as part of the value
         words.append(f"{long[flag]}={value if equals else 'true'}" if flag in long else word)
     return words
 

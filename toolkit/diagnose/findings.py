@@ -10,6 +10,8 @@ from typing import Any
 
 Found = Mapping[str, Any]
 Finding = dict[str, str]
+_DRIVERS_OF_NODE = ("/sys/module/nvgpu", "/dev/dxg")
+"""Signs of a driver that is part of the node, on a Tegra and with WSL2: no container installs it."""
 
 
 def findings(result: Found) -> list[Finding]:
@@ -239,6 +241,12 @@ def _driver(result: Found) -> Iterator[Finding]:
             "install and load the NVIDIA driver if the node has a GPU",
         )
     root = _get(driver, "root")
+    if driver.get("loaded") in _DRIVERS_OF_NODE and root.get("path") and not root.get("exists"):
+        yield _finding(
+            f"the driver's root {root['path']} does not exist, and the driver of this node"
+            f" ({driver['loaded']}) is part of it",
+            "set --driver-root=/ (NVIDIA_DRIVER_ROOT=/)",
+        )
     if driver.get("version") and root.get("path") and not root.get("libnvidia_ml"):
         yield _finding(
             f"the driver is loaded, but its root {root['path']} has no libnvidia-ml.so.1",

@@ -104,6 +104,8 @@ def notes(plan: Plan) -> Iterator[str]:
         yield f"{plan.source_problem}: the toolkit's files are not part of this plan"
     if not plan.installs:
         yield f"using the node's own toolkit (--no-install): {plan.source_problem or 'no files are copied'}"
+    for reset in plan.version.resets if plan.version is not None else ():
+        yield f"the toolkit's config.toml: {reset}"
     if plan.specification.is_lacking and plan.specification.waits_for:
         path, reason = plan.specification.local, plan.specification.waits_for
         yield f"the CDI specification {path} is not generated yet: {reason}"

@@ -13,6 +13,7 @@ from runtimes.adapter import Adapter
 from runtimes.errors import ConfigError, NoCgroupDriver, UnsupportedSetup
 from runtimes.model import (
     ConfigPlan,
+    DeliveryKind,
     Observation,
     Ownership,
     fingerprint,
@@ -24,6 +25,7 @@ from toolkit.cdi import spec
 from toolkit.cdi.spec import Specification
 from toolkit.errors import NodeConfigError, StepError, UsageProblem
 from toolkit.kube import kubelet
+from toolkit.node import processes
 from toolkit.reconcile import adopt, context
 from toolkit.runtime import config_paths, locate, observe, restart, visibility
 from toolkit.runtime.locate import Target
@@ -142,6 +144,8 @@ def make_plan(context: context.Context) -> Plan:
     plan = replace(plan, notes=(*plan.notes, *adopt.notes(target, adopted)))
     if record_problem:
         plan = replace(plan, notes=(*plan.notes, record_problem))
+    if problem_and_hint := unread(target, adapter, plan):
+        plan = replace(plan, notes=(*plan.notes, "{}: `run` changes nothing ({})".format(*problem_and_hint)))
     version, problem = _toolkit(context, target, plan)
     method = restart_method(context, target, record, revive=settings.ignore_unhealthy)
     is_configured = not settings.no_runtime_config
@@ -161,6 +165,16 @@ def make_plan(context: context.Context) -> Plan:
         adopted=adopted,
     )
     return with_supervisor(context, made)
+
+
+def unread(target: Target, adapter: Adapter, plan: ConfigPlan) -> tuple[str, str] | None:
+    """Return why the running daemon would not read the changed root config, and a hint; None if it would."""
+    is_template = target.desired.delivery.kind is DeliveryKind.TEMPLATE
+    if target.process is None or plan.is_noop or is_template:
+        return None
+    given = processes.argument(target.process, adapter.config_flags)
+    problem = config_paths.unread(target.host, adapter, given, target.desired.config)
+    return (problem, config_paths.unread_hint(adapter, given)) if problem else None
 
 
 def with_supervisor(context: context.Context, plan: Plan) -> Plan:

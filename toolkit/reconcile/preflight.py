@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import Final
 
 from runtimes import distributions, planner
-from runtimes.model import DeliveryKind, FileChange
+from runtimes.model import FileChange
 from toolkit.artifacts import versions
 from toolkit.deadline import Deadline
 from toolkit.errors import Interrupted, StepError
 from toolkit.log import LOGGER
 from toolkit.node import command, elf, files, mounts, processes, system
-from toolkit.reconcile import apply, verify
+from toolkit.reconcile import apply, planning, verify
 from toolkit.reconcile.context import Context
 from toolkit.reconcile.planning import Plan, is_asked
-from toolkit.runtime import config_paths, health, locate, visibility
+from toolkit.runtime import health, locate, visibility
 from toolkit.runtime.health import Health
 from toolkit.runtime.locate import Target
 from toolkit.settings.layout import InstallDir
@@ -73,7 +73,8 @@ def check(context: Context, plan: Plan) -> Baseline:
     problems += _of_toolkit(plan) if plan.operation is Operation.INSTALL else _writable(target.install_dir)
     obstacle = plan.restart_method.obstacle if plan.reload_needed else _no_process(context, plan)
     state = _state(context, plan)
-    others = (_unread(context, plan), _in_use(context, plan), _ended_containers(context, plan))
+    unread, unread_hint = _unread(context, plan) or ("", "")
+    others = (unread, _in_use(context, plan), _ended_containers(context, plan))
     problems += [problem for problem in (obstacle, *others) if problem]
     problems += _of_runtime(context, plan, state) if plan.operation is Operation.INSTALL else []
     unusable = _of_override(context, plan)
@@ -84,6 +85,7 @@ def check(context: Context, plan: Plan) -> Baseline:
         fixed, way_out = read_only(plan)
         hints = [
             _NOT_ANSWERING if obstacle else "",
+            unread_hint,
             invisible[0].hint if invisible else "",
             _TOO_OFTEN if any("--restart-budget" in problem for problem in problems) else "",
             _CORRECT if problems == unusable else "",
@@ -160,19 +162,11 @@ def _state(context: Context, plan: Plan) -> Health | None:
     return state
 
 
-def _unread(context: Context, plan: Plan) -> str:
-    """Return why the runtime would not read the file that is to be written, or an empty text."""
-    target = plan.target
-    is_template = target.desired.delivery.kind is DeliveryKind.TEMPLATE
-    if (
-        target.process is None
-        or plan.operation is not Operation.INSTALL
-        or plan.config_plan.is_noop
-        or is_template
-    ):
-        return ""
-    config_flag = processes.argument(target.process, context.adapter.config_flags)
-    return config_paths.unread(target.host, context.adapter, config_flag, target.desired.config)
+def _unread(context: Context, plan: Plan) -> tuple[str, str] | None:
+    """Return why the runtime would not read the file that is to be written, and a hint; None if it would."""
+    if plan.operation is not Operation.INSTALL:
+        return None
+    return planning.unread(plan.target, context.adapter, plan.config_plan)
 
 
 def _no_process(context: Context, plan: Plan) -> str:

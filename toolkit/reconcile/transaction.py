@@ -179,6 +179,8 @@ def converge(
         return plan
     if announce is not None:
         announce(plan)
+    for note in plan.target.notes:
+        LOGGER.info("%s", note)
     for warning in plan.config_plan.warnings:
         LOGGER.warning("%s", warning)
     if not plan.is_in_place:

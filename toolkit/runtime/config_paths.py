@@ -6,6 +6,7 @@ import os
 import posixpath
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 from runtimes import distributions
 from runtimes.adapter import Adapter
@@ -17,6 +18,8 @@ from toolkit.node.host import Host, same_place
 from toolkit.node.processes import RuntimeProcess
 from toolkit.settings.defaults import runtime_default
 from toolkit.settings.resolve import Settings
+
+_VARIABLE: Final = {"containerd": "CONTAINERD_CONFIG", "docker": "DOCKER_CONFIG", "crio": "CRIO_CONFIG"}
 
 # --- paths named by the settings or by the daemon -------------------------------------------------
 
@@ -69,6 +72,15 @@ def unread(host: Host, adapter: Adapter, given: str | None, config: str) -> str:
         return ""
     how = f"was started with {read}" if given else f"reads its default config {read}"
     return f"{host.local(config)} is not the file that {adapter.name} reads: it {how}"
+
+
+def unread_hint(adapter: Adapter, given: str | None) -> str:
+    """Return what to set where the configured root config is not the one that the daemon reads."""
+    read = given or runtime_default(adapter.name, "config")
+    return (
+        f"set {_VARIABLE[adapter.name]}={read} (--config); in a pod, with the directory of that file mounted"
+        " writable"
+    )
 
 
 def find_drop_in(settings: Settings, host: Host, adapter: Adapter) -> str:
@@ -127,13 +139,15 @@ def _is_same(host: Host, other: Path, config: Path) -> bool:
 class ConfigPaths:
     """The node paths of the root config and the drop-in, and how the runtime gets our keys.
 
-    `host` maps both to local paths. `drop_in` is empty if only the root config is edited.
+    `host` maps both to local paths. `drop_in` is empty if only the root config is edited. `note` says why
+    the configured root config is not used; empty if it is.
     """
 
     host: Host
     config: str
     drop_in: str
     delivery: ConfigDelivery
+    note: str = ""
 
 
 def find(
@@ -150,6 +164,18 @@ def find(
     The last two arguments are the root config and the drop-in directory on the daemon's command
     line, None if it has no such option. Raises NodeConfigError if the root config cannot be read.
     """
+    if generated := _generated_instead(settings, host, adapter, process, config_argument):
+        usual = replace(settings, origins={**settings.origins, "config": "default"})
+        paths = find(
+            usual,
+            host,
+            adapter,
+            process,
+            config_argument=generated[1],
+            directory_argument=directory_argument,
+        )
+        option = f"{settings.by('config')}={_default(adapter, 'config')}"
+        return _in_place_of_default(paths, adapter, generated[0], option)
     is_given = settings.is_given("config")
     config = find_config(settings, host, adapter, config_argument, is_known=process is not None)
     configs = [each.config for each in DISTRIBUTIONS if each.runtime == adapter.name]
@@ -181,6 +207,63 @@ def find(
     return ConfigPaths(
         host=host, config=node, drop_in=drop_in, delivery=replace(delivery, drop_ins=tuple(others))
     )
+
+
+def _in_place_of_default(
+    paths: ConfigPaths, adapter: Adapter, distribution: Distribution, option: str
+) -> ConfigPaths:
+    """Return the paths of a distribution whose daemon does not read the default that `option` names.
+
+    If the directory is not writable, no drop-in is desired: the distribution itself adds the handlers.
+    """
+    name = distribution.name
+    note = (
+        f"{option} is the default of {adapter.name}, which {name} does not read: it generates {paths.config}"
+    )
+    if not files.immutable_reason(paths.host.file(paths.config)):
+        return replace(paths, note=note)
+    note += (
+        f", whose directory is not writable here, so {name} itself adds the handlers that it knows;"
+        f" to add all of them, set {_VARIABLE[adapter.name]}={paths.config}"
+    )
+    return replace(paths, drop_in="", delivery=replace(paths.delivery, drop_ins=()), note=note)
+
+
+def _generated_instead(
+    settings: Settings,
+    host: Host,
+    adapter: Adapter,
+    process: RuntimeProcess | None,
+    config_argument: str | None,
+) -> tuple[Distribution, str] | None:
+    """Return the distribution that generates another root config than a configured default, and its path.
+
+    The GPU Operator names and mounts the default root config if only the socket is set, which is all
+    that RKE2's documentation asks for. None if the settings name another file, or if the daemon reads
+    the default.
+    """
+    default = _default(adapter, "config")
+    given = Path(os.path.abspath(settings.config))
+    if not settings.is_given("config") or host.node(given, default) != default:
+        return None
+    rows = [
+        row
+        for row in DISTRIBUTIONS
+        if row.runtime == adapter.name and row.delivery.kind is DeliveryKind.AUTO_DETECTED
+    ]
+    socket = host.node(Path(settings.socket), *(path for row in rows for path in row.sockets))
+    if process is None:
+        there = ((row, host.resolve(row.config)) for row in rows if socket in row.sockets)
+        return next(((row, row.config) for row, path in there if path is not None and path.exists()), None)
+    found = distributions.of(
+        adapter.name,
+        executable=process.executable,
+        config=config_argument or "",
+        unit=process.unit or "",
+        socket=socket,
+    )
+    config = config_argument or found.config
+    return (found, config) if found in rows and config != default else None
 
 
 def _refuse_drop_in(settings: Settings, adapter: Adapter, config: str) -> None:

@@ -121,6 +121,7 @@ def target(settings: Settings, adapter: Adapter, stop: Cancellation | None = Non
     install_dir = Path(os.path.abspath(settings.toolkit_install_dir))
     binary, notes = _binary(settings, host, adapter, process)
     launch_file = RunDir.of(settings.pid_file).launch
+    notes = (paths.note, *notes) if paths.note else notes
     notes += tuple(
         f"{path} not found on the node: the handler {name} is not added"
         for name, path in programs.absent(settings, host, install_dir).items()
@@ -302,9 +303,8 @@ def _binary(
 
 
 def _desired(settings: Settings, host: Host, config: str, drop_in: str, install_dir: Path) -> Desired:
-    name = settings.runtime_class
-    if name in BINARIES:
-        name = "nvidia"
+    default = settings.runtime_class
+    name = "nvidia" if default in BINARIES else default
     toolkit = programs.directory(settings, host, install_dir)
     absent = programs.absent(settings, host, install_dir)
     handlers = (
@@ -315,17 +315,19 @@ def _desired(settings: Settings, host: Host, config: str, drop_in: str, install_
             if other and other not in absent
         ),
     )
-    option = "enable_cdi_in_runtime" if settings.is_given("enable_cdi_in_runtime") else "cdi_enabled"
+    enables_cdi = settings.cdi_enabled and bool(settings.cdi_output_dir)  # as upstream
+    if settings.is_given("enable_cdi_in_runtime"):
+        enables_cdi = settings.enable_cdi_in_runtime
     return Desired(
         runtime=RuntimeName(settings.runtime),
         config=config,
         drop_in=drop_in,
         handlers=handlers,
-        default=name if settings.set_as_default else None,
+        default=default if settings.set_as_default else None,
         hook=_hook_file(settings, host),
         hook_mode=settings.runtime == "crio" and settings.config_mode == "hook",
         hook_binary=f"{toolkit}/nvidia-container-runtime-hook",
-        enable_cdi=True if settings.values[option] else None,
+        enable_cdi=True if enables_cdi else None,
         enable_cri=settings.enable_cri,
         runtime_type=settings.runtime_type,
         legacy=settings.use_legacy_config,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any, Final
 
@@ -18,6 +18,11 @@ _PATHS: Final = (
     "driver_root", "driver_root_ctr_path", "dev_root", "dev_root_ctr_path", "cdi_output_dir",
 )  # fmt: skip
 _KIND: Final = re.compile(r"[A-Za-z]([A-Za-z0-9._-]*[A-Za-z0-9])?/[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
+_CONFIG_KEY: Final = re.compile(r"([a-z][a-z0-9-]*(?:\.[a-z][a-z0-9-]*)*)=")
+_CONFIG_OPTIONS: Final = {"nvidia-container-cli.root": "--driver-root", "features": "--opt-in-features"}
+_CONFIG_PATHS: Final = frozenset(
+    {"nvidia-container-cli.path", "nvidia-container-runtime-hook.path", "nvidia-ctk.path"}
+)
 _PORTS: Final = 65536
 _MOST_PLUGINS: Final = 99
 _FIXED_NAMES: Final = ("nvidia-cdi", "nvidia-legacy")
@@ -28,6 +33,7 @@ _OF_INSTALLED_TOOLKIT: Final = (
     "nvidia_container_runtime_log_level", "nvidia_container_runtime_mode", "cdi_default_kind",
     "nvidia_container_runtime_runtimes", "hook_skip_mode_detection", "nvidia_container_cli_debug",
     "accept_envvar_when_unprivileged", "accept_volume_mounts", "opt_in_features", "require_driver",
+    "toolkit_config",
 )  # fmt: skip
 
 
@@ -93,6 +99,43 @@ def _scalar_problem(item: Any) -> str:
     return ""
 
 
+def toolkit_config(items: Iterable[str]) -> dict[str, str]:
+    """Return the keys and values of --toolkit-config, as text.
+
+    The items were separated by commas: one that does not begin with `KEY=` belongs to the value before it.
+    Raises ValueError if the first one does not.
+    """
+    result: dict[str, str] = {}
+    name = ""
+    for item in items:
+        if match := _CONFIG_KEY.match(item):
+            name = match[1]
+            result[name] = item[match.end() :]
+        elif name:
+            result[name] += f",{item}"
+        else:
+            raise ValueError("must be KEY=VALUE, such as nvidia-container-cli.no-cgroups=true")
+    return result
+
+
+def _of_toolkit_config(values: Mapping[str, Any], origins: Mapping[str, str]) -> Iterator[str]:
+    """Yield a message for every key of --toolkit-config that has an option of its own."""
+    option = origins["toolkit_config"]
+    try:
+        given = toolkit_config(values["toolkit_config"] or ())
+    except ValueError as error:
+        yield f"{option}={','.join(values['toolkit_config'])}: {error}"
+        return
+    flags = {flag for row in SETTINGS for flag in row.flags} if given else set()
+    for name in given:
+        own = f"--{name}" if f"--{name}" in flags else _CONFIG_OPTIONS.get(name.partition(".")[0], "")
+        own = _CONFIG_OPTIONS.get(name, own)
+        if own:
+            yield f"{option}={name}: use {own} instead"
+        elif name in _CONFIG_PATHS:
+            yield f"{option}={name}: is set by the installer and cannot be replaced"
+
+
 def endpoint(address: str) -> tuple[str, int] | None:
     """Return the host and port of HOST:PORT, [IPV6]:PORT or :PORT (127.0.0.1); else None."""
     host, colon, port = address.rpartition(":")
@@ -136,6 +179,7 @@ def contradictions(values: Mapping[str, Any], origins: Mapping[str, str]) -> lis
             f"{_named(origins, 'runtime_class')}{name}: must be a name without spaces, quotes and slashes"
         )
     problems += _of_cdi(values, origins)
+    problems += _of_toolkit_config(values, origins)
     return [*problems, *_of_switches(values, origins), *_of_runtimes(values, origins)]
 
 
@@ -209,12 +253,9 @@ def remarks(values: Mapping[str, Any], origins: Mapping[str, str]) -> Iterator[t
         for name in _NRI
         if name in given
     )
-    if (name := values["runtime_class"]) in _FIXED_NAMES:
-        what = "default handler" if values["set_as_default"] else "main handler"
-        yield (
-            logging.WARNING,
-            f"{_named(origins, 'runtime_class')}{name}: this handler always exists, so nvidia is the {what}",
-        )
+    if (name := values["runtime_class"]) in _FIXED_NAMES and not values["set_as_default"]:
+        given_as = f"{_named(origins, 'runtime_class')}{name}"
+        yield logging.WARNING, f"{given_as}: this handler always exists, so nvidia is the main handler"
     if values["runtime"] == "docker" and "drop_in_config" in given and values["drop_in_config"]:
         yield (
             logging.WARNING,

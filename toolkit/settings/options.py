@@ -70,7 +70,8 @@ class Setting:
     default of None means that it depends on the runtime, or that there is none. `pending` is set
     for a flag that is not supported: it says why and what to do instead; a true value is refused
     with that message. `empty` is the value that an empty option (`--name=`) stands for; with None
-    an empty option is refused. An empty environment variable counts as not set.
+    an empty option is refused. An empty environment variable of a flag means false; any other
+    counts as not set.
     """
 
     name: str
@@ -286,14 +287,16 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "NVIDIA_RUNTIME_NAME CONTAINERD_RUNTIME_CLASS DOCKER_RUNTIME_NAME",
         default="nvidia",
         empty=None,
-        help="Name of the main handler. The handlers nvidia-cdi and nvidia-legacy are added as well.",
+        help="Name of the main handler. The handlers nvidia-cdi and nvidia-legacy are added as well. If it is"
+        " one of those two, the main handler is nvidia, and --set-as-default makes the named one the"
+        " default.",
     ),
     _flag(
         "set_as_default",
         "--set-as-default",
         "NVIDIA_RUNTIME_SET_AS_DEFAULT CONTAINERD_SET_AS_DEFAULT DOCKER_SET_AS_DEFAULT",
         default=True,
-        help="Make the main handler the runtime's default.",
+        help="Make the handler that --runtime-class names the runtime's default.",
     ),
     _flag(
         "enable_cdi_in_runtime",
@@ -631,6 +634,15 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         kind=Kind.LIST,
         help="Opt-in features of the toolkit to enable.",
     ),
+    Setting(
+        name="toolkit_config",
+        flags=("--toolkit-config",),
+        variables=("TOOLKIT_CONFIG",),
+        kind=Kind.LIST,
+        help="Any other key of the toolkit's config.toml, as KEY=VALUE, for example"
+        " `nvidia-container-cli.no-cgroups=true,disable-require=true`. The keys are those that the"
+        " toolkit to install knows; a key that is left out later gets its default again.",
+    ),
     _flag(
         "force",
         "--force",
@@ -690,7 +702,7 @@ GROUPS: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
             "nvidia_container_runtime_log_level", "nvidia_container_runtime_debug",
             "nvidia_container_cli_debug", "cdi_default_kind", "cdi_annotation_prefixes",
             "accept_envvar_when_unprivileged", "accept_volume_mounts", "hook_skip_mode_detection",
-            "opt_in_features",
+            "opt_in_features", "toolkit_config",
         ),
     ),
     (

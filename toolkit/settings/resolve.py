@@ -1,13 +1,16 @@
 """Resolution of the settings: command line, then environment variables, then defaults.
 
 Of the variables of a setting the first one that is set is used. A default may depend on the
-runtime, and a variable such as `CONTAINERD_CONFIG` is used only if the runtime is containerd.
+runtime. A path such as `CONTAINERD_CONFIG` is used only if the runtime is containerd. Variables that
+mean the same for every runtime, such as `CONTAINERD_SET_AS_DEFAULT`, are used after those of the
+runtime itself.
 """
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -20,6 +23,8 @@ from toolkit.settings.options import SETTINGS, Kind, Setting
 from toolkit.settings.values import Values
 
 _MAY_BE_EMPTY: Final = frozenset({"drop_in_config", "cdi_output_dir", "create_device_nodes"})
+_OF_ANY_RUNTIME: Final = frozenset({"runtime_class", "set_as_default"})
+"""Settings whose variables for another runtime are used, as upstream does: they are no paths of it."""
 TRUE: Final = frozenset({"true", "t", "1", "yes", "on"})
 _DAY: Final = 86400
 FALSE: Final = frozenset({"false", "f", "0", "no", "off"})
@@ -106,7 +111,7 @@ def resolve(
             {name: _EMPTY[kind] if (value := values[name]) is None else value for name, kind in _KINDS}
         ),
         origins=MappingProxyType(origins),
-        remarks=tuple(checks.remarks(values, origins)),
+        remarks=(*checks.remarks(values, origins), *_variables_without_effect(environment, origins, runtime)),
         discovered=MappingProxyType(dict(result)),
     )
 
@@ -116,11 +121,13 @@ def _source(
 ) -> tuple[str | None, str]:
     if row.name in options:
         return options[row.name], row.flags[0]
-    for variable in row.variables:
+    for variable in _usable(row, runtime):
         text = environment.get(variable)
         # An empty variable counts as not set, except for settings where empty has a meaning.
-        if defaults.applies(variable, runtime) and text is not None and (text or row.name in _MAY_BE_EMPTY):
+        if text is not None and (text or row.name in _MAY_BE_EMPTY):
             return text, variable
+        if text is not None and row.kind is Kind.FLAG:
+            return "false", variable  # as upstream
     return None, ""
 
 
@@ -132,6 +139,33 @@ def _encoding_problem(text: str, origin: str) -> str:
         shown = os.fsencode(text).decode(errors="backslashreplace")
         return f"{origin}={shown}: is not valid UTF-8"
     return ""
+
+
+def _usable(row: Setting, runtime: str) -> tuple[str, ...]:
+    """Return the variables that are used for a runtime, in order of precedence."""
+    own = tuple(variable for variable in row.variables if defaults.applies(variable, runtime))
+    if row.name not in _OF_ANY_RUNTIME or runtime == defaults.AUTO:
+        return own
+    return (*own, *(variable for variable in row.variables if variable not in own))
+
+
+def _variables_without_effect(
+    environment: Mapping[str, str], origins: Mapping[str, str], runtime: str
+) -> Iterator[tuple[int, str]]:
+    """Yield a log level and a message for every variable that is set for another runtime only.
+
+    Where the runtime is detected, it is no warning: the variables may be those of all nodes.
+    """
+    level = logging.INFO if origins["runtime"] == "default" else logging.WARNING
+    for row in SETTINGS if runtime != defaults.AUTO else ():
+        if origins[row.name] != "default":
+            continue
+        usable = _usable(row, runtime)
+        for variable in row.variables:
+            if variable not in usable and environment.get(variable, "") not in {"", row.default}:
+                own = next((each for each in usable if not defaults.applies(each, defaults.AUTO)), "")
+                instead = f"; {own} applies to {runtime}" if own else ""
+                yield level, f"{variable} has no effect: the runtime is {runtime}{instead}"
 
 
 def _taken(row: Setting, text: str, origin: str, values: dict[str, Any]) -> str | None:

@@ -76,4 +76,5 @@ class Values:
     config_mode: str
     ignore_errors: bool
     opt_in_features: tuple[str, ...]
+    toolkit_config: tuple[str, ...]
     force: bool
