@@ -10,9 +10,10 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from runtimes.model import FileChange, fingerprint
+from runtimes import registry
+from runtimes.model import FileChange, RuntimeName, fingerprint
 from toolkit import __version__
 from toolkit.agent import counters, watch_list
 from toolkit.agent.report import AgentSettings, SyncReport
@@ -28,9 +29,13 @@ from toolkit.settings.options import OnExit
 from toolkit.settings.resolve import Settings
 from toolkit.state import readiness_probe
 
+if TYPE_CHECKING:
+    from toolkit.agent.nri import NriSettings
+
 CONVERGE: Final = "converge"
 GREET: Final = "greet"
 LEAVE: Final = "leave"
+_MANAGEMENT: Final = "management.nvidia.com/gpu"
 _LONGEST_DIFF: Final = 4096
 _API_SECONDS: Final = 5.0
 _SOON: Final = 2.0
@@ -51,6 +56,7 @@ def later(context: Context, kind: str, previous: SyncReport) -> SyncReport:
     """
     counts = previous.get("counts") or counters.initial()
     act = _repair if kind == CONVERGE else _check
+    context = replace(context, plugin=previous.get("plugin"))
     began = time.monotonic()
     try:
         if kind == GREET:
@@ -86,6 +92,23 @@ def agent_settings(settings: Settings) -> AgentSettings:
         "refuses": settings.require_driver,
         "needs_driver": readiness_probe.NO_DRIVER if settings.readiness_requires_driver else "",
         "readiness": str(settings.readiness),
+        "nri": _plugin_settings(settings) if settings.runs_plugin else None,
+    }
+
+
+def _plugin_settings(settings: Settings) -> NriSettings:
+    """Return the settings of the NRI plugin.
+
+    The usual kind is restricted as well where the management devices have another one: a specification
+    of it may be on the node.
+    """
+    executables = (registry.ADAPTERS[name].executables for name in (RuntimeName.CONTAINERD, RuntimeName.CRIO))
+    return {
+        "socket": settings.nri_socket,
+        "index": f"{int(settings.nri_plugin_index):02}",
+        "kinds": sorted({settings.cdi_kind, _MANAGEMENT}),
+        "namespaces": list(dict.fromkeys([settings.nri_namespace.strip(), *settings.nri_namespaces])),
+        "executables": sorted(frozenset().union(*executables)),
     }
 
 
@@ -106,7 +129,12 @@ def _set_up(context: Context) -> tuple[Plan, str, str]:
 
 def _repair(context: Context) -> tuple[Plan, str, str]:
     plan = transaction.converge(
-        context.settings, context.adapter, context.stop, tally=context.stats, announce=_announce
+        context.settings,
+        context.adapter,
+        context.stop,
+        tally=context.stats,
+        announce=_announce,
+        plugin=context.plugin,
     )
     return _outcome(context, plan)
 

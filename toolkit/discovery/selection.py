@@ -84,6 +84,9 @@ def select(
     even while the runtime does not answer. Raises UsageProblem if there is no runtime, or more than one.
     """
     inputs = inputs_of(asked, options, environment, last)
+    if asked.runs_plugin:
+        # An earlier run may have added handlers, which are removed; else it does not matter which one it is.
+        return resolve(options, environment, inputs.previous or {"runtime": RuntimeName.CONTAINERD})
     if asked.no_runtime_config:
         name = asked.runtime if asked.is_given("runtime") else inputs.previous.get("runtime", "docker")
         return resolve(options, environment, {"runtime": name})

@@ -129,7 +129,7 @@ def make_plan(context: context.Context) -> Plan:
     record = adopt.restored_record(target, record)
     adopted: tuple[Ownership, ...] = ()
     if settings.no_runtime_config:
-        note = "the runtime is not configured (--no-runtime-config)"
+        note = f"the runtime is not configured ({settings.origins['no_runtime_config']})"
         observation, plan = Observation(), ConfigPlan(notes=(note,))
     else:
         config = target.host.local(target.desired.config)

@@ -6,6 +6,7 @@ proportional to their length.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, TypeAlias
@@ -23,11 +24,22 @@ class Malformed(ValueError):
     """The bytes are not a valid protocol buffer message, or a field has an unexpected type."""
 
 
+@dataclass(slots=True)
+class Budget:
+    """How many fields may still be decoded, of a message and of those in it together."""
+
+    left: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """A decoded message: every value of every field, in the order sent. A missing field reads as empty."""
+    """A decoded message: every value of every field, in the order sent. A missing field reads as empty.
+
+    `budget` limits what may be decoded of the messages in it; None if there is no limit.
+    """
 
     fields: Mapping[int, tuple[int | bytes, ...]]
+    budget: Budget | None = dataclasses.field(default=None, compare=False, repr=False)
 
     def number(self, field: int) -> int:
         """Return an unsigned number, the last of several. Raises Malformed if it is not a number."""
@@ -54,11 +66,11 @@ class Message:
 
     def message(self, field: int) -> Message:
         """Return an embedded message; several are merged, as the format requires."""
-        return decode(b"".join(self.pieces(field)))
+        return decode(b"".join(self.pieces(field)), self.budget)
 
     def messages(self, field: int) -> tuple[Message, ...]:
         """Return the messages of a repeated field."""
-        return tuple(decode(piece) for piece in self.pieces(field))
+        return tuple(decode(piece, self.budget) for piece in self.pieces(field))
 
     def texts_by_name(self, field: int) -> dict[str, str]:
         """Return a map<string, string>."""
@@ -82,15 +94,19 @@ def encode(fields: Iterable[tuple[int, Value]]) -> bytes:
     return bytes(out)
 
 
-def decode(data: bytes) -> Message:
+def decode(data: bytes, budget: Budget | None = None) -> Message:
     """Return the fields of a message.
 
-    Raises Malformed if it is truncated, or contains groups or unknown wire types.
+    Raises Malformed if it is truncated, contains groups or unknown wire types, or exceeds the budget.
     """
     result: dict[int, list[int | bytes]] = {}
-    for field, value in _read(data):
-        result.setdefault(field, []).append(value)
-    return Message(fields={field: tuple(values) for field, values in result.items()})
+    for number, value in _read(data):
+        if budget is not None:
+            budget.left -= 1
+            if budget.left < 0:
+                raise Malformed("too many fields")
+        result.setdefault(number, []).append(value)
+    return Message(fields={number: tuple(values) for number, values in result.items()}, budget=budget)
 
 
 def _read(data: bytes) -> Iterator[tuple[int, int | bytes]]:

@@ -1,0 +1,165 @@
+"""The agent as an NRI plugin, beside a runtime that is played by tests/support/fake_nri.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.support import fake_node, fake_nri, pods
+from tests.support.fake_node import Daemon, Node
+from tests.support.fake_nri import Process
+from tests.support.pods import staying
+
+KEY: Final = "nvidia.cdi.k8s.io"
+MANAGEMENT: Final = "management.nvidia.com/gpu=all"
+GPU: Final = "nvidia.com/gpu=0"
+NO_PLUGIN: Final = "the NRI plugin is not registered with the runtime"
+PEER: Final = 14.2 * 1024 * 1024
+"""What the upstream installer's idle process takes of memory with its NRI plugin."""
+
+
+def nri_socket(node: Node) -> Path:
+    return node.root / "run/nri.sock"
+
+
+def options(node: Node, **more: str | None) -> list[str]:
+    """Return the options of the GPU Operator's container: no socket and no file of the runtime."""
+    nri = {"enable_nri_plugin": "true", "nri_namespace": "gpu-operator", "nri_socket": str(nri_socket(node))}
+    files = {"config": None, "drop_in_config": None, "socket": None, "config_source": None}
+    return node.options(**{**files, **nri, **more})
+
+
+@pytest.fixture
+def runtime(node: Node, tmp_path: Path) -> Iterator[Process]:
+    with fake_nri.process(nri_socket(node), tmp_path / "nri") as process:
+        fake_node.wait_for(nri_socket(node).exists, "it does not listen")
+        yield process
+
+
+def ready(node: Node) -> bool:
+    """Ask as an exec probe does."""
+    return fake_node.cli("status", "--quiet", *options(node)).returncode == 0
+
+
+def record(node: Node) -> Path:
+    return node.pid_file.with_name("ready.json")
+
+
+def test_it_is_ready_only_while_it_is_registered(node: Node, runtime: Process) -> None:
+    before = fake_node.snapshot(node.config.parent)
+    with staying(options(node)) as pod:
+        assert not ready(node)
+        assert fake_node.done("status", *options(node)).stdout.startswith(
+            f"in sync\nnot ready: {NO_PLUGIN}\n"
+        )
+        assert runtime.do("register")["name"] == "nvidia-toolkit"
+        pod.says("the NRI plugin 10-nvidia-toolkit is registered with containerd v2.1.9")
+        pods.until(lambda: ready(node), "it does not become ready")
+        assert fake_node.done("status", *options(node)).stdout.startswith("in sync\nready\n")
+        assert runtime.do("create", "gpu-operator", {KEY: MANAGEMENT}) == [MANAGEMENT]
+        assert runtime.do("create", "default", {KEY: MANAGEMENT}) == []
+        pod.says("asks for management.nvidia.com/gpu=all, but its namespace is not among gpu-operator")
+        runtime.do("drop")
+        pod.says("the runtime closed the connection; containers get no device now")
+        pods.until(lambda: not record(node).exists(), "the record stays")
+        assert not ready(node)
+        runtime.do("register")
+        pods.until(lambda: ready(node), "it does not become ready again")
+        assert pod.state()["nri"]["connections_lost"] == 1
+    assert fake_node.snapshot(node.config.parent) == before
+    assert (node.toolkit / "nvidia-container-runtime").exists()
+
+
+def test_a_plugin_that_was_killed_is_not_ready(node: Node, runtime: Process) -> None:
+    with staying(options(node)) as pod:
+        runtime.do("register")
+        pods.until(lambda: ready(node), "it does not become ready")
+        pod.end(signal.SIGKILL)
+        assert record(node).exists()
+        assert not ready(node)
+        assert NO_PLUGIN in fake_node.done("status", *options(node)).stdout
+    with staying(options(node)) as pod:
+        asks = fake_nri.pod("default", "away", {KEY: GPU})
+        runtime.do("register", [asks], [fake_nri.container("away", "c")])
+        pod.says("the container c of default/away asks for nvidia.com/gpu=0, but started without")
+        pods.until(lambda: ready(node), "it does not become ready")
+
+
+def test_the_metrics_count_what_was_asked(node: Node, runtime: Process) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    with staying(options(node, metrics_address=f":{port}")) as pod:
+        runtime.do("register")
+        pod.says("is registered with")
+        for namespace, value in (("a", GPU), ("a", MANAGEMENT), ("a", ""), ("a", GPU)):
+            runtime.do("create", namespace, {KEY: value})
+        runtime.do("ask", "CreateContainer", b"\x0b")
+        pods.until(lambda: pods.page(port, "/readyz")[0] == 200, "it does not become ready")
+        found = pods.metrics(port)
+        counted = {
+            result: found[f'nvidia_toolkit_nri_requests_total{{result="{result}"}}']
+            for result in ("injected", "refused", "unasked", "unanswered")
+        }
+        assert counted == {"injected": 2, "refused": 1, "unasked": 1, "unanswered": 1}
+        assert found["nvidia_toolkit_nri_registered"] == 1
+        runtime.do("drop")
+        pod.says("closed the connection")
+        assert pods.page(port, "/readyz") == (503, f"not ready: {NO_PLUGIN}\n")
+        assert pods.metrics(port)["nvidia_toolkit_nri_registered"] == 0
+
+
+def test_it_answers_while_a_sync_runs_and_while_it_stops(node: Node, runtime: Process) -> None:
+    with staying(options(node)) as pod:
+        runtime.do("register")
+        for _ in range(20):
+            os.kill(pod.pid, signal.SIGHUP)
+            assert runtime.do("create", "default", {KEY: GPU}) == [GPU]
+        assert pod.end() in (0, 143)
+
+
+def test_it_takes_no_more_memory_than_the_peer(node: Node, runtime: Process) -> None:
+    with staying(options(node)) as pod:
+        asks = [fake_nri.pod("default", f"p{n}", {KEY: GPU}) for n in range(200)]
+        runtime.do("register", asks, [fake_nri.container(f"p{n}", "c") for n in range(200)])
+        for _ in range(100):
+            runtime.do("create", "default", {KEY: GPU})
+        pod.settled()
+        assert pod.memory() < PEER
+
+
+def test_another_program_on_the_socket_is_not_answered(node: Node, tmp_path: Path) -> None:
+    with fake_nri.process(nri_socket(node), tmp_path / "nri", name="python3") as other:
+        fake_node.wait_for(nri_socket(node).exists, "it does not listen")
+        with staying(options(node)) as pod:
+            with pytest.raises(fake_nri.ThrownOutError):
+                other.do("register")
+            pod.says("which does not look like containerd or crio; containers get no device now")
+            assert not ready(node)
+
+
+def test_a_run_without_agent_configures_the_runtime_and_says_so(node: Node, running: Daemon) -> None:
+    done = fake_node.cli("-n", *node.options(enable_nri_plugin="true"))
+    assert done.returncode == 0, done.stderr
+    assert "--enable-nri-plugin has no effect with --no-daemon" in done.stderr
+    assert running.signals() == ["SIGHUP"]
+
+
+def test_it_needs_a_namespace(node: Node) -> None:
+    done = fake_node.cli("run", *options(node, nri_namespace=None))
+    assert done.returncode == 2
+    assert "--enable-nri-plugin: requires --nri-namespace (NRI_NAMESPACE)" in done.stderr
+    assert not node.install_dir.exists()
+
+
+def test_the_record_names_the_agent(node: Node, runtime: Process) -> None:
+    with staying(options(node)) as pod:
+        runtime.do("register")
+        pods.until(lambda: ready(node), "it does not become ready")
+        assert json.loads(record(node).read_bytes())["plugin"][0] == pod.pid
