@@ -121,6 +121,7 @@ def test_it_registers_for_new_containers_only(plugin: Plugin, runtime: fake_nri.
         ("default", {KEY: f"{GPU}, {MANAGEMENT}"}, []),
         ("default", {KEY: GPU}, [GPU]),
         ("default", {KEY: f" {GPU} , nvidia.com/gpu=1,, "}, [GPU, "nvidia.com/gpu=1"]),
+        ("default", {KEY: f"{GPU},nvidia.com/gpu=1, {GPU}"}, [GPU, "nvidia.com/gpu=1"]),
         ("default", {}, []),
         ("default", {KEY: ""}, []),
         ("default", {"nvidia.cdi.k8s.io.example": GPU, "cdi.k8s.io/x": GPU}, []),

@@ -90,6 +90,7 @@ class Plugin:
         self._retry = clock()
         self._failures = 0
         self._since = 0.0
+        self._lost = 0.0
         self._logged = ""
         self._begin()
 
@@ -190,8 +191,9 @@ class Plugin:
             self.results["unanswered"] += 1
             LOGGER.error("NRI: an answer was not delivered: the connection ended before")
         self._begin()
-        if was_registered and self._clock() - self._since >= _CALM:
-            self._failures = 0
+        if was_registered:
+            self._lost = self._clock()
+            self._failures = 0 if self._lost - self._since >= _CALM else self._failures
         self._postpone(f"{self._path}: {why}", is_harm=is_harm)
 
     def _postpone(self, problem: str, *, is_harm: bool) -> None:
@@ -233,9 +235,10 @@ class Plugin:
         self._is_accepted = True
 
     def _registered(self) -> None:
+        again = f" again, after {self._clock() - self._lost:.2f} s" if self._since else ""
         self.problem, self._logged, self._since, self._expires = "", "", self._clock(), _NEVER
         name = f"{self.settings['index']}-{NAME}"
-        LOGGER.info("the NRI plugin %s is registered with %s", name, self._runtime)
+        LOGGER.info("the NRI plugin %s is registered with %s%s", name, self._runtime, again)
 
     # --- the calls of the runtime ---
 
@@ -385,15 +388,16 @@ class Plugin:
 def requested(pod: Message, container: str) -> list[str]:
     """Return the CDI devices that a pod's annotations name for a container.
 
-    The annotation of the container is used, else that of the pod, else the one without a suffix. Raises
-    ValueError if it is too long.
+    The annotation of the container is used, else that of the pod, else the one without a suffix. A device
+    is named once, since the runtime refuses a container to which it is added twice. Raises ValueError if
+    the annotation is too long.
     """
     annotations = pod.texts_by_name(6)
     keys = (f"{ANNOTATION}/container.{container}", f"{ANNOTATION}/pod", ANNOTATION)
     text = next((annotations[key] for key in keys if key in annotations), "")
     if (size := len(text.encode(errors="replace"))) > _LONGEST_VALUE:
         raise ValueError(f"its annotation has {size} bytes")
-    return [name for item in text.split(",") if (name := item.strip())]
+    return list(dict.fromkeys(name for item in text.split(",") if (name := item.strip())))
 
 
 def _adjustment(devices: list[str]) -> bytes:
