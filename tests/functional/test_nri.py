@@ -12,7 +12,7 @@ from typing import Final
 
 import pytest
 
-from tests.support import fake_node, fake_nri, pods
+from tests.support import fake_node, fake_nri, fake_runtime, pods
 from tests.support.fake_node import Daemon, Node
 from tests.support.fake_nri import Process
 from tests.support.pods import staying
@@ -163,3 +163,45 @@ def test_the_record_names_the_agent(node: Node, runtime: Process) -> None:
         runtime.do("register")
         pods.until(lambda: ready(node), "it does not become ready")
         assert json.loads(record(node).read_bytes())["plugin"][0] == pod.pid
+
+
+# --- what the other commands say ------------------------------------------------------------------------
+
+
+def test_a_missing_socket_is_named_before_anything_is_changed(node: Node) -> None:
+    done = fake_node.cli("run", *options(node))
+    assert done.returncode == 4
+    assert f"NRI is not known to be on: its socket {nri_socket(node)} does not exist: nothing" in done.stderr
+    assert "name the socket with --nri-socket" in done.stderr
+    assert not node.install_dir.exists()
+
+
+@pytest.mark.parametrize(
+    ("has_nri", "text"),
+    [(True, "NRI is off in this containerd: its socket"), (False, "this containerd has no NRI")],
+)
+def test_it_says_whether_the_runtime_has_nri(node: Node, text: str, *, has_nri: bool) -> None:
+    fake_runtime.say(node, has_nri=has_nri)
+    given = options(node, socket=str(node.socket))
+    with fake_runtime.runtime(node):
+        assert text in fake_node.done("plan", *given).stdout
+        refused = fake_node.cli("run", *given)
+        assert (refused.returncode, text in refused.stderr) == (4, True)
+        detected = json.loads(fake_node.done("detect", "-o", "json", *given).stdout)
+    states = {each["socket"]: each["nri"] for each in detected["runtimes"]}
+    assert states[str(node.socket)] == ("off" if has_nri else "none")
+
+
+def test_plan_and_status_say_that_nri_is_on(node: Node, runtime: Process) -> None:
+    text = f"NRI is on: {nri_socket(node)}"
+    planned = fake_node.done("plan", *options(node)).stdout
+    assert f"# {text}\n" in planned
+    assert "# the runtime is not configured (--enable-nri-plugin)\n" in planned
+    assert json.loads(fake_node.done("plan", "-o", "json", *options(node)).stdout)["nri"] == {
+        "state": "on",
+        "text": text,
+    }
+    with staying(options(node)):
+        runtime.do("register")
+        pods.until(lambda: ready(node), "it does not become ready")
+        assert fake_node.done("status", *options(node)).stdout == f"in sync\nready\n  {text}\n"

@@ -20,7 +20,7 @@ from toolkit.agent.report import AgentSettings, SyncReport
 from toolkit.cdi import driver
 from toolkit.errors import StepError, ToolkitError
 from toolkit.log import LOGGER, facts
-from toolkit.reconcile import cdi, readiness, transaction, verify
+from toolkit.reconcile import cdi, preflight, readiness, transaction, verify
 from toolkit.reconcile.context import Context
 from toolkit.reconcile.planning import Plan, make_plan
 from toolkit.runtime import health
@@ -117,6 +117,8 @@ def _plugin_settings(settings: Settings) -> NriSettings:
 
 def _set_up(context: Context) -> tuple[Plan, str, str]:
     """Configure the node. If only the CDI specification fails, the agent starts and tries again."""
+    if context.settings.runs_plugin:
+        preflight.require_nri(context)
     try:
         plan = transaction.converge(context.settings, context.adapter, context.stop, tally=context.stats)
     except cdi.NotSpecified as error:

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from runtimes import planner
 from runtimes.adapter import Adapter
@@ -33,6 +33,10 @@ from toolkit.settings.options import RestartMode
 from toolkit.state import binary_cache, journal
 from toolkit.state.record import Operation, Record
 
+if TYPE_CHECKING:
+    from toolkit.runtime.nri_support import NriSupport
+    from toolkit.settings.resolve import Settings
+
 _LEAST: Final = 1.0
 
 
@@ -47,7 +51,8 @@ class Plan:
     has not loaded an earlier change, or when a stopped runtime has to be started. `ready_facts`
     is the content of the readiness record that was written for this plan, None if there is none.
     `adopted` are files that define handlers of the toolkit but are missing from the state file;
-    they are treated as owned and recorded with the next change.
+    they are treated as owned and recorded with the next change. `nri` says whether the runtime has NRI, if
+    the agent runs the NRI plugin.
     """
 
     target: Target
@@ -63,6 +68,7 @@ class Plan:
     specification: Specification = spec.NONE
     ready_facts: Mapping[str, Any] | None = None
     adopted: tuple[Ownership, ...] = ()
+    nri: NriSupport | None = None
 
     @property
     def is_noop(self) -> bool:
@@ -159,8 +165,17 @@ def make_plan(context: context.Context) -> Plan:
         installs=not settings.no_install,
         specification=spec.observe(settings, target.host, target.install_dir, record),
         adopted=adopted,
+        nri=nri_support_of(settings, target) if settings.runs_plugin else None,
     )
     return with_supervisor(context, made)
+
+
+def nri_support_of(settings: Settings, target: Target) -> NriSupport:
+    """Return whether the runtime has NRI."""
+    from toolkit.runtime import nri_support  # noqa: PLC0415  # only needed for the plugin
+
+    endpoint = target.socket if target.process is not None else None
+    return nri_support.look_up(settings, target.host, target.desired.runtime, endpoint)
 
 
 def with_supervisor(context: context.Context, plan: Plan) -> Plan:

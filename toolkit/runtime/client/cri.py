@@ -23,6 +23,7 @@ from toolkit.runtime.client.protobuf import Message
 
 _METHOD: Final = "/containerd.services.introspection.v1.Introspection/Plugins"
 _FILTER: Final = "type==io.containerd.grpc.v1,id==cri"
+_OF_NRI: Final = "type==io.containerd.nri.v1"
 _OF_SNAPSHOTTERS: Final = "type==io.containerd.snapshotter.v1"
 # Fields of PluginsResponse, Plugin and google.rpc.Status (api/services/introspection/v1, 1.6 to 2.3).
 _PLUGINS, _ID, _INIT_ERROR, _MESSAGE = 1, 2, 7, 2
@@ -43,6 +44,11 @@ def snapshotters(socket: Path, *, timeout: Timeout) -> dict[str, str]:
     The result is empty if the socket does not belong to containerd or does not answer within `timeout`.
     """
     return dict(_plugins(socket, _OF_SNAPSHOTTERS, timeout=timeout))
+
+
+def has_nri(socket: Path, *, timeout: Timeout) -> bool:
+    """Return whether a running containerd has NRI, which may be switched off; false if it does not answer."""
+    return bool(_plugins(socket, _OF_NRI, timeout=timeout))
 
 
 def _plugins(socket: Path, filter_: str, *, timeout: Timeout) -> list[tuple[str, str]]:
