@@ -205,3 +205,67 @@ def test_plan_and_status_say_that_nri_is_on(node: Node, runtime: Process) -> Non
         runtime.do("register")
         pods.until(lambda: ready(node), "it does not become ready")
         assert fake_node.done("status", *options(node)).stdout == f"in sync\nready\n  {text}\n"
+
+
+# --- in the place of handlers -----------------------------------------------------------------------------
+
+
+def at_runtime(node: Node, **more: str) -> list[str]:
+    """Return the options of a container that has the runtime's files and socket as well."""
+    nri = {"enable_nri_plugin": "true", "nri_namespace": "gpu-operator", "nri_socket": str(nri_socket(node))}
+    return node.options(**nri, **more)
+
+
+def test_the_handlers_of_an_earlier_run_are_removed_byte_for_byte(node: Node, runtime: Process) -> None:
+    before = fake_node.content(node.config.parent)
+    with fake_runtime.runtime(node) as containerd:
+        fake_node.done("run", "--no-daemon", *node.options())
+        assert fake_node.content(node.config.parent) != before
+        assert "has handlers of an earlier run" in fake_node.done("plan", *at_runtime(node)).stdout
+        with staying(at_runtime(node)) as pod:
+            runtime.do("register")
+            pods.until(lambda: ready(node), "it does not become ready")
+            assert fake_node.content(node.config.parent) == before
+            assert "removed the toolkit's handlers: the NRI plugin adds the devices" in pod.messages()
+            assert node.toolkit.is_symlink()
+            pod.settled()
+        assert containerd.signals() == ["SIGHUP"] * 2
+        assert "earlier run" not in fake_node.done("plan", *at_runtime(node)).stdout
+        with staying(at_runtime(node)) as pod:
+            runtime.do("register")
+            pods.until(lambda: ready(node), "it does not become ready")
+        assert containerd.signals() == ["SIGHUP"] * 2
+        fake_node.done("revert", *at_runtime(node))
+    assert not node.install_dir.exists()
+    assert fake_node.content(node.config.parent) == before
+
+
+def test_handlers_that_a_pod_uses_stay_until_it_is_gone(node: Node, runtime: Process) -> None:
+    before = fake_node.content(node.config.parent)
+    with fake_runtime.runtime(node):
+        fake_node.done("run", "--no-daemon", *node.options())
+        fake_runtime.add_pod(node, "training", "nvidia")
+        with staying(at_runtime(node)) as pod:
+            runtime.do("register")
+            pods.until(lambda: ready(node), "it does not become ready")
+            said = pod.says("the handlers stay beside the NRI plugin")
+            assert "1 container still uses the toolkit's handlers: default/training" in said
+            assert b"nvidia-container-runtime" in node.config.read_bytes()
+            assert b'default_runtime_name = "nvidia"' not in node.config.read_bytes()
+            fake_runtime.remove_pod(node, "training")
+            os.kill(pod.pid, signal.SIGHUP)
+            pods.until(
+                lambda: fake_node.content(node.config.parent) == before, "the handlers are not removed"
+            )
+
+
+def test_files_that_are_not_mounted_are_left_alone(node: Node, runtime: Process) -> None:
+    with fake_runtime.runtime(node):
+        fake_node.done("run", "--no-daemon", *node.options())
+        after = node.config.read_bytes()
+        away = node.config.parent.rename(node.config.parent.with_name("elsewhere"))
+        with staying(options(node)) as pod:
+            pod.says("the handlers stay beside the NRI plugin")
+            runtime.do("register")
+            pods.until(lambda: ready(node), "it does not become ready")
+        assert (away / node.config.name).read_bytes() == after

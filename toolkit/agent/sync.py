@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from runtimes import registry
@@ -18,7 +19,7 @@ from toolkit import __version__
 from toolkit.agent import counters, watch_list
 from toolkit.agent.report import AgentSettings, SyncReport
 from toolkit.cdi import driver
-from toolkit.errors import StepError, ToolkitError
+from toolkit.errors import Interrupted, NotRolledBack, RolledBack, StepError, ToolkitError
 from toolkit.log import LOGGER, facts
 from toolkit.reconcile import cdi, preflight, readiness, transaction, verify
 from toolkit.reconcile.context import Context
@@ -27,7 +28,7 @@ from toolkit.runtime import health
 from toolkit.runtime.client import cri
 from toolkit.settings.options import OnExit
 from toolkit.settings.resolve import Settings
-from toolkit.state import readiness_probe
+from toolkit.state import journal, readiness_probe
 
 if TYPE_CHECKING:
     from toolkit.agent.nri import NriSettings
@@ -119,6 +120,7 @@ def _set_up(context: Context) -> tuple[Plan, str, str]:
     """Configure the node. If only the CDI specification fails, the agent starts and tries again."""
     if context.settings.runs_plugin:
         preflight.require_nri(context)
+        _remove_handlers(context)
     try:
         plan = transaction.converge(context.settings, context.adapter, context.stop, tally=context.stats)
     except cdi.NotSpecified as error:
@@ -129,7 +131,29 @@ def _set_up(context: Context) -> tuple[Plan, str, str]:
     return _outcome(context, plan)
 
 
+def _remove_handlers(context: Context) -> None:
+    """Remove the handlers of earlier runs without the NRI plugin, once no pod uses them.
+
+    A node on which this is not possible, for example because the runtime's files are not mounted, keeps
+    them, as a node has them beside upstream's plugin. Raises RolledBack or NotRolledBack.
+    """
+    if not journal.load(Path(context.settings.toolkit_install_dir).absolute()).owned:
+        return
+    from toolkit.reconcile import uninstall  # noqa: PLC0415  # needed once
+
+    try:
+        kept = uninstall.remove_handlers(context)
+    except (RolledBack, NotRolledBack, Interrupted):
+        raise
+    except ToolkitError as error:
+        kept = error.message
+    if kept:
+        LOGGER.warning("the handlers stay beside the NRI plugin: %s", kept)
+
+
 def _repair(context: Context) -> tuple[Plan, str, str]:
+    if context.settings.runs_plugin:
+        _remove_handlers(context)
     plan = transaction.converge(
         context.settings,
         context.adapter,

@@ -136,7 +136,7 @@ def make_plan(context: context.Context) -> Plan:
     adopted: tuple[Ownership, ...] = ()
     if settings.no_runtime_config:
         note = f"the runtime is not configured ({settings.origins['no_runtime_config']})"
-        observation, plan = Observation(), ConfigPlan(notes=(note,))
+        observation, plan = Observation(), ConfigPlan(notes=(note, *_remaining(settings, target, record)))
     else:
         config = target.host.local(target.desired.config)
         config_paths.check_source(settings, target.host, config, target.binary)
@@ -168,6 +168,14 @@ def make_plan(context: context.Context) -> Plan:
         nri=nri_support_of(settings, target) if settings.runs_plugin else None,
     )
     return with_supervisor(context, made)
+
+
+def _remaining(settings: Settings, target: Target, record: Record) -> tuple[str, ...]:
+    """Return a note about the handlers of earlier runs, which the NRI plugin replaces."""
+    if not settings.runs_plugin or not record.owned:
+        return ()
+    paths = ", ".join(str(target.host.local(owned.path)) for owned in record.owned)
+    return (f"{paths} has handlers of an earlier run, which the agent removes once no pod uses them",)
 
 
 def nri_support_of(settings: Settings, target: Target) -> NriSupport:
