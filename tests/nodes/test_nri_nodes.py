@@ -17,7 +17,17 @@ from typing import Final
 import pytest
 
 from tests.nodes.test_gpu_operator_nodes import DRIVER_READY, READY, Pod
-from tests.support import artifacts, containers, driver, gpu_operator, node_fixtures, nodes, pods
+from tests.support import (
+    artifacts,
+    containers,
+    crio,
+    driver,
+    gpu_operator,
+    node_fixtures,
+    nodes,
+    pods,
+    real,
+)
 from tests.support.nodes import Node, NodeError
 
 pytestmark = [pytest.mark.node, pytest.mark.timeout(300)]
@@ -28,6 +38,8 @@ GPU: Final = "nvidia.com/gpu=0"
 OPERATOR: Final = "gpu-operator"
 PEER: Final = 14.2 * 1024 * 1024
 LOOK: Final = ("sh", "-c", 'echo "$GPUS"; ls /dev')
+MANY: Final = ",".join([GPU, GPU, *(f"nvidia.com/gpu={number}" for number in range(600))])
+"""One device twice, which the runtime would refuse, and so many that the answer has several pieces."""
 BY_HAND: Final = {
     "cdiVersion": "0.5.0",
     "kind": "nvidia.com/gpu",
@@ -47,10 +59,10 @@ BY_HAND: Final = {
 class Plugin:
     """The operator's container on a node, as it runs."""
 
-    def __init__(self, node: Node, home: Path) -> None:
+    def __init__(self, node: Node, home: Path, runtime: str = "containerd") -> None:
         home.mkdir()
         self.node = node
-        self.pod = Pod(node, gpu_operator.render("containerd", cdi=True, nri=True), home)
+        self.pod = Pod(node, gpu_operator.render(runtime, cdi=True, nri=True), home)
         self.process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
@@ -128,9 +140,7 @@ def test_each_container_gets_what_it_may_have(node: Node, plugin: Plugin) -> Non
     assert not {"made-up0", "made-up1"} & look(node, "default", {})
     with pytest.raises(NodeError, match="unresolvable CDI devices"):
         look(node, "default", {KEY: "nvidia.com/gpu=none"})
-    # Twice the same, which the runtime would refuse, and an answer of several pieces.
-    many = ",".join([GPU, GPU, *(f"nvidia.com/gpu={number}" for number in range(600))])
-    assert {"made-up0", "made-up599"} <= look(node, "default", {KEY: many})
+    assert {"made-up0", "made-up599"} <= look(node, "default", {KEY: MANY})
     assert nodes.main_pid(node, "containerd") == before
     assert {path: path.read_bytes() for path in nodes.path(node, "/etc/containerd").rglob("*.toml")} == files
     assert pods.memory(plugin.pid) < PEER
@@ -149,12 +159,12 @@ def test_after_a_restart_of_the_runtime_it_is_registered_again(node: Node, plugi
 def test_containers_that_were_created_while_it_was_away_are_named(
     node: Node, plugin: Plugin, tmp_path: Path
 ) -> None:
-    asks = {"handler": "", "argv": ("sleep", "1000"), "annotations": {KEY: GPU}}
-    good = containers.start_pod(node, **asks)  # type: ignore[arg-type]
+    sleep = ("sleep", "1000")
+    good = containers.start_pod(node, handler="", argv=sleep, annotations={KEY: GPU})
     plugin.kill()
     pods_away = [
-        containers.start_pod(node, **asks),  # type: ignore[arg-type]
-        containers.start_pod(node, handler="", argv=("sleep", "1000")),
+        containers.start_pod(node, handler="", argv=sleep, annotations={KEY: GPU}),
+        containers.start_pod(node, handler="", argv=sleep),
     ]
     after = Plugin(node, tmp_path / "after")
     try:
@@ -168,3 +178,52 @@ def test_containers_that_were_created_while_it_was_away_are_named(
         after.end()
         for pod in (good, *pods_away):
             containers.stop_pod(node, pod)
+
+
+# --- CRI-O ----------------------------------------------------------------------------------------------
+
+
+def test_cri_o_has_it_on_as_well(node: Node, tmp_path: Path) -> None:
+    if reason := crio.why_not():
+        pytest.skip(reason)
+    nodes.run(node, ["systemctl", "stop", "containerd"])  # both have the same NRI socket
+    crio.install(node)
+    crio.prepare_images(node)
+    crio.start(node)
+    real.USED.add(f"crio {crio.VERSION} with the NRI plugin on a booted {node.suite} node")
+    plugin = Plugin(node, tmp_path / "pod", "crio")
+    good = away = None
+    try:
+        plugin.start()
+        plugin.says("is registered with cri-o")
+        nodes.wait_for(node, plugin.is_ready)
+
+        def look_at(namespace: str, annotations: Mapping[str, str]) -> set[str]:
+            done = crio.run_pod(node, handler="", argv=LOOK, namespace=namespace, annotations=annotations)
+            return set(done.output.splitlines())
+
+        assert {"nvidia0", "nvidiactl"} <= look_at(OPERATOR, {KEY: MANAGEMENT})
+        assert "nvidia0" not in look_at("default", {KEY: MANAGEMENT})
+        assert {"gpu 0", "made-up0"} <= look_at("default", {KEY: f" {GPU} , {GPU}"})
+        assert {"made-up0", "made-up599"} <= look_at("default", {KEY: MANY})
+        assert "made-up0" not in look_at("default", {})
+        with pytest.raises(NodeError, match="unresolvable CDI devices"):
+            look_at("default", {KEY: "nvidia.com/gpu=none"})
+        asks = {"annotations": {KEY: GPU}}
+        good = crio.start_pod(node, handler="", argv=("sleep", "1000"), **asks)
+        plugin.kill()
+        away = crio.start_pod(node, handler="", argv=("sleep", "1000"), **asks)
+        plugin.start()
+        plugin.says("but started without, while the plugin was not connected")
+        nodes.wait_for(node, plugin.is_ready)
+        assert plugin.pod.log().count("but started without") == 1, plugin.pod.log()
+        crio.start(node)
+        plugin.says("again, after")
+        nodes.wait_for(node, plugin.is_ready)
+        assert "made-up0" in look_at("default", {KEY: GPU})
+    finally:
+        plugin.end()
+        for pod in filter(None, (good, away)):
+            crio.stop_pod(node, pod)
+        crio.stop(node)
+        nodes.run(node, ["systemctl", "start", "containerd"])
