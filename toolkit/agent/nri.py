@@ -318,10 +318,10 @@ class Plugin:
 
     def _synchronize(self, request: Message) -> bytes:
         """Look at the pods and containers of the node; they may come in several requests."""
-        for pod in request.messages(1):
+        for pod in request.each(1):
             if any(key.partition("/")[0] == ANNOTATION for key in pod.texts_by_name(6)):
                 self._pods[pod.text(1)] = pod
-        for container in request.messages(2):
+        for container in request.each(2):
             if container.number(4) != _STOPPED and not _has_devices(container):
                 self._bare.append((container.text(2), container.text(3)))
         if len(self._pods) > _MOST_LISTED or len(self._bare) > _MOST_LISTED:

@@ -70,7 +70,11 @@ class Message:
 
     def messages(self, field: int) -> tuple[Message, ...]:
         """Return the messages of a repeated field."""
-        return tuple(decode(piece, self.budget) for piece in self.pieces(field))
+        return tuple(self.each(field))
+
+    def each(self, field: int) -> Iterator[Message]:
+        """Yield the messages of a repeated field, decoded one after the other to save memory."""
+        return (decode(piece, self.budget) for piece in self.pieces(field))
 
     def texts_by_name(self, field: int) -> dict[str, str]:
         """Return a map<string, string>."""
