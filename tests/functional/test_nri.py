@@ -77,6 +77,19 @@ def test_it_is_ready_only_while_it_is_registered(node: Node, runtime: Process) -
     assert (node.toolkit / "nvidia-container-runtime").exists()
 
 
+def test_a_revert_without_the_runtime_removes_everything(node: Node, runtime: Process) -> None:
+    with staying(options(node, on_exit="revert")) as pod:
+        runtime.do("register")
+        pods.until(lambda: ready(node), "it does not become ready")
+        assert pod.end() == 0
+    assert not node.install_dir.exists()
+    assert not record(node).exists()
+    with staying(options(node)) as pod:
+        pod.end()
+    fake_node.done("revert", *options(node))
+    assert not node.install_dir.exists()
+
+
 def test_a_plugin_that_was_killed_is_not_ready(node: Node, runtime: Process) -> None:
     with staying(options(node)) as pod:
         runtime.do("register")
@@ -140,7 +153,11 @@ def test_another_program_on_the_socket_is_not_answered(node: Node, tmp_path: Pat
         with staying(options(node)) as pod:
             with pytest.raises(fake_nri.ThrownOutError):
                 other.do("register")
-            pod.says("which does not look like containerd or crio; containers get no device now")
+            said = pod.says(f"is not registered: {nri_socket(node)}: is answered by PID")
+            assert said.endswith(
+                "which does not look like containerd or crio (name the runtime's own socket with"
+                " --nri-socket); containers get no device now"
+            )
             assert not ready(node)
 
 

@@ -180,6 +180,43 @@ def test_containers_that_were_created_while_it_was_away_are_named(
             containers.stop_pod(node, pod)
 
 
+def test_the_handlers_are_removed_once_no_pod_uses_them(node: Node, tmp_path: Path) -> None:
+    nodes.path(node, "/etc/containerd/conf.d").mkdir(exist_ok=True)  # as kubelet does for the mount
+    nodes.path(node, "/run/nvidia/toolkit/restarts.json").unlink(missing_ok=True)
+    nodes.run(node, ["systemctl", "reset-failed", "containerd"])
+    before = configuration(node)
+    (tmp_path / "handlers").mkdir()
+    handlers = Pod(node, gpu_operator.render("containerd", cdi=True), tmp_path / "handlers")
+    handlers.run("run", "--no-daemon")
+    assert configuration(node) != before
+    using = containers.start_pod(node, handler="nvidia-cdi", argv=("sleep", "1000"))
+    plugin = Plugin(node, tmp_path / "plugin")
+    plugin.pod.env = {**handlers.env, **plugin.pod.env}
+    plugin.pod.mounts = {**handlers.mounts, **plugin.pod.mounts}
+    try:
+        plugin.start()
+        plugin.says("the handlers stay beside the NRI plugin: 1 container still uses the toolkit's handlers")
+        nodes.wait_for(node, plugin.is_ready)
+        assert {"gpu 0", "made-up0"} <= look(node, "default", {KEY: GPU})
+        containers.stop_pod(node, using)
+        subprocess.run(["kill", "-HUP", str(plugin.pid)], check=True)
+        plugin.says("removed the toolkit's handlers")
+        assert configuration(node) == before
+        plugin.says("again, after")
+        nodes.wait_for(node, plugin.is_ready)
+        assert {"gpu 0", "made-up0"} <= look(node, "default", {KEY: GPU})
+    finally:
+        plugin.end()
+    handlers.run("revert")
+    assert configuration(node) == before
+
+
+def configuration(node: Node) -> dict[str, bytes]:
+    """Return containerd's files."""
+    found = nodes.path(node, "/etc/containerd").rglob("*")
+    return {str(path): path.read_bytes() for path in sorted(found) if path.is_file()}
+
+
 # --- CRI-O ----------------------------------------------------------------------------------------------
 
 

@@ -149,8 +149,11 @@ class Plugin:
             self._send()
         except BlockingIOError:
             return
-        except (ttrpc.Broken, ToolkitError) as error:
+        except ttrpc.Broken as error:
             self._lose(str(error), is_harm=True)
+        except ToolkitError as error:
+            hint = f" ({error.hint.replace('--socket', '--nri-socket')})" if error.hint else ""
+            self._lose(f"{error.message.removeprefix(f'{self._path} ')}{hint}", is_harm=True)
         except OSError as error:
             self._lose(error.strerror or str(error), is_harm=not self.is_registered)
         except Exception as error:  # noqa: BLE001  # whatever a runtime sends, the agent must not die of it

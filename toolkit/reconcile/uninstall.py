@@ -46,6 +46,7 @@ def revert(settings: Settings, adapter: Adapter, stop: Cancellation | None = Non
     StepError is raised: a container whose handler or binary is removed can no longer be stopped
     cleanly.
     """
+    settings = settings.with_runtime_config()  # handlers may be left from before the NRI plugin
     context = Context(settings=settings, adapter=adapter, stop=stop or Cancellation(), is_leaving=True)
     target = locate.target(settings, adapter, context.stop)
     # A container that a killed run left behind would keep the handlers in use.

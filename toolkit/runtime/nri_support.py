@@ -1,4 +1,4 @@
-"""Whether the runtime on this node has NRI, and whether it is switched on.
+"""Find out whether the runtime on this node has NRI, and whether it is switched on.
 
 Nothing connects to the NRI socket for that: the runtime would log a plugin that does not register.
 """
@@ -31,7 +31,7 @@ _NOT_MOUNTED: Final = "mount the directory of the runtime's NRI socket, or name 
 
 
 class NriState(StrEnum):
-    """Whether a runtime has NRI."""
+    """The state of NRI in a runtime: switched on or off, or not there at all."""
 
     ON = "on"
     OFF = "off"
@@ -41,7 +41,7 @@ class NriState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NriSupport:
-    """Whether a runtime has NRI, in a sentence, and what to do if it is not on."""
+    """The state of NRI in a runtime, a sentence about it, and a hint if it is not on."""
 
     state: NriState
     text: str

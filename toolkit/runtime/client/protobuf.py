@@ -26,7 +26,7 @@ class Malformed(ValueError):
 
 @dataclass(slots=True)
 class Budget:
-    """How many fields may still be decoded, of a message and of those in it together."""
+    """The number of fields that may still be decoded, of a message and of those in it together."""
 
     left: int
 
