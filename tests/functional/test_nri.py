@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -286,3 +287,21 @@ def test_files_that_are_not_mounted_are_left_alone(node: Node, runtime: Process)
             runtime.do("register")
             pods.until(lambda: ready(node), "it does not become ready")
         assert (away / node.config.name).read_bytes() == after
+
+
+def test_hostile_bytes_do_not_end_the_agent(node: Node, runtime: Process) -> None:
+    junk = [
+        b"\xff" * 70000,
+        fake_nri.frame(1, 2, 1, b""),
+        fake_nri.frame(2, 9, 2, b""),
+        fake_nri.call(1, "Synchronize", b"\x0b" * 9),
+    ]
+    with staying(options(node)) as pod:
+        for data in junk:
+            runtime.do("accept")
+            with contextlib.suppress(fake_nri.ThrownOutError):
+                runtime.do("send", data)
+        runtime.do("register")
+        pods.until(lambda: ready(node), "it does not become ready")
+        assert runtime.do("create", "default", {KEY: GPU}) == [GPU]
+        assert pod.state()["nri"]["connections_lost"] == len(junk)
