@@ -139,9 +139,9 @@ DIFFERENCES: Final = (
         ("* --ignore-errors=*",),
     ),
     Difference(
-        "`--enable-nri-plugin`",
+        "the NRI plugin (`--enable-nri-plugin`)",
         "runs the plugin, and does not configure the runtime",
-        "refused, with the reason",
+        "the same, and more ([nri.md](nri.md#differences-from-the-upstream-plugin))",
     ),
     Difference(
         "an argument that is no option (`nvidia-toolkit /usr/local/nvidia` in old manifests)",

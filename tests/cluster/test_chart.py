@@ -83,6 +83,23 @@ def test_the_pods_themselves_do_not_run_through_our_handlers(options: list[str],
     assert pod.get("runtimeClassName") == (None if handler is None else "nvidia-toolkit-pod")
 
 
+@pytest.mark.parametrize(
+    "options",
+    [["--set", "cdi.nriPluginEnabled=true"], env(ENABLE_NRI_PLUGIN="true")],
+    ids=["value", "variable"],
+)
+def test_the_nri_plugin_gets_its_socket_and_no_runtime_class_names_a_handler(options: list[str]) -> None:
+    found = helm.rendered(*options)
+    settings = resolve({}, helm.environment(found))
+    assert settings.runs_plugin
+    assert settings.nri_namespace == found[0]["metadata"].get("namespace", "default")
+    assert helm.mounts(found)["/run/nri"] == ("/run/nri", False)
+    classes = {each["metadata"]["name"] for each in found if each["kind"] == "RuntimeClass"}
+    assert classes == {"nvidia-toolkit-pod"}
+    off = helm.rendered(*options, *env(ENABLE_NRI_PLUGIN="false"))
+    assert "/run/nri" not in helm.mounts(off)
+
+
 def test_a_truth_may_be_given_without_set_string() -> None:
     words = [word for word in helm.DOCUMENTED if word != "--set-string"]
     words.insert(-1, "--set")

@@ -195,10 +195,9 @@ def _no_runtime_config(node: Node, text: str) -> None:
 
 
 def _nri_plugin(node: Node, text: str) -> None:
-    assert refused(enable_nri_plugin=text) == (
-        "--enable-nri-plugin: the NRI plugin is not supported; remove the option, so that the handlers are"
-        " installed and add the devices (with the GPU Operator: cdi.nriPluginEnabled=false)"
-    )
+    assert paths(seen(node)) == {str(node.config)}
+    assert paths(seen(node, enable_nri_plugin=text, nri_namespace="gpu-operator")) == set()
+    assert "requires --nri-namespace (NRI_NAMESPACE)" in refused(enable_nri_plugin=text)
 
 
 def _nri(name: str) -> Callable[[Node, str], None]:

@@ -231,7 +231,7 @@ def run_pod(
         stop_pod(node, pod)
 
 
-def start_pod(
+def start_pod(  # noqa: PLR0913  # each is a property of the pod
     node: Node,
     *,
     handler: str,
@@ -239,11 +239,14 @@ def start_pod(
     socket: str = SOCKETS["containerd"],
     cgroup_parent: str | None = None,
     wishes: Fields | None = None,
+    namespace: str = "default",
+    annotations: Mapping[str, str] | None = None,
 ) -> Pod:
     """Start a command in a pod of a runtime handler, and leave it running.
 
     Where no cgroup is named as the parent, the node's containerd is asked which one it takes.
-    `wishes` are further fields of CRI's description of a container (see `wishing`).
+    `wishes` are further fields of CRI's description of a container (see `wishing`); the namespace and the
+    annotations are the pod's.
     """
     name = f"test-{uuid.uuid4().hex[:8]}"
     # The node's own network, so that no CNI plugin is needed.
@@ -251,8 +254,9 @@ def start_pod(
     logs = f"/var/log/pods/{name}"
     path(node, logs).mkdir(parents=True)
     sandbox_config: Fields = {
-        1: {1: name, 2: name, 3: "default"},
+        1: {1: name, 2: name, 3: namespace},
         3: logs,
+        7: [{1: key, 2: text} for key, text in (annotations or {}).items()],
         8: {1: cgroup_parent or _cgroup_parent(node, handler), 2: security},
     }
     made = _cri(node, socket, "RunPodSandbox", {1: sandbox_config, 2: handler})

@@ -198,10 +198,10 @@ def run_pod(node: Node, *, handler: str, argv: Sequence[str], timeout: float = 6
     return containers.run_pod(node, handler=handler, argv=argv, timeout=timeout, **more)
 
 
-def start_pod(node: Node, *, handler: str, argv: Sequence[str]) -> Pod:
+def start_pod(node: Node, *, handler: str, argv: Sequence[str], **more: Any) -> Pod:
     """Start a command in a pod of a runtime handler, and leave it running."""
     return containers.start_pod(
-        node, handler=handler, argv=argv, socket=SOCKET, cgroup_parent=_cgroup_parent(node)
+        node, handler=handler, argv=argv, socket=SOCKET, cgroup_parent=_cgroup_parent(node), **more
     )
 
 

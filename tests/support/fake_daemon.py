@@ -47,6 +47,7 @@ MANNER: Final[Mapping[str, Any]] = {
     "sandbox_image": None,  # None: as the config says
     "unimplemented": False,  # CRI is off
     "cri_error": "",  # CRI is off because its plugin failed, for this reason
+    "has_nri": False,  # it has the plugin of NRI
     "silent": False,  # calls are never answered
     "delay": 0,  # seconds before the socket is there
     "die": False,  # end at once
@@ -416,6 +417,8 @@ def _number(message: bytes, at: int) -> tuple[int, int]:
 
 def _body(method: str, manner: Mapping[str, Any], section: Mapping[str, Any]) -> bytes | None:
     """Return the answer to a call; None is no answer at all."""
+    if method == _PLUGINS and manner["has_nri"]:
+        return _field(1, _field(2, b"nri"))
     if method == _PLUGINS and manner["cri_error"]:
         return _field(1, _field(7, _field(2, manner["cri_error"].encode())))
     if not method.startswith(_SERVICES) or manner["unimplemented"] or manner["cri_error"]:

@@ -43,6 +43,24 @@ def started_pods(node: Node) -> list[str]:
     return list(_pods(node)["run"])
 
 
+def add_pod(node: Node, name: str, handler: str) -> None:
+    """Let a pod be there, of the namespace `default`."""
+    pod = {"name": name, "namespace": "default", "label": "", "value": "", "handler": handler}
+    _write_pods(node, {**_pods(node)["pods"], name: pod})
+
+
+def remove_pod(node: Node, name: str) -> None:
+    """Let a pod that was added be there no more."""
+    _write_pods(node, {key: pod for key, pod in _pods(node)["pods"].items() if key != name})
+
+
+def _write_pods(node: Node, pods: dict[str, Any]) -> None:
+    path = node.root.parent / "d" / fake_daemon.PODS
+    content = {"calls": [], **_pods(node), "pods": pods}
+    path.with_suffix(".test").write_text(json.dumps(content), encoding="utf-8")
+    path.with_suffix(".test").rename(path)
+
+
 def _pods(node: Node) -> dict[str, Any]:
     path = node.root.parent / "d" / fake_daemon.PODS
     content: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {"run": [], "pods": {}}

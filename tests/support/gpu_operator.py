@@ -103,10 +103,12 @@ def render(
     cdi: bool,
     env: Mapping[str, str] | None = None,
     install_dir: str = "/usr/local/nvidia",
+    nri: bool = False,
 ) -> Rendered:
     """Return what the operator makes for a runtime.
 
-    `env` and `install_dir` are `toolkit.env` and `toolkit.installDir` of the ClusterPolicy.
+    `env` and `install_dir` are `toolkit.env` and `toolkit.installDir` of the ClusterPolicy, `nri` is
+    `cdi.nriPluginEnabled`: nothing of the runtime is mounted then but the directory of its NRI socket.
     """
     found = {
         "ROOT": install_dir,
@@ -125,7 +127,7 @@ def render(
     elif runtime == "crio":
         found["CRIO_CONFIG_MODE"] = "hook"
     found |= {**(env or {}), "RUNTIME": runtime}
-    if runtime == "containerd":
+    if runtime == "containerd" and not nri:
         found["CONTAINERD_RUNTIME_CLASS"] = "nvidia"
     mounts = {
         "/run/nvidia/toolkit": "/run/nvidia/toolkit",
@@ -135,7 +137,11 @@ def render(
         "/driver-root": "/run/nvidia/driver",
         "/var/run/cdi": "/var/run/cdi",
     }
-    _files(runtime, found, mounts)
+    if nri:
+        found |= {"ENABLE_NRI_PLUGIN": "true", "NRI_SOCKET": "/runtime/nri-sock-dir/nri.sock"}
+        mounts["/runtime/nri-sock-dir"] = "/var/run/nri"
+    else:
+        _files(runtime, found, mounts)
     return Rendered(env=found, mounts=mounts)
 
 

@@ -28,8 +28,10 @@ from toolkit.agent.schedule import Schedule
 from toolkit.agent.signals import STOPS, SignalQueue
 from toolkit.log import LOGGER
 from toolkit.node import procfs
+from toolkit.state.readiness_probe import NO_PLUGIN
 
 if TYPE_CHECKING:
+    from toolkit.agent.nri import Plugin
     from toolkit.deadline import Cancellation
 
 _ROLLBACK_TIME: Final = 18.0
@@ -90,7 +92,11 @@ class Daemon:
         self._unwatched: list[str] = []
         self._runtime = -1
         self._failed_starts = 0
-        self._pages = Pages(lambda: self.report, self._busy, lambda: self._failed_starts)
+        self._plugin: Plugin | None = None
+        self._was_registered = False
+        self._pages = Pages(
+            lambda: self.report, self._busy, lambda: self._failed_starts, lambda: self._plugin
+        )
         self._signals = SignalQueue()
 
     def run(self, came: Iterable[int] = ()) -> int:
@@ -136,7 +142,10 @@ class Daemon:
                 poll.register(fd, select.POLLIN)
         if self._worker is not None:
             poll.register(self._worker.fd, select.POLLIN)
+        if self._plugin is not None and self._plugin.fd >= 0:
+            poll.register(self._plugin.fd, self._plugin.events)
         ready = poll.poll(self._milliseconds())
+        self._run_plugin([fd for fd, _ in ready])  # before anything else: the runtime waits for it
         self._check_driver()  # first, since a client may have asked whether the node is ready
         for fd, _ in ready:
             self._dispatch(fd)
@@ -144,6 +153,8 @@ class Daemon:
     def _milliseconds(self) -> float:
         """Return the milliseconds until the next deadline."""
         ends = [time.monotonic() + _LONGEST]
+        if self._plugin is not None:
+            ends.append(self._plugin.due)
         if self._worker is None and self.stopped_by is None:
             ends.append(self.pace.due)
             if self.report["settings"]["needs_driver"]:
@@ -164,8 +175,22 @@ class Daemon:
             self._lost_runtime()
         elif self._worker is not None and fd == self._worker.fd:
             self._worker.relay()
-        else:
+        elif fd == self._pages.fd:
             self._pages.serve()
+
+    def _run_plugin(self, ready: Sequence[int]) -> None:
+        """Let the NRI plugin connect or answer; the node is ready only while it is registered."""
+        if self._plugin is None:
+            return
+        if self._plugin.fd in ready:
+            self._plugin.serve()
+        self._plugin.tick()
+        if self._plugin.is_registered and not self._was_registered:
+            self.pace.changed()  # a sync writes the readiness record
+        self._was_registered = self._plugin.is_registered
+        if not self._was_registered and self.report["ready"]:
+            self.report |= {"ready": False, "unready": NO_PLUGIN}
+            self._remove_readiness()
 
     def _lost_runtime(self) -> None:
         self.report |= {"ready": False, "unready": "the runtime's process ended"}
@@ -192,6 +217,8 @@ class Daemon:
         self.pace.began()
         try:
             previous = from_json({name: self.report.get(name) for name in ("counts", "is_known", "found")})
+            if self._was_registered:
+                previous["plugin"] = [os.getpid(), procfs.start_time(os.getpid()) or 0]
             self._worker = Worker(kind, self.arguments, self.lock, previous)
         except OSError as error:
             self._failed_starts += 1
@@ -224,7 +251,8 @@ class Daemon:
 
     def _pause(self, *, is_changed: bool = False) -> None:
         """Schedule the next sync. A node in sync but not ready is retried soon, like a failure."""
-        is_done = self.report["ready"] or self._on_drift == "ignore"
+        # Whether the plugin is registered does not depend on a sync.
+        is_done = self.report["ready"] or self._on_drift == "ignore" or self.report["unready"] == NO_PLUGIN
         self.pace.ended(code=self.report["code"] or int(not is_done), is_changed=is_changed)
 
     def _log_outcome(self, report: SyncReport) -> None:
@@ -245,7 +273,20 @@ class Daemon:
         if report["outcome"] != "failed":
             self._follow(report["pid"] if checks else None)
         self._pages.listen(report["settings"]["metrics"])
+        self._apply_plugin()
         self._check_driver()
+
+    def _apply_plugin(self) -> None:
+        """Start, replace or end the NRI plugin if its settings changed."""
+        settings = self.report["settings"]["nri"]
+        if self._plugin is not None and self._plugin.settings != settings:
+            self._plugin.close()
+            self._plugin = None
+        if self._plugin is None and settings is not None:
+            from toolkit.agent.nri import Plugin  # noqa: PLC0415  # needs memory
+
+            self._plugin = Plugin(settings)
+        self._run_plugin(())  # a sync that began earlier may report the node as ready
 
     def _check_driver(self) -> None:
         """Log when the driver is loaded or unloaded; without it the node may not be ready any more.
@@ -327,6 +368,7 @@ class Daemon:
             "watched": self._watched,
             "unwatched": list(self._watches.lost),
             "next_look_in": due,
+            "nri": None if self._plugin is None else self._plugin.state(),
         }
 
     def _busy(self) -> float:

@@ -10,7 +10,7 @@ from toolkit.log import LOGGER
 
 if TYPE_CHECKING:
     from toolkit.agent.http_server import Exporter
-
+    from toolkit.agent.nri import Plugin
 
 _MOST_FAILED_STARTS: Final = 3
 """Syncs in a row that could not be started, after which only a new process is likely to help."""
@@ -20,7 +20,8 @@ class Pages:
     """The pages, generated from the last report and the state of the agent.
 
     `report` returns the last report, `busy` the seconds that a sync has been running; 0 if none is.
-    `failed_starts` returns how many syncs in a row could not be started.
+    `failed_starts` returns how many syncs in a row could not be started, and `plugin` the NRI plugin,
+    None if there is none.
     """
 
     def __init__(
@@ -28,10 +29,12 @@ class Pages:
         report: Callable[[], SyncReport],
         busy: Callable[[], float],
         failed_starts: Callable[[], int],
+        plugin: Callable[[], Plugin | None],
     ) -> None:
         self._report = report
         self._busy = busy
         self._failed_starts = failed_starts
+        self._plugin = plugin
         self._exporter: Exporter | None = None
 
     @property
@@ -76,4 +79,7 @@ class Pages:
 
     def _metrics(self) -> tuple[int, str]:
         text = self._report().get("metrics", "")
+        plugin = self._plugin()
+        if text and plugin is not None:
+            text += plugin.metrics()
         return (200, text) if text else (503, "no sync has finished yet\n")

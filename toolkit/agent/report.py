@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypedDict, cast
+from typing import TYPE_CHECKING, Any, TypedDict, cast
+
+if TYPE_CHECKING:
+    from toolkit.agent.nri import NriSettings
 
 
 class AgentSettings(TypedDict):
@@ -11,7 +14,8 @@ class AgentSettings(TypedDict):
 
     `refuses` says that containers which request GPUs are refused without the driver, and
     `needs_driver` is why the node is not ready without it, empty if it does not have to be loaded.
-    `readiness` is the path of the readiness record.
+    `readiness` is the path of the readiness record. `nri` are the settings of the NRI plugin, None
+    without it.
     """
 
     interval: float
@@ -24,6 +28,7 @@ class AgentSettings(TypedDict):
     refuses: bool
     needs_driver: str
     readiness: str
+    nri: NriSettings | None
 
 
 class SyncReport(TypedDict, total=False):
@@ -36,7 +41,8 @@ class SyncReport(TypedDict, total=False):
     None for all. `verified` is the result for each handler of a node that is ready. `found` is what
     discovery found, for the next sync. `driver` says that the NVIDIA driver is loaded; one of the
     paths in `signs` exists then. `metrics` is the text for Prometheus. `is_known` says that the API
-    server knows the DaemonSet. `seconds` is the duration.
+    server knows the DaemonSet. `seconds` is the duration. `plugin` is the agent's process (PID and
+    start) for the next sync, None while its NRI plugin is not registered.
     """
 
     kind: str
@@ -60,6 +66,7 @@ class SyncReport(TypedDict, total=False):
     settings: AgentSettings
     found: dict[str, str]
     is_known: bool
+    plugin: list[int] | None
 
 
 def from_json(content: Mapping[str, Any], kind: str = "") -> SyncReport:

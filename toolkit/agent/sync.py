@@ -9,27 +9,34 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
-from runtimes.model import fingerprint
+from runtimes import registry
+from runtimes.model import RuntimeName, fingerprint
 from toolkit import __version__
 from toolkit.agent import counters, watch_list
 from toolkit.agent.report import AgentSettings, SyncReport
 from toolkit.cdi import driver
-from toolkit.errors import StepError, ToolkitError
+from toolkit.errors import Interrupted, NotRolledBack, RolledBack, StepError, ToolkitError
 from toolkit.log import LOGGER, facts
-from toolkit.reconcile import cdi, readiness, transaction, verify
+from toolkit.reconcile import cdi, preflight, readiness, transaction, verify
 from toolkit.reconcile.context import Context
 from toolkit.reconcile.planning import Plan, make_plan
 from toolkit.runtime import health
 from toolkit.runtime.client import cri
 from toolkit.settings.options import OnExit
 from toolkit.settings.resolve import Settings
-from toolkit.state import readiness_probe
+from toolkit.state import journal, readiness_probe
+
+if TYPE_CHECKING:
+    from toolkit.agent.nri import NriSettings
 
 CONVERGE: Final = "converge"
 GREET: Final = "greet"
 LEAVE: Final = "leave"
+_MANAGEMENT: Final = "management.nvidia.com/gpu"
 _LONGEST_DIFF: Final = 4096
 _API_SECONDS: Final = 5.0
 _SOON: Final = 2.0
@@ -51,6 +58,7 @@ def later(context: Context, kind: str, previous: SyncReport) -> SyncReport:
     """
     counts = previous.get("counts") or counters.initial()
     act = _repair if kind == CONVERGE else _check
+    context = replace(context, plugin=previous.get("plugin"))
     began = time.monotonic()
     try:
         if kind == GREET:
@@ -86,6 +94,23 @@ def agent_settings(settings: Settings) -> AgentSettings:
         "refuses": settings.require_driver,
         "needs_driver": readiness_probe.NO_DRIVER if settings.readiness_requires_driver else "",
         "readiness": str(settings.readiness),
+        "nri": _plugin_settings(settings) if settings.runs_plugin else None,
+    }
+
+
+def _plugin_settings(settings: Settings) -> NriSettings:
+    """Return the settings of the NRI plugin.
+
+    The usual kind is restricted as well where the management devices have another one: a specification
+    of it may be on the node.
+    """
+    executables = (registry.ADAPTERS[name].executables for name in (RuntimeName.CONTAINERD, RuntimeName.CRIO))
+    return {
+        "socket": settings.nri_socket,
+        "index": f"{int(settings.nri_plugin_index):02}",
+        "kinds": sorted({settings.cdi_kind, _MANAGEMENT}),
+        "namespaces": list(dict.fromkeys([settings.nri_namespace.strip(), *settings.nri_namespaces])),
+        "executables": sorted(frozenset().union(*executables)),
     }
 
 
@@ -94,6 +119,9 @@ def agent_settings(settings: Settings) -> AgentSettings:
 
 def _set_up(context: Context) -> tuple[Plan, str, str]:
     """Configure the node. If only the CDI specification fails, the agent starts and tries again."""
+    if context.settings.runs_plugin:
+        preflight.require_nri(context)
+        _remove_handlers(context)
     try:
         plan = transaction.converge(context.settings, context.adapter, context.stop, tally=context.stats)
     except cdi.NotSpecified as error:
@@ -104,9 +132,36 @@ def _set_up(context: Context) -> tuple[Plan, str, str]:
     return _outcome(context, plan)
 
 
+def _remove_handlers(context: Context) -> None:
+    """Remove the handlers of earlier runs without the NRI plugin, once no pod uses them.
+
+    A node on which this is not possible, for example because the runtime's files are not mounted, keeps
+    them, as a node has them beside upstream's plugin. Raises RolledBack or NotRolledBack.
+    """
+    if not journal.load(Path(context.settings.toolkit_install_dir).absolute()).owned:
+        return
+    from toolkit.reconcile import uninstall  # noqa: PLC0415  # needed once
+
+    try:
+        kept = uninstall.remove_handlers(context)
+    except (RolledBack, NotRolledBack, Interrupted):
+        raise
+    except ToolkitError as error:
+        kept = error.message
+    if kept:
+        LOGGER.warning("the handlers stay beside the NRI plugin: %s", kept)
+
+
 def _repair(context: Context) -> tuple[Plan, str, str]:
+    if context.settings.runs_plugin:
+        _remove_handlers(context)
     plan = transaction.converge(
-        context.settings, context.adapter, context.stop, tally=context.stats, announce=_announce
+        context.settings,
+        context.adapter,
+        context.stop,
+        tally=context.stats,
+        announce=_announce,
+        plugin=context.plugin,
     )
     return _outcome(context, plan)
 

@@ -105,10 +105,13 @@ def desired_version(settings: Settings, host: Host, install_dir: Path, low_level
 def _wanted(settings: Settings, host: Host, install_dir: Path, low_level: tuple[str, ...]) -> Version:
     source = _source(settings, host)
     toolkit = f"{host.node(install_dir)}/toolkit"
-    low_level = settings.nvidia_container_runtime_runtimes or low_level
-    result = list(_entries(source, toolkit, settings, low_level[0] if low_level else "runc"))
     link = InstallDir(install_dir).toolkit
     present, path = _present(link / toolkit_config.CONFIG), f"{toolkit}/{toolkit_config.CONFIG}"
+    if settings.runs_plugin:
+        # The runtime's files are not read; handlers of an earlier run may still be in use.
+        low_level = toolkit_config.low_level_runtimes(present, path)
+    low_level = settings.nvidia_container_runtime_runtimes or low_level
+    result = list(_entries(source, toolkit, settings, low_level[0] if low_level else "runc"))
     # A feature that is no longer among the settings must be switched off.
     features: dict[Key, Any] = {
         ("features", name): False for name in toolkit_config.enabled_features(present, path)

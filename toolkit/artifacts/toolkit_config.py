@@ -52,6 +52,16 @@ DEFAULTS: Final[Mapping[Key, Any]] = {
 }
 
 
+def low_level_runtimes(present: bytes | None, path: str) -> tuple[str, ...]:
+    """Return the low-level runtimes that a config.toml names. Raises NodeConfigError if it is not valid."""
+    try:
+        section = toml_editor.tree(present or b"", path).get("nvidia-container-runtime")
+    except ConfigError as error:
+        raise NodeConfigError(str(error), hint=error.hint) from error
+    names = section.get("runtimes") if isinstance(section, dict) else None
+    return tuple(name for name in names if isinstance(name, str)) if isinstance(names, list) else ()
+
+
 def enabled_features(present: bytes | None, path: str) -> tuple[str, ...]:
     """Return the features that a config.toml enables. Raises NodeConfigError if it is invalid."""
     try:

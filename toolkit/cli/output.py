@@ -47,6 +47,7 @@ def _plan(plan: Plan, *, is_full: bool = False) -> dict[str, Any]:
         ],
         "toolkit": _toolkit(plan),
         "specification": describe.specification(plan),
+        "nri": None if plan.nri is None else {"state": plan.nri.state, "text": plan.nri.text},
         "reload": {
             "needed": plan.reload_needed,
             "reason": describe.reload_reason(plan),
@@ -78,6 +79,7 @@ def status_text(plan: Plan, unready: str, verified: Mapping[str, str], *, colour
         ready = f"{log.coloured('not ready', YELLOW, wanted=colour)}: {unready}"
     listed = {} if unready else {name: text for name, text in verified.items() if text != STARTED}
     lines = [f"  {handler}: {result}\n" for handler, result in listed.items()]
+    lines += [] if plan.nri is None else [f"  {plan.nri.text}\n"]
     return "".join([f"{log.coloured('in sync', GREEN, wanted=colour)}\n{ready}\n", *lines])
 
 
@@ -169,6 +171,8 @@ def _runtime(each: Mapping[str, Any]) -> Iterator[str]:
         yield f"  config: {each['config']['path']}, by {each['config']['by'].removeprefix('its ')}{missing}"
     if each["root"] and not each["root"]["is_host"]:
         yield f"  root: {each['root']['path']}, not the root of the node"
+    if each["nri"]:
+        yield f"  NRI: {each['nri']}"
     if each["started_by"]:
         by = f"{each['started_by']['name']} (PID {each['started_by']['pid']})"
         yield f"  unit: {each['unit'] or 'none'}, started by {by}"

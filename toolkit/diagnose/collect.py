@@ -127,7 +127,8 @@ def _configuration(context: Context, snapshot: _Snapshot) -> dict[str, Any]:
     if target is None:
         return snapshot.problems["target"]
     if context.settings.no_runtime_config:
-        return {"unavailable": "the runtime's configuration is not managed (--no-runtime-config)"}
+        option = context.settings.origins["no_runtime_config"]
+        return {"unavailable": f"the runtime's configuration is not managed ({option})"}
     record = snapshot.record or Record()
     names = sections.paths(target, record, list(snapshot.observation.files) if snapshot.observation else [])
     failed = snapshot.problems.get("plan", {})

@@ -15,7 +15,8 @@ from toolkit.errors import ToolkitError, UsageProblem
 from toolkit.kube import kubelet
 from toolkit.kube.kubelet import KubeletConfig
 from toolkit.node.host import Host
-from toolkit.runtime import locate
+from toolkit.runtime import locate, nri_support
+from toolkit.settings.resolve import Settings
 
 FORMAT: Final = 1
 
@@ -32,7 +33,7 @@ def collect(inputs: Inputs) -> dict[str, Any]:
             {"pid": each.pid, "program": each.program, "problem": each.problem}
             for each in kubelet.ignored(host.root)
         ],
-        "runtimes": [_runtime(host, each) for each in result],
+        "runtimes": [_runtime(inputs.settings, host, each) for each in result],
         "choice": _choice(inputs),
     }
 
@@ -62,9 +63,9 @@ def _kubelet(host: Host, config: KubeletConfig) -> dict[str, Any]:
     }
 
 
-def _runtime(host: Host, candidate: Candidate) -> dict[str, Any]:
+def _runtime(settings: Settings, host: Host, candidate: Candidate) -> dict[str, Any]:
     each, owner = candidate.daemon, candidate.daemon.owner
-    known: dict[str, Any] = dict.fromkeys(("pid", "executable", "version", "config", "unit"))
+    known: dict[str, Any] = dict.fromkeys(("pid", "executable", "version", "config", "unit", "nri"))
     known |= {"root": None, "started_by": None}
     if owner is not None:
         path, is_elsewhere = endpoints.root(host, owner)
@@ -79,6 +80,7 @@ def _runtime(host: Host, candidate: Candidate) -> dict[str, Any]:
             "version": binary["version"] if binary else None,
             "config": endpoints.config(host, each) if each.answers else None,
             "unit": owner.unit,
+            "nri": _nri(settings, host, each),
             "root": {"path": path, "is_host": not is_elsewhere},
             "started_by": {"pid": above[0], "name": above[1]} if above else None,
         }
@@ -94,6 +96,14 @@ def _runtime(host: Host, candidate: Candidate) -> dict[str, Any]:
     }
 
 
+def _nri(settings: Settings, host: Host, each: endpoints.Daemon) -> str | None:
+    """Return whether NRI is on, off, or missing; None if that is unknown."""
+    if each.answers is None:
+        return None
+    state = nri_support.look_up(settings, host, each.answers, each.seen_at).state
+    return None if state is nri_support.NriState.UNKNOWN else str(state)
+
+
 def _choice(inputs: Inputs) -> dict[str, Any]:
     """Return the runtime that a run with these settings would configure, or what prevents it."""
     empty: dict[str, Any] = dict.fromkeys(("runtime", "socket", "config", "drop_in", "why"))
@@ -102,6 +112,8 @@ def _choice(inputs: Inputs) -> dict[str, Any]:
         settings = selection.settings_of(inputs, chosen)
         target = locate.target(settings, registry.ADAPTERS[chosen.runtime])
     except UsageProblem as error:
+        if inputs.settings.runs_plugin:
+            return {**empty, "why": "the NRI plugin needs no runtime", "problems": [], "hint": ""}
         return {**empty, "problems": list(error.problems), "hint": error.hint}
     except ToolkitError as error:
         return {**empty, "problems": [error.message], "hint": error.hint}

@@ -85,6 +85,9 @@ def select(
     more than one.
     """
     inputs = inputs_of(asked, options, environment, last)
+    if asked.runs_plugin:
+        # An earlier run may have added handlers, which are removed; else it does not matter which one it is.
+        return resolve(options, environment, inputs.previous or {"runtime": RuntimeName.CONTAINERD})
     if asked.no_runtime_config:
         name = asked.runtime if asked.is_given("runtime") else inputs.previous.get("runtime", "docker")
         return resolve(options, environment, {"runtime": name})

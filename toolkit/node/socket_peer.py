@@ -50,7 +50,14 @@ def find(
     the connection and the first message. Raises NoPeer if the socket does not exist, is no socket,
     is not answered in time, or is answered by another program.
     """
-    pid = _speaker(path, timeout, server_speaks_first=server_speaks_first)
+    return examine(path, _speaker(path, timeout, server_speaks_first=server_speaks_first), executables)
+
+
+def examine(path: Path, pid: int, executables: frozenset[str]) -> processes.RuntimeProcess:
+    """Return the daemon with the PID that the credentials of a message on a socket name.
+
+    `executables` as for `find`. Raises NoPeer if the process is another program, or not trusted.
+    """
     if pid <= 0:
         raise NoPeer(
             f"{path} is answered by a process outside of this PID namespace",
@@ -89,7 +96,7 @@ def _speaker(path: Path, timeout: Timeout, *, server_speaks_first: bool) -> int:
     began = time.monotonic()
     try:
         with unix_socket.Client(remaining(timeout)) as client:
-            client.setsockopt(socket.SOL_SOCKET, _SO_PASSCRED, 1)
+            request_credentials(client)
             client.delivery(path)
             if not server_speaks_first:
                 client.sendall(_HTTP)
@@ -116,12 +123,22 @@ def _speaker(path: Path, timeout: Timeout, *, server_speaks_first: bool) -> int:
 
 
 def _credentials(client: unix_socket.Client) -> int:
-    space = socket.CMSG_SPACE(_CREDENTIALS.size)
-    data, ancillary, _, _ = client.recvmsg(4096, space)
+    data, pid = receive(client, 4096)
     if not data:
         raise ConnectionResetError(104, "the server closed the connection without an answer")
+    return pid
+
+
+def request_credentials(client: socket.socket) -> None:
+    """Ask the kernel for the credentials of each message; to be called before connect(2)."""
+    client.setsockopt(socket.SOL_SOCKET, _SO_PASSCRED, 1)
+
+
+def receive(client: socket.socket, most: int) -> tuple[bytes, int]:
+    """Receive a message and the PID in its credentials, 0 if there is none."""
+    data, ancillary, _, _ = client.recvmsg(most, socket.CMSG_SPACE(_CREDENTIALS.size))
     for level, kind, content in ancillary:
         if level == socket.SOL_SOCKET and kind == _SCM_CREDENTIALS:
             pid: int = _CREDENTIALS.unpack(content[: _CREDENTIALS.size])[0]
-            return pid
-    return 0
+            return data, pid
+    return data, 0

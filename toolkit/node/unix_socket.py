@@ -27,6 +27,25 @@ _PAUSE: Final = 0.02
 _SLICE: Final = 0.25
 
 
+def connect(client: socket.socket, path: Path) -> None:
+    """Connect a socket that does not block to a trusted server; a long path is supported.
+
+    Raises BlockingIOError while the accept queue is full, trust.Distrusted or another OSError.
+    """
+    with contextlib.ExitStack() as undo:
+        address = os.fspath(path)
+        if len(os.fsencode(path)) >= _LONGEST_ADDRESS:
+            directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            undo.callback(os.close, directory)
+            address = f"/proc/self/fd/{directory}/{path.name}"
+        client.connect(address)
+    # The credentials of the process that called listen(2): systemd for a socket that it activates.
+    credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    pid, uid, _ = _CREDENTIALS.unpack(credentials)
+    if not trust.is_trusted(uid):
+        raise trust.Distrusted(f"PID {pid} listens on it, with user ID {uid}")
+
+
 class Client(socket.socket):
     """A Unix socket whose operations raise TimeoutError when `left` returns no more seconds."""
 
@@ -36,28 +55,16 @@ class Client(socket.socket):
 
     def delivery(self, path: Path) -> None:
         """Connect to a trusted server. Raises TimeoutError, trust.Distrusted or another OSError."""
-        with contextlib.ExitStack() as undo:
-            address = os.fspath(path)
-            if len(os.fsencode(path)) >= _LONGEST_ADDRESS:
-                directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-                undo.callback(os.close, directory)
-                address = f"/proc/self/fd/{directory}/{path.name}"
-            # A blocking connect(2) would wait without limit while the accept queue is full.
-            self.settimeout(0)
-            while self._slice():
-                try:
-                    self.connect(address)
-                except BlockingIOError:
-                    time.sleep(_PAUSE)
-                else:
-                    break
-            self.settimeout(None)
-        # The credentials of the process that called listen(2): systemd for a socket that it
-        # activates.
-        credentials = self.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        pid, uid, _ = _CREDENTIALS.unpack(credentials)
-        if not trust.is_trusted(uid):
-            raise trust.Distrusted(f"PID {pid} listens on it, with user ID {uid}")
+        # A blocking connect(2) would wait without limit while the accept queue is full.
+        self.settimeout(0)
+        while self._slice():
+            try:
+                connect(self, path)
+            except BlockingIOError:
+                time.sleep(_PAUSE)
+            else:
+                break
+        self.settimeout(None)
 
     def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
         """Wait for data and receive it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,7 +92,8 @@ class RunStats:
 class Context:
     """The settings of a run, the adapter of its runtime, its cancellation and its statistics.
 
-    `is_leaving` is true for an uninstall.
+    `is_leaving` is true for an uninstall. `plugin` is the process of the agent (PID and start) whose NRI
+    plugin is registered with the runtime, None if none is.
     """
 
     settings: Settings
@@ -100,6 +101,7 @@ class Context:
     stop: Cancellation
     stats: RunStats = field(default_factory=RunStats)
     is_leaving: bool = False
+    plugin: Sequence[int] | None = None
 
     @property
     def mode(self) -> RestartMode:

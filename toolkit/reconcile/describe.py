@@ -98,6 +98,8 @@ def _unified(old: str, new: str, before: bytes | None, after: bytes | None, *, c
 def notes(plan: Plan) -> Iterator[str]:
     """Yield the notes of a plan for the user."""
     yield from plan.config_plan.notes
+    if plan.nri is not None:
+        yield f"{plan.nri.text} ({plan.nri.hint})" if plan.nri.hint else plan.nri.text
     if plan.record.open is not None and plan.record.open.failure:
         yield f"an earlier change failed and has to be rolled back first: {plan.record.open.failure}"
     if plan.source_problem is not None and plan.installs:

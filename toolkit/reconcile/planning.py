@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from runtimes import planner
 from runtimes.adapter import Adapter
@@ -35,6 +35,10 @@ from toolkit.settings.options import RestartMode
 from toolkit.state import binary_cache, journal
 from toolkit.state.record import Operation, Record
 
+if TYPE_CHECKING:
+    from toolkit.runtime.nri_support import NriSupport
+    from toolkit.settings.resolve import Settings
+
 _LEAST: Final = 1.0
 
 
@@ -49,7 +53,8 @@ class Plan:
     has not loaded an earlier change, or when a stopped runtime has to be started. `ready_facts`
     is the content of the readiness record that was written for this plan, None if there is none.
     `adopted` are files that define handlers of the toolkit but are missing from the state file;
-    they are treated as owned and recorded with the next change.
+    they are treated as owned and recorded with the next change. `nri` says whether the runtime has NRI, if
+    the agent runs the NRI plugin.
     """
 
     target: Target
@@ -65,6 +70,7 @@ class Plan:
     specification: Specification = spec.NONE
     ready_facts: Mapping[str, Any] | None = None
     adopted: tuple[Ownership, ...] = ()
+    nri: NriSupport | None = None
 
     @property
     def is_noop(self) -> bool:
@@ -131,8 +137,8 @@ def make_plan(context: context.Context) -> Plan:
     record = adopt.restored_record(target, record)
     adopted: tuple[Ownership, ...] = ()
     if settings.no_runtime_config:
-        note = "the runtime is not configured (--no-runtime-config)"
-        observation, plan = Observation(), ConfigPlan(notes=(note,))
+        note = f"the runtime is not configured ({settings.origins['no_runtime_config']})"
+        observation, plan = Observation(), ConfigPlan(notes=(note, *_remaining(settings, target, record)))
     else:
         config = target.host.local(target.desired.config)
         config_paths.check_source(settings, target.host, config, target.binary)
@@ -163,6 +169,7 @@ def make_plan(context: context.Context) -> Plan:
         installs=not settings.no_install,
         specification=spec.observe(settings, target.host, target.install_dir, record),
         adopted=adopted,
+        nri=nri_support_of(settings, target) if settings.runs_plugin else None,
     )
     return with_supervisor(context, made)
 
@@ -175,6 +182,22 @@ def unread(target: Target, adapter: Adapter, plan: ConfigPlan) -> tuple[str, str
     given = processes.argument(target.process, adapter.config_flags)
     problem = config_paths.unread(target.host, adapter, given, target.desired.config)
     return (problem, config_paths.unread_hint(adapter, given)) if problem else None
+
+
+def _remaining(settings: Settings, target: Target, record: Record) -> tuple[str, ...]:
+    """Return a note about the handlers of earlier runs, which the NRI plugin replaces."""
+    if not settings.runs_plugin or not record.owned:
+        return ()
+    paths = ", ".join(str(target.host.local(owned.path)) for owned in record.owned)
+    return (f"{paths} has handlers of an earlier run, which the agent removes once no pod uses them",)
+
+
+def nri_support_of(settings: Settings, target: Target) -> NriSupport:
+    """Return whether the runtime has NRI."""
+    from toolkit.runtime import nri_support  # noqa: PLC0415  # only needed for the plugin
+
+    endpoint = target.socket if target.process is not None else None
+    return nri_support.look_up(settings, target.host, target.desired.runtime, endpoint)
 
 
 def with_supervisor(context: context.Context, plan: Plan) -> Plan:

@@ -24,7 +24,7 @@ from toolkit.log import LOGGER
 from toolkit.node import command, elf, files, mounts, processes, system
 from toolkit.reconcile import apply, planning, verify
 from toolkit.reconcile.context import Context
-from toolkit.reconcile.planning import Plan, is_asked
+from toolkit.reconcile.planning import Plan, is_asked, nri_support_of
 from toolkit.runtime import health, locate, visibility
 from toolkit.runtime.health import Health
 from toolkit.runtime.locate import Target
@@ -97,6 +97,14 @@ def check(context: Context, plan: Plan) -> Baseline:
     if context.stop.is_requested:
         raise Interrupted(context.stop.signal)
     return verify.baseline_of(context.adapter, plan, state)
+
+
+def require_nri(context: Context) -> None:
+    """Raise StepError if there is no NRI socket to which the plugin could connect."""
+    target = locate.target(context.settings, context.adapter, context.stop)
+    nri = nri_support_of(context.settings, target)
+    if nri.state != "on":
+        raise StepError(f"{nri.text}: nothing was changed", hint=nri.hint)
 
 
 def _of_override(context: Context, plan: Plan) -> list[str]:

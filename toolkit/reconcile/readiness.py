@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -69,6 +69,7 @@ def write_readiness(
     facts = None
     try:
         is_lacking = now is None or plan.specification.is_lacking or lacks_driver(context, plan)
+        is_lacking = is_lacking or (context.settings.runs_plugin and context.plugin is None)
         facts = None if now is None or is_lacking else _ready_facts(context, plan, now)
         if facts is not None and now is not None:
             facts["verified"] = dict(verified or _verified(context, plan, now, facts))
@@ -96,7 +97,14 @@ def _unmet(context: Context, plan: Plan) -> str:
         return f"the CDI specification is not generated yet: {plan.specification.waits_for}"
     if invisible := plan.invisible():
         return "; ".join(each.problem for each in invisible)
-    return readiness_probe.NO_DRIVER if lacks_driver(context, plan) else ""
+    if lacks_driver(context, plan):
+        return readiness_probe.NO_DRIVER
+    return readiness_probe.NO_PLUGIN if context.settings.runs_plugin and _plugin(context) is None else ""
+
+
+def _plugin(context: Context) -> Sequence[int] | None:
+    """Return the process whose NRI plugin is registered: for other commands the one in the record."""
+    return context.plugin or readiness_record.plugin(context.readiness)
 
 
 def unready(context: Context, plan: Plan) -> str:
@@ -174,4 +182,6 @@ def _facts(context: Context, plan: Plan, state: Health, daemon: RuntimeProcess |
         files[str(plan.specification.local)] = plan.specification.content
     signs = driver.marker_paths(plan.target.host) if context.settings.readiness_requires_driver else None
     runtime = plan.target.desired.runtime
-    return readiness_record.facts(runtime, daemon, state.effective, digest, files, signs)
+    facts = readiness_record.facts(runtime, daemon, state.effective, digest, files, signs)
+    plugin = _plugin(context) if context.settings.runs_plugin else None
+    return {**facts, "plugin": None if plugin is None else list(plugin)}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -157,15 +157,15 @@ def converge(
     *,
     tally: RunStats | None = None,
     announce: Callable[[Plan], None] | None = None,
+    plugin: Sequence[int] | None = None,
 ) -> Plan:
     """Bring the node in sync with the settings and return the plan that was applied.
 
     `announce` is called with the plan before it is applied; it is not called if there is nothing to
-    do. Raises ToolkitError.
+    do. `plugin` as in `Context`. Raises ToolkitError.
     """
-    context = Context(
-        settings=settings, adapter=adapter, stop=stop or Cancellation(), stats=tally or RunStats()
-    )
+    stop, tally = stop or Cancellation(), tally or RunStats()
+    context = Context(settings=settings, adapter=adapter, stop=stop, stats=tally, plugin=plugin)
     recover(context)
     plan = make_plan(context)
     readiness.refuse(context, plan)

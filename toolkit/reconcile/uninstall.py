@@ -14,7 +14,7 @@ from runtimes.model import ConfigPlan, Observation
 from toolkit import redact
 from toolkit.artifacts import versions
 from toolkit.deadline import Cancellation, Deadline
-from toolkit.errors import NodeConfigError, StepError
+from toolkit.errors import NodeConfigError, RolledBack, StepError
 from toolkit.log import LOGGER
 from toolkit.node.processes import RuntimeProcess
 from toolkit.reconcile import adopt, cdi, handlers, planning, preflight, transaction, verify
@@ -47,6 +47,7 @@ def revert(settings: Settings, adapter: Adapter, stop: Cancellation | None = Non
     StepError is raised: a container whose handler or binary is removed can no longer be stopped
     cleanly.
     """
+    settings = settings.with_runtime_config()  # handlers may be left from before the NRI plugin
     context = Context(settings=settings, adapter=adapter, stop=stop or Cancellation(), is_leaving=True)
     target = locate.target(settings, adapter, context.stop)
     # A container that a killed run left behind would keep the handlers in use.
@@ -86,6 +87,37 @@ def revert(settings: Settings, adapter: Adapter, stop: Cancellation | None = Non
     kept = (*plan.config_plan.stayed, *([kept_specification] if kept_specification else ()))
     masked = tuple(map(redact.text, kept))
     return Removal(target=target, plan=replace(plan.config_plan, stayed=masked), was_empty=False)
+
+
+def remove_handlers(context: Context) -> str:
+    """Restore the runtime's files, but keep the toolkit: the NRI plugin takes the place of the handlers.
+
+    Returns who still uses the handlers; only the default is restored then. Raises ToolkitError.
+    """
+    context = replace(context, settings=context.settings.with_runtime_config(), is_leaving=True)
+    transaction.recover(context)
+    target = locate.target(context.settings, context.adapter, context.stop)
+    record = journal.load(target.install_dir)
+    if not record.owned and record.open is None:
+        return ""
+    _require_directories(target, record)
+    handlers.clear(context, target)
+    plan = _view(context, target, record)
+    if using := _using_before(context, plan):
+        _remove_default(context, plan)
+        return in_use.describe(using, "the toolkit's handlers")
+    plan = _with_loaded_handlers(context, plan)
+    if plan.reload_needed or plan.is_interrupted:
+        if problem := context.budget.postponement(plan.change) or context.budget.refusal():
+            raise StepError(f"{problem}: nothing was changed")
+        try:
+            record = transaction.carry_out(context, plan)
+        except RolledBack:
+            context.budget.note_failed(plan.change)
+            raise
+        LOGGER.info("removed the toolkit's handlers: the NRI plugin adds the devices")
+    journal.save(target.install_dir, replace(record, owned=(), location=()))
+    return ""
 
 
 def _plan(context: Context, target: Target) -> Plan | None:

@@ -15,7 +15,7 @@ from toolkit.settings.options import SETTINGS
 _PATHS: Final = (
     "config", "socket", "toolkit_install_dir", "host_root", "drop_in_config", "readiness_file", "env_file",
     "toolkit_bin_dir", "drop_in_config_host_path", "hooks_dir",
-    "driver_root", "driver_root_ctr_path", "dev_root", "dev_root_ctr_path", "cdi_output_dir",
+    "driver_root", "driver_root_ctr_path", "dev_root", "dev_root_ctr_path", "cdi_output_dir", "nri_socket",
 )  # fmt: skip
 _KIND: Final = re.compile(r"[A-Za-z]([A-Za-z0-9._-]*[A-Za-z0-9])?/[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 _CONFIG_KEY: Final = re.compile(r"([a-z][a-z0-9-]*(?:\.[a-z][a-z0-9-]*)*)=")
@@ -180,7 +180,14 @@ def contradictions(values: Mapping[str, Any], origins: Mapping[str, str]) -> lis
         )
     problems += _of_cdi(values, origins)
     problems += _of_toolkit_config(values, origins)
+    if runs_plugin(values) and not values["nri_namespace"].strip():
+        problems.append(f"{origins['enable_nri_plugin']}: requires --nri-namespace (NRI_NAMESPACE)")
     return [*problems, *_of_switches(values, origins), *_of_runtimes(values, origins)]
+
+
+def runs_plugin(values: Mapping[str, Any]) -> bool:
+    """Return whether the agent runs the NRI plugin instead of configuring the runtime."""
+    return bool(values["enable_nri_plugin"]) and not values["no_daemon"]
 
 
 def _is_of_shell(name: str, origins: Mapping[str, str]) -> bool:
@@ -247,12 +254,7 @@ def _of_runtimes(values: Mapping[str, Any], origins: Mapping[str, str]) -> Itera
 def remarks(values: Mapping[str, Any], origins: Mapping[str, str]) -> Iterator[tuple[int, str]]:
     """Yield a log level and a message for every option that is accepted but has no effect."""
     given = {name for name, origin in origins.items() if origin != "default"}
-    # On level debug, since the GPU Operator always sets the namespace.
-    yield from (
-        (logging.DEBUG, f"{origins[name]} has no effect without the NRI plugin")
-        for name in _NRI
-        if name in given
-    )
+    yield from _of_plugin(values, origins)
     if (name := values["runtime_class"]) in _FIXED_NAMES and not values["set_as_default"]:
         given_as = f"{_named(origins, 'runtime_class')}{name}"
         yield logging.WARNING, f"{given_as}: this handler always exists, so nvidia is the main handler"
@@ -275,6 +277,21 @@ def remarks(values: Mapping[str, Any], origins: Mapping[str, str]) -> Iterator[t
             for name in _OF_INSTALLED_TOOLKIT
             if name in given
         )
+
+
+def _of_plugin(values: Mapping[str, Any], origins: Mapping[str, str]) -> Iterator[tuple[int, str]]:
+    """Yield a message for options of the NRI plugin without it, and of the runtime with it."""
+    if values["enable_nri_plugin"] and values["no_daemon"]:
+        what = "the agent runs the plugin, so the runtime is configured instead"
+        yield logging.WARNING, f"{origins['enable_nri_plugin']} has no effect with --no-daemon: {what}"
+    if runs_plugin(values):
+        return
+    # On level debug, since the GPU Operator always sets the namespace.
+    yield from (
+        (logging.DEBUG, f"{origins[name]} has no effect without the NRI plugin")
+        for name in _NRI
+        if origins[name] != "default"
+    )
 
 
 def _of_cdi(values: Mapping[str, Any], origins: Mapping[str, str]) -> list[str]:

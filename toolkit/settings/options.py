@@ -551,9 +551,8 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "enable_nri_plugin",
         "--enable-nri-plugin -p",
         "ENABLE_NRI_PLUGIN",
-        help="Run the NRI plugin, which adds management CDI devices to pods.",
-        pending="the NRI plugin is not supported; remove the option, so that the handlers are"
-        " installed and add the devices (with the GPU Operator: cdi.nriPluginEnabled=false)",
+        help="Run the NRI plugin, which adds the CDI devices that pods request by annotation. The runtime is"
+        " not configured then: there are no handlers and no restart. Has no effect with `--no-daemon`.",
     ),
     _value(
         "nri_plugin_index",
@@ -569,20 +568,23 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "NRI_SOCKET",
         default="/var/run/nri/nri.sock",
         help="Path of the NRI socket. Has no effect without the plugin.",
+        empty=None,
     ),
     _value(
         "nri_namespace",
         "--nri-namespace",
         "NRI_NAMESPACE",
         default="",
-        help="Namespace of the NRI plugin. Has no effect without the plugin.",
+        help="Namespace of the NRI plugin, whose pods may request management CDI devices. Required with the"
+        " plugin, without effect else.",
     ),
     Setting(
         name="nri_namespaces",
         flags=("--nri-management-cdi-device-namespaces",),
         variables=("NRI_MANAGEMENT_CDI_DEVICE_NAMESPACES",),
         kind=Kind.LIST,
-        help="Namespaces whose pods may request management CDI devices. Has no effect without the plugin.",
+        help="More namespaces whose pods may request management CDI devices. Has no effect without the"
+        " plugin.",
     ),
     _value(
         "runtime_config_override",

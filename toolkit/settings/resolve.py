@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
@@ -65,6 +65,17 @@ class Settings(Values):
         path = self.readiness_file
         return Path(path) if path else RunDir.of(self.pid_file).readiness
 
+    @property
+    def runs_plugin(self) -> bool:
+        """Return whether the agent runs the NRI plugin; the runtime is not configured then."""
+        return checks.runs_plugin(self.values)
+
+    def with_runtime_config(self) -> Settings:
+        """Return the settings with the runtime managed although the agent runs the NRI plugin."""
+        if self.origins["no_runtime_config"] != self.origins["enable_nri_plugin"]:
+            return self
+        return replace(self, values=MappingProxyType({**self.values, "no_runtime_config": False}))
+
     def is_given(self, name: str) -> bool:
         """Return whether a setting was given as an option or variable."""
         return self.origins[name] != "default"
@@ -106,12 +117,15 @@ def resolve(
     problems += checks.contradictions(values, origins)
     if problems:
         raise UsageProblem(problems, hint="`nvidia-toolkit run --help` lists the options and their variables")
+    remarks = tuple(checks.remarks(values, origins))
+    if checks.runs_plugin(values) and not values["no_runtime_config"]:
+        values["no_runtime_config"], origins["no_runtime_config"] = True, origins["enable_nri_plugin"]
     return Settings(
         values=MappingProxyType(
             {name: _EMPTY[kind] if (value := values[name]) is None else value for name, kind in _KINDS}
         ),
         origins=MappingProxyType(origins),
-        remarks=(*checks.remarks(values, origins), *_variables_without_effect(environment, origins, runtime)),
+        remarks=(*remarks, *_variables_without_effect(environment, origins, runtime)),
         discovered=MappingProxyType(dict(result)),
     )
 

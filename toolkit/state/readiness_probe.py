@@ -20,6 +20,7 @@ from toolkit.node import procfs, trust
 FORMAT: Final = 2
 LARGEST: Final = 1 << 20
 _LARGEST_CONFIG: Final = 64 << 20
+NO_PLUGIN: Final = "the NRI plugin is not registered with the runtime"
 NO_DRIVER: Final = "the NVIDIA driver is not loaded (--readiness-requires-driver)"
 
 
@@ -48,12 +49,23 @@ def _differing(content: Mapping[str, Any]) -> str:
     pid = content.get("pid")
     if pid is not None and procfs.start_time(pid) != content.get("started"):
         return f"PID {pid} is no longer the runtime's process"
+    if (plugin := content.get("plugin")) is not None and not is_alive(plugin):
+        return NO_PLUGIN
     signs = content.get("driver")
     if signs is not None and not procfs.any_exists(signs):
         return NO_DRIVER
     files = content.get("configuration")
     changed = [path for path, known in files.items() if _fingerprint(path) != known] if files else []
     return f"changed since the readiness record was written: {', '.join(changed)}" if changed else ""
+
+
+def is_alive(process: object) -> bool:
+    """Return whether a process still runs that a record names by its PID and its start."""
+    match process:
+        case [int(pid), int(started)]:
+            return procfs.start_time(pid) == started
+        case _:
+            return False
 
 
 def _fingerprint(path: str) -> str:

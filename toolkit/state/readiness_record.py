@@ -77,6 +77,12 @@ def read(path: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
+def plugin(path: Path) -> list[int] | None:
+    """Return the process that runs the NRI plugin, from the record at a path; None if there is none."""
+    process = (read(path) or {}).get("plugin")
+    return process if readiness_probe.is_alive(process) else None
+
+
 def is_verified(results: object, handlers: Collection[str], *, is_started: bool) -> bool:
     """Return whether `verified` of a record has a result for each of the handlers.
 

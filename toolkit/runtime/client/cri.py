@@ -23,6 +23,7 @@ from toolkit.runtime.client.protobuf import Message
 
 _INTROSPECTION: Final = "/containerd.services.introspection.v1.Introspection"
 _FILTER: Final = "type==io.containerd.grpc.v1,id==cri"
+_OF_NRI: Final = "type==io.containerd.nri.v1"
 _OF_SNAPSHOTTERS: Final = "type==io.containerd.snapshotter.v1"
 # Fields of PluginsResponse, Plugin and google.rpc.Status (api/services/introspection/v1, 1.6 to
 # 2.3).
@@ -45,6 +46,11 @@ def snapshotters(socket: Path, *, timeout: Timeout) -> dict[str, str]:
     `timeout`.
     """
     return dict(_plugins(socket, _OF_SNAPSHOTTERS, timeout=timeout))
+
+
+def has_nri(socket: Path, *, timeout: Timeout) -> bool:
+    """Return whether a running containerd has NRI, which may be switched off; false if it does not answer."""
+    return bool(_plugins(socket, _OF_NRI, timeout=timeout))
 
 
 def _plugins(socket: Path, filter_: str, *, timeout: Timeout) -> list[tuple[str, str]]:

@@ -32,18 +32,20 @@ class Malformed(ValueError):
 class Limit:
     """The most fields and time that decoding one response may take, nested messages included.
 
-    `time_left` returns the seconds left.
+    `time_left` returns the seconds left, and `fields` is the number of fields.
     """
 
-    def __init__(self, time_left: Callable[[], float] = lambda: math.inf) -> None:
-        self._fields = _MOST_FIELDS
+    def __init__(
+        self, time_left: Callable[[], float] = lambda: math.inf, *, fields: int = _MOST_FIELDS
+    ) -> None:
+        self._most = self._fields = fields
         self._time_left = time_left
 
     def count(self) -> None:
         """Count a field. Raises Malformed if there are too many, TimeoutError at the deadline."""
         self._fields -= 1
         if self._fields < 0:
-            raise Malformed(f"more than {_MOST_FIELDS} fields")
+            raise Malformed(f"more than {self._most} fields")
         if self._fields % _BETWEEN_CHECKS == 0 and self._time_left() <= 0:
             raise TimeoutError
 

@@ -49,6 +49,13 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- $found -}}
 {{- end -}}
 
+{{/* "true" where the NRI plugin takes the place of the handlers. */}}
+{{- define "nvidia-toolkit.nri" -}}
+{{- $given := include "nvidia-toolkit.variable" (dict "root" . "names" (list "ENABLE_NRI_PLUGIN")) | lower -}}
+{{- $is := ternary .Values.cdi.nriPluginEnabled (has $given (list "true" "t" "1" "yes" "on")) (eq $given "") -}}
+{{- if $is -}}true{{- end -}}
+{{- end -}}
+
 {{/* The distribution's row of files/distributions.json. */}}
 {{- define "nvidia-toolkit.row" -}}
 {{- $rows := .Files.Get "files/distributions.json" | fromJson -}}
@@ -100,6 +107,9 @@ next boot. A socket's directory is only looked into (a restart replaces the sock
 {{- end -}}
 {{- $readable := list -}}
 {{- range (ternary (list $socket) $row.sockets (ne $socket "")) -}}{{- $readable = append $readable (dir .) -}}{{- end -}}
+{{- if include "nvidia-toolkit.nri" . -}}
+{{- $readable = append $readable (include "nvidia-toolkit.variable" (dict "root" . "names" (list "NRI_SOCKET")) | default "/var/run/nri/nri.sock" | dir) -}}
+{{- end -}}
 {{- range .Values.toolkit.extraMounts -}}
   {{- if .readOnly -}}{{- $readable = append $readable .path -}}{{- else -}}{{- $writable = append $writable .path -}}{{- end -}}
 {{- end -}}
