@@ -11,7 +11,7 @@ class AgentSettings(TypedDict):
 
     `refuses` says that containers which request GPUs are refused without the driver, and
     `needs_driver` is why the node is not ready without it, empty if it does not have to be loaded.
-    `readiness` is the path of the readiness record.
+    `readiness` is the path of the readiness record, `state` that of the file for the liveness probe.
     """
 
     interval: float
@@ -24,6 +24,7 @@ class AgentSettings(TypedDict):
     refuses: bool
     needs_driver: str
     readiness: str
+    state: str
 
 
 class SyncReport(TypedDict, total=False):

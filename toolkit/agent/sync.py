@@ -23,6 +23,7 @@ from toolkit.reconcile.context import Context
 from toolkit.reconcile.planning import Plan, make_plan
 from toolkit.runtime import health
 from toolkit.runtime.client import cri
+from toolkit.settings.layout import RunDir
 from toolkit.settings.options import OnExit
 from toolkit.settings.resolve import Settings
 from toolkit.state import readiness_probe
@@ -85,6 +86,7 @@ def agent_settings(settings: Settings) -> AgentSettings:
         "refuses": settings.require_driver,
         "needs_driver": readiness_probe.NO_DRIVER if settings.readiness_requires_driver else "",
         "readiness": str(settings.readiness),
+        "state": str(RunDir.of(settings.pid_file).agent),
     }
 
 
