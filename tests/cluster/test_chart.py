@@ -365,7 +365,6 @@ def test_what_is_optional_is_there_when_it_is_asked_for() -> None:
     assert {"PodMonitor", "NetworkPolicy", "PriorityClass"} <= kinds
     container = helm.container(found)
     port = container["ports"][0]
-    assert {container[f"{kind}Probe"]["httpGet"]["path"] for kind in ("startup", "liveness")} == {"/healthz"}
     assert helm.environment(found)["TOOLKIT_METRICS_ADDRESS"] == f"0.0.0.0:{port['containerPort']}"
     pod = helm.one(found, "DaemonSet")["spec"]["template"]["spec"]
     assert pod["priorityClassName"] == helm.one(found, "PriorityClass")["metadata"]["name"]
@@ -376,11 +375,33 @@ METRICS: Final = ("--set", "metrics.enabled=true")
 
 
 @pytest.mark.parametrize("options", [(), METRICS], ids=["bare", "with metrics"])
-def test_readiness_needs_no_port(options: tuple[str, ...]) -> None:
-    """A client that keeps the pages busy must not be able to make a pod not ready."""
+def test_no_probe_needs_a_port(options: tuple[str, ...]) -> None:
+    """A client that keeps the pages busy must not be able to make a pod not ready, or end it."""
     container = helm.container(helm.rendered(*options))
-    assert container["readinessProbe"]["exec"]["command"] == ["nvidia-toolkit", "status", "--quiet"]
-    assert ("livenessProbe" in container, "ports" in container) == (bool(options), bool(options))
+    commands = {"readiness": "--quiet", "startup": "--live", "liveness": "--live"}
+    for kind, option in commands.items():
+        probe = container[f"{kind}Probe"]
+        assert probe["exec"] == {"command": ["nvidia-toolkit", "status", option]}
+        assert set(probe) & {"httpGet", "tcpSocket", "grpc"} == set()
+    assert ("ports" in container) == bool(options)
+
+
+def test_the_probes_end_a_pod_late_and_can_be_tuned() -> None:
+    def patience(*options: str) -> dict[str, int]:
+        container = helm.container(helm.rendered(*options))
+        probes = {kind: container[f"{kind}Probe"] for kind in ("startup", "liveness")}
+        return {kind: probe["periodSeconds"] * probe["failureThreshold"] for kind, probe in probes.items()}
+
+    assert patience() == {"startup": 300, "liveness": 120}
+    longer = (
+        "--set=daemonsets.startupProbe.failureThreshold=300",
+        "--set=daemonsets.livenessProbe.periodSeconds=60",
+    )
+    assert patience(*longer) == {"startup": 600, "liveness": 360}
+    # The entry point waits for the driver before the program starts, for as long as it takes.
+    year = 365 * 86400
+    assert patience("--set=toolkit.waitForDriver=true")["startup"] > year
+    assert "failureThreshold" in helm.refusal("--set=daemonsets.livenessProbe.failureThreshold=0")
 
 
 def policy(*options: str) -> dict[str, Any] | None:

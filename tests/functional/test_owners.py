@@ -12,7 +12,7 @@ import stat
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,6 +27,7 @@ from toolkit.node import processes
 from toolkit.node.host import Host
 from toolkit.reconcile import cdi
 from toolkit.runtime.supervision import launch
+from toolkit.state.liveness import AgentState
 from toolkit.state.record import Record
 from toolkit.state.restart_budget import Budget
 
@@ -384,6 +385,19 @@ def test_a_count_of_restarts_that_others_control_is_not_believed(installed: Node
     forged(path, {"format": 1, "boot": boot, "restarts": [now] * 60})
     kind(path)
     assert Budget(path=path, most=1, window=3600).refusal() == ""
+
+
+@KINDS
+def test_a_state_of_the_agent_that_others_control_is_not_believed(installed: Node, kind: Change) -> None:
+    """A user must not be able to keep a dead agent alive, nor to hang its probe."""
+    path = run_dir(installed) / "agent.json"
+    forged(path, asdict(AgentState()))
+    argv = ("status", "--live", f"--pid-file={path.parent / 'toolkit.pid'}")
+    assert fake_node.cli(*argv).returncode == 0
+    kind(path)
+    done = fake_node.cli(*argv, timeout=20)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("not alive: ")
 
 
 @KINDS

@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from toolkit import log
@@ -28,6 +29,7 @@ from toolkit.agent.schedule import Schedule
 from toolkit.agent.signals import STOPS, SignalQueue
 from toolkit.log import LOGGER
 from toolkit.node import procfs
+from toolkit.state.liveness import StateFile
 from toolkit.state.readiness_probe import NO_PLUGIN
 
 if TYPE_CHECKING:
@@ -91,12 +93,10 @@ class Daemon:
         self._watched = 0
         self._unwatched: list[str] = []
         self._runtime = -1
-        self._failed_starts = 0
         self._plugin: Plugin | None = None
         self._was_registered = False
-        self._pages = Pages(
-            lambda: self.report, self._busy, lambda: self._failed_starts, lambda: self._plugin
-        )
+        self._state_file = StateFile()
+        self._pages = Pages(lambda: self.report, self._state_file.problem, lambda: self._plugin)
         self._signals = SignalQueue()
 
     def run(self, came: Iterable[int] = ()) -> int:
@@ -109,6 +109,7 @@ class Daemon:
         self._signals.listen()
         self._apply(self.report)
         self._pause()
+        self._publish()
         if not self._has_driver and self.report["settings"]["needs_driver"]:
             LOGGER.warning("not ready: %s", self.report["settings"]["needs_driver"])
         if self.report["settings"]["daemonset"] and self._asks:
@@ -120,7 +121,9 @@ class Daemon:
             if self._worker is None and self.stopped_by is None and self.pace.due <= time.monotonic():
                 self._start("converge" if self._sync_requested or self._on_drift == "repair" else "check")
                 self._sync_requested = False
-        return self._leave()
+        code = self._leave()
+        self._state_file.remove()
+        return code
 
     def _step(self) -> bool:
         """Wait for the next event and handle it; return whether the time to stop has run out."""
@@ -221,14 +224,14 @@ class Daemon:
                 previous["plugin"] = [os.getpid(), procfs.start_time(os.getpid()) or 0]
             self._worker = Worker(kind, self.arguments, self.lock, previous)
         except OSError as error:
-            self._failed_starts += 1
             problem = f"a sync cannot be started: {error}"
             LOGGER.error("%s", problem)
             self.report |= counters.not_started(problem)
             self._remove_readiness()
             self.pace.ended(code=1, is_changed=False)
+            self._publish(problem)
         else:
-            self._failed_starts = 0
+            self._publish()
         return self._worker is not None
 
     def _collect(self, worker: Worker, code: int) -> None:
@@ -243,6 +246,15 @@ class Daemon:
         self._log_outcome(report)
         self._apply({**self.report, **report})
         self._pause(is_changed=report["outcome"] == "changed")
+        self._publish()
+
+    def _publish(self, failure: str = "") -> None:
+        """Write the state for the liveness probe when a sync starts or ends, or cannot be started."""
+        began = None if self._worker is None else self._worker.began
+        due = max(self.pace.due, time.monotonic()) if began is None else began
+        deadline = due + self.report["settings"]["bound"]
+        path = Path(self.report["settings"]["state"])
+        self._state_file.publish(path, began=began, deadline=deadline, failure=failure)
 
     def _remove_readiness(self) -> None:
         """Remove the readiness record, which no child was able to update."""
@@ -370,9 +382,6 @@ class Daemon:
             "next_look_in": due,
             "nri": None if self._plugin is None else self._plugin.state(),
         }
-
-    def _busy(self) -> float:
-        return 0.0 if self._worker is None else time.monotonic() - self._worker.began
 
     # --- stopping ---
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from toolkit.agent.report import SyncReport
 from toolkit.log import LOGGER
@@ -12,28 +12,22 @@ if TYPE_CHECKING:
     from toolkit.agent.http_server import Exporter
     from toolkit.agent.nri import Plugin
 
-_MOST_FAILED_STARTS: Final = 3
-"""Syncs in a row that could not be started, after which only a new process is likely to help."""
-
 
 class Pages:
     """The pages, generated from the last report and the state of the agent.
 
-    `report` returns the last report, `busy` the seconds that a sync has been running; 0 if none is.
-    `failed_starts` returns how many syncs in a row could not be started, and `plugin` the NRI plugin,
-    None if there is none.
+    `report` returns the last report, `unhealthy` why the agent is not healthy, empty if it is, and
+    `plugin` the NRI plugin, None if there is none.
     """
 
     def __init__(
         self,
         report: Callable[[], SyncReport],
-        busy: Callable[[], float],
-        failed_starts: Callable[[], int],
+        unhealthy: Callable[[], str],
         plugin: Callable[[], Plugin | None],
     ) -> None:
         self._report = report
-        self._busy = busy
-        self._failed_starts = failed_starts
+        self._unhealthy = unhealthy
         self._plugin = plugin
         self._exporter: Exporter | None = None
 
@@ -66,12 +60,8 @@ class Pages:
             LOGGER.error("metrics cannot be served on %s: %s", address, error.strerror)
 
     def _health(self) -> tuple[int, str]:
-        seconds = self._busy()
-        if seconds > self._report()["settings"]["bound"]:
-            return 503, f"a sync has been running for {seconds:.0f} s\n"
-        if self._failed_starts() >= _MOST_FAILED_STARTS:
-            return 503, f"{self._report()['message']} ({self._failed_starts()} times)\n"
-        return 200, "ok\n"
+        problem = self._unhealthy()
+        return (503, f"{problem}\n") if problem else (200, "ok\n")
 
     def _ready(self) -> tuple[int, str]:
         report = self._report()

@@ -14,8 +14,8 @@ class AgentSettings(TypedDict):
 
     `refuses` says that containers which request GPUs are refused without the driver, and
     `needs_driver` is why the node is not ready without it, empty if it does not have to be loaded.
-    `readiness` is the path of the readiness record. `nri` are the settings of the NRI plugin, None
-    without it.
+    `readiness` is the path of the readiness record, `state` that of the file for the liveness
+    probe. `nri` are the settings of the NRI plugin, None without it.
     """
 
     interval: float
@@ -29,6 +29,7 @@ class AgentSettings(TypedDict):
     needs_driver: str
     readiness: str
     nri: NriSettings | None
+    state: str
 
 
 class SyncReport(TypedDict, total=False):

@@ -26,6 +26,7 @@ from toolkit.reconcile.context import Context
 from toolkit.reconcile.planning import Plan, make_plan
 from toolkit.runtime import health
 from toolkit.runtime.client import cri
+from toolkit.settings.layout import RunDir
 from toolkit.settings.options import OnExit
 from toolkit.settings.resolve import Settings
 from toolkit.state import journal, readiness_probe
@@ -94,6 +95,7 @@ def agent_settings(settings: Settings) -> AgentSettings:
         "refuses": settings.require_driver,
         "needs_driver": readiness_probe.NO_DRIVER if settings.readiness_requires_driver else "",
         "readiness": str(settings.readiness),
+        "state": str(RunDir.of(settings.pid_file).agent),
         "nri": _plugin_settings(settings) if settings.runs_plugin else None,
     }
 

@@ -13,9 +13,9 @@ import click
 from toolkit import __version__, log
 from toolkit.errors import StepError, UsageProblem
 from toolkit.settings import env_file
+from toolkit.settings.layout import RunDir
 from toolkit.settings.options import SETTINGS, Kind, LogFormat, Setting, grouped
 from toolkit.settings.resolve import Settings, resolve
-from toolkit.state import readiness_probe
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -91,6 +91,7 @@ def app() -> click.Group:
             _exit_code(),
             _output(),
             _quiet(),
+            _live(),
         ),
         _command(
             "detect",
@@ -146,9 +147,13 @@ def _command(name: str, text: str, *own: click.Option, hidden: bool = False) -> 
     def callback(arguments: list[str], /, **parameters: Any) -> int:
         extra = {key: parameters.pop(key) for key in list(parameters) if key in extras}
         options = {key: value for key, value in parameters.items() if value is not None}
+        if extra.get("live"):
+            return _liveness(options)
         environment = _environment(options)
         settings = resolve(options, environment)
         if extra.get("quiet"):
+            from toolkit.state import readiness_probe  # noqa: PLC0415  # no other command needs it here
+
             return USAGE if readiness_probe.unready(settings.readiness) else 0
         log_options = _log_options(name, settings)
         if name == "sync":
@@ -156,7 +161,7 @@ def _command(name: str, text: str, *own: click.Option, hidden: bool = False) -> 
         else:
             log.start(debug=log_options["debug"], as_json=log_options["as_json"])
             _log_remarks(settings)
-        # Imported late: the probe above and a usage error do not need these modules and must be
+        # Imported late: the probes above and a usage error do not need these modules and must be
         # fast.
         from toolkit.cli import commands  # noqa: PLC0415
 
@@ -239,6 +244,38 @@ def _quiet() -> click.Option:
         help="Print nothing and do not query the runtime: exit with 0 if the readiness record is valid,"
         " otherwise with 2.",
     )
+
+
+def _live() -> click.Option:
+    return click.Option(
+        ["--live"],
+        is_flag=True,
+        help="Do not look at the node: exit with 0 if the agent is running and healthy, otherwise print why"
+        " not and exit with 2.",
+    )
+
+
+def _liveness(options: Mapping[str, str]) -> int:
+    """Print why the agent is not healthy, if it is not; return the exit code.
+
+    Only the PID file is resolved. The agent keeps running when settings become invalid, for example by an
+    edit of `--env-file`, so they must not make the probe fail.
+    """
+    from toolkit.state import liveness  # noqa: PLC0415  # no other command needs it here
+
+    try:
+        environment = _environment(options)
+    except UsageProblem:
+        environment = dict(os.environ)
+    row = next(row for row in SETTINGS if row.name == "pid_file")
+    settings = resolve(
+        {name: value for name, value in options.items() if name == row.name},
+        {name: value for name, value in environment.items() if name in row.variables},
+    )
+    problem = liveness.unhealthy(RunDir.of(settings.pid_file).agent)
+    if problem:
+        log.write(sys.stderr, f"not alive: {problem}\n")
+    return USAGE if problem else 0
 
 
 def _kind() -> click.Option:

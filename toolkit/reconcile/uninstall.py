@@ -22,9 +22,10 @@ from toolkit.reconcile.context import Context
 from toolkit.reconcile.planning import Plan, restart_method, same_runtime
 from toolkit.runtime import expectation, health, in_use, locate, observe, pending_reload, restart
 from toolkit.runtime.locate import Target
+from toolkit.settings.layout import RunDir
 from toolkit.settings.options import RestartMode
 from toolkit.settings.resolve import Settings
-from toolkit.state import binary_cache, created_directories, journal, readiness_record
+from toolkit.state import binary_cache, created_directories, journal, liveness, readiness_record
 from toolkit.state.record import Operation, Record
 
 SOON: Final = 5.0
@@ -177,6 +178,7 @@ def _clean(context: Context, target: Target, directories: tuple[str, ...]) -> No
     Raises StepError if a directory cannot be removed.
     """
     readiness_record.remove(context.readiness)
+    liveness.remove(RunDir.of(context.settings.pid_file).agent)
     binary_cache.forget(context.settings)
     preflight.sweep(target.install_dir)
     journal.forget(target.install_dir)

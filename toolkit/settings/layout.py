@@ -59,6 +59,11 @@ class RunDir:
         return self.path / "ready.json"
 
     @property
+    def agent(self) -> Path:
+        """Return the file that the liveness probe reads."""
+        return self.path / "agent.json"
+
+    @property
     def restarts(self) -> Path:
         """Return the file that counts the restarts of the runtime."""
         return self.path / "restarts.json"

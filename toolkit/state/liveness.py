@@ -1,0 +1,141 @@
+"""The state of the agent in a file: what the liveness probe decides on, without a listening port.
+
+The agent replaces the file when a sync starts or ends and removes it when it exits. The file names the
+process and a time by which the agent replaces it: an agent that hangs or was killed leaves it unchanged.
+/healthz is decided by the same function, `AgentState.problem`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Final
+
+from toolkit.errors import StepError
+from toolkit.log import LOGGER
+from toolkit.node import files, procfs, trust
+
+FORMAT: Final = 1
+_LARGEST: Final = 1 << 16
+_MOST_FAILED_STARTS: Final = 3
+"""Syncs in a row that could not be started, after which only a new process is likely to help."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentState:
+    """The content of the file. Times are those of CLOCK_MONOTONIC, which all processes share.
+
+    `pid`, `started` (in clock ticks since boot) and `boot` identify the process. `since` is when the running
+    sync began, or when the last one ended. `deadline` is when the running sync must have ended, or the next
+    one have been started; None if none is due. `failed_starts` counts the syncs in a row that could not be
+    started, `failure` is why.
+    """
+
+    format: int = FORMAT
+    pid: int = field(default_factory=os.getpid)
+    started: int | None = field(default_factory=lambda: procfs.start_time(os.getpid()))
+    boot: str = field(default_factory=procfs.boot_id)
+    is_syncing: bool = False
+    since: float = 0.0
+    deadline: float | None = None
+    failed_starts: int = 0
+    failure: str = ""
+
+    def problem(self, now: float) -> str:
+        """Return why only a new process is likely to help; empty if the agent is healthy."""
+        if self.deadline is not None and now > self.deadline:
+            seconds = f"{now - self.since:.0f} s"
+            if self.is_syncing:
+                return f"a sync has been running for {seconds}"
+            return f"a sync is due and has not been started; the last one ended {seconds} ago"
+        if self.failed_starts >= _MOST_FAILED_STARTS:
+            return f"{self.failure} ({self.failed_starts} times)"
+        return ""
+
+    def other_process(self) -> str:
+        """Return why the state is not that of a running agent; empty if it is."""
+        if self.boot != procfs.boot_id():
+            return "the state of the agent is from another boot"
+        if procfs.start_time(self.pid) != self.started:
+            return f"PID {self.pid} is no longer the agent"
+        return ""
+
+
+class StateFile:
+    """The writer of the file. `state` is what it should contain, also if it cannot be written."""
+
+    def __init__(self) -> None:
+        self.state = AgentState()
+        self._path: Path | None = None
+        self._problem = ""
+
+    def publish(self, path: Path, *, began: float | None, deadline: float, failure: str = "") -> None:
+        """Write the state: a sync `began`, or none is running; or one could not be started (`failure`).
+
+        If the file cannot be written, the old one says later that the agent is not healthy, since its
+        deadline passes. That is logged once. The next call tries again.
+        """
+        self.state = replace(
+            self.state,
+            is_syncing=began is not None,
+            since=time.monotonic() if began is None else began,
+            deadline=None if deadline == float("inf") else deadline,
+            failed_starts=self.state.failed_starts + 1 if failure else 0,
+            failure=failure,
+        )
+        if self._path != path:  # the settings were reloaded
+            self.remove()
+        self._path = path
+        problem = _written(path, self.state)
+        if problem and problem != self._problem:
+            LOGGER.warning("the liveness probe may fail: %s", problem)
+        self._problem = problem
+
+    def problem(self) -> str:
+        """Return why the agent is not healthy, by the same decision as that of the probe."""
+        return self.state.problem(time.monotonic())
+
+    def remove(self) -> None:
+        """Remove the file: the agent exits."""
+        if self._path is not None:
+            remove(self._path)
+
+
+def _written(path: Path, state: AgentState) -> str:
+    """Write the file; return why it cannot be written."""
+    if problem := trust.place_problem(path.parent):
+        return f"{path} is not written: {problem}"
+    try:
+        files.make_directory(path.parent)
+        files.put(path, json.dumps(asdict(state)).encode() + b"\n", mode=0o600)
+    except StepError as error:
+        return error.message
+    return ""
+
+
+def remove(path: Path) -> None:
+    """Remove the file, which an agent that was killed left, and its temporary file."""
+    files.sweep(path, None)
+    with suppress(StepError):
+        files.remove(path)
+
+
+def unhealthy(path: Path) -> str:
+    """Return why the agent with the file at a path is not healthy or does not run; empty if it is."""
+    try:
+        data = trust.read_own(path, _LARGEST)
+        if data is None:
+            return f"no agent is running: {path} not found"
+        content = json.loads(data)
+        if content["format"] != FORMAT:
+            return f"{path} is not the state of an agent in format {FORMAT}"
+        state = AgentState(**content)
+        return state.other_process() or state.problem(time.monotonic())
+    except OSError as error:
+        return f"{path}: {error.strerror}"
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return f"{path} is not the state of an agent"
