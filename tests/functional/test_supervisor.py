@@ -160,6 +160,26 @@ def test_a_rollback_does_not_end_it_either(node: Node) -> None:
             restart.perform(target, containerd, chosen, Deadline(1))
 
 
+def test_what_would_be_started_with_fewer_rights_is_not_ended(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a pod with few capabilities a containerd that it starts could run no container."""
+    read = procfs.capabilities
+    monkeypatch.setattr(procfs, "capabilities", lambda kind, *pid: 0 if kind == "CapBnd" else 1 << 21)
+    with unsupervised(node) as daemon:
+        settings = node.settings(restart_mode="signal", reload_timeout="4")
+        with pytest.raises(StepError) as caught:
+            transaction.converge(settings, containerd)
+        assert caught.value.exit_code == 4
+        assert "it has capabilities that this process lacks (the pod needs `privileged: true`;" in str(
+            caught.value.message
+        )
+        assert "nothing was changed" in caught.value.message
+        assert daemon.signals() == []
+        assert not node.drop_in.exists()
+    assert read("CapEff") == read("CapEff", os.getpid())
+
+
 # --- how it was started ---------------------------------------------------------------------------
 
 

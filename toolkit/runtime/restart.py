@@ -27,6 +27,7 @@ _NOTHING: Final = "nothing is known to start it again"
 _CHOICES: Final = (
     "use --restart-mode none and restart it yourself, or --restart-mode signal if something does start it"
 )
+_PRIVILEGED: Final = "the pod needs `privileged: true`; or use --restart-mode none and restart it yourself"
 _RETURNED: Final = 15.0
 """Seconds within which a supervisor that is not known starts the daemon again; some wait for 5."""
 _STATE: Final = ("LoadState", "ActiveState")
@@ -115,8 +116,12 @@ def restart_method(
     )
     if not _uses_signal(mode, adapter.on_hangup, by_unit):
         return by_unit
-    if mode is RestartMode.SIGNAL or not by_signal.warning:
+    if not by_signal.warning:
         return by_signal
+    if mode is RestartMode.SIGNAL:
+        lacking = _no_start(found)
+        obstacle = f"{by_signal.warning}; {lacking} ({_PRIVILEGED})" if lacking else ""
+        return replace(by_signal, obstacle=obstacle)
     # A SIGHUP now would leave the node without a runtime.
     return replace(by_signal, obstacle=f"{by_signal.warning} ({_CHOICES})")
 
@@ -139,6 +144,12 @@ def _warning(adapter: Adapter, process: processes.RuntimeProcess, found: Supervi
     if found.after_signal:
         return ""
     return f"SIGHUP would end {adapter.name} (PID {process.pid}), and {_NOTHING}: {found.doubt}"
+
+
+def _no_start(found: Supervisor) -> str:
+    """Return why the runtime cannot be started as it was if nothing else starts it again, or ""."""
+    by_unit = found.unit is not None and not found.unusable
+    return "" if by_unit or found.launch is None else found.launch.obstacle()
 
 
 def takes_effect(adapter: Adapter, restart_method: RestartMethod) -> bool:
