@@ -89,7 +89,7 @@ _STAGE: Final = "/mnt"
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 
-def daemonset(
+def daemonset(  # noqa: PLR0913  # each is a property of the container
     node: Node,
     argv: Sequence[str],
     *,
@@ -111,7 +111,7 @@ def daemonset(
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def start_daemonset(
+def start_daemonset(  # noqa: PLR0913  # each is a property of the container
     node: Node,
     argv: Sequence[str],
     *,

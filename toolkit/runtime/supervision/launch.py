@@ -56,7 +56,7 @@ class Launch:
         return f"cd {shlex.quote(self.directory)} && {shlex.join(words)}"
 
     def obstacle(self) -> str:
-        """Return why this process must not start the daemon, or "": it would have fewer rights than before."""
+        """Return why this process cannot start the daemon with the rights that it has, or ""."""
         if not self.capabilities & ~procfs.capabilities("CapBnd"):
             return ""
         return "it cannot be started from here either, because it has capabilities that this process lacks"
