@@ -16,6 +16,7 @@ from runtimes.model import (
     Effective,
     FileRequest,
     Observation,
+    Origin,
     Request,
     RuntimeName,
     Tree,
@@ -45,6 +46,7 @@ class DesiredConfig:
     warnings: tuple[str, ...] = ()
     """Notes that a run logs as well, because pods notice the change or files are not read."""
     low_level: tuple[str, ...] = ()
+    origin: Origin = field(default_factory=Origin)
     fresh: frozenset[str] = frozenset()
     """Files that contain only our keys: they are generated as a whole and not edited."""
     replaced: frozenset[str] = frozenset()

@@ -187,6 +187,18 @@ def dotted(key: Key) -> str:
     return ".".join(part if part.replace("-", "").replace("_", "").isalnum() else f'"{part}"' for part in key)
 
 
+def value_text(item: Any) -> str:
+    """Return a value as text for messages, as TOML and JSON write it; `nothing` for a missing key."""
+    if isinstance(item, str):
+        return repr(item)
+    if isinstance(item, Mapping):
+        return f"{{{', '.join(f'{dotted((key,))}: {value_text(each)}' for key, each in item.items())}}}"
+    if isinstance(item, Sequence):
+        return f"[{', '.join(map(value_text, item))}]"
+    text = {ABSENT: "nothing", None: "null"}.get(item, str(item))
+    return text.lower() if isinstance(item, bool) else text
+
+
 def merge(edits: Sequence[Edit], later: Sequence[Edit]) -> tuple[Edit, ...]:
     """Return both lists as one; a key in both gets the old value of `edits` and the new one of `later`."""
     result = {edit.key: edit for edit in edits}
@@ -283,13 +295,13 @@ def _reverted(tree: Tree, edit: Edit, current: Any) -> tuple[Any, list[str]]:
     if same(current, edit.new):
         siblings = without_empty_tables(value(tree, edit.key[:-1])) if edit.required_keys else {}
         if edit.key[-1] in edit.required_keys and any(k != edit.key[-1] for k in siblings):
-            return current, [f"{name} = {current!r} (required by other keys)"]
+            return current, [f"{name} = {value_text(current)} (required by other keys)"]
         return edit.old, []
     if isinstance(current, list) and isinstance(edit.new, (list, tuple)):
         before = edit.old if isinstance(edit.old, (list, tuple)) else []
         return (_without_added(current, edit.new, before) or edit.old), []
     if not isinstance(current, Mapping) or not isinstance(edit.new, Mapping):
-        return current, [f"{name} = {current!r}"]
+        return current, [f"{name} = {value_text(current)}"]
     return _reverted_table(edit, current, name)
 
 
@@ -318,4 +330,6 @@ def _reverted_table(edit: Edit, current: Tree, name: str) -> tuple[Any, list[str
             _assign(rest, key, before[key])
         elif key[-1] not in edit.required_keys:
             _assign(rest, key, ABSENT)
-    return without_empty_tables(rest), [f"{name}.{dotted(key)} = {present[key]!r}" for key in foreign]
+    return without_empty_tables(rest), [
+        f"{name}.{dotted(key)} = {value_text(present[key])}" for key in foreign
+    ]

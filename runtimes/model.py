@@ -297,20 +297,35 @@ class FileChange:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """The handlers of others that our handlers are made from.
+
+    `source` is the handler from which they inherit `settings`, "" if they inherit from none. `default` is
+    the default handler that one of them replaces, "" if the default is left unchanged.
+    """
+
+    source: str = ""
+    settings: Tree = field(default_factory=lambda: EMPTY)
+    default: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ConfigPlan:
     """The planned changes of configuration files, and notes for the user.
 
     `low_level` are the binaries of the handlers of others, the default handler's first; the toolkit's
-    runtime calls one of them. `stayed` lists what a removal leaves in place because
-    somebody else edited it. `provided` are the handlers that the distribution itself creates once the
-    toolkit is installed. `pending_restart` describes what the next start of the distribution changes;
-    it is empty if there is nothing left to do. `warnings` are the notes that a run logs as well.
+    runtime calls one of them. `origin` is what our handlers are made from. `stayed` lists what a
+    removal leaves in place because somebody else edited it. `provided` are the handlers that the
+    distribution itself creates once the toolkit is installed. `pending_restart` describes what the next
+    start of the distribution changes; it is empty if there is nothing left to do. `warnings` are the
+    notes that a run logs as well.
     """
 
     changes: tuple[FileChange, ...] = ()
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     low_level: tuple[str, ...] = ()
+    origin: Origin = field(default_factory=Origin)
     stayed: tuple[str, ...] = ()
     provided: frozenset[str] = frozenset()
     pending_restart: str = ""

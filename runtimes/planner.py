@@ -59,6 +59,7 @@ def plan(adapter: Adapter, desired: Desired, observation: Observation) -> Config
         notes=(*desired_keys.warnings, *desired_keys.notes),
         warnings=desired_keys.warnings,
         low_level=desired_keys.low_level,
+        origin=desired_keys.origin,
         provided=desired_keys.provided,
         pending_restart=desired_keys.pending_restart,
     )

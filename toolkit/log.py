@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ _ERASE: Final = "\r\x1b[K"
 _BEAT: Final = 0.1
 _LONG: Final = 1.0
 _NARROW: Final = 80
+_WAIT: Final = re.compile(r"\bin \d+ s\b")
 
 
 def is_plain(stream: IO[str]) -> bool:
@@ -40,6 +42,22 @@ def is_colourful(stream: IO[str]) -> bool:
 def coloured(words: str, colour: str, *, wanted: bool) -> str:
     """Return words, with `wanted` in a colour."""
     return f"\x1b[{colour}m{words}\x1b[0m" if wanted else words
+
+
+def write(stream: TextIO, text: str) -> str:
+    """Write text to a standard stream; return why it is lost, empty if a reader closed the pipe early.
+
+    What cannot be written is discarded, so that Python does not try it again when it exits.
+    """
+    try:
+        stream.write(text)
+        stream.flush()
+    except OSError as error:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+        return "" if isinstance(error, BrokenPipeError) else error.strerror or str(error)
+    return ""
 
 
 class ProgressHandler(logging.StreamHandler[TextIO]):
@@ -152,7 +170,9 @@ class Counted(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether to write a record."""
-        key = (record.levelno, _phase(record), record.getMessage())
+        # A message that says how long to wait is the same message later.
+        message = _WAIT.sub("in N s", record.getMessage())
+        key = (record.levelno, _phase(record), message)
         now = time.monotonic()
         since, count = self._seen.pop(key, (-_WINDOW, 0))
         if now - since < _WINDOW:

@@ -133,6 +133,7 @@ def desired_config(desired: Desired, observation: Observation) -> DesiredConfig:
         notes=tuple(notes),
         warnings=tuple(_warnings(desired, facts, stop, view)),
         low_level=view.low_level(),
+        origin=view.origin(),
         fresh=desired_keys.fresh | ({desired.config} if is_outdated else set()),
     )
 

@@ -18,9 +18,10 @@ from runtimes.containerd.schema import (
     table_at,
     without_zero_values,
 )
+from runtimes.containerd.templates import filled_value
 from runtimes.edits import overlaid, value
 from runtimes.errors import ConfigError, NoCgroupDriver
-from runtimes.model import ABSENT, EMPTY, Desired, Handler, Observation, Tree
+from runtimes.model import ABSENT, EMPTY, Desired, Handler, Observation, Origin, Tree
 
 
 class HandlersView:
@@ -82,9 +83,7 @@ class HandlersView:
 
     def _filled(self, text: str) -> str:
         """Return a string of a template with its variables replaced."""
-        for name, item in self._values.items():
-            text = text.replace(f"${{{name}}}", item)
-        return text
+        return str(filled_value(text, self._values))
 
     def _is_ours(self, handler: str) -> bool:
         """Return whether a handler belongs to this or another NVIDIA installer and cannot be a source."""
@@ -100,6 +99,16 @@ class HandlersView:
             if self._filled(str(kind)).startswith(RUNC_TYPES):
                 return candidate
         return None
+
+    def origin(self) -> Origin:
+        """Return what our handlers are made from: the built-in runc if no file defines a source."""
+        source = self.source()
+        table = self.handlers[source] if source is not None else EMPTY
+        return Origin(
+            source=source or "runc",
+            settings=filled_value(table, self._values),
+            default=self.default if self._desired.default else "",
+        )
 
     def is_sandbox(self, handler: str) -> bool:
         """Return whether a handler isolates pods; one that no file defines does not."""

@@ -152,7 +152,7 @@ def probe_mark(cri: str) -> str:
     return f"/probe/{cri}/"
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=8192)
 def read(path: str, data: bytes) -> File:
     """Return a parsed file with empty `imports`; cached, because one plan reads each file several times.
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from runtimes.containerd.schema import value_text
-from runtimes.edits import dotted
+from runtimes.edits import dotted, value_text
 from runtimes.errors import UnsupportedSetup
 from runtimes.model import EMPTY, Tree
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 from runtimes import globs
 from runtimes.edits import value
 from runtimes.errors import ConfigError
-from runtimes.model import ABSENT, EMPTY, Key, Tree
+from runtimes.model import EMPTY, Key, Tree
 
 CRI: Final = {
     1: "cri",
@@ -88,11 +88,6 @@ def table_or_empty(tree: Tree, key: Key) -> Tree:
     """Return the table at a key; empty if there is none."""
     result = value(tree, key)
     return result if isinstance(result, Mapping) else EMPTY
-
-
-def value_text(item: Any) -> str:
-    """Return a value as text for messages; `nothing` for a missing key."""
-    return "nothing" if item is ABSENT else repr(item)
 
 
 def last_line(text: str) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 from runtimes import edits
 from runtimes.edits import value
@@ -38,6 +38,15 @@ def filled(data: bytes, values: Mapping[str, str]) -> bytes:
     for name, text in values.items():
         data = data.replace(f"${{{name}}}".encode(), text.encode())
     return data
+
+
+def filled_value(item: Any, values: Mapping[str, str]) -> Any:
+    """Return a value of a template with the variables in its strings replaced."""
+    if isinstance(item, str):
+        return filled(item.encode(), values).decode()
+    if isinstance(item, Mapping):
+        return {key: filled_value(each, values) for key, each in item.items()}
+    return [filled_value(each, values) for each in item] if isinstance(item, list) else item
 
 
 def _matched(template: str, rendered: str) -> dict[str, str]:

@@ -25,11 +25,10 @@ from runtimes.containerd.schema import (
     last_line,
     matches,
     section_of,
-    value_text,
     without_zero_values,
 )
-from runtimes.containerd.templates import variables
-from runtimes.edits import value
+from runtimes.containerd.templates import filled_value, variables
+from runtimes.edits import value, value_text
 from runtimes.errors import ConfigError
 from runtimes.formats import toml_editor
 from runtimes.model import (
@@ -37,7 +36,6 @@ from runtimes.model import (
     EMPTY,
     BinaryQuery,
     BinaryResult,
-    DeliveryKind,
     Desired,
     Key,
     Observation,
@@ -136,7 +134,7 @@ def candidate_problems(desired: Desired, observation: Observation, answer: Binar
     section = section_of(after)
     if section is not None:
         problems += _missing(desired, section)
-        if not problems and desired.delivery.kind is not DeliveryKind.TEMPLATE:  # it has variables
+        if not problems:
             problems += _overridden(desired, observation, section)
     return problems
 
@@ -216,6 +214,7 @@ def _overridden(desired: Desired, observation: Observation, section: Tree) -> li
     Keys that the dump does not have are ignored: later schema versions rename or drop some.
     """
     files, _ = load(desired, observation)
+    values = variables(desired, observation)
     problems = []
     for wanted in desired_config(desired, observation).keys:
         place = wanted.key[2:] if wanted.key[:1] == ("plugins",) else wanted.key
@@ -224,7 +223,7 @@ def _overridden(desired: Desired, observation: Observation, section: Tree) -> li
         )
         if not is_handler or wanted.new is ABSENT:
             continue
-        for rest, item in edits.leaves({place[-1]: wanted.new}):
+        for rest, item in edits.leaves({place[-1]: filled_value(wanted.new, values)}):
             key = (*place[:-1], *rest)
             effective = value(section, key)
             if effective in (ABSENT, item) or not (item or effective):
@@ -256,7 +255,9 @@ def _missing(desired: Desired, section: Tree) -> list[str]:
         options = table.get("options") or EMPTY
         binaries = {k: v for k, v in options.items() if k.lower() == BINARY.lower()}
         if binaries != {BINARY: handler.binary}:
-            problems.append(f"the handler {handler.name} would run {binaries}, not {handler.binary}")
+            problems.append(
+                f"the handler {handler.name} would run {value_text(binaries)}, not {handler.binary}"
+            )
         if not table.get("runtime_type"):
             problems.append(f"the handler {handler.name} would have no runtime_type")
         problems += _not_overridden(desired, handler.name, table)

@@ -22,7 +22,7 @@ from runtimes.crio.validate import answered, complete, last_line
 from runtimes.edits import DesiredKey, reverting_keys, value, without
 from runtimes.errors import ConfigError, UnsupportedSetup
 from runtimes.formats import toml_editor
-from runtimes.model import ABSENT, EMPTY, Desired, Edit, Observation, Tree
+from runtimes.model import ABSENT, EMPTY, Desired, Edit, Observation, Origin, Tree
 
 _FLAG: Final = "--default-runtime"
 
@@ -77,6 +77,11 @@ def desired_config(desired: Desired, observation: Observation) -> DesiredConfig:
         notes=tuple(notes),
         warnings=tuple(_warnings(desired, observation, view)),
         low_level=_low_level(desired, view, model),
+        origin=Origin(
+            source=model or "",
+            settings=base,
+            default=_former_default(desired, observation) if desired.default else "",
+        ),
         fresh=frozenset({path} if fresh else ()),
         whole=whole,
     )
@@ -141,15 +146,24 @@ def _model(desired: Desired, observation: Observation, view: dict[str, Tree]) ->
     built_in = value(complete(observation, ""), RUNTIMES) if answered(observation, "default") else EMPTY
     for handler, table in (built_in if isinstance(built_in, Mapping) else EMPTY).items():
         view.setdefault(handler, {k: v for k, v in table.items() if v not in ("", [], {}, False, 0)})
-    current = configured_default(desired, observation, without=desired.drop_in)
-    recorded = [e.old for o in observation.owned for e in o.edits if e.key == DEFAULT]
-    default = value(complete(observation, ""), DEFAULT) if answered(observation, "default") else ""
-    for candidate in (current, *recorded, default, "crun", "runc"):
-        if not isinstance(candidate, str) or candidate not in view or is_ours(desired, candidate):
-            continue
-        if _runs_oci(view[candidate]):
+    for candidate in (*_defaults(desired, observation), "crun", "runc"):
+        if candidate in view and not is_ours(desired, candidate) and _runs_oci(view[candidate]):
             return candidate
     return None
+
+
+def _defaults(desired: Desired, observation: Observation) -> Iterator[str]:
+    """Yield the default handler that the files name, those of before our changes, and the built-in one."""
+    recorded = [e.old for o in observation.owned for e in o.edits if e.key == DEFAULT]
+    built_in = value(complete(observation, ""), DEFAULT) if answered(observation, "default") else ""
+    named = (configured_default(desired, observation, without=desired.drop_in), *recorded, built_in)
+    return (each for each in named if isinstance(each, str) and each)
+
+
+def _former_default(desired: Desired, observation: Observation) -> str:
+    """Return the default handler without our change, "" if it is unknown."""
+    defaults = _defaults(desired, observation)
+    return next((each for each in defaults if not is_ours(desired, each)), "")
 
 
 def _type(table: Tree) -> str:

@@ -66,7 +66,7 @@ def candidate_problems(desired: Desired, observation: Observation, answer: Binar
     former = {e.key[-1] for o in observation.owned for e in o.edits if e.key[:-1] == RUNTIMES}
     allowed = [(*RUNTIMES, handler) for handler in desired.names | former]
     problems = [
-        f"{edits.dotted(key)} would change from {old!r} to {new!r}"
+        f"{edits.dotted(key)} would change from {edits.value_text(old)} to {edits.value_text(new)}"
         for key, old, new in edits.differences(before, after)
         if key != DEFAULT and not any(key[: len(prefix)] == prefix for prefix in allowed)
     ]
@@ -202,7 +202,7 @@ def _missing(desired: Desired, after: Tree) -> list[str]:
             problems.append(f"the handler {handler.name} would run {path!r}, not {handler.binary}")
     default = value(after, DEFAULT)
     if desired.default and default != desired.default:
-        problems.append(f"the default handler would be {default!r}, not {desired.default}")
+        problems.append(f"the default handler would be {edits.value_text(default)}, not {desired.default}")
     return problems
 
 

@@ -16,6 +16,7 @@ from runtimes.model import (
     ABSENT,
     Desired,
     Observation,
+    Origin,
     Tree,
 )
 
@@ -59,6 +60,7 @@ def desired_config(desired: Desired, observation: Observation) -> DesiredConfig:
         files=(path,),
         warnings=tuple(_warnings(desired, tree)),
         low_level=_low_level(desired, observation, tree),
+        origin=_origin(desired, observation, tree),
     )
 
 
@@ -101,15 +103,34 @@ def _recorded_default(desired: Desired, observation: Observation) -> Any:
     return old[0] if old else ABSENT
 
 
+def _former_default(desired: Desired, observation: Observation, tree: Tree) -> str:
+    """Return the default runtime without our change."""
+    default = tree.get(schema.DEFAULT) or schema.BUILT_IN
+    first = _recorded_default(desired, observation) if default in desired.names else default
+    return str(first) if first not in (ABSENT, None) else schema.BUILT_IN
+
+
+def _origin(desired: Desired, observation: Observation, tree: Tree) -> Origin:
+    """Return the runtimes that our handlers stand for: they call their program, and inherit no settings."""
+    default = _former_default(desired, observation, tree)
+    if _is_ours(desired, default):
+        default = schema.BUILT_IN
+    path = value(schema.runtimes(tree), (default, "path"))
+    calls_it = default == schema.BUILT_IN or (isinstance(path, str) and bool(path))
+    return Origin(source=default if calls_it else schema.BUILT_IN, default=default if desired.default else "")
+
+
+def _is_ours(desired: Desired, entry: str) -> bool:
+    """Return whether a runtime belongs to this or another NVIDIA installer."""
+    return entry in desired.names or entry.startswith("nvidia")
+
+
 def _low_level(desired: Desired, observation: Observation, tree: Tree) -> tuple[str, ...]:
     """Return the binaries of the runtimes of others, that of the default first."""
     entries = schema.runtimes(tree)
-    recorded = _recorded_default(desired, observation)
-    default = tree.get(schema.DEFAULT) or "runc"
-    first = recorded if default in desired.names else default
     result = []
-    for entry in dict.fromkeys((str(first) if first not in (ABSENT, None) else "runc", *entries)):
-        if entry in desired.names or entry.startswith("nvidia"):
+    for entry in dict.fromkeys((_former_default(desired, observation, tree), *entries)):
+        if _is_ours(desired, entry):
             continue
         binary = value(entries, (entry, "path"))
         if binary is ABSENT and entry == "runc":

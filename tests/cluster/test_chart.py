@@ -234,6 +234,7 @@ def test_the_schema_lets_every_distribution_through() -> None:
         ),
         (["--set", "metrics.port=99999"], "at '/metrics/port': maximum"),
         (["--set", "podMonitor.interval=often"], "at '/podMonitor/interval':"),
+        (["--set", "networkPolicy.create=maybe"], "at '/networkPolicy/create': value must be one of"),
         (["--set", "priorityClass.value=2000000000"], "at '/priorityClass/value': maximum"),
         # What no schema can say.
         (
@@ -382,11 +383,57 @@ def test_what_is_optional_is_there_when_it_is_asked_for() -> None:
     container = helm.container(found)
     port = container["ports"][0]
     assert {container[f"{kind}Probe"]["httpGet"]["path"] for kind in ("startup", "liveness")} == {"/healthz"}
-    assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": port["name"]}
     assert helm.environment(found)["TOOLKIT_METRICS_ADDRESS"] == f"0.0.0.0:{port['containerPort']}"
     pod = helm.one(found, "DaemonSet")["spec"]["template"]["spec"]
     assert pod["priorityClassName"] == helm.one(found, "PriorityClass")["metadata"]["name"]
     assert not {"PodMonitor", "NetworkPolicy", "PriorityClass"} & {each["kind"] for each in helm.rendered()}
+
+
+METRICS: Final = ("--set", "metrics.enabled=true")
+
+
+@pytest.mark.parametrize("options", [(), METRICS], ids=["bare", "with metrics"])
+def test_readiness_needs_no_port(options: tuple[str, ...]) -> None:
+    """A client that keeps the pages busy must not be able to make a pod not ready."""
+    container = helm.container(helm.rendered(*options))
+    assert container["readinessProbe"]["exec"]["command"] == ["nvidia-toolkit", "status", "--quiet"]
+    assert ("livenessProbe" in container, "ports" in container) == (bool(options), bool(options))
+
+
+def policy(*options: str) -> dict[str, Any] | None:
+    """Return what the chart's network policy says."""
+    found = [each["spec"] for each in helm.rendered(*options) if each["kind"] == "NetworkPolicy"]
+    return found[0] if found else None
+
+
+def test_metrics_are_not_for_every_pod_unless_that_is_said() -> None:
+    assert policy() is None
+    spec = policy(*METRICS)
+    assert spec is not None
+    # What the pods send is left alone: the port of the API server is not the same everywhere.
+    assert (spec["policyTypes"], "egress" in spec) == (["Ingress"], False)
+    assert spec["ingress"] == [
+        {"from": [{"podSelector": {}}], "ports": [{"protocol": "TCP", "port": 9400}]},
+    ]
+    assert policy(*METRICS, "--set", "networkPolicy.create=false") is None
+
+
+@pytest.mark.parametrize("metrics", [(), METRICS], ids=["bare", "with metrics"])
+def test_a_whole_policy_also_holds_what_is_sent(metrics: tuple[str, ...]) -> None:
+    spec = policy(*metrics, "--set", "networkPolicy.create=true")
+    assert spec is not None
+    assert spec["policyTypes"] == ["Ingress", "Egress"]
+    assert [each["port"] for each in spec["egress"][0]["ports"]] == [443, 6443]
+    assert ("ingress" in spec) == bool(metrics)
+
+
+def test_who_reads_the_metrics_can_be_named() -> None:
+    word = "networkPolicy.from[0].namespaceSelector.matchLabels.kubernetes\\.io/metadata\\.name=monitoring"
+    spec = policy(*METRICS, "--set", word)
+    assert spec is not None
+    assert spec["ingress"][0]["from"] == [
+        {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+    ]
 
 
 # By the files that are there: rendering them takes helm, and collecting tests must not need it.

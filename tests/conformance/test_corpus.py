@@ -462,4 +462,4 @@ def test_keys_over_the_inherited_ones_are_in_effect_or_refused(binary: binaries.
     # Options of the low-level runtime lie below `options`: beside them containerd would forget them.
     refusal = pure_plan.refusal(pure_plan.desired(override={"SystemdCgroup": True}), files, ask)
     assert refusal is not None
-    assert "the handler nvidia would have no SystemdCgroup = True" in str(refusal)
+    assert "the handler nvidia would have no SystemdCgroup = true" in str(refusal)

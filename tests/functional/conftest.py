@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +26,19 @@ def running(node: Node) -> Iterator[Daemon]:
     """Run the node's fake containerd, which does not speak CRI."""
     with fake_node.daemon(node.socket, home=node.root.parent / "d") as daemon:
         yield daemon
+
+
+@pytest.fixture
+def cri_runtime(node: Node) -> Iterator[Daemon]:
+    """Run a fake containerd that speaks CRI, as `fake_runtime.say` lets it."""
+    with fake_runtime.runtime(node) as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do not wait for the disk; tests/faults show that what is written is durable."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -21,7 +20,6 @@ from runtimes.model import RuntimeName
 from tests.functional.test_rollback import OURS, Killed, converge, fails_after, killed_in, revert, tree
 from tests.support import fake_node
 from tests.support.fake_node import Daemon, Node
-from tests.support.fake_runtime import runtime
 from toolkit.deadline import Cancellation
 from toolkit.errors import RolledBack, StepError, UsageProblem
 from toolkit.node.host import Host
@@ -33,19 +31,9 @@ from toolkit.runtime.client import cri
 from toolkit.settings.layout import InstallDir
 from toolkit.state import journal
 
+pytestmark = pytest.mark.usefixtures("no_fsync")
+
 PROGRAM: Final = "nvidia-container-runtime"
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let nothing wait for the disk; that what is written is durable is the matter of tests/faults."""
-    monkeypatch.setattr(os, "fsync", lambda _: None)
-
-
-@pytest.fixture
-def running(node: Node) -> Iterator[Daemon]:
-    with runtime(node) as daemon:
-        yield daemon
 
 
 def lose(node: Node, what: str) -> None:
@@ -81,7 +69,7 @@ def dialect(node: Node, name: str, **more: str) -> tuple[Adapter, dict[str, str]
 @pytest.mark.parametrize("lost", ["the install directory", "the record"])
 @pytest.mark.parametrize("release", ["1", "2"])
 def test_a_revert_after_the_record_was_lost_leaves_no_default_handler_without_its_program(
-    node: Node, running: Daemon, lost: str, release: str
+    node: Node, cri_runtime: Daemon, lost: str, release: str
 ) -> None:
     """`rm -rf /usr/local/nvidia` (or a volatile one, and a reboot), then run again, then revert."""
     converge(node)
@@ -98,7 +86,7 @@ def test_a_revert_after_the_record_was_lost_leaves_no_default_handler_without_it
 
 
 @pytest.mark.parametrize("lost", ["the install directory", "the record"])
-def test_a_revert_needs_no_run_in_between(node: Node, running: Daemon, lost: str) -> None:
+def test_a_revert_needs_no_run_in_between(node: Node, cri_runtime: Daemon, lost: str) -> None:
     converge(node, runtime_class="gpu")
     lose(node, lost)
     revert(node)
@@ -108,7 +96,7 @@ def test_a_revert_needs_no_run_in_between(node: Node, running: Daemon, lost: str
     assert uninstall.revert(node.settings(), containerd).was_empty
 
 
-def test_a_former_handler_goes_with_the_next_run(node: Node, running: Daemon) -> None:
+def test_a_former_handler_goes_with_the_next_run(node: Node, cri_runtime: Daemon) -> None:
     converge(node, runtime_class="gpu")
     lose(node, "the record")
     converge(node)
@@ -117,7 +105,7 @@ def test_a_former_handler_goes_with_the_next_run(node: Node, running: Daemon) ->
     assert handlers(node) == {"runc"}
 
 
-def test_what_is_taken_for_ours_is_told_beforehand(node: Node, running: Daemon) -> None:
+def test_what_is_taken_for_ours_is_told_beforehand(node: Node, cri_runtime: Daemon) -> None:
     converge(node)
     lose(node, "the record")
     found = make_plan(Context(settings=node.settings(), adapter=containerd, stop=Cancellation()))
@@ -131,19 +119,19 @@ def test_what_is_taken_for_ours_is_told_beforehand(node: Node, running: Daemon) 
 
 
 def test_a_runtime_whose_files_somebody_cleaned_is_told_before_the_programs_go(
-    node: Node, running: Daemon
+    node: Node, cri_runtime: Daemon
 ) -> None:
     converge(node)
     lose(node, "the record")
     node.config.write_bytes(fake_node.KUBEADM)
     revert(node)
     assert handlers(node) == {"runc"}
-    assert running.signals() == ["SIGHUP", "SIGHUP"]
+    assert cri_runtime.signals() == ["SIGHUP", "SIGHUP"]
     assert not node.toolkit.is_symlink()
 
 
 def test_an_upgrade_that_fails_does_not_take_the_toolkit_with_it(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     converge(node)
     lose(node, "the record")
@@ -164,7 +152,7 @@ def test_an_upgrade_that_fails_does_not_take_the_toolkit_with_it(
 @pytest.mark.parametrize("after", [False, True])
 def test_a_kill_while_it_is_recorded_again_loses_nothing(
     node: Node,
-    running: Daemon,
+    cri_runtime: Daemon,
     monkeypatch: pytest.MonkeyPatch,
     room: Any,
     step: str,
@@ -183,7 +171,7 @@ def test_a_kill_while_it_is_recorded_again_loses_nothing(
     assert toml_editor.tree(node.config.read_bytes(), "") == toml_editor.tree(fake_node.KUBEADM, "")
 
 
-def test_what_runs_the_toolkit_of_another_installer_is_its_own(node: Node, running: Daemon) -> None:
+def test_what_runs_the_toolkit_of_another_installer_is_its_own(node: Node, cri_runtime: Daemon) -> None:
     """It stands in the same place and under the same names, and both come back byte for byte."""
     converge(node)
     theirs = node.config.read_bytes()
@@ -246,7 +234,7 @@ def test_what_somebody_wrote_into_our_drop_in_stays_a_valid_file(node: Node) -> 
 
 
 def test_a_handler_that_somebody_else_wrote_keeps_the_toolkit_that_it_runs(
-    node: Node, running: Daemon
+    node: Node, cri_runtime: Daemon
 ) -> None:
     """With --no-runtime-config the runtime's files are a person's own."""
     converge(node, no_runtime_config="true")
@@ -273,7 +261,7 @@ def test_a_handler_that_somebody_else_wrote_keeps_the_toolkit_that_it_runs(
 
 
 def test_another_install_directory_is_refused_while_the_first_one_has_the_way_back(
-    node: Node, running: Daemon
+    node: Node, cri_runtime: Daemon
 ) -> None:
     other = str(node.root / "opt/nvidia")
     before = tree(node)
@@ -289,7 +277,7 @@ def test_another_install_directory_is_refused_while_the_first_one_has_the_way_ba
         f"revert that first: nvidia-toolkit revert --toolkit-install-dir {node.install_dir}"
     )
     assert tree(node) == installed
-    assert running.signals() == ["SIGHUP"]
+    assert cri_runtime.signals() == ["SIGHUP"]
     revert(node)
     assert tree(node) == before
     converge(node, toolkit_install_dir=other)
@@ -323,7 +311,7 @@ def test_the_record_is_looked_for_where_the_node_is_seen(node: Node, tmp_path: P
     assert caught.value.hint.endswith(f"revert --toolkit-install-dir {root}/opt/nvidia")
 
 
-def test_keys_that_were_moved_are_found_with_a_record_as_well(node: Node, running: Daemon) -> None:
+def test_keys_that_were_moved_are_found_with_a_record_as_well(node: Node, cri_runtime: Daemon) -> None:
     """`containerd config migrate` writes the file again, with another version and other places."""
     settings = node.settings()
     transaction.converge(settings, containerd)
@@ -338,7 +326,7 @@ def test_keys_that_were_moved_are_found_with_a_record_as_well(node: Node, runnin
 
 @pytest.mark.parametrize("is_ours", [True, False])
 def test_a_forced_revert_leaves_no_handler_without_its_program(
-    node: Node, running: Daemon, *, is_ours: bool
+    node: Node, cri_runtime: Daemon, *, is_ours: bool
 ) -> None:
     settings = node.settings(force="true")
     transaction.converge(node.settings(), containerd)

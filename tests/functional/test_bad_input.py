@@ -105,6 +105,12 @@ def _broken_import(node: Node) -> None:
     node.config.write_text(f'version = 2\nimports = ["{more}"]\n', encoding="utf-8")
 
 
+def _imported_directory(node: Node) -> None:
+    more = node.root / "etc/containerd/more.toml"
+    more.mkdir()
+    node.config.write_text(f'version = 2\nimports = ["{more}"]\n', encoding="utf-8")
+
+
 def _postgres(node: Node) -> AbstractContextManager[object]:
     return fake_node.daemon(node.socket, home=node.root.parent / "d", name="postgres")
 
@@ -219,6 +225,13 @@ CASES: Final = (
         spoil=_broken_import,
         code=3,
         said="{node}/etc/containerd/more.toml:1:3: ",
+    ),
+    Case(
+        name="a directory for an import",
+        spoil=_imported_directory,
+        code=3,
+        said="{node}/etc/containerd/more.toml is a directory",
+        hint="{node}/etc/containerd/config.toml includes it: put a file there, or remove it from `imports`",
     ),
     Case(
         name="a directory for the config",

@@ -261,6 +261,23 @@ def test_an_answer_without_an_end_is_too_large(asker: Asker) -> None:
     assert asker.ask(speech) == unknown(f"127.0.0.1 answers GET {DAEMONSET} with more than 1048576 bytes")
 
 
+@pytest.mark.parametrize("size", [b"-1", b"-5"])
+def test_chunks_of_less_than_nothing(asker: Asker, size: bytes) -> None:
+    """http.client reads one of -1 bytes until the end of the connection, whatever that costs."""
+
+    def speech(client: socket.socket) -> None:
+        hear(client)
+        client.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + size + b"\r\n")
+        while True:
+            client.sendall(b" " * 65536)
+
+    with serving(speech, asker.certificate) as port:
+        verdict = asker.at(port, timeout=20)
+    assert verdict.state is DaemonSetState.UNKNOWN
+    assert f"does not answer GET {DAEMONSET}" in verdict.why
+    assert "within" not in verdict.why
+
+
 def test_an_answer_in_chunks(asker: Asker) -> None:
     body = json.dumps(daemonset()).encode()
     chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (body[:7], body[7:]))
@@ -660,8 +677,8 @@ def test_a_server_that_continues_for_ever(asker: Asker) -> None:
     # Python 3.14 takes no more than a hundred of them.
     with serving(speech, asker.certificate) as port:
         verdict = asker.at(port, timeout=0.5)
-    ends = (f"GET {DAEMONSET} within 0.5 s", f"GET {DAEMONSET} in HTTP: HTTPException")
-    assert verdict in [unknown(f"127.0.0.1 does not answer {why}") for why in ends]
+    ends = (" within 0.5 s", " in HTTP: HTTPException", ": the response is larger than 2097152 bytes")
+    assert verdict in [unknown(f"127.0.0.1 does not answer GET {DAEMONSET}{end}") for end in ends]
 
 
 def test_a_server_that_never_shakes_hands(asker: Asker) -> None:

@@ -34,6 +34,8 @@ from toolkit.settings.resolve import resolve
 from toolkit.state import journal, restart_budget
 from toolkit.state.record import Baseline, Operation, Record, Transaction
 
+pytestmark = pytest.mark.usefixtures("no_fsync")
+
 SECTIONS: Final = [
     "findings", "format", "tool", "node", "runtimes", "configuration", "state", "copies", "dangling",
     "driver", "cdi",
@@ -45,11 +47,6 @@ AUTH: Final = b"""
   auth = "cm9ib3Q6aHVudGVyMg=="
 """
 HOOK: Final = '{"version": "1.0.0", "hook": {"path": "/usr/bin/nvidia-container-runtime-hook"}, "when": {}}'
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 def context(node: Node, adapter: Adapter = containerd, **changed: str) -> Context:
@@ -95,7 +92,7 @@ def running(node: Node) -> Iterator[fake_node.Daemon]:
 
 def test_nothing_there_at_all(tmp_path: Path) -> None:
     node = Node(root=tmp_path / "node")
-    node.root.mkdir()
+    (node.root / "etc").mkdir(parents=True)
     found = collected(node)
     assert [each["sockets"] for each in found["runtimes"]] == [[], [], []]
     assert found["dangling"] == {"handlers": [], "hooks": [], "link": "", "unseen": []}
@@ -108,6 +105,12 @@ def test_no_root_of_the_node(node: Node) -> None:
     found = collect.collect(context(node, host_root=str(node.root / "gone")))
     assert found["configuration"] == {"unavailable": f"--host-root={node.root / 'gone'}: no such directory"}
     assert list(found) == SECTIONS
+
+
+def test_a_root_of_the_node_that_is_not_mounted(node: Node) -> None:
+    (node.root / "host").mkdir()
+    found = collect.collect(context(node, host_root=str(node.root / "host")))
+    assert f"--host-root={node.root / 'host'} is empty" in found["configuration"]["unavailable"]
 
 
 def test_the_tool_says_what_it_was_given(node: Node) -> None:

@@ -36,21 +36,11 @@ from toolkit.runtime.client import cri
 from toolkit.state import restart_budget
 from toolkit.state.record import Baseline
 
+pytestmark = pytest.mark.usefixtures("no_fsync")
+
 OURS: Final = frozenset({"nvidia", "nvidia-cdi", "nvidia-legacy"})
 PROBES: Final = (".toolkit-probe", ".toolkit-probe-renamed")
 NO_RUNC: Final = "the low-level runtime runc, which the toolkit's handlers call, was not found on the node"
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let nothing wait for the disk; that what is written is durable is the matter of tests/faults."""
-    monkeypatch.setattr(os, "fsync", lambda _: None)
-
-
-@pytest.fixture
-def running(node: Node) -> Iterator[Daemon]:
-    with runtime(node) as daemon:
-        yield daemon
 
 
 @pytest.fixture
@@ -128,7 +118,7 @@ def refused(node: Node, prefix: Sequence[str], **options: str) -> str:
 # --- nothing in the way -------------------------------------------------------------------------
 
 
-def test_how_the_runtime_is_now_is_what_it_is_held_against_later(node: Node, running: Daemon) -> None:
+def test_how_the_runtime_is_now_is_what_it_is_held_against_later(node: Node, cri_runtime: Daemon) -> None:
     found = look(node)
     assert (len(found.identity), found.boot) == (64, procfs.boot_id())
     assert replace(found, identity="", boot="") == Baseline(
@@ -145,7 +135,7 @@ def test_how_the_runtime_is_now_is_what_it_is_held_against_later(node: Node, run
     )
 
 
-def test_what_the_runtime_lacks_now_is_remembered_as_lacking(node: Node, running: Daemon) -> None:
+def test_what_the_runtime_lacks_now_is_remembered_as_lacking(node: Node, cri_runtime: Daemon) -> None:
     say(node, network=False)
     assert look(node).has_network is False
     say(node, unimplemented=True)
@@ -154,22 +144,22 @@ def test_what_the_runtime_lacks_now_is_remembered_as_lacking(node: Node, running
     assert found.has == Effective()
 
 
-def test_to_look_touches_no_file_and_leaves_nothing_behind(node: Node, running: Daemon) -> None:
+def test_to_look_touches_no_file_and_leaves_nothing_behind(node: Node, cri_runtime: Daemon) -> None:
     before = files_of(node)
     look(node)
     assert files_of(node) == before
     assert left(node) == []
-    assert running.signals() == []
+    assert cri_runtime.signals() == []
 
 
-def test_nothing_is_made_in_a_directory_of_the_runtime(node: Node, running: Daemon) -> None:
+def test_nothing_is_made_in_a_directory_of_the_runtime(node: Node, cri_runtime: Daemon) -> None:
     node.drop_in.parent.mkdir()
     before = [fake_node.trace(place) for place in (node.config.parent, node.drop_in.parent)]
     look(node)
     assert [fake_node.trace(place) for place in (node.config.parent, node.drop_in.parent)] == before
 
 
-def test_probes_of_a_killed_run_are_swept_by_the_next(node: Node, running: Daemon) -> None:
+def test_probes_of_a_killed_run_are_swept_by_the_next(node: Node, cri_runtime: Daemon) -> None:
     node.install_dir.mkdir(parents=True)
     for name in PROBES:
         (node.install_dir / name).touch()
@@ -199,8 +189,8 @@ def mounted(place: Path, options: str) -> tuple[str, ...]:
 
 def refused_where(node: Node, prefix: Sequence[str]) -> str:
     """Run the runtime and the program where something is mounted; return why nothing was changed."""
-    with runtime(node, prefix=prefix) as running:
-        return refused(node, fake_node.beside(running))
+    with runtime(node, prefix=prefix) as cri_runtime:
+        return refused(node, fake_node.beside(cri_runtime))
 
 
 @fake_node.needs_root
@@ -223,7 +213,7 @@ def test_a_disk_that_is_too_small_for_the_configuration_is_told(node: Node) -> N
 
 @pytest.mark.parametrize("lacks", [0, 1])
 def test_one_disk_has_to_have_room_for_everything_that_will_lie_on_it(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch, lacks: int
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch, lacks: int
 ) -> None:
     context, found = seen(node)
     (change,) = found.config_plan.changes
@@ -255,7 +245,7 @@ def test_a_disk_on_which_no_program_runs_is_told(node: Node) -> None:
 
 
 @fake_node.needs_root
-def test_a_disk_that_is_read_only_is_told(node: Node, running: Daemon) -> None:
+def test_a_disk_that_is_read_only_is_told(node: Node, cri_runtime: Daemon) -> None:
     node.install_dir.mkdir(parents=True)
     said = refused(node, fake_node.read_only(node.install_dir))
     assert said == f"{node.install_dir} is on a read-only file system"
@@ -289,7 +279,7 @@ def generated(node: Node, kind: str) -> tuple[Path, str, str]:
 @pytest.mark.parametrize("kind", ["file", "link", "ConfigMap", "immutable"])
 @pytest.mark.parametrize("id_", ["nixos", "debian"])
 def test_a_config_that_is_generated_is_named_with_the_way_of_that_system(
-    node: Node, running: Daemon, kind: str, id_: str
+    node: Node, cri_runtime: Daemon, kind: str, id_: str
 ) -> None:
     """Nothing is changed, and `plan` and `diagnose` do not advise a run that cannot work."""
     release = node.root / "os-release"
@@ -314,7 +304,7 @@ def test_a_config_that_is_generated_is_named_with_the_way_of_that_system(
     assert hint in found.stdout
     assert "run `nvidia-toolkit run`; " not in found.stdout
     assert files_of(node) == before
-    assert running.signals() == []
+    assert cri_runtime.signals() == []
 
 
 @fake_node.needs_root
@@ -330,7 +320,7 @@ def test_a_config_that_is_generated_is_named_with_the_way_of_that_system(
     ],
 )
 def test_p10_where_nothing_can_be_written_the_way_of_that_system_is_told(
-    node: Node, running: Daemon, id_: str, restart_method: str
+    node: Node, cri_runtime: Daemon, id_: str, restart_method: str
 ) -> None:
     """P10: found out before anything is touched, with what to do there; elsewhere half of it is done."""
     node.install_dir.mkdir(parents=True)
@@ -348,7 +338,7 @@ def test_p10_where_nothing_can_be_written_the_way_of_that_system_is_told(
     assert restart_method in done.stderr
     assert ("hint: " in done.stderr) == bool(restart_method)
     assert files_of(node) == before
-    assert running.signals() == []
+    assert cri_runtime.signals() == []
 
 
 @fake_node.needs_root
@@ -369,20 +359,20 @@ def test_a_config_that_is_mounted_by_itself_is_told(tmp_path: Path, name: str) -
 
 
 @fake_node.needs_root
-def test_a_directory_that_is_mounted_is_no_obstacle(node: Node, running: Daemon) -> None:
+def test_a_directory_that_is_mounted_is_no_obstacle(node: Node, cri_runtime: Daemon) -> None:
     prefix = fake_node.in_mounts('mount --bind "$1" "$1"\nshift', str(node.config.parent))
     done = fake_node.cli("-n", *node.options(), prefix=prefix)
     assert done.returncode == 0, done.stderr
 
 
-def test_a_file_where_a_directory_should_be_is_told(node: Node, running: Daemon) -> None:
+def test_a_file_where_a_directory_should_be_is_told(node: Node, cri_runtime: Daemon) -> None:
     node.install_dir.parent.mkdir(parents=True)
     node.install_dir.touch()
     assert findings(node) == [f"{node.install_dir} is no directory"]
 
 
 def test_a_file_system_that_cannot_be_looked_at_is_told(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = os.statvfs
 
@@ -402,13 +392,13 @@ def probe_is(monkeypatch: pytest.MonkeyPatch, program: bytes | None) -> None:
     monkeypatch.setattr(elf, "minimal", lambda: program)
 
 
-def test_a_probe_that_fails_is_told(node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_probe_that_fails_is_told(node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     probe_is(monkeypatch, b"#!/bin/sh\nexit 3\n")
     assert findings(node) == [f"no program can be run in {node.root}: the probe program exited with 3"]
 
 
 def test_a_probe_that_cannot_be_started_is_told(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     probe_is(monkeypatch, b"no program at all")
     (said,) = findings(node)
@@ -418,7 +408,7 @@ def test_a_probe_that_cannot_be_started_is_told(
 
 
 def test_a_probe_is_where_the_toolkit_will_lie(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = node.root.parent / "here"
     node.install_dir.mkdir(parents=True)
@@ -428,7 +418,7 @@ def test_a_probe_is_where_the_toolkit_will_lie(
 
 
 def test_where_there_is_no_program_for_this_machine_none_is_run(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     probe_is(monkeypatch, None)
     assert look(node).was_healthy
@@ -445,7 +435,7 @@ def test_the_smallest_program_runs(node: Node, tmp_path: Path) -> None:
 
 
 def test_a_file_system_that_cannot_rename_is_told(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = os.rename
 
@@ -459,7 +449,7 @@ def test_a_file_system_that_cannot_rename_is_told(
 
 
 def test_a_file_system_that_cannot_be_written_is_told(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = os.open
 
@@ -473,7 +463,7 @@ def test_a_file_system_that_cannot_be_written_is_told(
 
 
 def test_a_version_that_is_there_already_needs_no_probe(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     transaction.converge(node.settings(), containerd)
     probe_is(monkeypatch, b"#!/bin/sh\nexit 3\n")
@@ -500,7 +490,7 @@ def test_the_low_level_runtime_is_looked_for_where_programs_usually_are_as_well(
 
 
 def test_the_low_level_runtime_of_the_default_handler_is_the_one_that_counts(
-    node: Node, running: Daemon
+    node: Node, cri_runtime: Daemon
 ) -> None:
     own = node.root / "opt/own-runc"
     cgroup = b"SystemdCgroup = true"
@@ -541,18 +531,18 @@ def test_files_that_change_without_the_configuration_need_no_low_level_runtime(
     ids=["not ready", "CRI failed"],
 )
 def test_a_sick_runtime_is_left_alone_but_for_repair(
-    node: Node, running: Daemon, manner: dict[str, Any], why: str
+    node: Node, cri_runtime: Daemon, manner: dict[str, Any], why: str
 ) -> None:
     say(node, **manner)
     (said,) = findings(node)
     assert said.startswith(f"the runtime is already unhealthy: {why}")
     assert said.endswith(" (use --ignore-unhealthy to continue anyway)")
-    assert running.signals() == []
+    assert cri_runtime.signals() == []
     found = look(node, ignore_unhealthy="true")
     assert found.was_healthy is False
 
 
-def test_a_runtime_that_is_only_slow_to_become_well_is_waited_for(node: Node, running: Daemon) -> None:
+def test_a_runtime_that_is_only_slow_to_become_well_is_waited_for(node: Node, cri_runtime: Daemon) -> None:
     say(node, ready=False)
     asked = 0
     real: Callable[..., Any] = health.query
@@ -572,7 +562,7 @@ def test_a_runtime_that_is_only_slow_to_become_well_is_waited_for(node: Node, ru
 
 @pytest.mark.usefixtures("hasty")
 def test_new_files_are_not_installed_beside_a_sick_runtime(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transaction, "SOON", 0.1)
     transaction.converge(node.settings(), containerd)
@@ -586,7 +576,7 @@ def test_new_files_are_not_installed_beside_a_sick_runtime(
     with pytest.raises(RolledBack, match="RuntimeReady is false"):
         transaction.converge(node.settings(ignore_unhealthy="true"), containerd)
     assert os.readlink(node.toolkit) == link
-    assert running.signals() == ["SIGHUP"]
+    assert cri_runtime.signals() == ["SIGHUP"]
 
 
 def test_new_files_are_not_installed_beside_a_runtime_that_is_down(node: Node) -> None:
@@ -602,17 +592,19 @@ def test_new_files_are_not_installed_beside_a_runtime_that_is_down(node: Node) -
 @pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize("options", [{"restart_mode": "none"}, {"no_runtime_config": "true"}], ids=str)
 def test_a_sick_runtime_is_no_obstacle_where_it_is_left_to_others(
-    node: Node, running: Daemon, options: dict[str, str]
+    node: Node, cri_runtime: Daemon, options: dict[str, str]
 ) -> None:
     transaction.converge(node.settings(), containerd)
     say(node, ready=False)
     fake_node.make_artifacts(node.source, release="2")
     transaction.converge(node.settings(**options), containerd)
     assert (node.toolkit / "libnvidia-container.so.1.2").exists()
-    assert running.signals() == ["SIGHUP"]
+    assert cri_runtime.signals() == ["SIGHUP"]
 
 
-def test_a_runtime_that_lacks_what_its_files_say_is_told_with_new_files(node: Node, running: Daemon) -> None:
+def test_a_runtime_that_lacks_what_its_files_say_is_told_with_new_files(
+    node: Node, cri_runtime: Daemon
+) -> None:
     transaction.converge(node.settings(), containerd)
     say(node, handlers=["runc"])
     fake_node.make_artifacts(node.source, release="2")
@@ -626,32 +618,32 @@ def test_a_runtime_that_lacks_what_its_files_say_is_told_with_new_files(node: No
         patch.setattr(restart, "perform", perform)
         transaction.converge(node.settings(), containerd)
     assert (node.toolkit / "libnvidia-container.so.1.2").exists()
-    assert running.signals() == ["SIGHUP", "SIGHUP"]
+    assert cri_runtime.signals() == ["SIGHUP", "SIGHUP"]
 
 
-def test_a_budget_that_is_used_up_is_told(node: Node, running: Daemon) -> None:
+def test_a_budget_that_is_used_up_is_told(node: Node, cri_runtime: Daemon) -> None:
     spent(node, 3)
     (said,) = findings(node)
     assert said.startswith(
         "the runtime was restarted 3 times within 600 s, and --restart-budget is 3: next restart allowed in "
     )
-    assert running.signals() == []
+    assert cri_runtime.signals() == []
     assert look(node, restart_budget="4").was_healthy
     assert look(node, restart_budget="0").was_healthy
     assert look(node, restart_window="0.5").was_healthy
 
 
-def test_a_restart_that_could_not_be_counted_is_told(node: Node, running: Daemon) -> None:
+def test_a_restart_that_could_not_be_counted_is_told(node: Node, cri_runtime: Daemon) -> None:
     notes = node.pid_file.with_name("restarts.json")
     notes.mkdir()
     assert findings(node) == [f"{notes}, the file that counts restarts, is a directory"]
-    assert running.signals() == []
+    assert cri_runtime.signals() == []
     assert look(node, restart_budget="0").was_healthy
     assert look(node, restart_mode="none").was_healthy
 
 
 @fake_node.needs_root
-def test_a_full_disk_on_which_a_restart_could_not_be_counted_is_told(node: Node, running: Daemon) -> None:
+def test_a_full_disk_on_which_a_restart_could_not_be_counted_is_told(node: Node, cri_runtime: Daemon) -> None:
     elsewhere = node.root.parent / "notes"
     elsewhere.mkdir()
     # There is room for the lock, and for nothing more.
@@ -661,11 +653,11 @@ def test_a_full_disk_on_which_a_restart_could_not_be_counted_is_told(node: Node,
     )
     said = refused(node, fake_node.in_mounts(script, str(elsewhere)), pid_file=str(elsewhere / "toolkit.pid"))
     assert said == f"{elsewhere} has 0 KiB of free space, and 4 KiB are needed"
-    assert running.signals() == []
+    assert cri_runtime.signals() == []
 
 
 def test_a_budget_that_is_used_up_is_no_obstacle_where_nothing_is_restarted(
-    node: Node, running: Daemon
+    node: Node, cri_runtime: Daemon
 ) -> None:
     transaction.converge(node.settings(), containerd)
     spent(node, 3)
@@ -673,7 +665,7 @@ def test_a_budget_that_is_used_up_is_no_obstacle_where_nothing_is_restarted(
     fake_node.make_artifacts(node.source, release="2")
     transaction.converge(node.settings(), containerd)
     transaction.converge(node.settings(runtime_class="gpu", restart_mode="none"), containerd)
-    assert running.signals() == ["SIGHUP"]
+    assert cri_runtime.signals() == ["SIGHUP"]
 
 
 @pytest.mark.usefixtures("hasty")
@@ -689,7 +681,7 @@ def test_a_revert_is_kept_neither_by_the_budget_nor_by_a_missing_low_level_runti
 
 
 @pytest.mark.usefixtures("hasty")
-def test_a_revert_is_not_kept_by_a_sick_runtime(node: Node, running: Daemon) -> None:
+def test_a_revert_is_not_kept_by_a_sick_runtime(node: Node, cri_runtime: Daemon) -> None:
     transaction.converge(node.settings(), containerd)
     say(node, ready=False)
     # It does not become well by that either, but there is nothing to go back to.
@@ -737,7 +729,7 @@ def enforcing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("answer", ["no", "yes", "not in force"])
 def test_a_label_that_cannot_be_set_is_told(
-    node: Node, running: Daemon, enforcing: Path, monkeypatch: pytest.MonkeyPatch, answer: str
+    node: Node, cri_runtime: Daemon, enforcing: Path, monkeypatch: pytest.MonkeyPatch, answer: str
 ) -> None:
     def setxattr(*_: Any, **__: Any) -> None:
         if answer != "yes":
@@ -782,7 +774,7 @@ def test_an_obstacle_is_told_beside_the_others(node: Node) -> None:
 
 
 @fake_node.needs_root
-def test_two_file_systems_in_the_way_are_told_in_one_line(node: Node, running: Daemon) -> None:
+def test_two_file_systems_in_the_way_are_told_in_one_line(node: Node, cri_runtime: Daemon) -> None:
     node.install_dir.mkdir(parents=True)
     script = 'for d in "$1" "$2"; do mount --bind "$d" "$d"; mount -o remount,bind,ro "$d"; done\nshift 2'
     prefix = fake_node.in_mounts(script, str(node.install_dir), str(node.config.parent))
@@ -796,7 +788,7 @@ def test_two_file_systems_in_the_way_are_told_in_one_line(node: Node, running: D
 
 
 def test_an_install_with_another_runtime_class_takes_no_handler_from_under_a_pod(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that got it as the default has nothing to miss: it is the same program under another name."""
     transaction.converge(node.settings(), containerd)
@@ -834,7 +826,7 @@ def test_of_a_runtime_that_is_down_what_its_shims_noted_keeps_a_handler(
 
 
 def test_nobody_is_asked_who_uses_a_handler_where_none_goes(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     transaction.converge(node.settings(), containerd)
     monkeypatch.setattr(in_use, "using", lambda *_, **__: pytest.fail("it was asked"))
@@ -845,7 +837,7 @@ def test_nobody_is_asked_who_uses_a_handler_where_none_goes(
 
 
 def test_a_stop_while_it_is_asked_is_no_failure(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     transaction.converge(node.settings(), containerd)
     stop = Cancellation()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -37,19 +36,14 @@ from toolkit.settings.layout import VERSIONS
 from toolkit.settings.options import RestartMode
 from toolkit.state import journal
 
+pytestmark = pytest.mark.usefixtures("no_fsync")
+
 UNIT: Final = restart.RestartMethod(mode=RestartMode.SYSTEMD, unit="containerd.service", replaces=True)
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda _: None)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(expectation, "SETTLING", 0.2)
-
-
-@pytest.fixture
-def running(node: Node) -> Iterator[Daemon]:
-    with runtime(node) as daemon:
-        yield daemon
 
 
 def killed(monkeypatch: pytest.MonkeyPatch, room: Any, step: str, run: Any, *, after: bool = False) -> None:
@@ -68,13 +62,13 @@ def new_pause_image(node: Node) -> None:
 
 @pytest.mark.parametrize("job", [converge, revert])
 def test_a_node_that_was_upgraded_after_a_killed_run_is_no_dead_end(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch, job: Any
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch, job: Any
 ) -> None:
     if job is revert:
         converge(node)
     killed(monkeypatch, apply, "changes", lambda: job(node), after=True)
     new_pause_image(node)
-    start_anew(running)
+    start_anew(cri_runtime)
     with suppress(NotRolledBack):  # once may be too much to ask for
         job(node)
     with suppress(NotRolledBack):
@@ -84,9 +78,9 @@ def test_a_node_that_was_upgraded_after_a_killed_run_is_no_dead_end(
 
 
 def test_a_node_that_was_upgraded_while_the_way_back_was_stuck_is_no_dead_end(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stuck(node, monkeypatch, running)
+    stuck(node, monkeypatch, cri_runtime)
     new_pause_image(node)
     with runtime(node):
         revert(node)
@@ -94,31 +88,31 @@ def test_a_node_that_was_upgraded_while_the_way_back_was_stuck_is_no_dead_end(
 
 
 def test_a_handler_that_somebody_took_away_after_a_kill_is_not_missed_for_ever(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cri_section = b'[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.kata]\n'
     kata = b"\n" + cri_section + b'runtime_type = "io.containerd.kata.v2"\n'
     node.config.write_bytes(fake_node.KUBEADM + kata)
-    start_anew(running)
+    start_anew(cri_runtime)
     killed(monkeypatch, apply, "changes", lambda: converge(node), after=True)
     node.config.write_bytes(node.config.read_bytes().replace(kata, b""))
-    start_anew(running)
+    start_anew(cri_runtime)
     with suppress(ToolkitError):
         converge(node)  # once may be too much to ask for
     converge(node)
 
 
 def test_a_network_that_is_not_up_after_a_reboot_takes_no_good_change_back(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The power fails right before the commit; at boot the CNI plugin comes later than we do."""
     killed(monkeypatch, transaction, "commit", lambda: converge(node))
     say(node, "", {"network": False})
-    start_anew(running)
-    told = len(running.signals())
+    start_anew(cri_runtime)
+    told = len(cri_runtime.signals())
     monkeypatch.setattr(procfs, "boot_id", lambda: "another boot")
     converge(node)
-    assert len(running.signals()) == told
+    assert len(cri_runtime.signals()) == told
 
 
 def test_a_runtime_that_a_killed_way_back_left_down_is_started_beyond_the_budget(
@@ -158,7 +152,7 @@ def test_a_runtime_that_a_killed_run_left_down_is_started_whatever_ran_between(
 
 
 def test_a_version_from_before_that_somebody_removed_is_no_dead_end(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     converge(node)
     shutil.rmtree(node.install_dir / VERSIONS)
@@ -172,7 +166,7 @@ def test_a_version_from_before_that_somebody_removed_is_no_dead_end(
 
 
 def test_a_clock_that_is_set_forward_does_not_hide_that_the_way_back_is_owed(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A board without a battery gets its time after we were killed on the way back."""
     killed_on_the_way_back(node, monkeypatch)
@@ -183,20 +177,20 @@ def test_a_clock_that_is_set_forward_does_not_hide_that_the_way_back_is_owed(
 
 
 def test_a_runtime_that_read_a_killed_write_is_not_restarted_an_hour_later_either(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     killed(monkeypatch, apply, "changes", lambda: converge(node), after=True)
     time.sleep(0.1)
-    start_anew(running)
+    start_anew(cri_runtime)
     clock, age = time.time, processes.age
     monkeypatch.setattr(time, "time", lambda: clock() + 3700)  # both go on for as long
     monkeypatch.setattr(processes, "age", lambda found: age(found) + 3700)
     converge(node)
-    assert running.signals() == []
+    assert cri_runtime.signals() == []
 
 
 def test_a_change_that_failed_is_not_made_again_of_the_same_files_window_after_window(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its pod crash-loops: two restarts each time that the window of the budget has passed, for ever."""
     say(node, "nvidia-cdi", {"handlers": list(OURS)})
@@ -207,26 +201,26 @@ def test_a_change_that_failed_is_not_made_again_of_the_same_files_window_after_w
         told.append(str(caught.value))
         time.sleep(0.6)
     # Twice at once, and then after 1, 2 and 4 seconds.
-    assert len(running.signals()) <= 8
+    assert len(cri_runtime.signals()) <= 8
     assert any("this change was rolled back" in words for words in told)
 
 
 def test_the_documented_way_out_of_a_runtime_that_is_gone_leads_out_of_a_stuck_way_back(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """docs/troubleshooting.md: `revert --runtime X --restart-mode none` where X does not run any more."""
-    stuck(node, monkeypatch, running)
+    stuck(node, monkeypatch, cri_runtime)
     revert(node, restart_mode="none")
     assert not node.install_dir.exists()
 
 
 def test_a_killed_revert_can_be_forced_whatever_became_of_the_node(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     converge(node)
     killed(monkeypatch, apply, "changes", lambda: revert(node), after=True)
     new_pause_image(node)
-    start_anew(running)
+    start_anew(cri_runtime)
     with suppress(ToolkitError):
         revert(node)
     revert(node, force="true")
@@ -236,7 +230,9 @@ def test_a_killed_revert_can_be_forced_whatever_became_of_the_node(
 # --- a file that another program writes ---------------------------------------------------------
 
 
-def test_a_file_that_is_being_written_in_place_is_not_taken_for_empty(node: Node, running: Daemon) -> None:
+def test_a_file_that_is_being_written_in_place_is_not_taken_for_empty(
+    node: Node, cri_runtime: Daemon
+) -> None:
     """A shell's `>` empties the file first; what is written later must not go into an unlinked file."""
     admins = node.root / "admins.toml"
     admins.write_bytes(fake_node.KUBEADM)
@@ -251,7 +247,7 @@ def test_a_file_that_is_being_written_in_place_is_not_taken_for_empty(node: Node
         assert done.returncode == 4, done.stderr
         said = f"{node.config} is open for writing by PID {shell.pid} (sh); it was not changed"
         assert said in done.stderr
-        assert running.signals() == []
+        assert cri_runtime.signals() == []
         shell.communicate("go\n", timeout=20)
     assert node.config.read_bytes() == fake_node.KUBEADM
     fake_node.done("-n", *node.options())
@@ -273,28 +269,74 @@ def exchanged_once(real: Callable[[Path, Path, int], bool]) -> Callable[[Path, P
     return rename
 
 
-def test_what_somebody_wrote_at_the_moment_of_a_kill_is_put_back(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The kill came after the exchange, and before what came back was looked at."""
-    theirs = fake_node.KUBEADM.replace(b"pause:3.9", b"pause:3.99")
+THEIRS: Final = fake_node.KUBEADM.replace(b"pause:3.9", b"pause:3.99")
+
+
+def killed_after_an_exchange(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kill a run after the exchange, before it looked at what came back: the content THEIRS."""
 
     def kill(swap: Path, *_: Any) -> None:
-        swap.write_bytes(theirs)
+        swap.write_bytes(THEIRS)
         raise Killed
 
     with monkeypatch.context() as patch:
         patch.setattr(files, "check_moved", kill)
         patch.setattr(files, "rename", exchanged_once(files.rename))
+        # With the lease, a writer waits for as long as the kernel lets it (45 s).
+        patch.setattr(files, "take_lease", lambda *_: False)
         with pytest.raises(Killed):
             converge(node)
     assert b"pause:3.99" not in node.config.read_bytes()
+
+
+def kept(node: Node) -> Path:
+    """Return the only file beside the configuration."""
+    (found,) = (path for path in node.config.parent.iterdir() if path != node.config)
+    return found
+
+
+def test_unknown_content_is_kept_where_the_record_is_lost(
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    killed_after_an_exchange(node, monkeypatch)
+    shutil.rmtree(node.state.parent)
+    with suppress(ToolkitError):
+        converge(node, reload_timeout="2")
+    found = kept(node)
+    assert found.read_bytes() == THEIRS
+    line = f"{found} holds what was at {node.config} and is not known: compare them, then remove it"
+    assert caplog.messages.count(line) == 1
+    # It is named once, and no later write replaces it.
+    start_anew(cri_runtime)
+    with suppress(ToolkitError):
+        converge(node, reload_timeout="2")
+    revert(node)
+    assert (kept(node), found.read_bytes()) == (found, THEIRS)
+    assert caplog.messages.count(line) == 1
+
+
+def test_unknown_content_does_not_replace_what_was_written_after_the_kill(
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed_after_an_exchange(node, monkeypatch)
+    newer = node.config.read_bytes() + b"# newer\n"
+    node.config.write_bytes(newer)
+    with suppress(ToolkitError):
+        converge(node, reload_timeout="2")
+    assert b"# newer\n" in node.config.read_bytes()
+    assert kept(node).read_bytes() == THEIRS
+
+
+def test_what_somebody_wrote_at_the_moment_of_a_kill_is_put_back(
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed_after_an_exchange(node, monkeypatch)
     with suppress(ToolkitError):
         converge(node)
     assert b"pause:3.99" in node.config.read_bytes()
-    start_anew(running)
+    start_anew(cri_runtime)
     converge(node)
     assert b"pause:3.99" in node.config.read_bytes()
     revert(node)
-    assert node.config.read_bytes() == theirs
+    assert node.config.read_bytes() == THEIRS
     assert [path.name for path in node.config.parent.iterdir()] == [node.config.name]

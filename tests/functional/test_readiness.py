@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -30,6 +29,8 @@ from toolkit.reconcile.context import Context
 from toolkit.reconcile.planning import make_plan
 from toolkit.runtime import expectation, restart
 from toolkit.state import journal, readiness_record, restart_budget
+
+pytestmark = pytest.mark.usefixtures("no_fsync")
 
 HAS: Final = Effective(
     handlers=frozenset({"runc", "nvidia"}),
@@ -234,7 +235,7 @@ def test_a_pipe_in_its_place_counts_as_none_and_is_replaced(path: Path) -> None:
 
 def test_a_directory_in_its_place_is_a_failed_step(path: Path) -> None:
     path.mkdir(parents=True)
-    assert readiness_record.mismatch(path, facts()) == f"{path} cannot be read: {path} is a directory"
+    assert readiness_record.mismatch(path, facts()) == f"{path} cannot be read: it is not a regular file"
     with pytest.raises(StepError):
         readiness_record.write(path, facts())
     with pytest.raises(StepError):
@@ -249,18 +250,6 @@ def test_a_record_is_removed_and_one_that_is_not_there_is_removed_already(path: 
 
 
 # --- in a run -----------------------------------------------------------------------------------
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let nothing wait for the disk; that what is written is durable is the matter of tests/faults."""
-    monkeypatch.setattr(os, "fsync", lambda _: None)
-
-
-@pytest.fixture
-def running(node: Node) -> Iterator[Daemon]:
-    with runtime(node) as daemon:
-        yield daemon
 
 
 def record(node: Node) -> Path:
@@ -288,11 +277,13 @@ def start_anew(daemon: Daemon) -> None:
     )
 
 
-def test_a_run_writes_the_record_beside_the_pid_file_and_status_says_so(node: Node, running: Daemon) -> None:
+def test_a_run_writes_the_record_beside_the_pid_file_and_status_says_so(
+    node: Node, cri_runtime: Daemon
+) -> None:
     fake_node.done("-n", *node.options())
     said = json.loads(record(node).read_bytes())
-    assert said["pid"] == running.pid
-    assert said["started"] == procfs.start_time(running.pid)
+    assert said["pid"] == cri_runtime.pid
+    assert said["started"] == procfs.start_time(cri_runtime.pid)
     assert said["handlers"] == [*OURS, "runc"]
     assert said["default"] == "nvidia"
     assert said["toolkit"] == os.readlink(node.toolkit).rpartition("/")[2]
@@ -301,7 +292,7 @@ def test_a_run_writes_the_record_beside_the_pid_file_and_status_says_so(node: No
     assert (answer["in_sync"], answer["ready"], answer["unready"]) == (True, True, "")
 
 
-def test_a_run_that_has_nothing_to_do_leaves_a_true_record_alone(node: Node, running: Daemon) -> None:
+def test_a_run_that_has_nothing_to_do_leaves_a_true_record_alone(node: Node, cri_runtime: Daemon) -> None:
     converge(node)
     before = fake_node.trace(record(node))
     converge(node)
@@ -310,28 +301,28 @@ def test_a_run_that_has_nothing_to_do_leaves_a_true_record_alone(node: Node, run
 
 @pytest.mark.parametrize("damage", ["", "{", '{"boot": "another"}'], ids=["gone", "damaged", "another boot"])
 def test_a_run_that_has_nothing_else_to_do_writes_a_record_that_is_not_true(
-    node: Node, running: Daemon, damage: str
+    node: Node, cri_runtime: Daemon, damage: str
 ) -> None:
     converge(node)
     record(node).write_text(damage, encoding="utf-8")
     if not damage:
         record(node).unlink()
     converge(node)
-    assert json.loads(record(node).read_bytes())["pid"] == running.pid
-    assert running.signals() == ["SIGHUP"]
+    assert json.loads(record(node).read_bytes())["pid"] == cri_runtime.pid
+    assert cri_runtime.signals() == ["SIGHUP"]
 
 
 def test_a_runtime_that_was_started_anew_is_not_ready_until_the_next_run_which_restarts_nothing(
-    node: Node, running: Daemon
+    node: Node, cri_runtime: Daemon
 ) -> None:
     converge(node)
-    first = running.pid
-    start_anew(running)
+    first = cri_runtime.pid
+    start_anew(cri_runtime)
     assert status(node) == f"in sync\nnot ready: {record(node)} is out of date: pid, started changed\n"
     converge(node)
-    assert json.loads(record(node).read_bytes())["pid"] == running.pid != first
+    assert json.loads(record(node).read_bytes())["pid"] == cri_runtime.pid != first
     assert status(node) == "in sync\nready\n"
-    assert running.signals() == ["SIGHUP"]
+    assert cri_runtime.signals() == ["SIGHUP"]
 
 
 def test_a_dead_runtime_is_not_ready(node: Node) -> None:
@@ -342,7 +333,7 @@ def test_a_dead_runtime_is_not_ready(node: Node) -> None:
     )
 
 
-def test_a_runtime_that_is_not_well_is_not_ready(node: Node, running: Daemon) -> None:
+def test_a_runtime_that_is_not_well_is_not_ready(node: Node, cri_runtime: Daemon) -> None:
     converge(node)
     say(node, ready=False)
     assert (
@@ -351,7 +342,7 @@ def test_a_runtime_that_is_not_well_is_not_ready(node: Node, running: Daemon) ->
 
 
 def test_a_run_that_finds_the_runtime_unwell_removes_the_record(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transaction, "SOON", 0.3)
     monkeypatch.setattr(expectation, "SETTLING", 0.3)
@@ -363,7 +354,7 @@ def test_a_run_that_finds_the_runtime_unwell_removes_the_record(
 
 
 def test_a_change_that_is_refused_since_the_runtime_is_not_well_removes_the_record(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(preflight, "SOON", 0.3)
     converge(node)
@@ -374,7 +365,7 @@ def test_a_change_that_is_refused_since_the_runtime_is_not_well_removes_the_reco
 
 
 def test_a_runtime_that_is_not_well_is_not_blamed_on_a_change_where_there_was_none(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transaction, "SOON", 0.3)
     converge(node)
@@ -387,13 +378,13 @@ def test_a_runtime_that_is_not_well_is_not_blamed_on_a_change_where_there_was_no
 
 # What was said before is not the word of a process that was started since.
 def test_a_runtime_that_is_started_anew_while_it_is_asked_is_not_vouched_for(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = verify.runtime_state
 
     def word(*words: Any) -> Any:
         said = real(*words)
-        start_anew(running)
+        start_anew(cri_runtime)
         return said
 
     monkeypatch.setattr(verify, "runtime_state", word)
@@ -401,17 +392,17 @@ def test_a_runtime_that_is_started_anew_while_it_is_asked_is_not_vouched_for(
     assert not record(node).exists()
     monkeypatch.setattr(verify, "runtime_state", real)
     converge(node)
-    assert json.loads(record(node).read_bytes())["pid"] == running.pid
+    assert json.loads(record(node).read_bytes())["pid"] == cri_runtime.pid
 
 
 def test_the_handlers_in_the_record_are_those_of_the_process_in_it(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real: Any = transaction.commit
 
     def commit(*words: Any) -> Any:
         say(node, handlers=["runc"])
-        start_anew(running)
+        start_anew(cri_runtime)
         return real(*words)
 
     monkeypatch.setattr(transaction, "commit", commit)
@@ -421,7 +412,7 @@ def test_the_handlers_in_the_record_are_those_of_the_process_in_it(
 
 # What was owed is not owed any more once it is done, whatever was seen before.
 def test_what_a_killed_run_owed_is_vouched_for_by_the_next_one(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def killed(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -432,24 +423,24 @@ def test_what_a_killed_run_owed_is_vouched_for_by_the_next_one(
             converge(node)
     assert not record(node).exists()
     converge(node)
-    assert json.loads(record(node).read_bytes())["pid"] == running.pid
+    assert json.loads(record(node).read_bytes())["pid"] == cri_runtime.pid
 
 
-def test_a_runtime_without_cri_is_ready_by_its_judged_configuration(node: Node, running: Daemon) -> None:
+def test_a_runtime_without_cri_is_ready_by_its_judged_configuration(node: Node, cri_runtime: Daemon) -> None:
     say(node, unimplemented=True)
     converge(node)
     assert json.loads(record(node).read_bytes())["handlers"] is None
     assert status(node) == "in sync\nready\n"
 
 
-def test_a_node_that_is_not_as_wanted_is_not_ready(node: Node, running: Daemon) -> None:
+def test_a_node_that_is_not_as_wanted_is_not_ready(node: Node, cri_runtime: Daemon) -> None:
     converge(node)
     context = Context(settings=node.settings(runtime_class="gpu"), adapter=containerd, stop=Cancellation())
     assert readiness.unready(context, make_plan(context)) == "the node is not in sync"
     assert status(node, runtime_class="gpu").startswith("not in sync\n")
 
 
-def test_another_toolkit_is_another_record(node: Node, running: Daemon) -> None:
+def test_another_toolkit_is_another_record(node: Node, cri_runtime: Daemon) -> None:
     converge(node)
     first = json.loads(record(node).read_bytes())
     fake_node.make_artifacts(node.source, release="2")
@@ -460,7 +451,7 @@ def test_another_toolkit_is_another_record(node: Node, running: Daemon) -> None:
 
 @pytest.mark.parametrize("module", [journal, apply], ids=["the first byte is remembered", "a file changes"])
 def test_the_record_is_gone_before(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch, module: Any
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch, module: Any
 ) -> None:
     converge(node)
     assert record(node).exists()
@@ -480,7 +471,7 @@ def test_the_record_is_gone_before(
 
 
 def test_what_was_taken_back_is_not_ready(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(expectation, "SETTLING", 0.3)
     converge(node)
@@ -490,7 +481,7 @@ def test_what_was_taken_back_is_not_ready(
     assert not record(node).exists()
 
 
-def test_a_change_that_is_refused_leaves_the_record_alone(node: Node, running: Daemon) -> None:
+def test_a_change_that_is_refused_leaves_the_record_alone(node: Node, cri_runtime: Daemon) -> None:
     converge(node)
     before = fake_node.trace(record(node))
     notes = {"format": 1, "boot": procfs.boot_id(), "restarts": [restart_budget.uptime()] * 3}
@@ -500,13 +491,13 @@ def test_a_change_that_is_refused_leaves_the_record_alone(node: Node, running: D
     assert fake_node.trace(record(node)) == before
 
 
-def test_a_revert_removes_the_record(node: Node, running: Daemon) -> None:
+def test_a_revert_removes_the_record(node: Node, cri_runtime: Daemon) -> None:
     converge(node)
     uninstall.revert(node.settings(), containerd)
     assert not record(node).exists()
 
 
-def test_a_revert_of_nothing_removes_a_record_that_stood_alone(node: Node, running: Daemon) -> None:
+def test_a_revert_of_nothing_removes_a_record_that_stood_alone(node: Node, cri_runtime: Daemon) -> None:
     readiness_record.write(record(node), facts())
     uninstall.revert(node.settings(), containerd)
     assert not record(node).exists()
@@ -520,7 +511,7 @@ def test_a_run_without_runtime_config_is_ready_whatever_the_runtime_is(node: Nod
 
 
 def test_a_record_that_cannot_be_written_is_told_and_does_not_undo_what_is_done(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def full(*_: object) -> None:
         raise StepError("no room")
@@ -531,25 +522,25 @@ def test_a_record_that_cannot_be_written_is_told_and_does_not_undo_what_is_done(
     assert "no room; the node is in sync, but is not reported as ready" in caplog.messages
     assert not record(node).exists()
     converge(node)
-    assert json.loads(record(node).read_bytes())["pid"] == running.pid
-    assert running.signals() == ["SIGHUP"]
+    assert json.loads(record(node).read_bytes())["pid"] == cri_runtime.pid
+    assert cri_runtime.signals() == ["SIGHUP"]
 
 
 # --- left to others -----------------------------------------------------------------------------
 
 
-def test_with_mode_none_it_is_written_only_once_the_runtime_has_it(node: Node, running: Daemon) -> None:
+def test_with_mode_none_it_is_written_only_once_the_runtime_has_it(node: Node, cri_runtime: Daemon) -> None:
     converge(node, restart_mode="none")
     assert not record(node).exists()
     said = status(node, restart_mode="none")
     assert said == "in sync\nnot ready: the runtime is unhealthy or has not loaded the configuration\n"
     converge(node, restart_mode="none")
     assert not record(node).exists()
-    start_anew(running)
+    start_anew(cri_runtime)
     converge(node, restart_mode="none")
-    assert json.loads(record(node).read_bytes())["pid"] == running.pid
+    assert json.loads(record(node).read_bytes())["pid"] == cri_runtime.pid
     assert status(node, restart_mode="none") == "in sync\nready\n"
-    assert running.signals() == []
+    assert cri_runtime.signals() == []
 
 
 def test_with_mode_none_it_is_not_written_where_nobody_answers(node: Node) -> None:
@@ -579,11 +570,11 @@ def test_a_runtime_that_forgets_what_it_read_on_sighup_is_not_ready_until_it_is_
 # --- elsewhere ----------------------------------------------------------------------------------
 
 
-def test_the_record_can_lie_elsewhere(node: Node, running: Daemon) -> None:
+def test_the_record_can_lie_elsewhere(node: Node, cri_runtime: Daemon) -> None:
     elsewhere = node.root.parent / "shared/deep/nvidia-ready"
     converge(node, readiness_file=str(elsewhere))
     assert not record(node).exists()
-    assert json.loads(elsewhere.read_bytes())["pid"] == running.pid
+    assert json.loads(elsewhere.read_bytes())["pid"] == cri_runtime.pid
     assert status(node, readiness_file=str(elsewhere)) == "in sync\nready\n"
     assert status(node) == f"in sync\nnot ready: {record(node)} not found\n"
     uninstall.revert(node.settings(readiness_file=str(elsewhere)), containerd)
@@ -591,7 +582,7 @@ def test_the_record_can_lie_elsewhere(node: Node, running: Daemon) -> None:
 
 
 def test_a_directory_where_the_record_should_be_keeps_everything_as_it_is(
-    node: Node, running: Daemon
+    node: Node, cri_runtime: Daemon
 ) -> None:
     record(node).mkdir()
     before = fake_node.snapshot(node.root / "etc")
@@ -599,4 +590,4 @@ def test_a_directory_where_the_record_should_be_keeps_everything_as_it_is(
         converge(node)
     assert fake_node.snapshot(node.root / "etc") == before
     assert not node.install_dir.exists()
-    assert running.signals() == []
+    assert cri_runtime.signals() == []

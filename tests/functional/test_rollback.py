@@ -9,7 +9,7 @@ import shutil
 import signal
 import time
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -52,21 +52,11 @@ from toolkit.state import journal
 from toolkit.state.record import Operation
 from toolkit.state.restart_budget import Budget
 
+pytestmark = pytest.mark.usefixtures("no_fsync")
+
 OURS: Final = ("nvidia", "nvidia-cdi", "nvidia-legacy")
 THEIRS: Final = b"\n# theirs\n"
 TAKEN_BACK: Final = "; the change was rolled back and the node is in its previous state"
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let nothing wait for the disk; that what is written is durable is the matter of tests/faults."""
-    monkeypatch.setattr(os, "fsync", lambda _: None)
-
-
-@pytest.fixture
-def running(node: Node) -> Iterator[Daemon]:
-    with runtime(node) as daemon:
-        yield daemon
 
 
 def tree(node: Node) -> dict[str, tuple[int, tuple[int, int], str]]:
@@ -118,14 +108,14 @@ def test_after_a_first_install_the_tree_is_as_it_was(
     say(node)
     before = tree(node)
     fails_after(monkeypatch, lambda: _is_installed(node))
-    with runtime(node) as running:
+    with runtime(node) as cri_runtime:
         with pytest.raises(RolledBack) as caught:
             converge(node)
         assert str(caught.value) == f"it broke{TAKEN_BACK}"
         assert caught.value.exit_code == 6
         assert tree(node) == before
         assert not (node.root / "usr").exists(), "the directories that we made go as well"
-        assert running.signals() == ["SIGHUP", "SIGHUP"]
+        assert cri_runtime.signals() == ["SIGHUP", "SIGHUP"]
 
 
 def _is_installed(node: Node) -> None:
@@ -135,7 +125,7 @@ def _is_installed(node: Node) -> None:
 
 
 def test_directories_that_were_there_before_stay(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node.install_dir.mkdir(parents=True, mode=0o750)
     node.drop_in.parent.mkdir()
@@ -147,7 +137,7 @@ def test_directories_that_were_there_before_stay(
 
 
 def test_what_somebody_put_into_a_directory_of_ours_meanwhile_stays(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fails_after(monkeypatch, lambda: (node.install_dir / "mine").write_bytes(b"theirs"))
     with pytest.raises(RolledBack):
@@ -157,7 +147,7 @@ def test_what_somebody_put_into_a_directory_of_ours_meanwhile_stays(
 
 
 def test_the_directory_of_another_installer_stands_where_it_stood(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node.toolkit.mkdir(parents=True)
     (node.toolkit / "nvidia-ctk").write_bytes(b"theirs")
@@ -189,45 +179,45 @@ def breaks(monkeypatch: pytest.MonkeyPatch, module: Any, step: str, *, after: Ca
     ("module", "step"), [(versions, "install"), (apply, "changes")], ids=["files", "config"]
 )
 def test_a_runtime_that_was_not_told_is_not_told_of_the_way_back_either(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch, module: Any, step: str
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch, module: Any, step: str
 ) -> None:
-    before, pid = tree(node), running.pid
+    before, pid = tree(node), cri_runtime.pid
     breaks(monkeypatch, module, step, after=lambda: None)
     with pytest.raises(RolledBack) as caught:
         converge(node)
     assert (str(caught.value), caught.value.hint) == (f"no room{TAKEN_BACK}", "make some")
     assert tree(node) == before
-    assert (running.signals(), running.pid) == ([], pid)
+    assert (cri_runtime.signals(), cri_runtime.pid) == ([], pid)
 
 
 def test_a_runtime_that_somebody_restarted_meanwhile_is_told_of_the_way_back(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = tree(node)
-    breaks(monkeypatch, apply, "changes", after=lambda: start_anew(running))
+    breaks(monkeypatch, apply, "changes", after=lambda: start_anew(cri_runtime))
     with pytest.raises(RolledBack):
         converge(node)
     assert tree(node) == before
-    assert running.signals() == ["SIGHUP"], "it has read what was taken back"
+    assert cri_runtime.signals() == ["SIGHUP"], "it has read what was taken back"
     assert set(cri.status(node.socket, timeout=5).handlers or ()) == {"runc"}
 
 
 def test_a_runtime_that_somebody_restarted_while_the_files_went_back_is_told_of_them(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = tree(node)
     breaks(monkeypatch, apply, "changes", after=lambda: None)
     real: Callable[..., Any] = rollback.restore_files
 
     def files_back(*words: Any) -> Any:
-        start_anew(running)
+        start_anew(cri_runtime)
         return real(*words)
 
     monkeypatch.setattr(rollback, "restore_files", files_back)
     with pytest.raises(RolledBack):
         converge(node)
     assert tree(node) == before
-    assert running.signals() == ["SIGHUP"], "it has read what was taken back"
+    assert cri_runtime.signals() == ["SIGHUP"], "it has read what was taken back"
     assert set(cri.status(node.socket, timeout=5).handlers or ()) == {"runc"}
 
 
@@ -242,10 +232,10 @@ def start_anew(daemon: Daemon) -> None:
 
 # It has read what was taken back, and only its own word could say that it has not.
 def test_with_mode_none_the_files_go_back_and_the_rest_waits_until_somebody_restarts_it(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = tree(node)
-    breaks(monkeypatch, apply, "changes", after=lambda: start_anew(running))
+    breaks(monkeypatch, apply, "changes", after=lambda: start_anew(cri_runtime))
     for run in range(2):
         with pytest.raises(NotRolledBack) as caught:
             converge(
@@ -258,19 +248,19 @@ def test_with_mode_none_the_files_go_back_and_the_rest_waits_until_somebody_rest
         opened = journal.load(node.install_dir).open
         assert opened is not None
         assert opened.failure == "no room"
-    start_anew(running)
+    start_anew(cri_runtime)
     monkeypatch.undo()
     transaction.recover(
         Context(settings=node.settings(restart_mode="none"), adapter=containerd, stop=Cancellation())
     )
     assert tree(node) == before
-    assert running.signals() == []
+    assert cri_runtime.signals() == []
 
 
 def test_with_mode_none_nothing_is_forgotten_while_the_runtime_is_dead(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stuck(node, monkeypatch, running)
+    stuck(node, monkeypatch, cri_runtime)
     kept = tree(node)
     with pytest.raises(NotRolledBack, match=r"^it broke; rollback failed: "):
         converge(node, restart_mode="none")
@@ -282,7 +272,7 @@ def test_with_mode_none_nothing_is_forgotten_while_the_runtime_is_dead(
 
 
 def test_a_bug_of_ours_is_taken_back_as_well(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = tree(node)
 
@@ -298,7 +288,7 @@ def test_a_bug_of_ours_is_taken_back_as_well(
 
 
 def test_a_runtime_that_was_not_well_before_need_not_be_so_after_the_way_back(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("toolkit.reconcile.preflight.SOON", 0.1)
     say(node, "", {"ready": False})
@@ -309,7 +299,7 @@ def test_a_runtime_that_was_not_well_before_need_not_be_so_after_the_way_back(
 
 
 def test_every_restart_counts_the_one_on_the_way_back_too(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fails_after(monkeypatch)
     with pytest.raises(RolledBack):
@@ -319,7 +309,7 @@ def test_every_restart_counts_the_one_on_the_way_back_too(
 
 
 def test_a_restart_on_the_way_back_that_cannot_be_noted_happens_all_the_same(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def spend(_: Budget) -> None:
         raise StepError("no room")
@@ -329,31 +319,31 @@ def test_a_restart_on_the_way_back_that_cannot_be_noted_happens_all_the_same(
     with pytest.raises(RolledBack, match=r"^it broke"):
         converge(node)
     assert tree(node) == before
-    assert running.signals() == ["SIGHUP", "SIGHUP"]
+    assert cri_runtime.signals() == ["SIGHUP", "SIGHUP"]
 
 
 def test_a_restart_that_cannot_be_counted_does_not_happen(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before, pid = tree(node), running.pid
+    before, pid = tree(node), cri_runtime.pid
     monkeypatch.setattr(Budget, "spend", full)
     with pytest.raises(RolledBack) as caught:
         converge(node, restart_budget="3")
     assert str(caught.value) == f"no room{TAKEN_BACK}"
     assert tree(node) == before
-    assert (running.signals(), running.pid) == ([], pid)
+    assert (cri_runtime.signals(), cri_runtime.pid) == ([], pid)
 
 
 @pytest.mark.parametrize("budget", ["0", "3"])
 def test_a_revert_that_cannot_be_counted_happens_all_the_same(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch, budget: str
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch, budget: str
 ) -> None:
     before = tree(node)
     converge(node)
     monkeypatch.setattr(Budget, "spend", full)
     revert(node, restart_budget=budget)
     assert tree(node) == before
-    assert running.signals() == ["SIGHUP", "SIGHUP"]
+    assert cri_runtime.signals() == ["SIGHUP", "SIGHUP"]
 
 
 def killed_on_the_way_back(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -366,7 +356,7 @@ def killed_on_the_way_back(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("why", ["the budget is used up", "it cannot be counted"])
 def test_a_later_run_on_the_way_back_restarts_no_more_than_the_budget_allows(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch, why: str
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch, why: str
 ) -> None:
     killed_on_the_way_back(node, monkeypatch)
     kept = tree(node)
@@ -379,9 +369,9 @@ def test_a_later_run_on_the_way_back_restarts_no_more_than_the_budget_allows(
             with pytest.raises(NotRolledBack, match=rf"^it broke; rollback failed: {said}"):
                 converge(node, restart_budget="1" if said != "no room" else "9")
     assert tree(node) == kept
-    assert running.signals() == ["SIGHUP"]
+    assert cri_runtime.signals() == ["SIGHUP"]
     # Somebody restarts it: then the old files are what it has, and there is nothing to restart for.
-    start_anew(running)
+    start_anew(cri_runtime)
     transaction.recover(
         Context(settings=node.settings(restart_budget="1"), adapter=containerd, stop=Cancellation())
     )
@@ -389,14 +379,14 @@ def test_a_later_run_on_the_way_back_restarts_no_more_than_the_budget_allows(
 
 
 def test_without_a_limit_a_later_run_on_the_way_back_restarts_as_often_as_it_takes(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     killed_on_the_way_back(node, monkeypatch)
     monkeypatch.setattr(Budget, "spend", full)
     transaction.recover(
         Context(settings=node.settings(restart_budget="0"), adapter=containerd, stop=Cancellation())
     )
-    assert running.signals() == ["SIGHUP", "SIGHUP"]
+    assert cri_runtime.signals() == ["SIGHUP", "SIGHUP"]
 
 
 # --- a runtime that died ------------------------------------------------------------------------
@@ -524,7 +514,7 @@ def lacking(node: Node, **options: str) -> str:
 
 
 def test_a_restart_that_does_not_help_is_not_called_taken_back_and_not_tried_again(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(expectation, "SETTLING", 0.3)
     converge(node)
@@ -537,21 +527,21 @@ def test_a_restart_that_does_not_help_is_not_called_taken_back_and_not_tried_aga
     assert lacking(node) == f"{why}; no file was changed"
     for _ in range(2):
         assert lacking(node) == f"{already}; reloading the same files did not help"
-    assert running.signals() == ["SIGHUP", "SIGHUP"]
+    assert cri_runtime.signals() == ["SIGHUP", "SIGHUP"]
     # Another process may take them up, and so may this one take other files up.
-    start_anew(running)
+    start_anew(cri_runtime)
     assert lacking(node) == f"{why}; no file was changed"
     assert lacking(node) == f"{already}; reloading the same files did not help"
     append(node.config)
     assert lacking(node) == f"{why}; no file was changed"
-    assert len(running.signals()) == 4
+    assert len(cri_runtime.signals()) == 4
     say(node)
     converge(node)
-    assert len(running.signals()) == 4
+    assert len(cri_runtime.signals()) == 4
 
 
 def test_a_restart_that_a_signal_cut_short_may_be_tried_again(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(expectation, "SETTLING", 0.3)
     converge(node)
@@ -567,14 +557,14 @@ def test_a_restart_that_a_signal_cut_short_may_be_tried_again(
         with pytest.raises(StepError, match=r"^interrupted by SIGTERM: it takes long; no file was changed$"):
             transaction.converge(node.settings(), containerd, stop)
     assert lacking(node).endswith("; no file was changed")
-    assert running.signals() == ["SIGHUP", "SIGHUP"]
+    assert cri_runtime.signals() == ["SIGHUP", "SIGHUP"]
 
 
 # --- an upgrade ---------------------------------------------------------------------------------
 
 
 def test_after_an_upgrade_the_old_version_stands_and_there_is_no_trace_of_the_new(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     converge(node)
     before, record, link = tree(node), journal.load(node.install_dir), os.readlink(node.toolkit)
@@ -603,7 +593,7 @@ def _is_upgraded(node: Node, link: str) -> None:
 
 
 def test_a_version_from_before_that_is_used_no_more_stays_where_the_new_one_fails(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     converge(node)
     for release in ("2", "3"):
@@ -620,11 +610,11 @@ def test_a_version_from_before_that_is_used_no_more_stays_where_the_new_one_fail
 
 @pytest.mark.parametrize("first", [True, False], ids=["first install", "upgrade"])
 def test_a_version_that_does_not_run_on_this_node_is_taken_back_before_the_runtime_hears_of_it(
-    node: Node, running: Daemon, *, first: bool
+    node: Node, cri_runtime: Daemon, *, first: bool
 ) -> None:
     if not first:
         converge(node)
-    signals = running.signals()
+    signals = cri_runtime.signals()
     fake_node.make_artifacts(node.source, release="2")
     script = "#!/bin/sh\necho 'no such C library' >&2\nexit 127\n"
     fake_node.write_program(node.source / "usr/bin/nvidia-ctk", script)
@@ -635,14 +625,14 @@ def test_a_version_that_does_not_run_on_this_node_is_taken_back_before_the_runti
     assert str(caught.value) == why + TAKEN_BACK
     assert caught.value.hint == "is the toolkit for this node's architecture and C library?"
     assert tree(node) == before
-    assert running.signals() == signals
+    assert cri_runtime.signals() == signals
 
 
 # --- a revert -----------------------------------------------------------------------------------
 
 
 def test_after_a_revert_that_failed_everything_of_ours_stands(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     converge(node)
     before = tree(node)
@@ -666,7 +656,7 @@ WITHOUT_US: Final = r"\A(?!(?s:.)*nvidia-cdi)"
 )
 def test_a_revert_goes_on_after_a_kill_as_if_there_had_been_none(
     node: Node,
-    running: Daemon,
+    cri_runtime: Daemon,
     monkeypatch: pytest.MonkeyPatch,
     module: Any,
     step: str,
@@ -690,7 +680,7 @@ def test_a_revert_goes_on_after_a_kill_as_if_there_had_been_none(
 
 
 def test_an_install_goes_on_after_a_kill_as_if_there_had_been_none(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = tree(node)
     say(node, "nvidia-cdi", {"handlers": list(OURS)})
@@ -707,14 +697,14 @@ def test_an_install_goes_on_after_a_kill_as_if_there_had_been_none(
 
 
 def test_a_handler_of_another_installer_that_we_made_the_default_is_it_no_more(
-    node: Node, running: Daemon
+    node: Node, cri_runtime: Daemon
 ) -> None:
     theirs = fake_node.KUBEADM + stories.THEIRS.format(toolkit=node.toolkit).encode()
     node.config.write_bytes(theirs)
     node.toolkit.mkdir(parents=True)  # without it, its keys would count as ours of a lost record
     fake_node.write_program(node.toolkit / "nvidia-container-runtime", "#!/bin/sh\necho theirs\n")
     before = tree(node)
-    start_anew(running)
+    start_anew(cri_runtime)
     converge(node)
     assert b'default_runtime_name = "nvidia"' in node.config.read_bytes()
     revert(node)
@@ -769,7 +759,7 @@ def append(path: Path) -> None:
 
 
 def test_an_edit_between_the_write_and_the_undo_survives(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fails_after(monkeypatch, lambda: append(node.config))
     with pytest.raises(RolledBack):
@@ -779,7 +769,7 @@ def test_an_edit_between_the_write_and_the_undo_survives(
 
 
 def test_an_edit_during_an_upgrade_survives_it_and_the_revert_after_it(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     converge(node)
     installed = node.config.read_bytes()
@@ -795,7 +785,7 @@ def test_an_edit_during_an_upgrade_survives_it_and_the_revert_after_it(
 
 
 def test_an_edit_of_what_we_wrote_stays_and_is_named(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     ours, theirs = b'default_runtime_name = "nvidia"', b'default_runtime_name = "runc"'
     fails_after(monkeypatch, lambda: edit(node.config, ours, theirs))
@@ -821,22 +811,22 @@ def test_a_file_that_somebody_gave_back_or_removed_meanwhile_stays_so_and_the_ru
         node.config.unlink() if restored is None else node.config.write_bytes(restored)
 
     fails_after(monkeypatch, give_back)
-    with runtime(node) as running:
+    with runtime(node) as cri_runtime:
         with pytest.raises(RolledBack):
             converge(node)
         assert (node.config.read_bytes() if restored else node.config.exists()) == (restored or False)
         assert not node.install_dir.exists()
-        assert running.signals() == ["SIGHUP", "SIGHUP"]
+        assert cri_runtime.signals() == ["SIGHUP", "SIGHUP"]
 
 
 # --- the way back fails -------------------------------------------------------------------------
 
 
-def stuck(node: Node, monkeypatch: pytest.MonkeyPatch, running: Daemon, **options: str) -> NotRolledBack:
+def stuck(node: Node, monkeypatch: pytest.MonkeyPatch, cri_runtime: Daemon, **options: str) -> NotRolledBack:
     """Run into a change that fails, after which nobody starts the runtime again."""
     with monkeypatch.context() as patch:
         patch.setattr(rollback, "deadline_of", lambda _: Deadline(0.3))
-        fails_after(patch, lambda: setattr(running, "revives", False))
+        fails_after(patch, lambda: setattr(cri_runtime, "revives", False))
         with pytest.raises(NotRolledBack) as caught:
             converge(node, **options)
     assert caught.value.exit_code == 7
@@ -844,9 +834,9 @@ def stuck(node: Node, monkeypatch: pytest.MonkeyPatch, running: Daemon, **option
 
 
 def test_where_the_way_back_fails_everything_is_kept_and_named(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    error = stuck(node, monkeypatch, running)
+    error = stuck(node, monkeypatch, cri_runtime)
     (original,) = (node.state.parent / "originals").iterdir()
     assert original.read_bytes() == fake_node.KUBEADM
     said = str(error)
@@ -866,16 +856,16 @@ def test_where_the_way_back_fails_everything_is_kept_and_named(
 def test_a_file_that_was_not_there_is_named_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     node = fake_node.make_node(tmp_path / "node", None)
     say(node)
-    with runtime(node) as running:
-        error = stuck(node, monkeypatch, running)
+    with runtime(node) as cri_runtime:
+        error = stuck(node, monkeypatch, cri_runtime)
     assert f"({node.config} did not exist)" in str(error)
     assert not node.config.exists()
 
 
 def test_as_long_as_the_runtime_is_away_every_run_says_the_same_and_keeps_all(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stuck(node, monkeypatch, running)
+    stuck(node, monkeypatch, cri_runtime)
     before = tree(node)
     for _ in range(2):
         with pytest.raises(NotRolledBack) as caught:
@@ -886,10 +876,10 @@ def test_as_long_as_the_runtime_is_away_every_run_says_the_same_and_keeps_all(
 
 # The files are the old ones already, but whether the runtime can start with them is what nobody knows.
 def test_a_revert_waits_for_the_runtime_to_run_again_and_keeps_everything_until_then(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = tree(node)
-    stuck(node, monkeypatch, running)
+    stuck(node, monkeypatch, cri_runtime)
     kept = tree(node)
     with pytest.raises(NotRolledBack, match=r"^it broke; rollback failed: "):
         revert(node, reload_timeout="0.3")
@@ -901,16 +891,16 @@ def test_a_revert_waits_for_the_runtime_to_run_again_and_keeps_everything_until_
 
 
 def test_a_revert_does_not_wait_for_a_runtime_that_is_given_up(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = tree(node)
-    stuck(node, monkeypatch, running)
+    stuck(node, monkeypatch, cri_runtime)
     revert(node, force="true")
     assert tree(node) == before
 
 
 def test_a_runtime_that_nobody_has_told_of_what_was_put_back_by_hand_is_told_by_the_revert(
-    node: Node, running: Daemon
+    node: Node, cri_runtime: Daemon
 ) -> None:
     before = tree(node)
     converge(node, set_as_default="true")
@@ -918,17 +908,18 @@ def test_a_runtime_that_nobody_has_told_of_what_was_put_back_by_hand_is_told_by_
     with pytest.raises(StepError) as caught:
         revert(node, restart_mode="none")
     assert str(caught.value) == (
-        f"PID {running.pid} was not restarted and still has the toolkit's handlers, so their files are kept"
+        f"PID {cri_runtime.pid} was not restarted and still has the toolkit's handlers,"
+        " so their files are kept"
     )
     assert (node.toolkit / "nvidia-container-runtime").exists()
     revert(node)
-    assert running.signals() == ["SIGHUP", "SIGHUP"]
+    assert cri_runtime.signals() == ["SIGHUP", "SIGHUP"]
     assert set(cri.status(node.socket, timeout=5).handlers or ()) == {"runc"}
     assert tree(node) == before
 
 
 def test_a_runtime_that_does_not_say_what_it_has_keeps_the_files(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(uninstall, "SOON", 0.2)
     monkeypatch.setattr(in_use, "using", lambda *_, **__: ())
@@ -942,11 +933,11 @@ def test_a_runtime_that_does_not_say_what_it_has_keeps_the_files(
         " handlers, so their files are kept"
     )
     assert (node.toolkit / "nvidia-container-runtime").exists()
-    assert running.signals() == ["SIGHUP"]
+    assert cri_runtime.signals() == ["SIGHUP"]
 
 
 # As from a pod into which the directory is not mounted: to it every file of ours is gone.
-def test_a_directory_that_a_revert_does_not_see_keeps_everything(node: Node, running: Daemon) -> None:
+def test_a_directory_that_a_revert_does_not_see_keeps_everything(node: Node, cri_runtime: Daemon) -> None:
     before = tree(node)
     converge(node)
     directory = node.config.parent
@@ -959,7 +950,7 @@ def test_a_directory_that_a_revert_does_not_see_keeps_everything(node: Node, run
     )
     assert tree(node) == installed
     elsewhere.rename(directory)
-    assert running.signals() == ["SIGHUP"]
+    assert cri_runtime.signals() == ["SIGHUP"]
     revert(node)
     assert tree(node) == before
 
@@ -977,11 +968,11 @@ def test_a_directory_of_ours_that_somebody_removed_keeps_no_revert(tmp_path: Pat
 
 
 def test_a_revert_of_an_upgrade_that_is_stuck_leads_to_before_us(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = tree(node)
     converge(node)
-    stuck(node, monkeypatch, running, runtime_class="gpu")
+    stuck(node, monkeypatch, cri_runtime, runtime_class="gpu")
     with pytest.raises(StepError, match=r": nothing was changed$"):
         revert(node)
     with runtime(node):
@@ -991,10 +982,10 @@ def test_a_revert_of_an_upgrade_that_is_stuck_leads_to_before_us(
 
 
 def test_the_next_run_goes_on_with_the_way_back_and_then_with_its_own(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = tree(node)
-    stuck(node, monkeypatch, running)
+    stuck(node, monkeypatch, cri_runtime)
     with runtime(node):
         converge(node)
         assert set(cri.status(node.socket, timeout=5).handlers or ()) >= {"nvidia", "runc"}
@@ -1004,10 +995,10 @@ def test_the_next_run_goes_on_with_the_way_back_and_then_with_its_own(
 
 
 def test_the_next_run_only_goes_back_where_it_is_killed_then(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = tree(node)
-    stuck(node, monkeypatch, running)
+    stuck(node, monkeypatch, cri_runtime)
     with runtime(node):
         transaction.recover(Context(settings=node.settings(), adapter=containerd, stop=Cancellation()))
     assert tree(node) == before
@@ -1016,7 +1007,7 @@ def test_the_next_run_only_goes_back_where_it_is_killed_then(
 
 @pytest.mark.parametrize("written", [False, True], ids=["before the write", "after the write"])
 def test_a_runtime_that_has_the_change_is_told_where_the_way_back_was_killed_at_its_write(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch, *, written: bool
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch, *, written: bool
 ) -> None:
     before = tree(node)
     fails_after(monkeypatch, lambda: killed_in(monkeypatch, apply, "changes", after=written))
@@ -1029,7 +1020,7 @@ def test_a_runtime_that_has_the_change_is_told_where_the_way_back_was_killed_at_
 
 
 def test_a_revert_after_a_killed_way_back_does_not_miss_what_the_runtime_has_of_the_change(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = tree(node)
     converge(node)
@@ -1044,7 +1035,7 @@ def test_a_revert_after_a_killed_way_back_does_not_miss_what_the_runtime_has_of_
 
 
 def test_another_runtime_is_neither_told_nor_asked_on_the_way_back(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fails_after(monkeypatch)
     killed_in(monkeypatch, rollback, "_reload_runtime", after=False)
@@ -1064,14 +1055,14 @@ def test_another_runtime_is_neither_told_nor_asked_on_the_way_back(
             assert caught.value.hint == "revert that first: nvidia-toolkit revert --runtime containerd"
         assert dockerd.signals() == []
     assert tree(node) == kept
-    assert running.signals() == ["SIGHUP"]
+    assert cri_runtime.signals() == ["SIGHUP"]
     converge(node)
     assert set(cri.status(node.socket, timeout=5).handlers or ()) == {"runc", *OURS}
 
 
 @pytest.mark.parametrize("earlier", [False, True], ids=["at the first install", "at a repair"])
 def test_a_file_that_is_overwritten_before_the_runtime_reads_it_is_named_and_no_dead_end(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch, *, earlier: bool
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch, *, earlier: bool
 ) -> None:
     """Two tools fight: the runtime reads theirs, and has lost our handlers, which it had before."""
     theirs = node.config.read_bytes()
@@ -1097,12 +1088,12 @@ def test_a_file_that_is_overwritten_before_the_runtime_reads_it_is_named_and_no_
 
 
 def test_an_upgrade_that_is_stuck_gets_its_old_version_back_once_the_runtime_is(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     converge(node)
     before, link = tree(node), os.readlink(node.toolkit)
     fake_node.make_artifacts(node.source, release="2")
-    stuck(node, monkeypatch, running, runtime_class="gpu")
+    stuck(node, monkeypatch, cri_runtime, runtime_class="gpu")
     with runtime(node):
         transaction.recover(Context(settings=node.settings(), adapter=containerd, stop=Cancellation()))
     assert os.readlink(node.toolkit) == link
@@ -1113,7 +1104,7 @@ def test_an_upgrade_that_is_stuck_gets_its_old_version_back_once_the_runtime_is(
 
 
 def test_an_original_that_is_gone_is_no_guess(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fails_after(monkeypatch, lambda: shutil.rmtree(node.state.parent / "originals"))
     with pytest.raises(
@@ -1124,7 +1115,7 @@ def test_an_original_that_is_gone_is_no_guess(
 
 
 def test_an_original_that_is_gone_is_no_dead_end_where_its_bytes_are_in_place(
-    node: Node, running: Daemon
+    node: Node, cri_runtime: Daemon
 ) -> None:
     before = tree(node)
     converge(node)
@@ -1168,7 +1159,7 @@ def full(*_: Any, **__: Any) -> None:
 
 
 def test_a_first_install_is_taken_back_on_a_full_disk_as_well(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = tree(node)
     fails_after(monkeypatch, lambda: monkeypatch.setattr(journal, "save", full))
@@ -1180,7 +1171,7 @@ def test_a_first_install_is_taken_back_on_a_full_disk_as_well(
 
 # Not even that the change failed can be noted, so the next run finds an open transaction and nothing to do.
 def test_an_upgrade_on_a_full_disk_gets_its_files_back_and_the_next_run_does_the_rest(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     converge(node)
     before = tree(node)
@@ -1203,7 +1194,7 @@ class Killed(BaseException):
 # As where its user takes an upgrade back whose pod was killed: the record knows of what was never written.
 @pytest.mark.parametrize("written", [False, True], ids=["before the write", "after the write"])
 def test_after_a_killed_upgrade_the_former_wish_can_be_had_again_and_reverted(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch, *, written: bool
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch, *, written: bool
 ) -> None:
     before = tree(node)
     converge(node)
@@ -1219,7 +1210,7 @@ def test_after_a_killed_upgrade_the_former_wish_can_be_had_again_and_reverted(
 
 
 def test_after_a_killed_upgrade_of_the_toolkit_the_way_back_leads_to_what_stands_there(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     converge(node)
     link = os.readlink(node.toolkit)
@@ -1244,40 +1235,40 @@ def test_a_runtime_that_somebody_restarted_after_a_killed_write_is_asked_and_not
 ) -> None:
     node = fake_node.make_node(tmp_path / "node", config)
     say(node)
-    with runtime(node) as running:
+    with runtime(node) as cri_runtime:
         with monkeypatch.context() as patch:
             killed_in(patch, apply, "changes", after=True)
             with pytest.raises(Killed):
                 converge(node)
         time.sleep(0.1)
-        start_anew(running)
+        start_anew(cri_runtime)
         converge(node)
-        assert running.signals() == []
+        assert cri_runtime.signals() == []
         assert journal.load(node.install_dir).open is None
         with monkeypatch.context() as patch:
             killed_in(patch, apply, "changes", after=True)
             with pytest.raises(Killed):
                 revert(node)
         time.sleep(0.1)
-        start_anew(running)
+        start_anew(cri_runtime)
         revert(node)
-        assert running.signals() == []
+        assert cri_runtime.signals() == []
         assert not node.install_dir.exists()
 
 
 def test_a_runtime_that_nobody_restarted_after_a_killed_write_is_restarted(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
         killed_in(patch, apply, "changes", after=True)
         with pytest.raises(Killed):
             converge(node)
     converge(node)
-    assert running.signals() == ["SIGHUP"]
+    assert cri_runtime.signals() == ["SIGHUP"]
 
 
 def test_a_way_back_to_the_former_version_that_fails_before_the_switch_is_still_made(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     converge(node)
     link = os.readlink(node.toolkit)
@@ -1313,7 +1304,7 @@ def killed_in(monkeypatch: pytest.MonkeyPatch, module: Any, step: str, *, after:
 
 
 def test_a_specification_made_beside_an_open_transaction_is_not_forgotten_with_it(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is made after the transaction, and so it is none that the way back of one may lose."""
     monkeypatch.setattr(spec, "dependencies", lambda *_: "of this driver")
@@ -1345,9 +1336,9 @@ def test_a_specification_made_beside_an_open_transaction_is_not_forgotten_with_i
 
 @pytest.mark.parametrize("damage", ["cut", "kind", "baseline"])
 def test_a_damaged_transaction_is_exit_3_and_nothing_is_touched(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch, damage: str
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
-    stuck(node, monkeypatch, running)
+    stuck(node, monkeypatch, cri_runtime)
     said = json.loads(node.state.read_bytes())
     text = json.dumps(said)
     if damage == "cut":
@@ -1382,11 +1373,11 @@ def test_a_damaged_transaction_is_exit_3_and_nothing_is_touched(
 @pytest.mark.parametrize("turn", [1, 2], ids=["what is about to be made", "what is about to change"])
 @pytest.mark.parametrize("is_first", [True, False], ids=["first install", "upgrade"])
 def test_what_cannot_be_remembered_is_not_begun(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch, turn: int, *, is_first: bool
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch, turn: int, *, is_first: bool
 ) -> None:
     if not is_first:
         converge(node)
-    before, signals, real = tree(node), running.signals(), journal.save
+    before, signals, real = tree(node), cri_runtime.signals(), journal.save
     saved: list[object] = []
 
     def save(*words: Any) -> Any:
@@ -1401,11 +1392,11 @@ def test_what_cannot_be_remembered_is_not_begun(
     assert not isinstance(caught.value, RolledBack)
     assert tree(node) == before
     assert node.state.exists() is not is_first
-    assert running.signals() == signals
+    assert cri_runtime.signals() == signals
 
 
 def test_a_file_that_changed_since_the_plan_is_not_begun_with(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = transaction.begin
 
@@ -1418,7 +1409,7 @@ def test_a_file_that_changed_since_the_plan_is_not_begun_with(
         converge(node)
     assert node.config.read_bytes() == fake_node.KUBEADM + THEIRS
     assert not node.install_dir.exists()
-    assert running.signals() == []
+    assert cri_runtime.signals() == []
 
 
 # --- the switch back ----------------------------------------------------------------------------

@@ -28,6 +28,8 @@ from toolkit.reconcile import rollback, transaction, uninstall
 from toolkit.runtime import expectation, locate, observe, restart
 from toolkit.settings.options import RestartMode
 
+pytestmark = pytest.mark.usefixtures("no_fsync")
+
 TERM: Final = 128 + signal.SIGTERM
 
 
@@ -254,12 +256,6 @@ def test_without_any_patience_a_process_is_ended_at_once() -> None:
 
 
 # --- before anything was done -------------------------------------------------------------------
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let nothing wait for the disk; that what is written is durable is the matter of tests/faults."""
-    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 def files_of(node: Node) -> dict[str, fake_node.Trace]:

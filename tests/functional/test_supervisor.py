@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import stat
 import subprocess
+import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -131,6 +133,19 @@ def test_a_bad_change_to_what_nothing_starts_again_is_rolled_back(node: Node) ->
         assert fake_node.cli("status", *options).stdout.startswith("not in sync\n")
 
 
+def test_a_change_without_effect_is_rolled_back_where_nothing_starts_it_again(node: Node) -> None:
+    """It is ended a second time, while it runs with the change."""
+    before = node.config.read_bytes()
+    fake_runtime.say(node, sick_if="runtimes.nvidia", sick={"handlers": ["runc"]})
+    with unsupervised(node) as daemon:
+        result = fake_node.cli("run", "--no-daemon", *node.options(restart_mode="signal", reload_timeout="4"))
+        assert result.returncode == 6, result.stderr
+        assert (daemon.signals(), daemon.starts()) == (["SIGHUP", "SIGHUP"], 3)
+        assert processes.is_running(newest(daemon))
+        assert not launch_file(node).exists()
+        assert node.config.read_bytes() == before
+
+
 def test_how_to_start_it_is_said_where_it_cannot_be_started(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,20 +179,189 @@ def test_what_would_be_started_with_fewer_rights_is_not_ended(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a pod with few capabilities a containerd that it starts could run no container."""
-    read = procfs.capabilities
     monkeypatch.setattr(procfs, "capabilities", lambda kind, *pid: 0 if kind == "CapBnd" else 1 << 21)
     with unsupervised(node) as daemon:
         settings = node.settings(restart_mode="signal", reload_timeout="4")
         with pytest.raises(StepError) as caught:
             transaction.converge(settings, containerd)
         assert caught.value.exit_code == 4
-        assert "it has capabilities that this process lacks (the pod needs `privileged: true`;" in str(
-            caught.value.message
-        )
+        lacking = "because it has capabilities that this process lacks (the pod needs `privileged: true`;"
+        assert lacking in caught.value.message
         assert "nothing was changed" in caught.value.message
         assert daemon.signals() == []
         assert not node.drop_in.exists()
-    assert read("CapEff") == read("CapEff", os.getpid())
+
+
+# --- a run that is killed in between --------------------------------------------------------------
+
+
+def killed_after_the_signal(node: Node, daemon: Daemon, *words: str) -> launch.Launch:
+    """Kill a run that has ended the runtime and waits for it; return how the runtime was started."""
+    was = launch.of(HERE, inspected(newest(daemon)))
+    assert was is not None
+    signals = len(daemon.signals())
+    options = node.options(restart_mode="signal", reload_timeout="60")
+    argv = [sys.executable, "-m", "toolkit", *(words or ("run", "--no-daemon")), *options]
+    with subprocess.Popen(argv, env=fake_node.ENVIRONMENT, stderr=subprocess.DEVNULL) as process:
+        fake_node.wait_for(lambda: len(daemon.signals()) > signals, "no signal was sent")
+        fake_node.wait_for(lambda: not processes.is_running(newest(daemon)), "it did not end")
+        process.kill()
+    return was
+
+
+def launch_file(node: Node) -> Path:
+    return node.pid_file.with_name("launch.json")
+
+
+def is_up_as_it_was(node: Node, daemon: Daemon, was: launch.Launch) -> bool:
+    assert not launch_file(node).exists()
+    return launch.of(HERE, inspected(newest(daemon))) == was
+
+
+@pytest.mark.parametrize("mode", ["signal", "auto"])
+def test_the_next_run_starts_what_a_killed_run_has_ended(
+    node: Node, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://user:secret@proxy")
+    with unsupervised(node) as daemon:
+        was = killed_after_the_signal(node, daemon)
+        assert "HTTPS_PROXY=http://user:secret@proxy" in was.environment
+        status = launch_file(node).stat()
+        assert (stat.S_IMODE(status.st_mode), status.st_uid) == (0o600, os.geteuid())
+        options = node.options(restart_mode=mode, reload_timeout="4")
+        plan = fake_node.done("plan", *options).stdout
+        assert plan.endswith("# the runtime to start\n")
+        reload = json.loads(fake_node.done("plan", "--output=json", *options).stdout)["reload"]
+        assert reload["reason"].endswith("has to be started (a run was killed while restarting it)")
+        assert reload["how"] == "start it as it was started before a killed run ended it"
+        assert daemon.starts() == 1
+        result = fake_node.done("run", "--no-daemon", *options)
+        assert "nothing started containerd again within 2 s; starting it as it was" in result.stderr
+        assert (daemon.signals(), daemon.starts()) == (["SIGHUP"], 2)
+        assert is_up_as_it_was(node, daemon, was)
+        assert fake_node.done("status", *options).stdout == "in sync\nready\n"
+        assert "secret" not in result.stderr + plan
+
+
+def test_a_run_with_fewer_rights_does_not_start_what_a_killed_run_has_ended(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with unsupervised(node) as daemon:
+        was = killed_after_the_signal(node, daemon)
+        with monkeypatch.context() as patch:
+            saved = json.loads(launch_file(node).read_text(encoding="utf-8"))
+            saved["launch"]["capabilities"] = 1 << 21
+            launch_file(node).write_text(json.dumps(saved), encoding="utf-8")
+            patch.setattr(procfs, "capabilities", lambda *_: 0)
+            with pytest.raises(StepError, match="containerd was ended by a killed run: it cannot be started"):
+                transaction.converge(node.settings(restart_mode="signal", reload_timeout="4"), containerd)
+        assert daemon.starts() == 1
+        fake_node.done("run", "--no-daemon", *node.options(restart_mode="signal", reload_timeout="4"))
+        assert daemon.starts() == 2
+        assert is_up_as_it_was(node, daemon, was)
+
+
+def test_a_revert_starts_what_a_killed_revert_has_ended(node: Node) -> None:
+    with unsupervised(node) as daemon:
+        before = node.config.read_bytes()
+        options = node.options(restart_mode="signal", reload_timeout="4")
+        fake_node.done("run", "--no-daemon", *options)
+        was = killed_after_the_signal(node, daemon, "revert")
+        fake_node.done("revert", *options)
+        assert daemon.signals() == ["SIGHUP", "SIGHUP"]
+        assert is_up_as_it_was(node, daemon, was)
+        assert node.config.read_bytes() == before
+
+
+def test_a_rollback_that_was_killed_starts_it_with_the_old_files(node: Node) -> None:
+    before = node.config.read_bytes()
+    fake_runtime.say(node, sick_if="runtimes.nvidia", sick={"handlers": ["runc"]})
+    with unsupervised(node) as daemon:
+        options = node.options(restart_mode="signal", reload_timeout="4")
+        argv = [sys.executable, "-m", "toolkit", "run", "--no-daemon", *options]
+        with subprocess.Popen(argv, env=fake_node.ENVIRONMENT, stderr=subprocess.DEVNULL) as process:
+            fake_node.wait_for(lambda: len(daemon.signals()) == 2, "it was not rolled back")
+            fake_node.wait_for(lambda: not processes.is_running(newest(daemon)), "it did not end")
+            process.kill()
+        assert launch_file(node).exists()
+        assert daemon.starts() == 2
+        result = fake_node.cli("run", "--no-daemon", *options)
+        assert "starting it as it was" in result.stderr
+        assert processes.is_running(newest(daemon))
+        assert not launch_file(node).exists()
+        assert fake_node.cli("status", *options).stdout.startswith("not in sync\n")
+        assert node.config.read_bytes() == before
+
+
+def test_a_run_that_is_killed_before_the_signal_leaves_a_runtime_that_is_not_started_again(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with unsupervised(node) as daemon:
+        with monkeypatch.context() as patch:
+            patch.setattr(processes, "send", kill)
+            with pytest.raises(KeyboardInterrupt):
+                transaction.converge(node.settings(restart_mode="signal"), containerd)
+        assert launch_file(node).exists()
+        assert locate.target(node.settings(), containerd).supervisor is None
+        # What wrote the temporary file of it may be killed as well.
+        left = launch_file(node).with_name(".launch.json.nvidia-toolkit-new")
+        left.write_bytes(launch_file(node).read_bytes())
+        fake_node.done("run", "--no-daemon", *node.options(restart_mode="none"))
+        assert (daemon.signals(), daemon.starts()) == ([], 1)
+        assert not launch_file(node).exists()
+        assert not left.exists()
+
+
+def test_one_that_is_started_meanwhile_is_not_started_twice(node: Node) -> None:
+    with unsupervised(node) as daemon:
+        was = killed_after_the_signal(node, daemon)
+        launch.start(HERE, was)
+        fake_node.wait_for(lambda: daemon.lines()[-1][1] == "listens", "it does not run")
+        result = fake_node.done("run", "--no-daemon", *node.options(restart_mode="signal"))
+        assert "starting it as it was" not in result.stderr
+        assert (daemon.signals(), daemon.starts()) == (["SIGHUP"], 2)
+        assert is_up_as_it_was(node, daemon, was)
+
+
+def test_a_file_of_another_boot_or_process_or_mode_starts_nothing(
+    node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    with unsupervised(node) as daemon:
+        killed_after_the_signal(node, daemon)
+    path = launch_file(node)
+    found = locate.target(node.settings(), containerd).supervisor
+    assert found is not None
+    assert found.was_ended
+    content = json.loads(path.read_bytes())
+    me = inspected(os.getpid())
+    for changed in (
+        {"boot_id": "another"},
+        {"process": [me.pid, me.start_ticks]},
+        {"launch": {"argv": ["/bin/sh"]}},
+        {"process": None},
+    ):
+        path.write_text(json.dumps(content | changed), encoding="utf-8")
+        assert locate.target(node.settings(), containerd).supervisor is None, changed
+    path.write_text(json.dumps(content), encoding="utf-8")
+    assert locate.target(node.settings(), containerd).supervisor == found
+    caplog.clear()
+    path.chmod(0o644)
+    assert locate.target(node.settings(), containerd).supervisor is None
+    assert caplog.messages == [f"{path} is ignored: it is not a file that only root can read and write"]
+
+
+def test_without_the_file_it_is_not_ended(node: Node) -> None:
+    """A run that could not start it again, if it was killed, does not send the signal."""
+    with unsupervised(node) as daemon:
+        launch_file(node).mkdir(parents=True)
+        before = node.config.read_bytes()
+        result = fake_node.cli("run", "--no-daemon", *node.options(restart_mode="signal"))
+        assert result.returncode == 6, result.stderr
+        assert f"{launch_file(node)} cannot be written: Is a directory" in result.stderr
+        assert (daemon.signals(), node.config.read_bytes()) == ([], before)
 
 
 # --- how it was started ---------------------------------------------------------------------------

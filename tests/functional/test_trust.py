@@ -475,6 +475,7 @@ def test_a_user_cannot_open_the_lock(tmp_path: Path) -> None:
 def test_a_user_who_holds_an_older_version_s_lock_stops_nobody(attacker: Attacker) -> None:
     """It was 0644, and flock(2) takes a descriptor that may only read."""
     path = attacker.home / "run/toolkit.pid"
+    os.chown(attacker.home, 0, 0)
     path.parent.mkdir()
     path.touch(mode=0o644)
     attacker.start("holder", _HOLDER, str(path))
@@ -486,6 +487,7 @@ def test_a_user_who_holds_an_older_version_s_lock_stops_nobody(attacker: Attacke
 def test_a_user_s_lock_whose_taker_has_ended_stops_nobody(attacker: Attacker) -> None:
     """In another PID namespace than the first, /proc/locks shows no such lock."""
     path = attacker.home / "run/toolkit.pid"
+    os.chown(attacker.home, 0, 0)
     path.parent.mkdir()
     path.touch(mode=0o644)
     forks = _HOLDER.replace("print(", "\nif os.fork(): os._exit(0)\nprint(")
@@ -524,6 +526,7 @@ def test_a_user_who_has_an_older_version_s_lock_open_cannot_hold_it_later(
     attacker: Attacker,
 ) -> None:
     path = attacker.home / "run/toolkit.pid"
+    os.chown(attacker.home, 0, 0)
     path.parent.mkdir()
     path.touch(mode=0o644)
     descriptor = os.open(path, os.O_RDONLY)

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -91,12 +90,6 @@ def node(tmp_path: Path) -> Node:
     return node
 
 
-@pytest.fixture
-def running(node: Node) -> Iterator[Daemon]:
-    with runtime(node) as daemon:
-        yield daemon
-
-
 def run(node: Node, *words: str, **options: str) -> subprocess.CompletedProcess[str]:
     manner = {"restart_budget": "0", "reload_timeout": "1.5", **options}
     return fake_node.cli(*(words or ("-n",)), *node.options(**manner), timeout=60)
@@ -148,7 +141,7 @@ def default(node: Node) -> str:
 # --- a change that makes the runtime sick --------------------------------------------------------
 
 
-def test_a_well_runtime_gets_what_was_asked_for(node: Node, running: Daemon) -> None:
+def test_a_well_runtime_gets_what_was_asked_for(node: Node, cri_runtime: Daemon) -> None:
     before = state(node)
     install(node)
     assert handlers(node) == {"runc", *OURS}
@@ -156,12 +149,14 @@ def test_a_well_runtime_gets_what_was_asked_for(node: Node, running: Daemon) -> 
     assert run(node, "revert").returncode == 0
     assert state(node) == before
     assert handlers(node) == {"runc"}
-    assert running.signals() == ["SIGHUP", "SIGHUP"]
+    assert cri_runtime.signals() == ["SIGHUP", "SIGHUP"]
 
 
 @pytest.mark.parametrize(("sick", "says"), SICKNESSES)
-def test_a_first_install_is_taken_back(node: Node, running: Daemon, sick: dict[str, Any], says: str) -> None:
-    before, first = state(node), running.pid
+def test_a_first_install_is_taken_back(
+    node: Node, cri_runtime: Daemon, sick: dict[str, Any], says: str
+) -> None:
+    before, first = state(node), cri_runtime.pid
     say(node, WITH_US, sick)
     done = run(node)
     assert done.returncode == 6, done.stderr
@@ -170,10 +165,10 @@ def test_a_first_install_is_taken_back(node: Node, running: Daemon, sick: dict[s
     assert state(node) == before
     assert not node.install_dir.exists()
     # It runs anew, with what it had; one that was dead already is waited for, and not signalled.
-    assert running.pid != first
+    assert cri_runtime.pid != first
     assert handlers(node) == {"runc"}
     assert default(node) == "runc"
-    assert running.signals() == ["SIGHUP"] * (1 if sick.get("die") else 2)
+    assert cri_runtime.signals() == ["SIGHUP"] * (1 if sick.get("die") else 2)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +180,7 @@ def test_a_first_install_is_taken_back(node: Node, running: Daemon, sick: dict[s
     ],
     ids=["does not come back", "not ready", "ignores the file"],
 )
-def test_an_upgrade_is_taken_back(node: Node, running: Daemon, sick: dict[str, Any], says: str) -> None:
+def test_an_upgrade_is_taken_back(node: Node, cri_runtime: Daemon, sick: dict[str, Any], says: str) -> None:
     install(node)
     before = state(node)
     fake_node.make_artifacts(node.source, release="2")
@@ -204,7 +199,7 @@ def test_an_upgrade_is_taken_back(node: Node, running: Daemon, sick: dict[str, A
     assert node.config.read_bytes() == fake_node.KUBEADM
 
 
-def test_a_revert_is_taken_back_where_the_runtime_is_sick_without_us(node: Node, running: Daemon) -> None:
+def test_a_revert_is_taken_back_where_the_runtime_is_sick_without_us(node: Node, cri_runtime: Daemon) -> None:
     before = state(node)
     install(node)
     installed = state(node)
@@ -221,14 +216,14 @@ def test_a_revert_is_taken_back_where_the_runtime_is_sick_without_us(node: Node,
     assert state(node) == before
 
 
-def test_what_was_taken_back_can_be_tried_again(node: Node, running: Daemon) -> None:
+def test_what_was_taken_back_can_be_tried_again(node: Node, cri_runtime: Daemon) -> None:
     say(node, WITH_US, {"ready": False})
     assert run(node).returncode == 6
     assert run(node).returncode == 6
     say(node)
     install(node)
     assert default(node) == "nvidia"
-    assert running.signals() == ["SIGHUP"] * 5
+    assert cri_runtime.signals() == ["SIGHUP"] * 5
 
 
 def test_a_config_that_was_not_there_is_not_there_again(tmp_path: Path) -> None:
@@ -241,7 +236,7 @@ def test_a_config_that_was_not_there_is_not_there_again(tmp_path: Path) -> None:
         assert state(node) == before
 
 
-def test_owner_and_mode_come_back(node: Node, running: Daemon) -> None:
+def test_owner_and_mode_come_back(node: Node, cri_runtime: Daemon) -> None:
     node.config.chmod(0o604)
     if os.geteuid() == 0:
         os.chown(node.config, 0, 34)
@@ -251,7 +246,7 @@ def test_owner_and_mode_come_back(node: Node, running: Daemon) -> None:
     assert state(node) == before
 
 
-def test_the_directory_of_another_installer_stands_again(node: Node, running: Daemon) -> None:
+def test_the_directory_of_another_installer_stands_again(node: Node, cri_runtime: Daemon) -> None:
     node.toolkit.mkdir(parents=True)
     (node.toolkit / "nvidia-ctk").write_bytes(b"theirs")
     before = state(node)
@@ -260,7 +255,7 @@ def test_the_directory_of_another_installer_stands_again(node: Node, running: Da
     assert state(node) == before
 
 
-def test_a_daemonset_ends_with_the_code_as_well(node: Node, running: Daemon) -> None:
+def test_a_daemonset_ends_with_the_code_as_well(node: Node, cri_runtime: Daemon) -> None:
     before = state(node)
     say(node, WITH_US, {"ready": False})
     options = node.options(restart_budget="0", reload_timeout="1.5")
@@ -271,36 +266,36 @@ def test_a_daemonset_ends_with_the_code_as_well(node: Node, running: Daemon) -> 
 # --- slow, and in trouble of its own -------------------------------------------------------------
 
 
-def test_a_slow_runtime_is_waited_for(node: Node, running: Daemon) -> None:
+def test_a_slow_runtime_is_waited_for(node: Node, cri_runtime: Daemon) -> None:
     say(node, WITH_US, {"delay": 3})
     began = time.monotonic()
     install(node)
     assert time.monotonic() - began >= 3
     assert default(node) == "nvidia"
-    assert running.signals() == ["SIGHUP"]
+    assert cri_runtime.signals() == ["SIGHUP"]
 
 
-def test_cri_that_comes_late_is_waited_for(node: Node, running: Daemon) -> None:
+def test_cri_that_comes_late_is_waited_for(node: Node, cri_runtime: Daemon) -> None:
     say(node, WITH_US, {"cri_error": "not yet"})
     options = node.options(restart_budget="0", reload_timeout="10")
     with fake_node.started(fake_node.program("-n", *options)) as program:
-        fake_node.wait_for(lambda: running.signals() == ["SIGHUP"], "the runtime is not told")
+        fake_node.wait_for(lambda: cri_runtime.signals() == ["SIGHUP"], "the runtime is not told")
         time.sleep(0.7)
         say(node)
         code, _, err = fake_node.ended(program)
     assert code == 0, err
     assert default(node) == "nvidia"
-    assert running.signals() == ["SIGHUP"]
+    assert cri_runtime.signals() == ["SIGHUP"]
 
 
 @pytest.mark.parametrize("pause", [0.02, 0.1, 0.2, 0.3, 0.5, 0.7])
 @pytest.mark.parametrize("sick", [None, {"die": True}], ids=["well", "sick"])
 def test_restarts_by_others_in_between_leave_nothing_mixed(
-    node: Node, running: Daemon, pause: float, sick: dict[str, Any] | None
+    node: Node, cri_runtime: Daemon, pause: float, sick: dict[str, Any] | None
 ) -> None:
     before = state(node)
     say(node, WITH_US if sick else None, sick)
-    disturb = threading.Thread(target=restart_often, args=(running, pause))
+    disturb = threading.Thread(target=restart_often, args=(cri_runtime, pause))
     disturb.start()
     done = run(node, reload_timeout="2.5")
     disturb.join()
@@ -352,14 +347,14 @@ def assert_kept(node: Node, done: subprocess.CompletedProcess[str]) -> None:
     assert node.state.exists()
 
 
-def test_a_runtime_that_is_given_up_on_is_exit_7(node: Node, running: Daemon) -> None:
+def test_a_runtime_that_is_given_up_on_is_exit_7(node: Node, cri_runtime: Daemon) -> None:
     before = state(node)
     # As systemd does after StartLimitBurst= starts in a row.
-    running.limit = 2
+    cri_runtime.limit = 2
     say(node, WITH_US, {"die": True})
     done = run(node)
-    assert running.signals() == ["SIGHUP"]
-    assert running.starts() == 1 + 2
+    assert cri_runtime.signals() == ["SIGHUP"]
+    assert cri_runtime.starts() == 1 + 2
     assert_kept(node, done)
     # Nobody did anything: the next run cannot do more, and keeps everything just so.
     assert_kept(node, run(node))
@@ -373,24 +368,24 @@ def test_a_runtime_that_is_given_up_on_is_exit_7(node: Node, running: Daemon) ->
 
 
 def test_a_runtime_that_nobody_starts_again_is_exit_7_without_any_fault_of_ours(
-    node: Node, running: Daemon
+    node: Node, cri_runtime: Daemon
 ) -> None:
     before = state(node)
-    running.revives = False
+    cri_runtime.revives = False
     assert_kept(node, run(node))
-    assert running.signals() == ["SIGHUP"]
+    assert cri_runtime.signals() == ["SIGHUP"]
     with runtime(node):
         assert run(node, "revert").returncode == 0
         assert state(node) == before
         assert not node.install_dir.exists()
 
 
-def test_a_runtime_that_is_sick_with_the_old_files_too_is_exit_7(node: Node, running: Daemon) -> None:
+def test_a_runtime_that_is_sick_with_the_old_files_too_is_exit_7(node: Node, cri_runtime: Daemon) -> None:
     # It was well, and would not have been after the next restart: by whoever, and with whatever files.
     say(node, WITH_US, {"ready": False})
     options = node.options(restart_budget="0", reload_timeout="1.5")
     with fake_node.started(fake_node.program("-n", *options)) as program:
-        fake_node.wait_for(lambda: running.signals() == ["SIGHUP"], "the runtime is not told")
+        fake_node.wait_for(lambda: cri_runtime.signals() == ["SIGHUP"], "the runtime is not told")
         say(node, ALWAYS, {"ready": False})
         code, _, err = fake_node.ended(program)
     assert code == 7, err
@@ -415,8 +410,8 @@ BEFORE: Final = (
 @pytest.mark.timeout(60)
 def test_a_runtime_that_is_sick_before_is_left_alone(node: Node, sick: dict[str, Any], says: str) -> None:
     say(node, ALWAYS, sick)
-    with runtime(node) as running:
-        before, pid, rest = state(node), running.pid, touched(node)
+    with runtime(node) as cri_runtime:
+        before, pid, rest = state(node), cri_runtime.pid, touched(node)
         done = run(node)
         assert done.returncode == 4, done.stderr
         assert says in error(done)
@@ -425,27 +420,27 @@ def test_a_runtime_that_is_sick_before_is_left_alone(node: Node, sick: dict[str,
         assert "--ignore-unhealthy" in done.stderr
         assert touched(node) == rest
         assert state(node) == before
-        assert running.signals() == []
-        assert running.pid == pid
+        assert cri_runtime.signals() == []
+        assert cri_runtime.pid == pid
 
 
 def test_repair_goes_on_and_mends_what_our_change_mends(node: Node) -> None:
     say(node, WITHOUT_US, {"ready": False})
-    with runtime(node) as running:
+    with runtime(node) as cri_runtime:
         install(node, ignore_unhealthy="true")
         assert handlers(node) == {"runc", *OURS}
-        assert running.signals() == ["SIGHUP"]
+        assert cri_runtime.signals() == ["SIGHUP"]
 
 
 def test_repair_that_does_not_help_is_taken_back(node: Node) -> None:
     say(node, ALWAYS, {"ready": False})
-    with runtime(node) as running:
+    with runtime(node) as cri_runtime:
         before = state(node)
         done = run(node, ignore_unhealthy="true")
         assert done.returncode == 6, done.stderr
         assert "RuntimeReady is false" in error(done)
         assert state(node) == before
-        assert running.signals() == ["SIGHUP", "SIGHUP"]
+        assert cri_runtime.signals() == ["SIGHUP", "SIGHUP"]
 
 
 @pytest.mark.parametrize(
@@ -453,9 +448,9 @@ def test_repair_that_does_not_help_is_taken_back(node: Node) -> None:
 )
 def test_what_a_runtime_never_had_is_not_asked_of_it(node: Node, manner: dict[str, Any]) -> None:
     say(node, **manner)
-    with runtime(node) as running:
+    with runtime(node) as cri_runtime:
         install(node)
-        assert running.signals() == ["SIGHUP"]
+        assert cri_runtime.signals() == ["SIGHUP"]
         assert run(node, "revert").returncode == 0
 
 
@@ -463,10 +458,10 @@ def test_a_sick_runtime_that_is_as_wanted_is_not_touched(node: Node) -> None:
     with runtime(node):
         install(node)
     say(node, ALWAYS, {"ready": False})
-    with runtime(node) as running:
-        rest, signals = touched(node), running.signals()
+    with runtime(node) as cri_runtime:
+        rest, signals = touched(node), cri_runtime.signals()
         done = run(node)
         assert done.returncode == 4, done.stderr
         assert "RuntimeReady is false" in error(done)
         assert touched(node) == rest
-        assert running.signals() == signals
+        assert cri_runtime.signals() == signals

@@ -218,6 +218,44 @@ def test_a_runtime_without_cri(node: Node) -> None:
     assert record(node)["verified"] == not_verified("the runtime does not serve CRI")
 
 
+def with_handler(node: Node, daemon: Daemon, name: str, kind: str, *, default: bool = False) -> None:
+    """Add a handler to the configuration that the runtime has loaded; on request it is the default."""
+    text = node.config.read_text(encoding="utf-8")
+    section = '[plugins."io.containerd.grpc.v1.cri".containerd'
+    text += f'\n    {section}.runtimes.{name}]\n      runtime_type = "{kind}"\n'
+    if default:
+        text = text.replace('snapshotter = "overlayfs"', f'default_runtime_name = "{name}"')
+    node.config.write_text(text, encoding="utf-8")
+    os.kill(daemon.pid, signal.SIGHUP)
+    fake_node.wait_for(lambda: daemon.starts() == 2 and daemon.lines()[-1][1] == "listens", "no runtime")
+
+
+def test_the_handler_that_ours_inherit_from_decides(node: Node, daemon: Daemon) -> None:
+    """What is wrong with runc is wrong with a copy of it, whatever starts through crun."""
+    with_handler(node, daemon, "crun", "io.containerd.runc.v2")
+    say(node, no_pods={"": BROKEN, "crun": None})
+    run(node)
+    no_pod = "no pod starts through the handler"
+    assert record(node)["verified"] == not_verified(
+        f"{no_pod} nvidia: {BROKEN}, and through the handler runc none starts either: {no_pod} runc: {BROKEN}"
+    )
+    assert started_pods(node) == ["nvidia", "runc"]
+
+
+def test_a_default_that_works_is_not_replaced_by_one_that_does_not(node: Node, daemon: Daemon) -> None:
+    """Pods without a RuntimeClass started through kata before; runc, which ours inherit from, is broken."""
+    with_handler(node, daemon, "kata", "io.containerd.kata.v2", default=True)
+    before = node.config.read_bytes()
+    say(node, no_pods={"": BROKEN, "kata": None})
+    assert "(through the handler kata one starts); the change was rolled back" in run(node, code=6)
+    assert node.config.read_bytes() == before
+    # Where it stays the default, nothing is lost.
+    say(node, no_pods={"": BROKEN, "kata": None})
+    run(node, set_as_default="false")
+    assert set(record(node)["verified"]) == set(OURS)
+    assert record(node)["verified"]["nvidia"].startswith("not verified: no pod starts through")
+
+
 # --- what is its fault --------------------------------------------------------------------------
 
 

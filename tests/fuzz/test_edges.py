@@ -292,8 +292,8 @@ def test_any_message_is_read_or_malformed(data: bytes, field: int) -> None:
     except protobuf.Malformed:
         return
     readers: tuple[Callable[[int], object], ...] = (
-        message.number, message.flag, message.pieces, message.text, message.message, message.messages,
-        message.texts_by_name,
+        message.number, message.flag, message.pieces, message.text, message.message,
+        lambda field: list(message.messages(field)), message.texts_by_name,
     )  # fmt: skip
     for read in readers:
         with contextlib.suppress(protobuf.Malformed):

@@ -135,7 +135,8 @@ def test_install_repeat_and_revert(node: Node, tool: Tool) -> None:
     pid = nodes.main_pid(node, "containerd")
     before = dump(node)
     assert "containerd.service to restart (unavailable for about 0.1 s)" in tool("plan")
-    tool("run", "--no-daemon")
+    told = tool("run", "--no-daemon")
+    assert "from which the toolkit's handlers inherit" not in told
     # The daemon itself was restarted once, by its unit, and has the handlers.
     installed = nodes.main_pid(node, "containerd")
     assert installed not in {0, pid}

@@ -347,7 +347,7 @@ def test_a_source_and_an_override(plain: Node, tmp_path: Path) -> None:
         assert runtimes["nvidia"]["options"]["SystemdCgroup"] is False
         wrong = '--runtime-config-override={"SystemdCgroup": true}'
         refused = pod.refused(3, "run", "--no-daemon", "--config-source=command", wrong)
-        assert "would have no SystemdCgroup = True (--runtime-config-override)" in refused
+        assert "would have no SystemdCgroup = true (--runtime-config-override)" in refused
     finally:
         pod.run("revert")
 

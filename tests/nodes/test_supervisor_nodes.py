@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import stat
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -44,6 +47,7 @@ WITHOUT_US: Final = "/bin/sh -c '! grep -rqs nvidia /etc/containerd'"
 """What fails as long as our change is in the configuration."""
 CONFIG: Final = "/etc/containerd/config.toml"
 HANDLER: Final = "nvidia-container-runtime"
+LAUNCH: Final = "/run/nvidia/toolkit/launch.json"
 NO_SYSTEMD: Final = {**containers.DEFAULT_MOUNTS, "/host/run/systemd": "/etc/containerd"}
 
 
@@ -205,12 +209,28 @@ def test_the_unit_of_a_node_agent_is_not_restarted_for_its_containerd(node: Node
     assert any(each.startswith("nothing is known to start containerd again if it ends") for each in found)
 
 
-def test_the_containerd_of_a_node_agent_is_started_as_it_was(node: Node, tool: Tool) -> None:
+def killed_after_the_signal(node: Node, tool: Tool) -> None:
+    """Kill a run that has ended the runtime and waits for it."""
+    options = [*tool.options, "--restart-mode=signal", "--reload-timeout=120"]
+    with containers.start_daemonset(node, [PROGRAM, "run", "--no-daemon", *options]) as process:
+        nodes.wait_for(node, lambda: not containerds(node))
+        os.kill(containers.inner(process), signal.SIGKILL)
+        process.communicate(timeout=20)
+    assert not nodes.answers(node)
+    saved = nodes.path(node, LAUNCH).stat()
+    assert (stat.S_IMODE(saved.st_mode), saved.st_uid) == (0o600, 0)
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["in one run", "by the run after a killed one"])
+def test_the_containerd_of_a_node_agent_is_started_as_it_was(node: Node, tool: Tool, *, killed: bool) -> None:
     pid = started_by_agent(node)
     agent = nodes.main_pid(node, "node-agent")
     group = nodes.path(node, f"/proc/{pid}/cgroup").read_text(encoding="utf-8")
     variables = environment(node, pid)
-    said = tool("run", "--no-daemon", "--restart-mode=signal")
+    if killed:
+        killed_after_the_signal(node, tool)
+    said = tool("run", "--no-daemon", f"--restart-mode={'auto' if killed else 'signal'}")
+    assert not nodes.path(node, LAUNCH).exists()
     assert "nothing started containerd again within 10 s; starting it as it was" in said
     (new,) = containerds(node)
     assert new != pid
@@ -230,9 +250,7 @@ def test_a_pod_with_few_capabilities_does_not_end_what_only_it_could_start(node:
     pid = started_by_agent(node)
     few = ("CHOWN", "DAC_OVERRIDE", "SYS_CHROOT", "SYS_PTRACE")
     said = tool("run", "--no-daemon", "--restart-mode=signal", code=4, capabilities=few)
-    assert (
-        "it cannot be started from here either, because it has capabilities that this process lacks" in said
-    )
+    assert "it cannot be started from here, because it has capabilities that this process lacks" in said
     assert "(the pod needs `privileged: true`; or use --restart-mode none and restart it yourself)" in said
     assert containerds(node) == [pid]
     assert not is_installed(node)

@@ -243,8 +243,9 @@ def content(root: Path) -> dict[str, tuple[int, str]]:
 
 @contextmanager
 def immutable(path: Path) -> Iterator[None]:
-    """Give a file the attribute that `chattr +i` sets, without that program, which no system has to have."""
-    with path.open("rb") as file:
+    """Give a file or directory the attribute that `chattr +i` sets, without that program."""
+    file = os.open(path, os.O_RDONLY)
+    try:
         flags = bytearray(fcntl.ioctl(file, _GET_INODE_FLAGS, bytes(_LONG)))
         before = bytes(flags)
         flags[0] |= _IMMUTABLE
@@ -253,6 +254,8 @@ def immutable(path: Path) -> Iterator[None]:
             yield
         finally:
             fcntl.ioctl(file, _SET_INODE_FLAGS, before)
+    finally:
+        os.close(file)
 
 
 # --- the program --------------------------------------------------------------------------------
@@ -427,7 +430,8 @@ def daemon(  # noqa: PLR0913  # each is a property of the stand-in
     name of the supervisor that does so.
     """
     (home / "bin").mkdir(parents=True, exist_ok=True)
-    write_program(home / "bin/runc", "#!/bin/sh\n")
+    for low_level in ("runc", "containerd-shim-runc-v2"):
+        write_program(home / "bin" / low_level, "#!/bin/sh\n")
     program = home / name
     program.unlink(missing_ok=True)
     program.symlink_to(sys.executable)

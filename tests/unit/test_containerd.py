@@ -230,6 +230,23 @@ def toml(value: Any) -> str:
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "origin"),
+    [
+        ("crun", ("crun", "crun")),
+        ("crun alone", ("crun", "runc")),
+        ("gvisor", ("runc", "runsc")),
+        ("kata", ("runc", "kata")),
+        ("nvidia of somebody else", ("runc", "runc")),
+    ],
+)
+def test_the_handlers_that_ours_are_made_from(name: str, origin: tuple[str, str]) -> None:
+    found = planned(written(SOURCES[name]), systemd_cgroup=True).origin
+    assert (found.source, found.default) == origin
+    assert found.settings == SOURCES[name].runtimes.get(origin[0], {})
+    assert planned(written(SOURCES[name]), default=None, systemd_cgroup=True).origin.default == ""
+
+
 @pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
 def test_ours_have_the_options_of_the_handler_they_stand_in_for(source: Source) -> None:
     found = planned(written(source), systemd_cgroup=True)

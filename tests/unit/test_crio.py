@@ -31,6 +31,7 @@ from runtimes.model import (
     Desired,
     Handler,
     Observation,
+    Origin,
     Ownership,
     RuntimeName,
     directory_token,
@@ -375,7 +376,12 @@ def test_a_handler_of_conmonrs_is_inherited_whole(ask: pure_plan.Ask | None) -> 
     assert handlers(after[DROP_IN]) == {
         handler.name: {**table, "runtime_path": handler.binary} for handler in pure_plan.HANDLERS
     }
-    assert plan(desired(), files).low_level == ("/usr/bin/crun",)
+    found = plan(desired(), files)
+    assert found.low_level == ("/usr/bin/crun",)
+    assert found.origin == Origin(source="crun", settings=table, default="crun")
+    files[PACKAGE] = files[PACKAGE].replace(b'default_runtime = "crun"', b'default_runtime = "kata"')
+    assert plan(desired(), files).origin == Origin(source="crun", settings=table, default="kata")
+    assert plan(desired(default=None), files).origin.default == ""
 
 
 @pytest.mark.parametrize(
@@ -828,7 +834,7 @@ LIES: Final = {
     ),
     "another key of the runtime": (
         lying(runtime={"selinux": True}),
-        "crio.runtime.selinux would change from False to True",
+        "crio.runtime.selinux would change from false to true",
     ),
     "a stray key": (
         lying(handlers={"nvidia": {"timezone": "UTC"}}),

@@ -21,6 +21,7 @@ from runtimes.model import (
     Desired,
     Handler,
     Observation,
+    Origin,
     Ownership,
     Request,
     RuntimeName,
@@ -1040,6 +1041,23 @@ def test_the_default_before_us_stays_the_first_low_level_runtime() -> None:
     before = b'{"default-runtime": "crun", "runtimes": {"kata": {"path": "/k"}, "crun": {"path": "/c"}}}'
     result, owned = installed(desired(), before)
     assert plan(desired(), result, owned).low_level == ("/c", "/k")
+
+
+@pytest.mark.parametrize(
+    ("content", "origin"),
+    [
+        ({}, ("runc", "runc")),
+        ({"default-runtime": "c", "runtimes": {"c": {"path": "/c"}}}, ("c", "c")),
+        ({"default-runtime": "k", "runtimes": {"k": {"runtimeType": "io.containerd.k.v2"}}}, ("runc", "k")),
+        ({"default-runtime": "nvidia", "runtimes": {"nvidia": {"path": "/v"}}}, ("runc", "runc")),
+    ],
+)
+def test_the_runtimes_that_ours_are_made_from(content: dict[str, Any], origin: tuple[str, str]) -> None:
+    before = json.dumps(content).encode()
+    assert plan(desired(), before).origin == Origin(source=origin[0], default=origin[1])
+    result, owned = installed(desired(), before)
+    assert plan(desired(), result, owned).origin == Origin(source=origin[0], default=origin[1])
+    assert plan(desired(default=None), before).origin == Origin(source=origin[0])
 
 
 # --- the corpus -----------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -340,3 +341,23 @@ def test_any_edit_is_idempotent_and_reversible(content: dict[str, Any], wanted: 
     back, stayed = edits.reverse(toml_editor, PATH, change.after, change.edits)
     assert tree(back) == tree(data)
     assert stayed == ()
+
+
+@pytest.mark.parametrize(
+    ("item", "text"),
+    [
+        (ABSENT, "nothing"),
+        (False, "false"),
+        (True, "true"),
+        (None, "null"),
+        (0, "0"),
+        (1.5, "1.5"),
+        ("false", "'false'"),
+        ([True, "a"], "[true, 'a']"),
+        ({}, "{}"),
+        ({"a.b": {"c": None}}, '{"a.b": {c: null}}'),
+        (datetime.date(2026, 1, 2), "2026-01-02"),
+    ],
+)
+def test_a_value_is_written_as_in_the_file(item: object, text: str) -> None:
+    assert edits.value_text(item) == text

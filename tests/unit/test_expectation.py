@@ -372,6 +372,7 @@ def confirmed(tmp_path: Path) -> Callable[[float], Health]:
         host=Host(root=Path("/")),
         desired=pure_plan.desired(),
         install_dir=tmp_path,
+        launch_file=tmp_path / "launch.json",
         socket=tmp_path / "c.sock",
         process=None,
         no_process="",

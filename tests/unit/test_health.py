@@ -65,6 +65,7 @@ def scene(path: Path) -> Target:
         host=Host(root=Path("/")),
         desired=pure_plan.desired(),
         install_dir=path.parent,
+        launch_file=path.with_name("launch.json"),
         socket=path,
         process=None,
         no_process="",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import select
 import socket
 import threading
@@ -114,3 +115,16 @@ def test_without_a_thread_a_client_is_answered_all_the_same(
         with socket.create_connection(("127.0.0.1", port)):
             assert pods.page(port, "/healthz") == (200, "ok\n")
     assert pods.page(port, "/healthz") == (200, "ok\n")
+
+
+def test_without_threads_clients_that_say_nothing_only_delay(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch, contextlib.ExitStack() as silent:
+        patch.setattr(threading.Thread, "start", refuse)
+        for _ in range(8):
+            silent.enter_context(socket.create_connection(("127.0.0.1", port)))
+        assert pods.page(port, "/healthz") == (200, "ok\n")

@@ -70,6 +70,14 @@ def test_the_same_words_are_counted_and_not_repeated(monkeypatch: pytest.MonkeyP
     assert stream.getvalue().splitlines()[-1] == last
 
 
+def test_a_wait_that_gets_shorter_is_the_same_message() -> None:
+    stream = started(counted=True)
+    for seconds in (1200, 890, 7):
+        log.LOGGER.error("this change was rolled back 2 times: next attempt in %d s", seconds)
+    log.LOGGER.error("this change was rolled back 3 times: next attempt in 2400 s")
+    assert [line.rpartition(" in ")[2] for line in stream.getvalue().splitlines()] == ["1200 s", "2400 s"]
+
+
 def test_one_command_says_everything() -> None:
     stream = started()
     log.LOGGER.info("twice")

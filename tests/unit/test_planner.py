@@ -436,7 +436,7 @@ LIES: Final = {
     "another binary": (
         nested((*CONTAINERD, "runtimes", "nvidia", "options", "BinaryName"), "/x"),
         (
-            "the handler nvidia would run {'BinaryName': '/x'}, not"
+            "the handler nvidia would run {BinaryName: '/x'}, not"
             " /usr/local/nvidia/toolkit/nvidia-container-runtime"
         ),
     ),

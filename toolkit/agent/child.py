@@ -28,7 +28,8 @@ _LARGEST: Final = 16 << 20
 
 def interpreter(module: str) -> list[str]:
     """Return the command that runs a module of this program, isolated from the working directory."""
-    return [sys.executable, "-I", *(["-B"] if sys.dont_write_bytecode else []), "-m", module]
+    # -I ignores PYTHONUTF8, and in the locale of another encoding the names of files would be decoded by it.
+    return [sys.executable, "-IX", "utf8", *(["-B"] if sys.dont_write_bytecode else []), "-m", module]
 
 
 def shared_json_fd(content: Mapping[str, Any]) -> int:

@@ -61,8 +61,8 @@ def stay(
     state_fd = child.shared_json_fd({**state, "came": received})
     for fd in (lock, state_fd):
         fcntl.fcntl(fd, fcntl.F_SETFD, 0)  # clear FD_CLOEXEC: the agent inherits the descriptor
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # nobody reads the log any more, or its disk is full
+        sys.stderr.flush()
     argv = [*child.interpreter("toolkit.agent.daemon"), str(state_fd)]
     os.execv(argv[0], argv)  # noqa: S606  # the interpreter of this process
 
@@ -396,6 +396,7 @@ def main() -> int:
     fcntl.fcntl(state["lock"], fcntl.F_SETFD, fcntl.FD_CLOEXEC)
     code = Daemon(state["lock"], state["report"], state["arguments"]).run(state["came"])
     os.ftruncate(state["lock"], 0)  # remove the PID of this process, which exits now
+    log.write(sys.stderr, "")
     return code
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import platform
@@ -9,13 +10,14 @@ import re
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from runtimes.model import Key
 from toolkit.artifacts import toolkit_config, wrappers
 from toolkit.errors import UsageProblem
-from toolkit.node import files
+from toolkit.log import LOGGER
+from toolkit.node import files, trust
 from toolkit.node.host import Host
 from toolkit.settings.layout import VERSIONS, InstallDir
 from toolkit.settings.resolve import Settings
@@ -101,8 +103,8 @@ def _wanted(settings: Settings, host: Host, install_dir: Path, low_level: tuple[
     toolkit = f"{host.node(install_dir)}/toolkit"
     low_level = settings.nvidia_container_runtime_runtimes or low_level
     result = list(_entries(source, toolkit, settings, low_level[0] if low_level else "runc"))
-    snapshot = files.read(InstallDir(install_dir).toolkit / toolkit_config.CONFIG)
-    present, path = snapshot.data if snapshot else None, f"{toolkit}/{toolkit_config.CONFIG}"
+    link = InstallDir(install_dir).toolkit
+    present, path = _present(link / toolkit_config.CONFIG), f"{toolkit}/{toolkit_config.CONFIG}"
     # A feature that is no longer among the settings must be switched off.
     features: dict[Key, Any] = {
         ("features", name): False for name in toolkit_config.enabled_features(present, path)
@@ -112,12 +114,25 @@ def _wanted(settings: Settings, host: Host, install_dir: Path, low_level: tuple[
         present, path, {**toolkit_config.desired_keys(settings, toolkit, low_level), **features}
     )
     result.append(Entry(name=toolkit_config.CONFIG, mode=0o644, content=config))
-    link = InstallDir(install_dir).toolkit
-    differing = tuple(e.name for e in result if not is_same(link / e.name, e))
-    digest = "" if differing else named(link)
-    if not differing and not digest:
-        differing = ("toolkit",)  # the files are the same, but another installer has put them there
-    return Version(digest=digest or _digest(result), entries=tuple(result), differing=differing)
+    names = differing(link, result)
+    digest = named(link)
+    if digest and _is_controlled(InstallDir(install_dir).versions):
+        names = (*names, VERSIONS)
+    if not names and not digest:
+        names = ("toolkit",)  # the files are the same, but another installer has put them there
+    return Version(digest=_digest(result) if names else digest, entries=tuple(result), differing=names)
+
+
+def _present(path: Path) -> bytes | None:
+    """Return the content of the toolkit's configuration; None if there is none or others control it.
+
+    Keys in it that are not among the settings are kept, so they have to be an administrator's.
+    """
+    if problem := trust.place_problem(path):
+        LOGGER.warning("%s is replaced, since it is not trusted: %s", path, problem)
+        return None
+    snapshot = files.read(path)
+    return snapshot.data if snapshot else None
 
 
 def named(link: Path) -> str:
@@ -232,16 +247,53 @@ def _file_hash(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def differing(directory: Path, entries: Sequence[Entry]) -> tuple[str, ...]:
+    """Return the names of the entries that a directory does not contain, and of what others control in it.
+
+    The wrappers put the directory on the search path for libraries, so a file that another user added to
+    it counts as well.
+    """
+    names = [entry.name for entry in entries if not is_same(directory / entry.name, entry)]
+    known = {entry.name for entry in entries}
+    for parent in directories(entries):
+        place = directory / parent
+        with contextlib.suppress(OSError):
+            names += [parent] if trust.status_problem(place.resolve()) else []
+            added = (str(PurePosixPath(parent, name)) for name in sorted(os.listdir(place)))
+            names += [name for name in added if name not in known and _is_added(directory / name)]
+    return tuple(dict.fromkeys(names))
+
+
+def directories(entries: Sequence[Entry]) -> tuple[str, ...]:
+    """Return the relative paths of the directories that contain the entries, outermost first."""
+    return tuple(sorted({str(parent) for e in entries for parent in PurePosixPath(e.name).parents}))
+
+
+def _is_added(path: Path) -> bool:
+    return not trust.is_trusted(os.lstat(path).st_uid)
+
+
+def _is_controlled(directory: Path) -> bool:
+    try:
+        return bool(trust.status_problem(directory)) or directory.is_symlink()
+    except OSError:
+        return False
+
+
 def is_same(path: Path, entry: Entry) -> bool:
-    """Return whether a path has the type, mode and content of an entry."""
+    """Return whether a path has the type, mode and content of an entry, and belongs to a trusted user."""
     try:
         status = os.lstat(path)
+        is_owned = trust.is_trusted(status.st_uid)
         if isinstance(entry.content, str):
-            return stat.S_ISLNK(status.st_mode) and os.readlink(path) == entry.content
-        if not stat.S_ISREG(status.st_mode) or stat.S_IMODE(status.st_mode) != entry.mode:
+            return is_owned and stat.S_ISLNK(status.st_mode) and os.readlink(path) == entry.content
+        is_regular = is_owned and stat.S_ISREG(status.st_mode)
+        if not is_regular or stat.S_IMODE(status.st_mode) != entry.mode:
             return False
         if isinstance(entry.content, bytes):
-            return status.st_size == len(entry.content) and path.read_bytes() == entry.content
+            size = len(entry.content)
+            with open(path, "rb", opener=files.opener) as stream:
+                return status.st_size == size and stream.read(size + 1) == entry.content
         if status.st_size != entry.content.stat().st_size:
             return False
         return _is_equal(path, entry.content)
@@ -251,7 +303,10 @@ def is_same(path: Path, entry: Entry) -> bool:
 
 def _is_equal(one: Path, other: Path) -> bool:
     """Return whether two files are equal: five times faster than hashing both. Raises OSError."""
-    with open(one, "rb", buffering=0) as first, open(other, "rb", buffering=0) as second:
+    with (
+        open(one, "rb", buffering=0, opener=files.opener) as first,
+        open(other, "rb", buffering=0) as second,
+    ):
         while True:
             chunk, other_chunk = first.read(_CHUNK), second.read(_CHUNK)
             if chunk != other_chunk:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
 from runtimes.model import Desired
 from toolkit.errors import UsageProblem
+from toolkit.node import trust
 from toolkit.node.host import Host
 from toolkit.settings.resolve import Settings
 
@@ -47,9 +49,19 @@ def lacking(settings: Settings, host: Host, desired: Desired) -> UsageProblem | 
         return None
     program = desired.hook_binary if desired.hook_mode else desired.handlers[0].binary
     if host.executable(program) is not None:
-        return None
+        return _distrusted(host, [program, *(handler.binary for handler in desired.handlers)])
     return UsageProblem(
         [f"{program}, which the handlers run, was not found on the node"],
         hint="install it there, name its directory with --toolkit-bin-dir (for example /usr/bin),"
         " or leave out --no-install",
+    )
+
+
+def _distrusted(host: Host, paths: Sequence[str]) -> UsageProblem | None:
+    problems = [problem for path in paths if (problem := trust.place_problem(path, host.root))]
+    if not problems:
+        return None
+    return UsageProblem(
+        [f"{problem}, and containers run it as root" for problem in dict.fromkeys(problems)],
+        hint="give it to root (chown root:root, chmod go-w), or leave out --no-install",
     )

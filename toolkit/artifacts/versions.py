@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Final
 
 from toolkit import log
+from toolkit.artifacts import manifest
 from toolkit.artifacts.manifest import Entry, Version, is_same, named
 from toolkit.errors import StepError
 from toolkit.log import LOGGER
-from toolkit.node import command, files, mounts
+from toolkit.node import command, files, mounts, trust
 from toolkit.node.files import FileMetadata
 from toolkit.node.host import Host
 from toolkit.settings.layout import VERSIONS, InstallDir
@@ -42,8 +43,9 @@ def install(version: Version, install_dir: Path, host: Host, *, like: str = "") 
     target = InstallDir(install_dir).versions / version.digest
     files.make_directory(install_dir)
     files.make_directory(target.parent)
-    _sweep(target.parent)
     try:
+        _own(target.parent)
+        _sweep(target.parent)
         if not _is_whole(version, target):
             text = host.executable(like) if like else None
             _write(
@@ -61,6 +63,18 @@ def install(version: Version, install_dir: Path, host: Host, *, like: str = "") 
         _switch(install_dir, version.digest)
     except OSError as error:
         raise StepError(f"{target} cannot be written: {error.strerror}") from error
+
+
+def _own(directory: Path) -> None:
+    """Make a directory belong to this user, and let nobody else write to it. Raises OSError."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        mode = os.fstat(fd).st_mode
+        if trust.status_problem(directory):
+            os.fchown(fd, os.geteuid(), os.getegid())
+            os.fchmod(fd, mode & 0o7755)
+    finally:
+        os.close(fd)
 
 
 def switch_back(
@@ -81,11 +95,11 @@ def switch_back(
     if failed in {None, digest} and not (is_ours and os.readlink(link) != f"{VERSIONS}/{digest}"):
         return digest
     before = InstallDir(install_dir).versions / digest
-    if not before.is_dir():
+    if problem := _unusable(before):
         if is_ours and link.is_dir():
-            LOGGER.warning("%s, the previous version, was not found; the newer one stays in use", before)
+            LOGGER.warning("%s, the previous version, %s; the newer one stays in use", before, problem)
             return named(link)
-        raise StepError(f"{before}, the previous version, was not found")
+        raise StepError(f"{before}, the previous version, {problem}")
     try:
         _switch(install_dir, digest)
     except OSError as error:
@@ -94,6 +108,18 @@ def switch_back(
     if failed is not None and failed != digest:
         shutil.rmtree(InstallDir(install_dir).versions / failed, ignore_errors=True)
     return digest
+
+
+def _unusable(version: Path) -> str:
+    """Return why a version that was in use earlier cannot be used again; empty if it can."""
+    if not version.is_dir():
+        return "was not found"
+    paths = (version.parent, version, *version.rglob("*"))
+    try:
+        controlled = next((path for path in paths if trust.status_problem(path)), None)
+    except OSError as error:
+        return f"cannot be examined ({error.strerror})"
+    return f"is controlled by other users ({trust.status_problem(controlled)})" if controlled else ""
 
 
 def room_needed(version: Version, install_dir: Path) -> int:
@@ -207,7 +233,7 @@ def _put_back(replaced: Path, link: Path, *, is_ours: bool) -> None:
 
 
 def _is_whole(version: Version, target: Path) -> bool:
-    return all(is_same(target / entry.name, entry) for entry in version.entries)
+    return not manifest.differing(target, version.entries)
 
 
 def _run(target: Path, host: Host) -> None:
@@ -272,6 +298,11 @@ def _repair(version: Version, partial: Path, target: Path) -> None:
                 files.make_directory((target / entry.name).parent)
                 os.rename(partial / entry.name, target / entry.name)
                 files.sync((target / entry.name).parent)
+        for name in manifest.differing(target, version.entries):
+            if name in manifest.directories(version.entries):
+                _own(target / name)
+            else:
+                _clear(target / name)
         shutil.rmtree(partial)
         return
     os.rename(partial, spare)

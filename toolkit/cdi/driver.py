@@ -133,7 +133,7 @@ def identity(host: Host, result: Roots) -> list[str]:
 
     They change when the driver or the node's devices change.
     """
-    version = system.read_text(host, f"{_MODULE}/version") or ""
+    version = system.text_of(host, f"{_MODULE}/version") or ""
     dev = result.local[1] / "dev"
     nodes = [
         *_characters(dev, _NODES),
@@ -197,7 +197,7 @@ def _names(directory: Path) -> list[str]:
 
 def driver(settings: Settings, host: Host) -> dict[str, Any]:
     """Return a description of the driver, without loading a module or running a program."""
-    version = system.read_text(host, "/proc/driver/nvidia/version")
+    version = system.text_of(host, "/proc/driver/nvidia/version")
     nodes = list(_nodes(_dev(settings, host)))
     return {
         "version": version.splitlines()[0] if version else None,
@@ -210,7 +210,7 @@ def driver(settings: Settings, host: Host) -> dict[str, Any]:
 
 
 def _modules(host: Host) -> Iterator[str]:
-    for line in (system.read_text(host, "/proc/modules") or "").splitlines():
+    for line in (system.text_of(host, "/proc/modules") or "").splitlines():
         if re.match(r"(nvidia\w*|nvgpu)\s", line):
             yield line.split()[0]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 import time
@@ -111,7 +110,7 @@ def run(invocation: Invocation) -> int:
             if invocation.is_json:
                 from toolkit.cli import output  # noqa: PLC0415
 
-                _print(output.run_json(applied, seconds=time.monotonic() - began))
+                sys.stdout.write(output.run_json(applied, seconds=time.monotonic() - began))
             return 128 + stop.signal if stop.signal is not None else 0
         from toolkit.agent import daemon, sync  # noqa: PLC0415  # no other command needs these modules
 
@@ -141,11 +140,11 @@ def plan(invocation: Invocation) -> int:
     pending = make_plan(invocation.context())
     asked = invocation.extra["diff"]
     if invocation.is_json:
-        _print(output.plan_json(pending, is_full=asked == _FULL))
+        sys.stdout.write(output.plan_json(pending, is_full=asked == _FULL))
     else:
         # At a terminal sits somebody who can read the files; elsewhere the output may be stored or sent.
         is_full = asked == _FULL if asked else sys.stdout.isatty()
-        _print(output.plan_text(pending, colour=log.is_colourful(sys.stdout), is_full=is_full))
+        sys.stdout.write(output.plan_text(pending, colour=log.is_colourful(sys.stdout), is_full=is_full))
     return _PENDING if invocation.extra["exit_code"] and not pending.is_noop else 0
 
 
@@ -158,9 +157,9 @@ def status(invocation: Invocation) -> int:
     pending = make_plan(context)
     unready, verified = readiness.unready(context, pending), readiness.verified(context)
     if invocation.is_json:
-        _print(output.status_json(pending, unready, verified))
+        sys.stdout.write(output.status_json(pending, unready, verified))
     else:
-        _print(output.status_text(pending, unready, verified, colour=log.is_colourful(sys.stdout)))
+        sys.stdout.write(output.status_text(pending, unready, verified, colour=log.is_colourful(sys.stdout)))
     return _PENDING if invocation.extra["exit_code"] and not pending.is_noop else 0
 
 
@@ -172,7 +171,7 @@ def detect(invocation: Invocation) -> int:
     end_at_once()
     inputs = selection.inputs_of(invocation.settings, invocation.options, invocation.environment)
     result = inventory.collect(inputs)
-    _print(json.dumps(result, indent=2) + "\n" if invocation.is_json else output.text(result))
+    sys.stdout.write(json.dumps(result, indent=2) + "\n" if invocation.is_json else output.text(result))
     return _NONE if result["choice"]["problems"] else 0
 
 
@@ -183,7 +182,7 @@ def diagnose(invocation: Invocation) -> int:
     context = invocation.context_or_fallback()
     with log.under_way("collecting diagnostics"):
         result = collect.collect(context)
-    _print(json.dumps(result, indent=2) + "\n" if invocation.is_json else text.text(result))
+    sys.stdout.write(json.dumps(result, indent=2) + "\n" if invocation.is_json else text.text(result))
     return 0
 
 
@@ -197,7 +196,7 @@ def revert(invocation: Invocation) -> int:
     stop.listen()
     with lock.held(invocation.lock):
         done = uninstall.revert(context.settings, context.adapter, stop)
-    _print(output.removal_json(done) if invocation.is_json else describe.removal_text(done))
+    sys.stdout.write(output.removal_json(done) if invocation.is_json else describe.removal_text(done))
     return 128 + stop.signal if stop.signal is not None else 0
 
 
@@ -221,12 +220,3 @@ def _require_specification(applied: Plan) -> None:
             f"the CDI specification was not made: {waits_for}; the runtime and its files are in sync",
             hint="run again once the driver is available; without --no-daemon the agent waits for it",
         )
-
-
-def _print(text: str) -> None:
-    """Write text to stdout. A reader that closes the pipe early is not an error."""
-    try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

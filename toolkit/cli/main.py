@@ -1,16 +1,18 @@
 """The entry point of the program. It turns errors into messages on stderr and an exit code.
 
-Only this package imports click.
+Only this package imports click. What a command prints is collected and written to stdout at its end, so
+that a failure to write it is one message, whichever command and library printed it.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, TextIO
 
 import click
 
@@ -24,42 +26,85 @@ _BUG: Final = 1
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program and exit the process with its exit code."""
-    arguments = parser.explicit(list(sys.argv[1:] if argv is None else argv))
+    _open_standard_streams()
+    _require_utf8()
+    stdout, output = sys.stdout, _Output(sys.stdout)
+    sys.stdout = output
+    try:
+        code = _run(parser.explicit(list(sys.argv[1:] if argv is None else argv)))
+    finally:
+        sys.stdout = stdout
+    if problem := log.write(stdout, output.text()):
+        problem = f"the result cannot be written to stdout: {problem}"
+        code = _report([problem], StepError(problem)) if code == 0 else code
+    log.write(sys.stderr, "")
+    sys.exit(code)
+
+
+def _run(arguments: list[str]) -> int:
+    """Run the command that the arguments name; return the exit code."""
     if arguments[:1] == ["sync"]:
         # The stream stays open until the process exits.
         stream = open(child.LOG, "w", encoding="utf-8", buffering=1)  # noqa: SIM115
         log.start(stream, debug=False, as_json=True)
-    as_json = _wants_json(arguments)
     try:
-        code = parser.app()(arguments, prog_name=parser.NAME, standalone_mode=False, obj=arguments[1:])
-    except click.ClickException as error:
-        code = _report([error.format_message()], _Misuse(error), as_json=as_json)
-    except click.exceptions.Abort:
-        code = _BUG
-    except UsageProblem as error:
-        code = _report(error.problems, error, as_json=as_json)
-    except ToolkitError as error:
-        code = _report([error.message], error, as_json=as_json)
-    except OSError as error:
-        # An I/O error of the node is not a bug of this program, wherever it occurs.
-        log.LOGGER.debug("%s", traceback.format_exc())
-        problem = f"{error.filename or 'the node'}: {error.strerror or error}"
-        code = _report([problem], StepError(str(error)), as_json=as_json)
+        return parser.app()(arguments, prog_name=parser.NAME, standalone_mode=False, obj=arguments[1:]) or 0
+    except SystemExit as end:  # of a completion
+        return int(end.code or 0)
     except Exception as error:  # noqa: BLE001  # the outermost handler reports every other error as a bug
-        traceback.print_exc()
-        problem = f"this is a bug in nvidia-toolkit {__version__}: {error!r}"
-        code = _report([problem], error, as_json=as_json)
-    _flush()
-    sys.exit(code or 0)
+        return _report_error(error, as_json=_wants_json(arguments))
 
 
-def _flush() -> None:
-    """Flush stdout and stderr, and ignore write errors, for example of a full disk under the log."""
-    for stream in (sys.stdout, sys.stderr):
+# --- standard streams -----------------------------------------------------------------------------------
+
+
+class _Output(io.TextIOWrapper):
+    """The output of a command, collected; a terminal if stdout is one."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._bytes = io.BytesIO()
+        super().__init__(
+            self._bytes, encoding="utf-8", errors="surrogatepass", newline="", write_through=True
+        )
+        self._stream = stream
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def text(self) -> str:
+        """Return what was printed."""
+        return self._bytes.getvalue().decode(errors="surrogatepass")
+
+
+def _open_standard_streams() -> None:
+    """Open /dev/null as every standard stream that is closed.
+
+    Otherwise the next file that is opened, such as the lock, gets its descriptor, and the log is written
+    to that file. The descriptors are inheritable, since the agent and its children use them too.
+    """
+    for fd in range(3):
         try:
-            stream.flush()
+            os.fstat(fd)
         except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # noqa: FBT003  # has no keyword
+    sys.stdout = sys.stdout or os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8", closefd=False)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _require_utf8() -> None:
+    """Execute Python again in UTF-8 mode if the locale has another encoding for the names of files.
+
+    The files of the runtimes are UTF-8, so a path that was decoded otherwise would name another file there.
+    """
+    if sys.getfilesystemencoding() != "utf-8" and sys.executable:
+        words = sys.orig_argv[1:]
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *words])  # noqa: S606  # this interpreter
+
+
+# --- messages -------------------------------------------------------------------------------------------
 
 
 class _Misuse(ToolkitError):
@@ -82,6 +127,28 @@ def _wants_json(words: Sequence[str]) -> bool:
     )
 
 
+def _report_error(error: Exception, *, as_json: bool) -> int:
+    """Report an error that ended a command; return the exit code."""
+    match error:
+        case click.exceptions.Abort():
+            return _BUG
+        case click.ClickException():
+            return _report([error.format_message()], _Misuse(error), as_json=as_json)
+        case UsageProblem():
+            return _report(error.problems, error, as_json=as_json)
+        case ToolkitError():
+            return _report([error.message], error, as_json=as_json)
+        case OSError():
+            # An I/O error of the node is not a bug of this program, wherever it occurs.
+            log.LOGGER.debug("%s", "".join(traceback.format_exception(error)))
+            problem = f"{error.filename or 'the node'}: {error.strerror or error}"
+            return _report([problem], StepError(str(error)), as_json=as_json)
+        case _:
+            log.write(sys.stderr, "".join(traceback.format_exception(error)))
+            problem = f"this is a bug in nvidia-toolkit {__version__}: {error!r}"
+            return _report([problem], error, as_json=as_json)
+
+
 def _report(problems: Sequence[str], error: Exception, *, as_json: bool = False) -> int:
     """Write problems and the error's hint to stderr, with `as_json` also to stdout; return the exit code."""
     hint, code = getattr(error, "hint", ""), int(getattr(error, "exit_code", _BUG))
@@ -90,11 +157,11 @@ def _report(problems: Sequence[str], error: Exception, *, as_json: bool = False)
         if log.is_json():
             log.LOGGER.error("%s", problem, extra=log.facts(hint=hint, code=code))
         else:
-            click.echo(f"{log.coloured('error:', log.RED, wanted=colour)} {problem}", err=True)
+            log.write(sys.stderr, f"{log.coloured('error:', log.RED, wanted=colour)} {problem}\n")
     if hint and not log.is_json():
-        click.echo(f"{log.coloured('hint:', log.CYAN, wanted=colour)} {hint}", err=True)
+        log.write(sys.stderr, f"{log.coloured('hint:', log.CYAN, wanted=colour)} {hint}\n")
     if as_json:
         # A program that parses stdout gets a JSON object for errors, too.
         document = {"error": {"problems": list(problems), "hint": hint, "code": code}}
-        click.echo(json.dumps(document, indent=2))
+        sys.stdout.write(json.dumps(document, indent=2) + "\n")
     return code

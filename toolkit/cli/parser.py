@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from toolkit import __version__, log
-from toolkit.errors import UsageProblem
+from toolkit.errors import StepError, UsageProblem
 from toolkit.settings import env_file
 from toolkit.settings.options import SETTINGS, Kind, LogFormat, Setting, grouped
 from toolkit.settings.resolve import Settings, resolve
@@ -59,7 +59,7 @@ def explicit(arguments: list[str]) -> list[str]:
 def app() -> click.Group:
     """Return the click group with all commands."""
     context = {"help_option_names": ["--help", "-h"], "max_content_width": 100}
-    group = click.Group(
+    group = _Group(
         NAME,
         help="Install the NVIDIA Container Toolkit on this node and add the nvidia handlers to the"
         " configuration of its container runtime. Without a subcommand, `run` is executed.",
@@ -111,6 +111,17 @@ def app() -> click.Group:
     ):
         group.add_command(command)
     return group
+
+
+class _Group(click.Group):
+    """A group for which a broken pipe on the node is an error. click exits without a message."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise StepError(f"{error.filename or 'the node'}: {error.strerror or error}") from error
 
 
 class _Command(click.Command):

@@ -23,7 +23,7 @@ _DRIVER: Final = re.compile(r"/lib(?:cuda|nvidia-ml)\.so\.(\d+\.\d+(?:\.\d+)*)")
 
 def specifications(settings: Settings, host: Host) -> dict[str, Any]:
     """Return the specifications, and the version of the loaded driver."""
-    loaded = system.read_text(host, "/sys/module/nvidia/version")
+    loaded = system.text_of(host, "/sys/module/nvidia/version")
     directories = dict.fromkeys((*_DIRECTORIES, settings.cdi_output_dir))
     result = [_described(host, path, loaded) for each in directories if each for path in _files(host, each)]
     return {

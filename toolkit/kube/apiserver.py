@@ -17,9 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 _LARGEST: Final = 1 << 20
+_MOST_RECEIVED: Final = 2 * _LARGEST
 _HOST: Final = re.compile(r"[0-9A-Za-z.:-]+")
 _PORT: Final = re.compile(r"[0-9]{1,5}")
 _TOKEN: Final = re.compile(r"[!-~]+")
@@ -119,6 +123,7 @@ def _context(authority: Path) -> ssl.SSLContext:
     # create_default_context sets VERIFY_X509_STRICT since Python 3.13, but the certificates of many clusters
     # have no key identifiers. A partial chain lets an intermediate authority be trusted by itself, as in Go.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.sslsocket_class = _Socket
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     try:
         context.load_verify_locations(cafile=authority)
@@ -127,6 +132,22 @@ def _context(authority: Path) -> ssl.SSLContext:
     except OSError as error:
         raise ApiError(f"cannot read the service account: {authority}: {error.strerror}") from error
     return context
+
+
+class _Socket(ssl.SSLSocket):
+    """A TLS connection that receives a limited number of bytes.
+
+    http.client reads a chunk of -1 bytes until the end of the connection, and ignores any number of headers.
+    """
+
+    _received = 0
+
+    def recv_into(self, buffer: WriteableBuffer, nbytes: int | None = None, flags: int = 0) -> int:
+        size = super().recv_into(buffer, nbytes, flags)
+        self._received += size
+        if self._received > _MOST_RECEIVED:
+            raise OSError(f"the response is larger than {_MOST_RECEIVED} bytes")
+        return size
 
 
 def _exchange(api: Api, target: str) -> tuple[int, bytes]:
@@ -147,7 +168,10 @@ def _exchange(api: Api, target: str) -> tuple[int, bytes]:
             client.close()
             results.put(error)
 
-    Thread(target=exchange, daemon=True).start()
+    try:
+        Thread(target=exchange, daemon=True).start()
+    except RuntimeError as error:  # pids.max is reached
+        raise OSError("can't start new thread") from error
     try:
         result = results.get(timeout=api.left())
     except (Empty, TimeoutError):

@@ -73,6 +73,11 @@ class FileMetadata:
     attributes: Attributes | None = None
 
 
+def opener(path: str, flags: int) -> int:
+    """Open a file for `open` without following a link at its path, and without waiting for a FIFO."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+
 def read(path: Path) -> FileSnapshot | None:
     """Return the content and metadata of a regular file; None if it does not exist.
 
@@ -86,11 +91,11 @@ def read(path: Path) -> FileSnapshot | None:
     except NotADirectoryError:
         return None
     except OSError as error:
-        raise NodeConfigError(f"{path} cannot be read: {error.strerror}", hint=_hint(error)) from error
+        raise NodeConfigError(f"{path} cannot be read: {error.strerror}", hint=hint(error)) from error
     try:
         return _read(fd, path)
     except OSError as error:
-        raise NodeConfigError(f"{path} cannot be read: {error.strerror}", hint=_hint(error)) from error
+        raise NodeConfigError(f"{path} cannot be read: {error.strerror}", hint=hint(error)) from error
     finally:
         os.close(fd)
 
@@ -140,7 +145,7 @@ def put(
         if aside is None or not _put_from(aside, path, data, metadata, check):
             _put_whole(path, data, metadata, check)
     except OSError as error:
-        raise StepError(f"{path} cannot be written: {error.strerror}", hint=_hint(error)) from error
+        raise StepError(f"{path} cannot be written: {error.strerror}", hint=hint(error)) from error
 
 
 def apply_metadata(fd: int, metadata: FileMetadata) -> None:
@@ -201,7 +206,7 @@ def remove(path: Path, *, aside: Path | None = None, check: _Check | None = None
     except FileNotFoundError:
         return
     except OSError as error:
-        raise StepError(f"{path} cannot be removed: {error.strerror}", hint=_hint(error)) from error
+        raise StepError(f"{path} cannot be removed: {error.strerror}", hint=hint(error)) from error
 
 
 def writable(directory: Path) -> str | None:
@@ -210,6 +215,8 @@ def writable(directory: Path) -> str | None:
         directory = directory.parent
     if not directory.is_dir():
         return f"{directory} is no directory"
+    if problem := attribute(directory):
+        return problem
     if os.access(directory, os.W_OK | os.X_OK, effective_ids=True):
         return None
     read_only = os.statvfs(directory).f_flag & os.ST_RDONLY
@@ -227,6 +234,13 @@ def immutable_reason(path: Path) -> str:
     except OSError:
         return ""
     return "is on a read-only file system" if is_read_only else ""
+
+
+def attribute(path: Path) -> str:
+    """Return that a path has an attribute which keeps even root from changing it; empty if it has none."""
+    if not _inode_flags(path) & (_IMMUTABLE | _APPEND_ONLY):
+        return ""
+    return f"{path} has the attribute i or a (lsattr): remove it with `chattr -ia {path}`"
 
 
 def _inode_flags(path: Path) -> int:
@@ -277,7 +291,7 @@ def make_directory(path: Path, mode: int = 0o755) -> None:
             continue
         except OSError as error:
             message = f"the directory {directory} cannot be made: {error.strerror}"
-            raise StepError(message, hint=_hint(error)) from error
+            raise StepError(message, hint=hint(error)) from error
 
 
 def sync(directory: Path) -> None:
@@ -311,6 +325,13 @@ def exchanged(path: Path, aside: Path | None) -> Path | None:
     """
     directories = dict.fromkeys((aside or path.parent, path.parent))
     return next((p for d in directories if (p := _swap(d, path)).is_file() and not p.is_symlink()), None)
+
+
+def keep(left: Path, path: Path) -> None:
+    """Keep a file that `exchanged` returned under a name that no later write replaces, and log the name."""
+    kept = left.with_name(f".{path.name}.nvidia-toolkit-kept-{left.stat().st_ino:x}")
+    os.rename(left, kept)
+    LOGGER.warning("%s holds what was at %s and is not known: compare them, then remove it", kept, path)
 
 
 def refuse_writers(path: Path) -> None:
@@ -376,7 +397,7 @@ def _remove_checked(path: Path, aside: Path, check: _Check) -> bool:
             try:
                 rename(swap, path, _RENAME_NOREPLACE)
             except FileExistsError:
-                os.unlink(swap)  # somebody created a new file meanwhile
+                keep(swap, path)  # somebody created a new file meanwhile
             raise
         os.unlink(swap)
     return True
@@ -531,7 +552,8 @@ def _name(fd: int, path: Path) -> None:
         os.close(descriptors)
 
 
-def _hint(error: OSError) -> str:
+def hint(error: OSError) -> str:
+    """Return what to do about an error of the file system; empty if there is no usual remedy."""
     match error.errno:
         case errno.EROFS:
             return "the file system is read-only: mount it writable, or choose another path"

@@ -20,6 +20,7 @@ from toolkit.log import LOGGER
 from toolkit.node import files, trust
 
 _MODE: Final = 0o600
+_HINT: Final = "give the directory to root (chown root:root, chmod go-w), or choose another --pid-file"
 
 
 @contextmanager
@@ -27,8 +28,10 @@ def held(path: Path) -> Iterator[int]:
     """Hold the lock, with the PID of this process in the file; yields the file descriptor.
 
     Raises Locked, with the PID of the holder, if another process holds the lock, and StepError if the
-    file cannot be created.
+    file cannot be created, or other users control its directory.
     """
+    if problem := trust.place_problem(path.parent):
+        raise StepError(f"the lock {path} cannot be used: {problem}", hint=_HINT)
     files.make_directory(path.parent)
     fd = _locked(path)
     try:
@@ -158,7 +161,12 @@ def _has_locked(process: Path, status: os.stat_result) -> bool:
 
 
 def _is_open_to_others(status: os.stat_result) -> bool:
-    return not trust.is_trusted(status.st_uid) or bool(stat.S_IMODE(status.st_mode) & ~_MODE)
+    """Return whether others can lock the file, or it is another file of root's by a hard link."""
+    return (
+        status.st_nlink > 1
+        or not trust.is_trusted(status.st_uid)
+        or bool(stat.S_IMODE(status.st_mode) & ~_MODE)
+    )
 
 
 def _unlink(path: Path) -> None:

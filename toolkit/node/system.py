@@ -25,7 +25,7 @@ _MOST: Final = 65536
 
 def node(host: Host) -> dict[str, Any]:
     """Return the facts about a node as JSON values; None for facts that cannot be determined."""
-    uptime = read_text(host, "/proc/uptime")
+    uptime = text_of(host, "/proc/uptime")
     return {
         "root": str(host.root),
         "kernel": platform.release(),
@@ -33,14 +33,14 @@ def node(host: Host) -> dict[str, Any]:
         "os": _distribution(host),
         "cgroup": _cgroup(host),
         "selinux": _selinux(host),
-        "apparmor": "on" if read_text(host, "/sys/module/apparmor/parameters/enabled") == "Y" else "off",
+        "apparmor": "on" if text_of(host, "/sys/module/apparmor/parameters/enabled") == "Y" else "off",
         "systemd": _systemd(host),
-        "boot": read_text(host, "/proc/sys/kernel/random/boot_id"),
+        "boot": text_of(host, "/proc/sys/kernel/random/boot_id"),
         "uptime_s": int(float(uptime.split()[0])) if uptime else None,
     }
 
 
-def read_text(host: Host, node_path: str) -> str | None:
+def text_of(host: Host, node_path: str) -> str | None:
     """Return the stripped content of a small file of the node; None if it cannot be read."""
     for path in local_paths(host, node_path):
         # O_NONBLOCK, since a FIFO at the path must not block.
@@ -71,7 +71,7 @@ def exists(host: Host, node_path: str) -> bool:
 
 def os_release(host: Host) -> str:
     """Return the content of the node's os-release file; empty if there is none."""
-    return read_text(host, "/etc/os-release") or read_text(host, "/usr/lib/os-release") or ""
+    return text_of(host, "/etc/os-release") or text_of(host, "/usr/lib/os-release") or ""
 
 
 def _distribution(host: Host) -> str | None:
@@ -93,7 +93,7 @@ def _cgroup(host: Host) -> str | None:
 
 
 def _selinux(host: Host) -> str:
-    enforce = read_text(host, "/sys/fs/selinux/enforce")
+    enforce = text_of(host, "/sys/fs/selinux/enforce")
     return "off" if enforce is None else "enforcing" if enforce == "1" else "permissive"
 
 

@@ -20,6 +20,7 @@ PROC: Final = "/proc"
 _MOST_LINKS: Final = 40
 _LARGEST_DATABASE: Final = 4 << 20
 _NONE: Final = ""
+_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW
 
 
 class Program(NamedTuple):
@@ -124,6 +125,58 @@ def open_program(path: str, root: Path = Path("/")) -> Program:
     raise PermissionError(13, "not a regular file")
 
 
+def place_problem(path: str | Path, root: Path = Path("/")) -> str:
+    """Return why other users control a file or directory, by the rule for programs; empty if they do not.
+
+    `path` is a path of the node, whose root directory is mounted at `root`. It need not exist.
+    """
+    try:
+        for name, status in _steps(os.path.join(os.getcwd(), path), root):
+            if problem := _status_problem(name, status, root):
+                return problem
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        return f"{path} cannot be examined: {error.strerror}"
+    return _NONE
+
+
+def status_problem(path: Path) -> str:
+    """Return why a file or directory, apart from the directories above it, is controlled by other users.
+
+    Raises OSError.
+    """
+    return _status_problem(str(path), os.lstat(path), Path("/"))
+
+
+def read_own(path: Path, most: int) -> bytes | None:
+    """Return the content of a file that this program wrote; None if it does not exist.
+
+    The rule is that for programs: the file and every directory and link above it belong to trusted users,
+    and nobody else may write to them. No group may write to the file itself, since this program gives that
+    right to none. Raises Distrusted, also for a file of more than `most` bytes or one that is not regular,
+    or another OSError.
+    """
+    name, root = "/", Path("/")
+    try:
+        for name, status in _steps(os.path.join(os.getcwd(), path), root):
+            if problem := _status_problem(name, status, root):
+                raise Distrusted(problem)
+        fd = os.open(name, _FLAGS)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        mode = stat.S_IMODE(os.fstat(fd).st_mode)
+        data = _content(fd, most + 1)
+    finally:
+        os.close(fd)
+    if mode & stat.S_IWGRP:
+        raise Distrusted(f"a group may write to {name} (mode {mode:04o})")
+    if len(data) > most:
+        raise Distrusted(f"it is larger than {most} bytes")
+    return data
+
+
 def read(path: str | Path, most: int, root: Path = Path("/")) -> bytes:
     """Return the content of a trusted regular file, `most` bytes at most.
 
@@ -137,17 +190,18 @@ def read(path: str | Path, most: int, root: Path = Path("/")) -> bytes:
         problem = _config_step_problem(status)
         if problem and not _is_read_only_volume(_local(root, name), status):
             raise Distrusted(f"{name}: {problem}")
-    fd = os.open(
-        _local(root, name),
-        os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW,
-    )
+    fd = os.open(_local(root, name), _FLAGS)
     try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise Distrusted("it is not a regular file")
-        with open(fd, "rb", closefd=False) as stream:
-            return stream.read(most)
+        return _content(fd, most)
     finally:
         os.close(fd)
+
+
+def _content(fd: int, most: int) -> bytes:
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        raise Distrusted("it is not a regular file")
+    with open(fd, "rb", closefd=False) as stream:
+        return stream.read(most)
 
 
 def _is_read_only_volume(name: str, status: os.stat_result) -> bool:

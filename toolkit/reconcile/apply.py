@@ -80,26 +80,45 @@ def _fixed(host: Host, change: FileChange) -> str:
     return f"{local} (a link to {other}) {why}" if other != local else f"{local} {why}"
 
 
-def sweep(host: Host, paths: Sequence[str], root_config: str, *, open_files: Sequence[Owned] = ()) -> None:
+def sweep(
+    host: Host,
+    paths: Sequence[str],
+    root_config: str,
+    *,
+    owned: Sequence[Owned] = (),
+    open_files: Sequence[Owned] = (),
+) -> None:
     """Remove the temporary files that killed runs left beside these files.
 
-    `open_files` are the files of the open transaction: of these alone a content may be left that another
-    program wrote at the moment of the change, and that is put back.
+    `owned` are the files of the record, `open_files` those of the open transaction: their contents are
+    known. Another program may have written a file at the moment when it was replaced. Content that is not
+    known is never removed: it is put back, if that replaces nothing but a known content, else kept.
     """
-    expected = {owned.path: {owned.original, *owned.written} for owned in open_files}
-    for path in dict.fromkeys((*paths, *expected)):
-        with contextlib.suppress(StepError, OSError):  # A dangling link: nothing was written there.
+    known: dict[str, set[str | None]] = {}
+    for each in (*owned, *open_files):
+        known.setdefault(each.path, {fingerprint(None)}).update({each.original, *each.written})
+    is_open = {each.path for each in open_files}
+    for path in dict.fromkeys((*paths, *known)):
+        with contextlib.suppress(ToolkitError, OSError):  # A dangling link: nothing was written there.
             local = host.file(path)
             aside = None if path == root_config else local.parent.parent
             files.sweep(local, aside)
             left = files.exchanged(local, aside)
             if left is None:
                 continue
-            if path not in expected or fingerprint(left.read_bytes()) in expected[path]:
+            expected = known.get(path, set())
+            snapshot = files.read(left)
+            if fingerprint(snapshot.data if snapshot else None) in expected:
                 left.unlink()
-            else:
+            elif path in is_open and _content(local) in expected:
                 left.rename(local)
                 LOGGER.warning("put back %s, which was modified at the moment of the change", local)
+            else:
+                files.keep(left, local)
+
+
+def _content(path: Path) -> str:
+    return fingerprint(path.read_bytes() if path.exists() else None)
 
 
 def missing_directories(host: Host, changes: Sequence[FileChange]) -> list[Path]:

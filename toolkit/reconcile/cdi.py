@@ -18,7 +18,7 @@ from toolkit.cdi.spec import Specification
 from toolkit.deadline import Deadline
 from toolkit.errors import StepError, ToolkitError
 from toolkit.log import LOGGER
-from toolkit.node import files
+from toolkit.node import files, trust
 from toolkit.node.host import Host
 from toolkit.reconcile import apply, readiness, verify
 from toolkit.reconcile.context import Context
@@ -29,6 +29,7 @@ from toolkit.state.record import Owned, Record
 _LONGEST: Final = 120.0
 """Seconds that nvidia-ctk may take: without the persistence daemon, every GPU is initialized for it."""
 _LEAST: Final = 5.0
+_OWNERS: Final = "chown root:root and chmod go-w the directory, or choose another --cdi-output-dir"
 
 
 class NotSpecified(StepError):
@@ -140,7 +141,12 @@ def _generate(context: Context, host: Host, install_dir: Path, record: Record) -
 
 
 def _put(install_dir: Path, record: Record, specification: Specification, data: bytes) -> Record:
-    """Save the record, then write the specification if its content changed; return the record."""
+    """Save the record, then write the specification if its content changed; return the record.
+
+    Raises StepError, also if other users control the directory of the specification.
+    """
+    if problem := trust.place_problem(specification.local.parent):
+        raise StepError(problem, hint=_OWNERS)
     current = files.read(specification.local)
     missing = [str(directory) for directory in files.missing_directories(specification.local.parent)]
     if current is not None and record.specification is None:

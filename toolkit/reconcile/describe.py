@@ -134,7 +134,8 @@ def reload_reason(plan: Plan) -> str:
     if not plan.config_plan.is_noop:
         return "the configuration changes"
     if plan.restart_method.is_revival(plan.target):
-        why = "a run was killed while restarting it" if plan.record.restarting else "--ignore-unhealthy"
+        was_ended = plan.record.restarting or plan.restart_method.is_as_before
+        why = "a run was killed while restarting it" if was_ended else "--ignore-unhealthy"
         return f"the runtime is stopped and has to be started ({why})"
     if plan.config_plan.pending_restart:
         return plan.config_plan.pending_restart
@@ -179,7 +180,7 @@ def _restart_words(plan: Plan) -> str:
     if restart_method.mode is RestartMode.NONE:
         return "the runtime to be restarted by you (--restart-mode none)"
     if restart_method.is_revival(plan.target):
-        return f"{restart_method.unit} to start"
+        return f"{restart_method.unit or 'the runtime'} to start"
     action = (
         f"{restart_method.unit} to restart"
         if restart_method.unit

@@ -2,8 +2,8 @@
 
 A container may fail to start for reasons that are not the handler: a missing image, a full disk, a runtime
 that starts no container at all. Such a handler is *not verified*, with the reason, and nothing is rolled
-back. A handler is at fault if the runtime rejects its configuration, or if a container starts through a
-handler that is not the toolkit's and none through the toolkit's.
+back. A handler is at fault if the runtime rejects its configuration, or if a container starts through the
+handler from which it inherits, or through the default handler that it replaces, and none through it.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def _not_verified(handlers: list[str], reason: str, recorded: object) -> dict[st
 def _reason(runtime: _Runtime, handler: str, baselines: Sequence[str]) -> str:
     """Return why a handler could not be verified, empty if a container started through it.
 
-    `baselines` are handlers that are not the toolkit's. Raises StepError if the handler is at fault.
+    `baselines` are the handlers that it is compared with. Raises StepError if the handler is at fault.
     """
     failure = runtime.start(handler)
     if failure is None:
@@ -151,13 +151,21 @@ def _kind(failure: StepError, handler: str) -> str:
 
 
 def _baselines(context: Context, plan: Plan, state: Health) -> tuple[str, ...]:
-    """Return handlers that are not the toolkit's, to compare with: a default, and low-level runtimes."""
+    """Return the handlers to compare with: those that the toolkit's are made from.
+
+    What is wrong with the handler from which they inherit is wrong with them as well, whatever starts
+    through another one. If the runtime has none of these, a default or a low-level runtime has to do.
+    """
     ours = plan.target.desired.names | planner.former(plan.observation)
-    transaction = plan.record.open
+    usable = (state.effective.handlers or frozenset()) - ours
+    origin, transaction = plan.config_plan.origin, plan.record.open
     before = transaction.baseline.has.default if transaction is not None else None
-    candidates = (state.effective.default, before, *_LOW_LEVEL)
-    known = state.effective.handlers or frozenset()
-    return tuple(dict.fromkeys(each for each in candidates if each in known - ours))
+    rest = (state.effective.default, before, *_LOW_LEVEL)
+    found = (
+        tuple(dict.fromkeys(each for each in group if each in usable))
+        for group in ((origin.source, origin.default), rest)
+    )
+    return next((group for group in found if group), ())
 
 
 def _image(context: Context, plan: Plan, state: Health) -> str | None:

@@ -20,6 +20,7 @@ from runtimes.model import DeliveryKind, FileChange
 from toolkit.artifacts import versions
 from toolkit.deadline import Deadline
 from toolkit.errors import Interrupted, StepError
+from toolkit.log import LOGGER
 from toolkit.node import command, elf, files, mounts, processes, procfs, system
 from toolkit.reconcile import apply, verify
 from toolkit.reconcile.context import Context
@@ -27,6 +28,7 @@ from toolkit.reconcile.planning import Plan, is_asked
 from toolkit.runtime import config_paths, health, locate, visibility
 from toolkit.runtime.health import Health
 from toolkit.runtime.locate import Target
+from toolkit.settings.layout import InstallDir
 from toolkit.state import readiness_record
 from toolkit.state.record import Baseline, Operation
 from toolkit.state.restart_budget import Budget
@@ -61,9 +63,11 @@ def check(context: Context, plan: Plan) -> Baseline:
     changed then.
     """
     target, config_plan = plan.target, plan.config_plan
-    problems = [*_of_files(target, config_plan.changes), *_of_space(plan)]
+    problems = [*_of_files(target, config_plan.changes), *_of_space(plan), *_of_attributes(plan)]
     distrusted = () if config_plan.is_noop else locate.distrusted_files(target, plan.observation)
     problems += [f"{problem}, so it is not edited" for problem in distrusted]
+    if place := locate.distrusted_place(target):
+        problems.append(f"{place}, so nothing is installed in {target.install_dir}")
     invisible = plan.invisible() if plan.operation is Operation.INSTALL else []
     problems += [each.problem for each in invisible]
     problems += _of_toolkit(plan) if plan.operation is Operation.INSTALL else _writable(target.install_dir)
@@ -74,6 +78,8 @@ def check(context: Context, plan: Plan) -> Baseline:
     problems += _of_runtime(context, plan, state) if plan.operation is Operation.INSTALL else []
     unusable = _of_override(context, plan)
     problems += unusable
+    broken, correct_it = _of_origin(context, plan)
+    problems += broken
     if problems:
         fixed, way_out = read_only(plan)
         hints = [
@@ -81,7 +87,8 @@ def check(context: Context, plan: Plan) -> Baseline:
             invisible[0].hint if invisible else "",
             _TOO_OFTEN if any("--restart-budget" in problem for problem in problems) else "",
             _CORRECT if problems == unusable else "",
-            _OWN_IT if distrusted else _system_hint(target) or (way_out if fixed else ""),
+            correct_it if problems == broken else "",
+            _OWN_IT if distrusted or place else _system_hint(target) or (way_out if fixed else ""),
         ]
         hint = next((each for each in hints if each), "")
         raise StepError(f"{'; '.join(problems)}: nothing was changed", hint=hint)
@@ -101,6 +108,26 @@ def _of_override(context: Context, plan: Plan) -> list[str]:
     from toolkit.runtime import override  # noqa: PLC0415  # Only needed with that option.
 
     return list(override.problems(plan.target, timeout=verify.soon(context)))
+
+
+def _of_origin(context: Context, plan: Plan) -> tuple[list[str], str]:
+    """Return what the handlers inherit and the node does not have, and a hint what to do.
+
+    It is only logged if the handler of the node that lacks it is the default already, or if the default
+    stays: no pod that starts today fails because of it.
+    """
+    origin = plan.config_plan.origin
+    if plan.operation is not Operation.INSTALL or plan.config_plan.is_noop or not origin.settings:
+        return [], ""
+    from toolkit.runtime import override  # noqa: PLC0415  # Only needed if something changes.
+
+    found = list(override.inherited_problems(plan.target, origin, timeout=verify.soon(context)))
+    if origin.default not in {"", origin.source}:
+        keeps = f"--set-as-default=false, which keeps {origin.default} as the default"
+        return found, f"correct the handler {origin.source}, or use {keeps}"
+    for problem in found:
+        LOGGER.warning("%s: no pod starts through either", problem)
+    return [], ""
 
 
 def read_only(plan: Plan) -> tuple[list[str], str]:
@@ -218,6 +245,17 @@ def _of_files(target: Target, changes: tuple[FileChange, ...]) -> list[str]:
     result += _labels(target, changes)
     result += _owners(target, changes)
     return list(dict.fromkeys(result))
+
+
+def _of_attributes(plan: Plan) -> list[str]:
+    """Return a problem for each of this program's own files that even root cannot replace or remove."""
+    install_dir = InstallDir(plan.target.install_dir)
+    paths = [install_dir.state, install_dir.originals, install_dir.record, install_dir.versions]
+    if plan.operation is Operation.REVERT:
+        paths += [*install_dir.originals.glob("*"), *install_dir.versions.rglob("*")]
+        owned = plan.record.specification
+        paths += [Path(owned.local), Path(owned.local).parent] if owned is not None else []
+    return [problem for path in paths if not path.is_symlink() and (problem := files.attribute(path))]
 
 
 def _of_space(plan: Plan) -> list[str]:

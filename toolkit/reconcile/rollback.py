@@ -164,7 +164,7 @@ def restore_files(
     transaction = record.open
     assert transaction is not None  # noqa: S101  # Only an open transaction is rolled back.
     root_config = target.desired.config
-    apply.sweep(target.host, (), root_config, open_files=transaction.files)
+    apply.sweep(target.host, (), root_config, owned=record.owned, open_files=transaction.files)
     current = {each.path: _bytes(target, each.path) for each in transaction.files}
     owned = journal.ownerships(target.install_dir, transaction.files)
     plan = planner.removal(context.adapter, Observation(files=current, owned=owned))
@@ -282,9 +282,15 @@ def _reload(
     context: Context, target: Target, unit: str | None, deadline: Deadline, *, is_first: bool
 ) -> None:
     """Restart or reload the runtime, or start it if it is stopped. Raises StepError or ReloadError."""
+    target = locate.supervised(target, context.adapter, deadline.at_least(_LEAST))
     restart_method = _restart_method(context, target, unit, deadline)
     if restart_method.replaces and (restart_method.unit is not None or target.process is not None):
         _count(context, is_first=is_first or target.process is None)
+    try:
+        restart.save_launch(target, restart_method)
+    except StepError as error:
+        # The runtime has the failed change until it is restarted, which is worse.
+        LOGGER.warning("%s; if this run is killed, the runtime may stay down", error.message)
     context.stats.note_reload(
         restart.perform(target, context.adapter, restart_method, deadline), replaces=restart_method.replaces
     )
@@ -311,7 +317,6 @@ def _count(context: Context, *, is_first: bool) -> None:
 
 def _restart_method(context: Context, target: Target, unit: str | None, deadline: Deadline) -> RestartMethod:
     """Return how to make the runtime load the old files; a stopped runtime is started or waited for."""
-    target = locate.supervised(target, context.adapter, deadline.at_least(_LEAST))
     method = restart.restart_method(target, context.adapter, context.mode, target.supervisor)
     if not method.obstacle:
         return method

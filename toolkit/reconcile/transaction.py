@@ -216,6 +216,7 @@ def carry_out(context: Context, plan: Plan) -> Record:
             _install(plan)
         record = _save_pending(plan, record, written=False)
         _count(context, plan)
+        restart.save_launch(plan.target, plan.restart_method)
         notified = notified or bool(_reset_changes(plan))
         _load_reset_contents(context, plan)
         with during("apply"):
@@ -260,13 +261,11 @@ def recover(context: Context) -> None:
 def sweep(context: Context, plan: Plan) -> None:
     """Remove the temporary files of killed runs beside the runtime's files and the toolkit."""
     target = plan.target
-    paths = {
-        target.desired.config,
-        target.desired.drop_in,
-        *(o.path for o in plan.record.owned),
-    } - {""}
+    paths, owned = {target.desired.config, target.desired.drop_in} - {""}, plan.record.owned
     open_files = plan.record.open.files if plan.record.open is not None else ()
-    apply.sweep(target.host, sorted(paths), target.desired.config, open_files=open_files)
+    apply.sweep(target.host, sorted(paths), target.desired.config, owned=owned, open_files=open_files)
+    if target.process is not None:
+        restart.forget_launch(target)
     preflight.sweep(target.install_dir)
     journal.sweep(target.install_dir)
     if not plan.record.is_empty:

@@ -10,7 +10,7 @@ from typing import Final
 from runtimes import planner
 from runtimes.adapter import Adapter
 from runtimes.errors import ConfigError
-from runtimes.model import ConfigPlan
+from runtimes.model import ConfigPlan, Observation
 from toolkit import redact
 from toolkit.artifacts import versions
 from toolkit.deadline import Cancellation, Deadline
@@ -127,6 +127,7 @@ def _restart_distribution(context: Context, plan: Plan) -> None:
         return
     with suppress(StepError):
         context.budget.spend()
+    restart.save_launch(target, method)
     deadline = context.deadline()
     context.stats.note_reload(
         restart.perform(target, context.adapter, method, deadline), replaces=method.replaces
@@ -282,7 +283,13 @@ def _view(context: Context, target: Target, record: Record) -> Plan:
     named = record.owned or (opened.files if opened is not None else ())
     is_forced = context.settings.force
     owned = journal.ownerships(target.install_dir, record.owned, even_if_gone=is_forced)
-    observation = observe.observe(target, context.adapter, owned, whole=is_forced)
+    try:
+        observation = observe.observe(target, context.adapter, owned, whole=is_forced)
+    except NodeConfigError as error:
+        if not _is_files_only(target, record):
+            raise
+        LOGGER.warning("%s: ignored, because the installation did not change it", error.message)
+        observation = Observation()
     adopted = adopt.adopted(target, context.adapter, record, observation)
     observation = replace(observation, owned=(*observation.owned, *adopted))
     known = (*(each.edits for each in named), *(each.edits for each in adopted))
@@ -299,6 +306,19 @@ def _view(context: Context, target: Target, record: Record) -> Plan:
         operation=Operation.REVERT,
         adopted=adopted,
     )
+
+
+def _is_files_only(target: Target, record: Record) -> bool:
+    """Return whether an installation changed no file of the runtime, and these do not name the toolkit.
+
+    A file that cannot be read cannot be checked.
+    """
+    if record.owned or record.open is not None or adopt.is_lost(record):
+        return False
+    try:
+        return not adopt.are_named(target)
+    except NodeConfigError:
+        return True
 
 
 def _remove_default(context: Context, plan: Plan) -> None:

@@ -10,7 +10,8 @@ from typing import Final
 from runtimes.adapter import Adapter
 from runtimes.model import Observation
 from toolkit.deadline import Cancellation, Deadline, Timeout
-from toolkit.errors import Interrupted, StepError
+from toolkit.errors import Interrupted, StepError, ToolkitError
+from toolkit.node import files
 from toolkit.runtime.client import cri, http
 from toolkit.runtime.locate import Target
 
@@ -117,6 +118,7 @@ def _from_shims(target: Target, adapter: Adapter, observation: Observation) -> I
     binaries = {handler.binary.encode() for handler in target.desired.handlers}
     for pattern in adapter.task_files(target.desired, observation):
         for path in target.host.glob(pattern):
-            with contextlib.suppress(OSError, StepError):
-                if target.host.file(path).read_bytes().strip() in binaries:
+            with contextlib.suppress(OSError, ToolkitError):
+                snapshot = files.read(target.host.file(path))
+                if snapshot is not None and snapshot.data.strip() in binaries:
                     yield Path(path).parent.name

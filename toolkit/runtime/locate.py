@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -28,6 +29,7 @@ from toolkit.runtime import config_paths
 from toolkit.runtime.supervision import supervisor
 from toolkit.settings import checks
 from toolkit.settings.defaults import runtime_default
+from toolkit.settings.layout import RunDir
 from toolkit.settings.resolve import Settings
 from toolkit.state import binary_cache
 
@@ -67,12 +69,14 @@ class Target:
     program that validates a change, None if there is none. A query to it is cut short when `stop` is
     requested. `answers` caches its results. With `contradictions` between the settings and the node, the
     node may be inspected but not changed. `supervisor` is what starts the daemon again; it is None until it
-    has to be known (see `supervised`).
+    has to be known (see `supervised`). `launch_file` is where it is saved before the daemon is ended; if a
+    killed run has ended it, `supervisor` is the one that was saved.
     """
 
     host: Host
     desired: Desired
     install_dir: Path
+    launch_file: Path
     socket: Path
     process: processes.RuntimeProcess | None
     no_process: str
@@ -115,6 +119,7 @@ def target(settings: Settings, adapter: Adapter, stop: Cancellation | None = Non
         host = host.mapped(str(Path(hook).parent), Path(settings.hooks_dir))
     install_dir = Path(os.path.abspath(settings.toolkit_install_dir))
     binary, notes = _binary(settings, host, adapter, process)
+    launch_file = RunDir.of(settings.pid_file).launch
     notes += tuple(
         f"{path} not found on the node: the handler {name} is not added"
         for name, path in programs.absent(settings, host, install_dir).items()
@@ -135,7 +140,18 @@ def target(settings: Settings, adapter: Adapter, stop: Cancellation | None = Non
         stop=stop,
         contradictions=contradictions,
         answers=binary_cache.of(settings, host, binary),
+        supervisor=_ended(launch_file) if process is None else None,
+        launch_file=launch_file,
     )
+
+
+def _ended(launch_file: Path) -> supervisor.Supervisor | None:
+    """Return the supervisor of a daemon that a killed run has ended, None if none has."""
+    if not launch_file.exists():
+        return None
+    from toolkit.runtime.supervision import launch_file as of_file  # noqa: PLC0415  # Rarely needed.
+
+    return of_file.saved(launch_file)
 
 
 def usual_units(target: Target) -> tuple[str, ...]:
@@ -211,13 +227,33 @@ def distrusted_files(target: Target, observation: Observation) -> tuple[str, ...
     return tuple(dict.fromkeys(problem for problem in problems if problem))
 
 
+def distrusted_place(target: Target) -> str:
+    """Return why other users control the install directory on the node; empty if they do not.
+
+    The directory as this process sees it is checked with the record in it. In a container its parents are
+    those of the container.
+    """
+    host = target.host
+    return "" if host.is_here else trust.place_problem(host.node(target.install_dir), host.root)
+
+
 # --- paths and programs -------------------------------------------------------------------------
 
 
 def root(settings: Settings) -> Path:
-    """Return the local path of the node's root. Raises UsageProblem if `host_root` is not a directory."""
+    """Return the local path of the node's root.
+
+    Raises UsageProblem if `host_root` is not a directory, or an empty one: the image has one as the mount
+    point of the node's root.
+    """
     given = Path(settings.host_root)
     if given.is_dir():
+        with suppress(PermissionError):
+            if not os.listdir(given):
+                raise UsageProblem(
+                    [f"--host-root={given} is empty: the node's root directory is not mounted there"],
+                    hint="mount the node's / there, or use --host-root=/ to run directly on the node",
+                )
         return given
     if settings.is_given("host_root"):
         raise UsageProblem([f"--host-root={given}: no such directory"])

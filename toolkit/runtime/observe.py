@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
@@ -15,6 +16,7 @@ from runtimes.model import (
     BinaryResult,
     Observation,
     Ownership,
+    RuntimeName,
     directory_token,
     token,
 )
@@ -26,6 +28,7 @@ from toolkit.runtime import locate
 
 _LONGEST_ANSWER: Final = 30.0
 LEAST_SECONDS: Final = 5.0
+_INCLUDED: Final = "{} includes it: put a file there, or remove it from `imports`"
 
 
 def observe(
@@ -49,7 +52,7 @@ def observe(
             if request.files or request.globs:
                 observation = replace(
                     observation,
-                    files={**observation.files, **read(target.host, request.files)},
+                    files={**observation.files, **_requested(target, request.files)},
                     globs={**observation.globs, **{g: target.host.glob(g) for g in request.globs}},
                 )
                 continue
@@ -62,6 +65,24 @@ def observe(
         raise not_understood(error) from error
 
 
+def _requested(target: locate.Target, paths: tuple[str, ...]) -> dict[str, bytes | None]:
+    """Return the content of the files that an adapter requests.
+
+    The error about a file that only an import of containerd names says what to do with such a file.
+    """
+    desired = target.desired
+    named = {desired.config, desired.drop_in, *desired.generated}
+    result: dict[str, bytes | None] = {}
+    for path in paths:
+        try:
+            result |= read(target.host, (path,))
+        except NodeConfigError as error:
+            if path in named or desired.runtime != RuntimeName.CONTAINERD:
+                raise
+            raise NodeConfigError(error.message, hint=_INCLUDED.format(desired.config)) from error
+    return result
+
+
 def read(host: Host, paths: tuple[str, ...]) -> dict[str, bytes | None]:
     """Return the content of files of the node by path, None for a missing file.
 
@@ -69,6 +90,9 @@ def read(host: Host, paths: tuple[str, ...]) -> dict[str, bytes | None]:
     """
     snapshots = {path: files.read(host.file(path)) for path in paths}
     return {path: snapshot.data if snapshot else None for path, snapshot in snapshots.items()}
+
+
+_KILLED: Final = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def ask(target: locate.Target, question: BinaryQuery) -> BinaryResult:
@@ -114,12 +138,27 @@ def _ask(target: locate.Target, question: BinaryQuery) -> BinaryResult:
             ]
         except command.NotStarted as error:
             return BinaryResult(code=-1, out="", err=error.message)
+    for result in results:
+        _refuse_killed(result)
     result = results[0]
     is_stable = len({(each.code, each.out) for each in results}) == 1
     err = result.err
     for path, name in zip(paths, question.names, strict=False):
         err = err.replace(path, name)
     return BinaryResult(code=result.code, out=result.out, err=err, is_stable=is_stable)
+
+
+def _refuse_killed(result: command.Result) -> None:
+    """Raise StepError if a binary was killed, so that it said nothing about the configuration.
+
+    Behind a shell the exit status is 128 and the signal's number. A crash (SIGSEGV, SIGABRT) is an answer.
+    """
+    number = next((each for each in _KILLED if result.code in {-each, 128 + each}), None)
+    if number is not None:
+        raise StepError(
+            f"`{' '.join(result.argv)}` was ended by {number.name}: the configuration could not be checked",
+            hint="run again; if the kernel killed it for memory (see dmesg), give the pod or the node more",
+        )
 
 
 def not_understood(error: ConfigError) -> NodeConfigError:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -17,7 +18,7 @@ from runtimes.adapter import Adapter, SighupEffect
 from toolkit.deadline import Deadline
 from toolkit.errors import ReloadError, StepError
 from toolkit.log import LOGGER
-from toolkit.node import command, processes, socket_peer
+from toolkit.node import command, files, processes, socket_peer
 from toolkit.runtime.locate import Target
 from toolkit.runtime.supervision import supervisor, systemd
 from toolkit.runtime.supervision.supervisor import Supervisor
@@ -46,7 +47,7 @@ class RestartMethod:
     "" if it can. `by_itself` is whether the distribution notices the change and restarts the daemon
     itself; the unit is restarted only if it does not. `after_signal` names what starts a daemon again that
     SIGHUP ends; if nothing is known to, `warning` says so. `dependents` are the running units that depend
-    on the runtime's.
+    on the runtime's. With `is_as_before`, it starts a runtime that a killed run has ended.
     """
 
     mode: RestartMode
@@ -57,10 +58,11 @@ class RestartMethod:
     after_signal: str = ""
     warning: str = ""
     dependents: tuple[str, ...] = ()
+    is_as_before: bool = False
 
     def is_revival(self, target: Target) -> bool:
         """Return whether this starts a runtime that is down."""
-        return target.process is None and self.unit is not None
+        return target.process is None and (self.unit is not None or self.is_as_before)
 
     @property
     def dependents_end(self) -> bool:
@@ -75,6 +77,8 @@ class RestartMethod:
             return "restarted by the distribution"
         if self.unit is not None:
             return f"restart {self.unit}"
+        if self.is_as_before:
+            return "start it as it was started before a killed run ended it"
         to = f"SIGHUP to PID {process.pid}" if process else "SIGHUP to the process that owns the socket"
         if self.after_signal:
             return f"{to}, which ends it: {self.after_signal} starts it again"
@@ -93,6 +97,17 @@ def restart_method(
         return RestartMethod(mode=mode, unit=None, replaces=False)
     process = target.process
     ends = adapter.on_hangup is SighupEffect.TERMINATES
+    if process is None and found is not None and found.was_ended:
+        lacking = _no_start(found)
+        return RestartMethod(
+            mode=RestartMode.SIGNAL,
+            unit=None,
+            replaces=True,
+            obstacle=f"{adapter.name} was ended by a killed run: {lacking} ({_PRIVILEGED})"
+            if lacking
+            else "",
+            is_as_before=True,
+        )
     if process is None:
         return RestartMethod(mode=mode, unit=None, replaces=ends, obstacle=target.no_process)
     is_known = found is not None
@@ -116,14 +131,17 @@ def restart_method(
     )
     if not _uses_signal(mode, adapter.on_hangup, by_unit):
         return by_unit
-    if not by_signal.warning:
-        return by_signal
-    if mode is RestartMode.SIGNAL:
-        lacking = _no_start(found)
-        obstacle = f"{by_signal.warning}; {lacking} ({_PRIVILEGED})" if lacking else ""
-        return replace(by_signal, obstacle=obstacle)
-    # A SIGHUP now would leave the node without a runtime.
-    return replace(by_signal, obstacle=f"{by_signal.warning} ({_CHOICES})")
+    return replace(by_signal, obstacle=_signal_obstacle(by_signal.warning, mode, found))
+
+
+def _signal_obstacle(warning: str, mode: RestartMode, found: Supervisor) -> str:
+    """Return why SIGHUP must not be sent, or "": it would leave the node without a runtime."""
+    if not warning:
+        return ""
+    if mode is not RestartMode.SIGNAL:
+        return f"{warning} ({_CHOICES})"
+    lacking = _no_start(found)
+    return f"{warning}; {lacking} ({_PRIVILEGED})" if lacking else ""
 
 
 def _uses_signal(mode: RestartMode, effect: SighupEffect, by_unit: RestartMethod) -> bool:
@@ -211,7 +229,26 @@ def perform(target: Target, adapter: Adapter, chosen: RestartMethod, deadline: D
     if chosen.unit is None and chosen.replaces:
         _start_again(target, adapter, before, deadline)
     _wait(target, adapter, before, chosen, deadline)
+    forget_launch(target)
     return time.monotonic() - begin
+
+
+def save_launch(target: Target, chosen: RestartMethod) -> None:
+    """Save how a daemon was started that SIGHUP is about to end and that nothing is known to start again.
+
+    The next run starts it if this one is killed in between. Raises StepError.
+    """
+    if chosen.warning and target.process is not None and target.supervisor is not None:
+        from toolkit.runtime.supervision import launch_file  # noqa: PLC0415  # Only needed where nothing starts it again.
+
+        launch_file.save(target.launch_file, target.process, target.supervisor)
+
+
+def forget_launch(target: Target) -> None:
+    """Remove the file of `save_launch`, once the daemon runs: its environment may hold secrets."""
+    files.sweep(target.launch_file, None)
+    with suppress(OSError):
+        target.launch_file.unlink()
 
 
 def _warn(chosen: RestartMethod, process: processes.RuntimeProcess) -> None:

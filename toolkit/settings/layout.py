@@ -69,6 +69,11 @@ class RunDir:
         return self.path / "answers.json"
 
     @property
+    def launch(self) -> Path:
+        """Return the file that holds how a daemon was started that is being ended."""
+        return self.path / "launch.json"
+
+    @property
     def directories(self) -> Path:
         """Return the list of directories that were created before there was a record."""
         return self.path / "directories.json"

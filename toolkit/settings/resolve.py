@@ -6,6 +6,7 @@ and a variable such as `CONTAINERD_CONFIG` is used only if the runtime is contai
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,7 +93,7 @@ def resolve(
             "default",
         )
         if text is not None:
-            problem = _taken(row, text, origin, values)
+            problem = _encoding_problem(text, origin) or _taken(row, text, origin, values)
             origins[row.name] = origin
             problems += [problem] if problem else []
         if row.name == "runtime":
@@ -121,6 +122,16 @@ def _source(
         if defaults.applies(variable, runtime) and text is not None and (text or row.name in _MAY_BE_EMPTY):
             return text, variable
     return None, ""
+
+
+def _encoding_problem(text: str, origin: str) -> str:
+    """Return a message if a text is not UTF-8, which the files that it may be written to are; else ""."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(text).decode(errors="backslashreplace")
+        return f"{origin}={shown}: is not valid UTF-8"
+    return ""
 
 
 def _taken(row: Setting, text: str, origin: str, values: dict[str, Any]) -> str | None:

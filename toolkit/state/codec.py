@@ -115,7 +115,7 @@ def decoded(content: Mapping[str, Any]) -> record.Record:
         runtime=_typed(content["runtime"], str),
         pending_reload=_decoded_pending(item) if (item := content["pending_reload"]) is not None else None,
         restarting=_typed(content["restarting"], bool),
-        directories=_texts(content["directories"]),
+        directories=tuple(map(_path, _typed(content["directories"], list))),
         toolkit_digest=_typed(content["toolkit_digest"], str, type(None)),
         displaced=_typed(content["displaced"], str, type(None)),
         unit=_typed(content.get("unit"), str, type(None)),

@@ -14,9 +14,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from toolkit.errors import NodeConfigError, StepError
-from toolkit.node import files
+from toolkit.errors import StepError
+from toolkit.log import LOGGER
+from toolkit.node import files, trust
 
+_LARGEST: Final = 1 << 20
 # Errors of rmdir(2) that are accepted: the directory is already removed, not empty, or a mount point.
 _ACCEPTED: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY})
 
@@ -35,13 +37,20 @@ def note(path: Path, directories: Iterable[str]) -> None:
 
 
 def read(path: Path) -> tuple[str, ...]:
-    """Return the directories in the note, outermost first; none if the note cannot be read."""
+    """Return the directories in the note, outermost first; none if the note cannot be read or trusted."""
     try:
-        snapshot = files.read(path)
-        result = json.loads(snapshot.data) if snapshot else []
-    except (NodeConfigError, ValueError, RecursionError):
+        data = trust.read_own(path, _LARGEST)
+        result = json.loads(data) if data else []
+    except trust.Distrusted as error:
+        LOGGER.warning("%s is ignored, since it is not trusted: %s", path, error.strerror)
         return ()
-    return tuple(item for item in result if isinstance(item, str)) if isinstance(result, list) else ()
+    except (OSError, ValueError, RecursionError):
+        return ()
+    return tuple(filter(_is_path, result)) if isinstance(result, list) else ()
+
+
+def _is_path(item: object) -> bool:
+    return isinstance(item, str) and item.startswith("/") and "\0" not in item and ".." not in item.split("/")
 
 
 def clear(path: Path) -> None:

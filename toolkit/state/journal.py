@@ -20,30 +20,35 @@ from runtimes.model import EMPTY, FileChange, Ownership, fingerprint
 from toolkit import __version__
 from toolkit.errors import NodeConfigError, StepError
 from toolkit.log import LOGGER
-from toolkit.node import files
+from toolkit.node import files, trust
 from toolkit.settings.layout import InstallDir
 from toolkit.state.codec import decoded, encoded
 from toolkit.state.record import Owned, PendingReload, Record
 
 FORMAT: Final = 2
 READABLE_BY: Final = 1
+_OWNERS: Final = (
+    "whoever can write there controls what root runs: check the content, then `chown root:root` and"
+    " `chmod go-w` what is named, or choose another --toolkit-install-dir"
+)
 
 
 def load(install_dir: Path) -> Record:
     """Return the record of an install directory; an empty one if there is none.
 
-    Raises NodeConfigError if the record is damaged, or needs a newer version of this program.
+    Raises NodeConfigError if the record is damaged, needs a newer version of this program, or is in a
+    file or directory that other users control.
     """
     location = InstallDir(install_dir).record
-    snapshot = files.read(location)
-    if snapshot is None:
+    data = _trusted(location)
+    if data is None:
         return Record()
     hint = (
         f"keep {location.parent} and report the problem; if you remove it, the original files can no longer"
         " be restored"
     )
     try:
-        content = json.loads(snapshot.data, parse_constant=_refuse)
+        content = json.loads(data, parse_constant=_refuse)
         readable_by = int(content["readable_by"])
         if readable_by > FORMAT:
             raise NodeConfigError(
@@ -60,6 +65,17 @@ def load(install_dir: Path) -> Record:
         RecursionError,
     ) as error:
         raise NodeConfigError(f"{location} is damaged: {error!r}", hint=hint) from error
+
+
+def _trusted(location: Path) -> bytes | None:
+    try:
+        return trust.read_own(location, files.LARGEST)
+    except trust.Distrusted as error:
+        raise NodeConfigError(f"{location} is not trusted: {error.strerror}", hint=_OWNERS) from error
+    except OSError as error:
+        raise NodeConfigError(
+            f"{location} cannot be read: {error.strerror}", hint=files.hint(error)
+        ) from error
 
 
 def save(install_dir: Path, record: Record) -> Record:
@@ -278,8 +294,11 @@ def keep(install_dir: Path, data: bytes) -> None:
     path = InstallDir(install_dir).originals / fingerprint(data)
     files.make_directory(InstallDir(install_dir).state, 0o700)
     files.make_directory(path.parent, 0o700)
-    snapshot = files.read(path)
-    if snapshot is None or snapshot.data != data:
+    try:
+        is_kept = trust.read_own(path, files.LARGEST) == data
+    except OSError:
+        is_kept = False
+    if not is_kept:
         files.put(path, data, mode=0o600)
 
 

@@ -6,6 +6,7 @@ the runtime's process and the configuration files are those that it names.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -14,16 +15,21 @@ from pathlib import Path
 from typing import Any, Final
 
 from toolkit import __version__
-from toolkit.node import procfs
+from toolkit.node import procfs, trust
 
 FORMAT: Final = 2
+LARGEST: Final = 1 << 20
+_LARGEST_CONFIG: Final = 64 << 20
 NO_DRIVER: Final = "the NVIDIA driver is not loaded (--readiness-requires-driver)"
 
 
 def unready(record: Path) -> str:
     """Return why the node is not ready; empty if it is ready. `record` is the path of the record."""
     try:
-        content = json.loads(record.read_bytes())
+        data = trust.read_own(record, LARGEST)
+        if data is None:
+            return f"{record}: {os.strerror(errno.ENOENT)}"
+        content = json.loads(data)
     except OSError as error:
         return f"{record}: {error.strerror}"
     except (ValueError, RecursionError):
@@ -55,7 +61,7 @@ def _fingerprint(path: str) -> str:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(fd, "rb") as stream:
-            return hashlib.sha256(stream.read()).hexdigest()
+            return hashlib.sha256(stream.read(_LARGEST_CONFIG)).hexdigest()
     except FileNotFoundError:
         return "absent"
     except OSError:

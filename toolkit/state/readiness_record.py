@@ -14,12 +14,16 @@ from typing import Any, Final
 
 from runtimes.model import Effective
 from toolkit import __version__
-from toolkit.errors import NodeConfigError
-from toolkit.node import files, procfs
+from toolkit.errors import StepError
+from toolkit.node import files, procfs, trust
 from toolkit.node.processes import RuntimeProcess
 from toolkit.state import readiness_probe
 
 FORMAT: Final = readiness_probe.FORMAT
+
+_OWNERS: Final = (
+    "give the directory to root (chown root:root, chmod go-w), or choose another --readiness-file"
+)
 
 STARTED: Final = "started"
 """A container was started through the handler."""
@@ -65,9 +69,9 @@ def facts(
 def read(path: Path) -> dict[str, Any] | None:
     """Return the content of the record at a path, None if there is none or it cannot be read."""
     try:
-        snapshot = files.read(path)
-        content = json.loads(snapshot.data) if snapshot else None
-    except (NodeConfigError, ValueError, RecursionError):
+        data = trust.read_own(path, readiness_probe.LARGEST)
+        content = json.loads(data) if data is not None else None
+    except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
 
@@ -86,11 +90,11 @@ def is_verified(results: object, handlers: Collection[str], *, is_started: bool)
 def mismatch(path: Path, now: dict[str, Any]) -> str:
     """Return why the record at a path does not match the facts `now`; empty if it does."""
     try:
-        snapshot = files.read(path)
-        content = json.loads(snapshot.data) if snapshot else None
-    except (NodeConfigError, ValueError, RecursionError) as error:
-        return f"{path} cannot be read: {error}"
-    if snapshot is None:
+        data = trust.read_own(path, readiness_probe.LARGEST)
+        content = json.loads(data) if data is not None else None
+    except (OSError, ValueError, RecursionError) as error:
+        return f"{path} cannot be read: {error.strerror if isinstance(error, OSError) else error}"
+    if data is None:
         return f"{path} not found"
     if not isinstance(content, dict):
         return f"{path} is not a readiness record"
@@ -99,8 +103,13 @@ def mismatch(path: Path, now: dict[str, Any]) -> str:
 
 
 def write(path: Path, now: dict[str, Any]) -> None:
-    """Write the record unless it already matches the facts `now`. Raises StepError."""
+    """Write the record unless it already matches the facts `now`.
+
+    Raises StepError, also if other users control its directory.
+    """
     if mismatch(path, now):
+        if problem := trust.place_problem(path.parent):
+            raise StepError(f"{path} is not written: {problem}", hint=_OWNERS)
         files.make_directory(path.parent)
         files.put(path, json.dumps(now, indent=1).encode() + b"\n")
 

@@ -12,12 +12,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from toolkit.errors import NodeConfigError
 from toolkit.log import LOGGER
-from toolkit.node import files, procfs
+from toolkit.node import files, procfs, trust
 
 _FREE: Final = 2
 _MOST: Final = 64
+_LARGEST: Final = 1 << 20
 _LONGEST: Final = 86_400.0
 
 
@@ -106,8 +106,8 @@ class Budget:
     def _read(self) -> _History:
         """Return the content of the file for this boot, with the restarts within the window."""
         try:
-            snapshot = files.read(self.path)
-            content: Any = json.loads(snapshot.data) if snapshot else {"boot": "", "restarts": []}
+            data = trust.read_own(self.path, _LARGEST)
+            content: Any = json.loads(data) if data is not None else {"boot": "", "restarts": []}
             history = _History(
                 restarts=[float(moment) for moment in content["restarts"]],
                 vain=str(content.get("vain", "")),
@@ -117,14 +117,15 @@ class Budget:
             )
             is_this_boot = content["boot"] == procfs.boot_id()
         except (
-            NodeConfigError,
+            OSError,
             ValueError,
             KeyError,
             TypeError,
             OverflowError,
             RecursionError,
         ) as error:
-            LOGGER.warning("%s cannot be read, so earlier restarts are not counted: %s", self.path, error)
+            why = error.strerror if isinstance(error, OSError) else error
+            LOGGER.warning("%s cannot be read, so earlier restarts are not counted: %s", self.path, why)
             return _History()
         now = uptime()
         if not is_this_boot or history.at > now:

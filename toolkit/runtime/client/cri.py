@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from toolkit.deadline import Timeout, elapsed
+from toolkit.deadline import Timeout, elapsed, remaining
 from toolkit.errors import StepError
 from toolkit.runtime.client import protobuf
 from toolkit.runtime.client.protobuf import Message
 
 # --- containerd's introspection of plugins ----------------------------------------------------------
 
-_METHOD: Final = "/containerd.services.introspection.v1.Introspection/Plugins"
+_INTROSPECTION: Final = "/containerd.services.introspection.v1.Introspection"
 _FILTER: Final = "type==io.containerd.grpc.v1,id==cri"
 _OF_SNAPSHOTTERS: Final = "type==io.containerd.snapshotter.v1"
 # Fields of PluginsResponse, Plugin and google.rpc.Status (api/services/introspection/v1, 1.6 to 2.3).
@@ -47,14 +47,13 @@ def snapshotters(socket: Path, *, timeout: Timeout) -> dict[str, str]:
 
 def _plugins(socket: Path, filter_: str, *, timeout: Timeout) -> list[tuple[str, str]]:
     """Return the id and the start error of each plugin that matches a filter."""
-    # Imported here because it imports h2, which is large.
-    from toolkit.runtime.client import grpc  # noqa: PLC0415
-
     try:
-        response = grpc.unary(socket, _METHOD, protobuf.encode([(1, filter_)]), timeout=timeout)
-        plugins = protobuf.decode(response).messages(_PLUGINS)
-        return [(plugin.text(_ID), _masked(plugin.message(_INIT_ERROR).text(_MESSAGE))) for plugin in plugins]
-    except (grpc.CallFailed, protobuf.Malformed, OSError):
+        with _answer(socket, "Plugins", (1, filter_), timeout=timeout, service=_INTROSPECTION) as message:
+            plugins = message.messages(_PLUGINS)
+            return [
+                (plugin.text(_ID), _masked(plugin.message(_INIT_ERROR).text(_MESSAGE))) for plugin in plugins
+            ]
+    except CriFailed:
         return []
 
 
@@ -62,6 +61,18 @@ def _plugins(socket: Path, filter_: str, *, timeout: Timeout) -> list[tuple[str,
 
 _SERVICE: Final = "/runtime.v1.RuntimeService"
 _IMAGE_SERVICE: Final = "/runtime.v1.ImageService"
+_LARGEST: Final[Mapping[str, int]] = {
+    # kubelet's own limit: a larger response would already break the node. 16 KiB for each of 1,000 pods.
+    "ListPodSandbox": 16 << 20,
+    "ListContainers": 16 << 20,
+    # The annotations of a pod, at most 256 KiB, three times, twice of these escaped in JSON.
+    "PodSandboxStatus": 4 << 20,
+    # With the configuration of containerd as JSON: 6 KB, and 0.6 KB for each handler.
+    "Status": 1 << 20,
+    "Plugins": 1 << 20,
+}
+_LARGEST_OF_OTHERS: Final = 64 << 10
+"""Bytes of a response that holds a few names and numbers: Version, ImageStatus, RunPodSandbox."""
 _SANDBOX_READY: Final = 0
 LABELLED: Final = "true"
 """The value of the labels by which pods are selected."""
@@ -130,7 +141,8 @@ def call(socket: Path, method: str, request: bytes, *, timeout: Timeout, service
     failed = f"{method} on {socket} failed"
     began = time.monotonic()
     try:
-        return grpc.unary(socket, f"{service}/{method}", request, timeout=timeout)
+        largest = _LARGEST.get(method, _LARGEST_OF_OTHERS)
+        return grpc.unary(socket, f"{service}/{method}", request, largest=largest, timeout=timeout)
     except grpc.CallFailed as error:
         raise CriFailed(f"{failed}: {error}", code=error.code, detail=error.detail) from error
     except TimeoutError as error:
@@ -207,27 +219,32 @@ def sandbox_info(socket: Path, id: str, *, timeout: Timeout) -> Mapping[str, Any
 
 def has_image(socket: Path, image: str, *, timeout: Timeout) -> bool:
     """Return whether the runtime has an image. Raises CriFailed."""
-    request = protobuf.encode([(1, protobuf.encode([(1, image)]))])
-    response = call(socket, "ImageStatus", request, timeout=timeout, service=_IMAGE_SERVICE)
-    try:
-        return bool(protobuf.decode(response).pieces(1))
-    except protobuf.Malformed as error:
-        raise CriFailed(f"ImageStatus on {socket} failed: the response is not valid CRI: {error}") from error
+    request = (1, protobuf.encode([(1, image)]))
+    with _answer(socket, "ImageStatus", request, timeout=timeout, service=_IMAGE_SERVICE) as message:
+        return bool(message.pieces(1))
 
 
 @contextlib.contextmanager
 def _answer(
-    socket: Path, method: str, *fields: tuple[int, protobuf.Value], timeout: Timeout
+    socket: Path,
+    method: str,
+    *fields: tuple[int, protobuf.Value],
+    timeout: Timeout,
+    service: str = _SERVICE,
 ) -> Iterator[Message]:
-    """Call a method and yield its response.
+    """Call a method and yield its response; the timeout also covers what the body decodes of it.
 
     Raises CriFailed for a failed call, and for a response that the body finds to be malformed.
     """
-    response = call(socket, method, protobuf.encode(fields), timeout=timeout)
+    began, time_left = time.monotonic(), remaining(timeout)
+    response = call(socket, method, protobuf.encode(fields), timeout=timeout, service=service)
+    failed = f"{method} on {socket} failed: the response"
     try:
-        yield protobuf.decode(response)
+        yield protobuf.decode(response, protobuf.Limit(time_left))
     except protobuf.Malformed as error:
-        raise CriFailed(f"{method} on {socket} failed: the response is not valid CRI: {error}") from error
+        raise CriFailed(f"{failed} is not valid CRI: {error}") from error
+    except TimeoutError as error:
+        raise CriFailed(f"{failed} cannot be decoded within {elapsed(timeout, began)}") from error
 
 
 def _masked(said: str) -> str:

@@ -29,8 +29,8 @@ _NAMES: Final = (
 )  # fmt: skip
 _CODES: Final = {str(number): name for number, name in enumerate(_NAMES)}
 
-# kubelet's own limit: a larger response would already break the node.
-_LARGEST_ANSWER: Final = 16 << 20
+# A runtime's error is read by people; HTTP/2 itself allows 64 KiB of headers.
+_LONGEST_DETAIL: Final = 4096
 # HTTP/2's default maximum, which this client does not raise.
 _LARGEST_FRAME: Final = 16 << 10
 _FRAME_HEADER: Final = 9
@@ -51,25 +51,27 @@ class CallFailed(Exception):
 
 @dataclass(slots=True, kw_only=True)
 class _Answer:
+    largest: int
     headers: dict[str, str] = field(default_factory=dict)
     body: bytearray = field(default_factory=bytearray)
     is_complete: bool = False
 
 
-def unary(path: Path, method: str, request: bytes, *, timeout: Timeout) -> bytes:
+def unary(path: Path, method: str, request: bytes, *, largest: int, timeout: Timeout) -> bytes:
     """Call a method, given as /SERVICE/METHOD, and return its response.
 
-    `timeout` covers everything. Raises CallFailed for an error status or an invalid response, TimeoutError,
-    and OSError if the connection fails.
+    `largest` is the number of bytes that the response may have. `timeout` covers everything. Raises
+    CallFailed for an error status or an invalid response, TimeoutError, and OSError if the connection
+    fails.
     """
     time_left = remaining(timeout)
     with unix_socket.Client(time_left) as client:
         client.delivery(path)
-        return _message(_exchange(client, method, request, time_left))
+        return _message(_exchange(client, method, request, largest, time_left))
 
 
 def _exchange(
-    client: unix_socket.Client, method: str, request: bytes, time_left: Callable[[], float]
+    client: unix_socket.Client, method: str, request: bytes, largest: int, time_left: Callable[[], float]
 ) -> _Answer:
     connection = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding=None))
     connection.local_settings.enable_push = 0
@@ -77,12 +79,14 @@ def _exchange(
     connection.send_headers(_STREAM, _headers(method, time_left()))
     pending = bytearray(b"\0" + len(request).to_bytes(4, "big") + request)
     buffer = bytearray()
-    answer = _Answer()
+    answer = _Answer(largest=largest)
     while True:
         _push(connection, pending)
         _send(client, connection.data_to_send())
         _receive(client, buffer)
         for frame in _frames(buffer):
+            if time_left() <= 0:  # a chunk may hold thousands of frames
+                raise TimeoutError
             try:
                 events = connection.receive_data(frame)
                 for event in events:
@@ -171,8 +175,7 @@ def _take(connection: h2.connection.H2Connection, event: h2.events.Event, answer
             answer.headers |= {_decoded(name): _decoded(value) for name, value in event.headers}
         case h2.events.DataReceived():
             answer.body += event.data
-            if len(answer.body) > _LARGEST_ANSWER + _PREFIX:
-                raise CallFailed(f"the response is larger than {_LARGEST_ANSWER} bytes")
+            _check_body(answer)
             if event.flow_controlled_length:
                 connection.acknowledge_received_data(event.flow_controlled_length, _STREAM)
         case h2.events.StreamEnded():
@@ -185,6 +188,17 @@ def _take(connection: h2.connection.H2Connection, event: h2.events.Event, answer
             pass
 
 
+def _check_body(answer: _Answer) -> None:
+    """Raise CallFailed if a body that is not complete yet will not be a valid response."""
+    if not _is_grpc(answer.headers):
+        raise CallFailed(_why_no_grpc(answer.headers))
+    if any(answer.body[:1]):
+        raise CallFailed("the response is compressed, which was not requested")
+    announced = int.from_bytes(answer.body[1:_PREFIX], "big") if len(answer.body) >= _PREFIX else 0
+    if max(announced, len(answer.body) - _PREFIX) > answer.largest:
+        raise CallFailed(f"the response is larger than {answer.largest} bytes")
+
+
 def _message(answer: _Answer) -> bytes:
     """Return the one message of a response. Raises CallFailed for an error status or if it is not gRPC."""
     status = answer.headers.get("grpc-status")
@@ -192,19 +206,22 @@ def _message(answer: _Answer) -> bytes:
         raise CallFailed(_why_no_grpc(answer.headers))
     if status != "0":
         code = _CODES.get(status, "UNKNOWN")
-        detail = urllib.parse.unquote(answer.headers.get("grpc-message", ""))
+        detail = urllib.parse.unquote(answer.headers.get("grpc-message", ""))[:_LONGEST_DETAIL]
         raise CallFailed(f"{code}: {detail}" if detail else code, code=code, detail=detail)
     size = int.from_bytes(answer.body[1:_PREFIX], "big")
     if len(answer.body) < _PREFIX or len(answer.body) != _PREFIX + size:
         raise CallFailed(f"the response is not one gRPC message: {len(answer.body)} bytes")
-    if answer.body[0]:
-        raise CallFailed("the response is compressed, which was not requested")
-    return bytes(answer.body[_PREFIX:])
+    del answer.body[:_PREFIX]
+    return bytes(answer.body)
+
+
+def _is_grpc(headers: Mapping[str, str]) -> bool:
+    return headers.get(":status") == "200" and headers.get("content-type", "").startswith("application/grpc")
 
 
 def _why_no_grpc(headers: Mapping[str, str]) -> str:
     status, kind = headers.get(":status", ""), headers.get("content-type", "")
-    if status != "200" or not kind.startswith("application/grpc"):
+    if not _is_grpc(headers):
         return f"the server speaks HTTP/2, but not gRPC: status {status or 'none'}, type {kind or 'none'}"
     return "the response ended without a gRPC status"
 

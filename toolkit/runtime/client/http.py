@@ -6,13 +6,19 @@ import http.client
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from toolkit.deadline import Timeout, remaining
 from toolkit.errors import StepError
 from toolkit.node import unix_socket
 
-_LARGEST: Final = 32 * 1024 * 1024
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+_LARGEST: Final = 16 << 20
+"""Bytes of a response: 4 KiB for each of 4,000 containers, which `/containers/json` lists."""
+_MOST_RECEIVED: Final = 2 * _LARGEST
+_LONGEST_REASON: Final = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,17 +63,30 @@ def request(
     `kind` is the media type of the body. `timeout` covers everything. Raises StepError if there is no
     response.
     """
+    failed = f"{method} {target} on {path} failed"
     client = _Client(path, remaining(timeout))
     headers = {"Host": "localhost"} | ({} if body is None else {"Content-Type": kind})
     try:
         client.request(method, target, body=body, headers=headers)
         answer = client.getresponse()
-        text = answer.read(_LARGEST).decode(errors="replace")
-    except (OSError, http.client.HTTPException) as error:
-        raise StepError(f"{method} {target} on {path} failed: {error}") from error
+        data = answer.read(_LARGEST + 1)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise StepError(f"{failed}: {_words(error)}") from error
     finally:
         client.close()
-    return Response(status=answer.status, reason=answer.reason, body=text)
+    if len(data) > _LARGEST:
+        raise StepError(f"{failed}: the response is larger than {_LARGEST} bytes")
+    if answer.length:  # http.client does not compare what it read with a limit
+        raise StepError(f"{failed}: the response is truncated, {answer.length} bytes are missing")
+    reason = answer.reason[:_LONGEST_REASON]
+    return Response(status=answer.status, reason=reason, body=data.decode(errors="replace"))
+
+
+def _words(error: Exception) -> str:
+    """Return the text of an error; only its kind if the server may have written the text."""
+    if isinstance(error, OSError):
+        return str(error)
+    return f"the response is not valid HTTP: {type(error).__name__}"
 
 
 class _Client(http.client.HTTPConnection):
@@ -79,5 +98,22 @@ class _Client(http.client.HTTPConnection):
         self._time_left = time_left
 
     def connect(self) -> None:
-        self.sock = client = unix_socket.Client(self._time_left)
+        self.sock = client = _Socket(self._time_left)
         client.delivery(self._path)
+
+
+class _Socket(unix_socket.Client):
+    """A Unix socket that receives a limited number of bytes.
+
+    http.client reads a chunk of -1 bytes until the end of the connection, and ignores any number of headers.
+    """
+
+    _received = 0
+
+    def recv_into(self, buffer: WriteableBuffer, nbytes: int = 0, flags: int = 0) -> int:
+        """Wait for data and receive it into a buffer."""
+        size = super().recv_into(buffer, nbytes, flags)
+        self._received += size
+        if self._received > _MOST_RECEIVED:
+            raise OSError(f"the response is larger than {_MOST_RECEIVED} bytes")
+        return size

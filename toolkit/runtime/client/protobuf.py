@@ -1,12 +1,14 @@
 """Encode and decode protocol buffer messages by field number, without generated code.
 
-The input is untrusted: any bytes are either decoded or rejected with Malformed, in time and memory
-proportional to their length.
+The input is untrusted: any bytes are either decoded or rejected with Malformed. A field of two bytes costs
+far more memory and time than they do, so the fields are counted, and a deadline is checked between them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -17,17 +19,43 @@ _BYTES: Final = 2
 _LONGEST_VARINT: Final = 10
 _HIGHEST_FIELD: Final = (1 << 29) - 1
 _64_BITS: Final = (1 << 64) - 1
+# 10,000 containers (1,000 pods with ten each) of 52 fields, those of nested messages included.
+_MOST_FIELDS: Final = 1 << 19
+_BETWEEN_CHECKS: Final = 1 << 12
 
 
 class Malformed(ValueError):
     """The bytes are not a valid protocol buffer message, or a field has an unexpected type."""
 
 
+class Limit:
+    """The number of fields and the time that the decoding of one response may take, nested messages included.
+
+    `time_left` returns the seconds left.
+    """
+
+    def __init__(self, time_left: Callable[[], float] = lambda: math.inf) -> None:
+        self._fields = _MOST_FIELDS
+        self._time_left = time_left
+
+    def count(self) -> None:
+        """Count a field. Raises Malformed if there are too many, TimeoutError at the deadline."""
+        self._fields -= 1
+        if self._fields < 0:
+            raise Malformed(f"more than {_MOST_FIELDS} fields")
+        if self._fields % _BETWEEN_CHECKS == 0 and self._time_left() <= 0:
+            raise TimeoutError
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """A decoded message: every value of every field, in the order sent. A missing field reads as empty."""
+    """A decoded message: every value of every field, in the order sent. A missing field reads as empty.
+
+    `limit` also applies to the messages in it, which are decoded when they are read.
+    """
 
     fields: Mapping[int, tuple[int | bytes, ...]]
+    limit: Limit = dataclasses.field(default_factory=Limit, compare=False, repr=False)
 
     def number(self, field: int) -> int:
         """Return an unsigned number, the last of several. Raises Malformed if it is not a number."""
@@ -54,11 +82,11 @@ class Message:
 
     def message(self, field: int) -> Message:
         """Return an embedded message; several are merged, as the format requires."""
-        return decode(b"".join(self.pieces(field)))
+        return decode(b"".join(self.pieces(field)), self.limit)
 
-    def messages(self, field: int) -> tuple[Message, ...]:
-        """Return the messages of a repeated field."""
-        return tuple(decode(piece) for piece in self.pieces(field))
+    def messages(self, field: int) -> Iterator[Message]:
+        """Yield the messages of a repeated field. Each is decoded when its turn comes, to save memory."""
+        return (decode(piece, self.limit) for piece in self.pieces(field))
 
     def texts_by_name(self, field: int) -> dict[str, str]:
         """Return a map<string, string>."""
@@ -82,15 +110,18 @@ def encode(fields: Iterable[tuple[int, Value]]) -> bytes:
     return bytes(out)
 
 
-def decode(data: bytes) -> Message:
+def decode(data: bytes, limit: Limit | None = None) -> Message:
     """Return the fields of a message.
 
-    Raises Malformed if it is truncated, or contains groups or unknown wire types.
+    Raises Malformed if it is truncated, contains groups or unknown wire types, or exceeds the number of
+    fields of the limit, and TimeoutError at the limit's deadline.
     """
+    limit = limit or Limit()
     result: dict[int, list[int | bytes]] = {}
-    for field, value in _read(data):
-        result.setdefault(field, []).append(value)
-    return Message(fields={field: tuple(values) for field, values in result.items()})
+    for number, value in _read(data):
+        limit.count()
+        result.setdefault(number, []).append(value)
+    return Message(fields={number: tuple(values) for number, values in result.items()}, limit=limit)
 
 
 def _read(data: bytes) -> Iterator[tuple[int, int | bytes]]:
@@ -133,6 +164,8 @@ def _varint(value: int) -> bytes:
 
 def _read_varint(data: bytes, at: int) -> tuple[int, int]:
     """Return the number that starts at a byte, and the offset after it."""
+    if at < len(data) and data[at] < 0x80:
+        return data[at], at + 1  # nearly every tag and length
     value = 0
     for location, byte in enumerate(data[at : at + _LONGEST_VARINT]):
         value |= (byte & 0x7F) << 7 * location

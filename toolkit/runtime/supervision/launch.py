@@ -7,7 +7,7 @@ import resource
 import shlex
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -59,7 +59,7 @@ class Launch:
         """Return why this process cannot start the daemon with the rights that it has, or ""."""
         if not self.capabilities & ~procfs.capabilities("CapBnd"):
             return ""
-        return "it cannot be started from here either, because it has capabilities that this process lacks"
+        return "it cannot be started from here, because it has capabilities that this process lacks"
 
 
 def of(host: Host, process: processes.RuntimeProcess) -> Launch | None:
@@ -93,6 +93,8 @@ def start(host: Host, launch: Launch) -> None:
         os.close(trust.open_program(launch.executable, host.root).fd)
     except OSError as error:
         raise StepError(f"{launch.executable} cannot be run: {error.strerror}") from error
+    if trust.place_problem(launch.output, host.root):
+        launch = replace(launch, output="")  # a user may have put a link there since the daemon opened it
     prepare = _prepared(host, launch)
     if launch.namespaces == _namespaces("/proc/self"):
         command.start(

@@ -49,7 +49,8 @@ class Supervisor:
     the reason `no_unit`. `unusable` says why that unit cannot be restarted from here. `after_signal` names
     what starts the daemon again after SIGHUP ended it; it is empty if nothing is known to, for the reason
     `doubt`. `dependents` are the running units that a restart of the unit takes along. `launch` is how the
-    daemon was started, if nothing is known to start it again.
+    daemon was started, if nothing is known to start it again. `was_ended` is set if a
+    killed run has ended the daemon.
     """
 
     unit: str | None = None
@@ -59,6 +60,7 @@ class Supervisor:
     doubt: str = ""
     dependents: tuple[str, ...] = ()
     launch: Launch | None = None
+    was_ended: bool = False
 
 
 def presume(process: processes.RuntimeProcess | None) -> Supervisor:
