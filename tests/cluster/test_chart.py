@@ -14,6 +14,7 @@ import yaml
 from runtimes.distributions import DISTRIBUTIONS
 from tests.support import cluster, helm
 from tests.support.containers import DEFAULT_MOUNTS
+from tests.support.containers import FEW as CAPABILITIES
 from toolkit import __version__
 from toolkit.settings.options import SETTINGS
 from toolkit.settings.resolve import resolve
@@ -310,7 +311,7 @@ def test_the_role_allows_one_read_and_stays_until_the_pods_have_asked() -> None:
 
 FEW: Final = {
     "allowPrivilegeEscalation": False,
-    "capabilities": {"drop": ["ALL"], "add": ["CHOWN", "DAC_OVERRIDE", "SYS_CHROOT", "SYS_PTRACE"]},
+    "capabilities": {"drop": ["ALL"], "add": [*CAPABILITIES]},
     "seccompProfile": {"type": "RuntimeDefault"},
     "seLinuxOptions": {"type": "spc_t"},
     "appArmorProfile": {"type": "Unconfined"},

@@ -248,7 +248,7 @@ def test_the_containerd_of_a_node_agent_is_started_as_it_was(node: Node, tool: T
 
 def test_a_pod_with_few_capabilities_does_not_end_what_only_it_could_start(node: Node, tool: Tool) -> None:
     pid = started_by_agent(node)
-    few = ("CHOWN", "DAC_OVERRIDE", "SYS_CHROOT", "SYS_PTRACE")
+    few = containers.FEW
     said = tool("run", "--no-daemon", "--restart-mode=signal", code=4, capabilities=few)
     assert "it cannot be started from here, because it has capabilities that this process lacks" in said
     assert "(the pod needs `privileged: true`; or use --restart-mode none and restart it yourself)" in said

@@ -80,6 +80,8 @@ _PR_CAPBSET_DROP: Final = 24
 _PR_SET_NO_NEW_PRIVS: Final = 38
 CAPABILITIES: Final = {"CHOWN": 0, "DAC_OVERRIDE": 1, "SYS_CHROOT": 18, "SYS_PTRACE": 19, "SYS_ADMIN": 21}
 """The numbers of the capabilities that a container may be given."""
+FEW: Final = ("CHOWN", "DAC_OVERRIDE", "SYS_CHROOT", "SYS_PTRACE")
+"""What the chart gives by default."""
 # The same numbers on every architecture.
 _SYS_OPEN_TREE: Final = 428
 _SYS_MOVE_MOUNT: Final = 429
