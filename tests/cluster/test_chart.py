@@ -14,6 +14,7 @@ import yaml
 from runtimes.distributions import DISTRIBUTIONS
 from tests.support import cluster, helm
 from tests.support.containers import DEFAULT_MOUNTS
+from tests.support.containers import FEW as CAPABILITIES
 from toolkit import __version__
 from toolkit.settings.options import SETTINGS
 from toolkit.settings.resolve import resolve
@@ -216,7 +217,7 @@ def test_the_schema_lets_every_distribution_through() -> None:
         (["--set", "toolkit.installDir=usr"], "at '/toolkit/installDir': 'usr' does not match"),
         (["--set", "toolkit.digest=sha256:1"], "at '/toolkit/digest':"),
         (["--set", "toolkit.imagePullPolicy=never"], "at '/toolkit/imagePullPolicy':"),
-        (["--set", "toolkit.privileged=no"], "at '/toolkit/privileged': got string, want boolean"),
+        (["--set", "toolkit.privileged=no"], "at '/toolkit/privileged': value must be one of 'auto', true"),
         (["--set", "toolkit.gracePeriodSeconds=30s"], "at '/toolkit/gracePeriodSeconds':"),
         (
             ["--set", "toolkit.env.CONTAINERD_CONFIG=/x"],
@@ -325,25 +326,59 @@ def test_the_role_allows_one_read_and_stays_until_the_pods_have_asked() -> None:
     assert helm.environment(found)["TOOLKIT_DAEMONSET"] == helm.one(found, "DaemonSet")["metadata"]["name"]
 
 
-@pytest.mark.parametrize("privileged", ["true", "false"])
-def test_the_container_has_no_more_rights_than_it_says(privileged: str) -> None:
-    found = helm.rendered("--set", f"toolkit.privileged={privileged}", "--kube-version=1.30.0")
-    context = helm.container(found)["securityContext"]
-    assert context["readOnlyRootFilesystem"] is True
-    assert helm.one(found, "DaemonSet")["spec"]["template"]["spec"]["hostPID"] is True
-    assert context.get("privileged", False) is (privileged == "true")
-    if privileged == "false":
-        assert context["capabilities"]["drop"] == ["ALL"]
-        assert context["allowPrivilegeEscalation"] is False
-        assert context["capabilities"]["add"] == [
-            "CHOWN",
-            "DAC_OVERRIDE",
-            "SYS_CHROOT",
-            "SYS_PTRACE",
-        ]
-    # A field that a cluster does not know is a warning at best.
-    older = helm.rendered("--set", f"toolkit.privileged={privileged}", "--kube-version=1.29.0")
+FEW: Final = {
+    "allowPrivilegeEscalation": False,
+    "capabilities": {"drop": ["ALL"], "add": [*CAPABILITIES]},
+    "seccompProfile": {"type": "RuntimeDefault"},
+    "seLinuxOptions": {"type": "spc_t"},
+    "appArmorProfile": {"type": "Unconfined"},
+}
+"""What a container that is not privileged has, besides what each has."""
+UNCONFINED: Final = "container.apparmor.security.beta.kubernetes.io/nvidia-toolkit"
+
+
+@pytest.mark.parametrize(
+    ("options", "is_privileged"),
+    [
+        ([], False),
+        (["--set", "operator.defaultRuntime=docker"], False),
+        (["--set", "operator.defaultRuntime=crio"], False),
+        (["--set", "operator.distribution=k3s"], False),
+        (env(CDI_ENABLED="false"), False),
+        (env(CDI_ENABLED="true"), True),
+        (env(ENABLE_CDI="1"), True),
+        ([*env(CDI_ENABLED="true"), "--set", "toolkit.privileged=false"], False),
+        (["--set", "toolkit.privileged=true"], True),
+        (["--set", "toolkit.privileged=auto"], False),
+    ],
+)
+def test_the_container_has_no_more_rights_than_it_needs(options: list[str], *, is_privileged: bool) -> None:
+    found = helm.rendered(*options, "--kube-version=1.30.0")
+    each = {"runAsUser": 0, "readOnlyRootFilesystem": True}
+    rights = {"privileged": True} if is_privileged else FEW
+    assert helm.container(found)["securityContext"] == each | rights
+    assert helm.container(found)["resources"]["requests"]
+    pod = helm.one(found, "DaemonSet")["spec"]["template"]
+    assert pod["spec"]["hostPID"] is True
+    assert not {"hostNetwork", "hostIPC"} & pod["spec"].keys()
+    assert UNCONFINED not in pod["metadata"]["annotations"]
+    # Before Kubernetes 1.30 the field is an annotation.
+    older = helm.rendered(*options, "--kube-version=1.29.0")
     assert "appArmorProfile" not in helm.container(older)["securityContext"]
+    annotations = helm.one(older, "DaemonSet")["spec"]["template"]["metadata"]["annotations"]
+    assert annotations.get(UNCONFINED) == (None if is_privileged else "unconfined")
+
+
+@pytest.mark.parametrize(
+    ("options", "asks"),
+    [([], True), (env(TOOLKIT_ON_EXIT="auto"), True), (env(TOOLKIT_ON_EXIT="keep"), False),
+     (env(ON_EXIT="revert"), False)],
+)  # fmt: skip
+def test_the_pod_has_a_token_only_where_it_asks_the_api_server(options: list[str], *, asks: bool) -> None:
+    found = helm.rendered(*options)
+    pod = helm.one(found, "DaemonSet")["spec"]["template"]["spec"]
+    assert pod["automountServiceAccountToken"] is asks
+    assert helm.one(found, "ServiceAccount")["automountServiceAccountToken"] is False
 
 
 def test_what_is_optional_is_there_when_it_is_asked_for() -> None:

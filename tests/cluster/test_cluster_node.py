@@ -151,7 +151,7 @@ def objects(kubernetes: Cluster) -> set[str]:
     "options",
     [
         (),
-        ("--set", "toolkit.privileged=false"),
+        ("--set", "toolkit.privileged=true"),
         ("--set", "operator.defaultRuntime=docker"),
         ("--set", "operator.distribution=canonical-k8s"),
         (
@@ -171,7 +171,7 @@ def objects(kubernetes: Cluster) -> set[str]:
             "daemonsets.nodeSelector.a=b",
         ),
     ],
-    ids=["defaults", "capabilities", "docker", "distribution", "everything"],
+    ids=["defaults", "privileged", "docker", "distribution", "everything"],
 )
 def test_the_api_server_takes_what_the_chart_makes(kubernetes: Cluster, options: tuple[str, ...]) -> None:
     kubernetes.kubectl("create", "namespace", helm.NAMESPACE, check=False)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
+import stat
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
-from tests.support import artifacts, containers, documents, gpu_operator, helm, images, nodes, real
+from tests.support import artifacts, containers, crio, documents, gpu_operator, helm, images, nodes, real
 from tests.support.documents import Block
 from tests.support.nodes import Node
 from toolkit import __version__
@@ -235,7 +237,7 @@ def files_of(node: Node, *tops: str) -> Mapping[str, tuple[bytes, int]]:
 
 @pytest.mark.parametrize(
     ("suite", "privileged"),
-    [("trixie", "true"), ("bookworm", "false"), ("trixie", "false"), ("forky", "false")],
+    [("trixie", "true"), ("bookworm", "auto"), ("trixie", "auto"), ("forky", "auto")],
 )
 def test_it_does_the_job_through_the_chart_s_mounts(archive: Path, suite: str, privileged: str) -> None:
     if reason := nodes.why_not():
@@ -273,12 +275,11 @@ def test_it_does_the_job_through_the_chart_s_mounts(archive: Path, suite: str, p
 def test_it_sets_docker_up_with_four_capabilities(archive: Path, suite: str) -> None:
     if reason := nodes.why_not():
         pytest.skip(reason)
-    words = ("operator.defaultRuntime=docker", "toolkit.privileged=false")
-    found = helm.rendered(*(word for pair in words for word in ("--set", pair)))
+    found = helm.rendered("--set", "operator.defaultRuntime=docker")
     with nodes.boot(suite, units=("containerd", "docker")) as node:
         images.load(node, archive)
         before = files_of(node, "/etc/docker", "/etc/containerd", "/usr/local")
-        container = images.Container(node, found, TOOLKIT_ON_EXIT="revert", TOOLKIT_VERIFY="run")
+        container = images.Container(node, found, TOOLKIT_ON_EXIT="revert")
         try:
             container.waits_for("set up; watching")
             assert container.probe() == 0
@@ -294,33 +295,130 @@ def test_it_sets_docker_up_with_four_capabilities(archive: Path, suite: str) -> 
     real.USED.add(f"image run by the chart's own words for Docker, with four capabilities, on {suite}")
 
 
+@pytest.mark.parametrize("mode", ["config", "hook"])
+def test_it_sets_cri_o_up_with_four_capabilities(archive: Path, mode: str) -> None:
+    """The container itself is containerd's, because only the rights count that it has on the node."""
+    if reason := crio.why_not():
+        pytest.skip(reason)
+    options = ("--set", "toolkit.env[0].name=CRIO_CONFIG_MODE", "--set", f"toolkit.env[0].value={mode}")
+    found = helm.rendered("--set", "operator.defaultRuntime=crio", *options)
+    tops = ("/etc/crio", "/usr/share/containers", "/usr/local")
+    with nodes.boot("trixie") as node:
+        crio.install(node)
+        crio.prepare_images(node)
+        crio.start(node)
+        images.load(node, archive)
+        pid, before = nodes.main_pid(node, "crio"), files_of(node, *tops)
+        container = images.Container(node, found, TOOLKIT_ON_EXIT="revert")
+        try:
+            container.waits_for("set up; watching")
+            if mode == "config":
+                assert nodes.main_pid(node, "crio") != pid
+                assert {"nvidia", "nvidia-cdi", "nvidia-legacy"} <= crio.handlers(node).keys()
+                assert "a container was started through each handler in " in container.told()
+        finally:
+            code = container.end()
+        assert code == 0, container.told()
+        after = files_of(node, *tops)
+        made = [path for path in after.keys() - before if Path(path).is_dir()]
+        assert {name: seen for name, seen in after.items() if name not in made} == before
+        assert crio.answers(node)
+    real.USED.add(f"image run by the chart's own words for CRI-O {crio.VERSION}, with four capabilities")
+
+
+SAID: Final = {
+    "CHOWN": "or the capability CHOWN)",
+    "DAC_OVERRIDE": "or the capabilities CHOWN and DAC_OVERRIDE",
+    "SYS_CHROOT": "or the capability SYS_CHROOT",
+    "SYS_PTRACE": "or the capability SYS_PTRACE)",
+}
+"""What a container says that lacks a capability."""
+
+
+def without(found: list[dict[str, Any]], name: str | None) -> list[dict[str, Any]]:
+    """Return the chart's objects with one capability less."""
+    found = copy.deepcopy(found)
+    given = helm.container(found)["securityContext"]["capabilities"]
+    given["add"] = [each for each in given["add"] if each != name]
+    return found
+
+
+def refuses(node: Node, found: list[dict[str, Any]], name: str) -> None:
+    """Run the container without a capability; it ends by one line that names it."""
+    container = images.Container(node, without(found, name), TOOLKIT_ON_EXIT="revert")
+    try:
+        container.ends_itself()
+    finally:
+        container.end()
+    errors = [json.loads(line) for line in container.told().splitlines() if '"error"' in line]
+    assert len(errors) == 1, container.told()
+    assert SAID[name] in f"{errors[0]['message']} {errors[0].get('hint')}", container.told()
+    assert "rolling back" not in container.told()
+
+
 def test_the_capabilities_are_those_that_it_cannot_do_without(archive: Path) -> None:
     """A config of another group that its owner may not read makes it need every capability."""
     if reason := nodes.why_not():
         pytest.skip(reason)
-    found = helm.rendered(*helm.DOCUMENTED, "--set", "toolkit.privileged=false")
-    given = helm.container(found)["securityContext"]["capabilities"]["add"]
-    daemonset = helm.one(found, "DaemonSet")
+    found = helm.rendered(*helm.DOCUMENTED)
+    assert set(SAID) == set(helm.container(found)["securityContext"]["capabilities"]["add"])
     with nodes.boot("trixie") as node:
         images.load(node, archive)
         config = nodes.path(node, "/etc/containerd/config.toml")
         os.chown(config, 0, 1000)
         config.chmod(0o040)
         before = files_of(node, "/etc/containerd")
-        for without in (None, *given):
-            kept = [name for name in given if name != without]
-            context = daemonset["spec"]["template"]["spec"]["containers"][0]["securityContext"]
-            context["capabilities"]["add"] = kept
-            container = images.Container(node, found, TOOLKIT_ON_EXIT="revert")
-            try:
-                if without is None:
-                    container.waits_for("set up; watching")
-                else:
-                    container.ends_itself()
-                    assert "set up; watching" not in container.told(), without
-            finally:
-                container.end()
-            assert files_of(node, "/etc/containerd") == before, without
+        container = images.Container(node, found, TOOLKIT_ON_EXIT="revert")
+        try:
+            container.waits_for("set up; watching")
+        finally:
+            container.end()
+        assert files_of(node, "/etc/containerd") == before
+        for name in SAID:
+            refuses(node, found, name)
+            assert files_of(node, "/etc/containerd") == before, name
+
+
+@pytest.mark.parametrize("runtime", ["docker", "crio"])
+def test_each_runtime_needs_two_of_the_capabilities_in_any_case(archive: Path, runtime: str) -> None:
+    if reason := crio.why_not() if runtime == "crio" else nodes.why_not():
+        pytest.skip(reason)
+    found = helm.rendered("--set", f"operator.defaultRuntime={runtime}")
+    units = ("containerd", "docker") if runtime == "docker" else ("containerd",)
+    with nodes.boot("trixie", units=units) as node:
+        if runtime == "crio":
+            crio.install(node)
+            crio.prepare_images(node)
+            crio.start(node)
+        images.load(node, archive)
+        before = files_of(node, f"/etc/{runtime}")
+        for name in ("SYS_CHROOT", "SYS_PTRACE"):
+            refuses(node, found, name)
+            assert files_of(node, f"/etc/{runtime}") == before, name
+
+
+@pytest.mark.parametrize(
+    ("cdi", "reason"), [("false", "Operation not permitted"), ("true", "No such device or address")]
+)
+def test_a_device_of_the_driver_is_opened_by_a_privileged_container_only(
+    archive: Path, cdi: str, reason: str
+) -> None:
+    """Why the chart makes it privileged for CDI. No driver is loaded here, which only ENXIO says."""
+    if why_not := nodes.why_not():
+        pytest.skip(why_not)
+    options = ("--set", "toolkit.env[0].name=CDI_ENABLED", "--set-string", f"toolkit.env[0].value={cdi}")
+    found = helm.rendered(*options)
+    with nodes.boot("trixie") as node:
+        images.load(node, archive)
+        device = nodes.path(node, "/opt/nvidiactl")
+        os.mknod(device, 0o666 | stat.S_IFCHR, os.makedev(195, 255))
+        container = images.Container(node, found)
+        try:
+            container.waits_for("set up; watching")
+            said = container.execute("cat", "/host/opt/nvidiactl").stderr
+        finally:
+            container.end()
+        assert reason in said
 
 
 def test_it_runs_as_the_gpu_operator_s_container(archive: Path) -> None:

@@ -259,7 +259,7 @@ CASES: Final = (
         prefix=_ordinary,
         code=3,
         said="{node}/etc/containerd/config.toml cannot be read: Permission denied",
-        hint="run as root, or with the directory mounted into the container",
+        hint="a pod needs `privileged: true`, or the capabilities CHOWN and DAC_OVERRIDE",
     ),
     Case(
         name="unreadable directory of the config",

@@ -235,7 +235,8 @@ def test_a_root_that_may_not_be_entered_is_told_with_the_way_out(tmp_path: Path)
     script = (
         "import sys; from pathlib import Path; from toolkit.node import command\n"
         "try: command.run(['/bin/true'], root=Path(sys.argv[1]))\n"
-        "except command.NotStarted as error: print(error.message, error.hint, sep='|')\n"
+        "except command.NotStarted: print('the program is said to be bad')\n"
+        "except command.StepError as error: print(error.message, error.hint, sep='|')\n"
     )
     dropped = ["setpriv", "--bounding-set=-sys_chroot", sys.executable, "-c", script]
     shown = subprocess.run([*dropped, str(tmp_path)], capture_output=True, text=True, check=True)

@@ -175,6 +175,23 @@ def test_a_rollback_does_not_end_it_either(node: Node) -> None:
             restart.perform(target, containerd, chosen, Deadline(1))
 
 
+def test_what_would_be_started_with_fewer_rights_is_not_ended(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a pod with few capabilities a containerd that it starts could run no container."""
+    monkeypatch.setattr(procfs, "capabilities", lambda kind, *pid: 0 if kind == "CapBnd" else 1 << 21)
+    with unsupervised(node) as daemon:
+        settings = node.settings(restart_mode="signal", reload_timeout="4")
+        with pytest.raises(StepError) as caught:
+            transaction.converge(settings, containerd)
+        assert caught.value.exit_code == 4
+        lacking = "because it has capabilities that this process lacks (the pod needs `privileged: true`;"
+        assert lacking in caught.value.message
+        assert "nothing was changed" in caught.value.message
+        assert daemon.signals() == []
+        assert not node.drop_in.exists()
+
+
 # --- a run that is killed in between --------------------------------------------------------------
 
 
@@ -224,6 +241,24 @@ def test_the_next_run_starts_what_a_killed_run_has_ended(
         assert is_up_as_it_was(node, daemon, was)
         assert fake_node.done("status", *options).stdout == "in sync\nready\n"
         assert "secret" not in result.stderr + plan
+
+
+def test_a_run_with_fewer_rights_does_not_start_what_a_killed_run_has_ended(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with unsupervised(node) as daemon:
+        was = killed_after_the_signal(node, daemon)
+        with monkeypatch.context() as patch:
+            saved = json.loads(launch_file(node).read_text(encoding="utf-8"))
+            saved["launch"]["capabilities"] = 1 << 21
+            launch_file(node).write_text(json.dumps(saved), encoding="utf-8")
+            patch.setattr(procfs, "capabilities", lambda *_: 0)
+            with pytest.raises(StepError, match="containerd was ended by a killed run: it cannot be started"):
+                transaction.converge(node.settings(restart_mode="signal", reload_timeout="4"), containerd)
+        assert daemon.starts() == 1
+        fake_node.done("run", "--no-daemon", *node.options(restart_mode="signal", reload_timeout="4"))
+        assert daemon.starts() == 2
+        assert is_up_as_it_was(node, daemon, was)
 
 
 def test_a_revert_starts_what_a_killed_revert_has_ended(node: Node) -> None:

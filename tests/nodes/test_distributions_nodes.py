@@ -106,7 +106,7 @@ def node() -> Iterator[Node]:
 
 
 class Site:
-    """A distribution's runtime on a node, and the program with the mounts that it needs there."""
+    """A distribution's runtime on a node, and the program with the mounts and rights of the chart."""
 
     def __init__(self, node: Node, source: Path, *, unit: str, socket: str, config: str) -> None:
         self.node, self.unit, self.config = node, unit, config
@@ -122,7 +122,9 @@ class Site:
 
     def __call__(self, *arguments: str, code: int = 0) -> str:
         argv = [PROGRAM, *arguments, *self.options]
-        done = containers.daemonset(self.node, argv, env=self.env, mounts=self.mounts)
+        done = containers.daemonset(
+            self.node, argv, env=self.env, mounts=self.mounts, capabilities=containers.FEW
+        )
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout + done.stderr
 
@@ -323,7 +325,9 @@ def test_p04_handlers_that_are_not_made_are_no_success(node: Node, source: Path)
 def test_p04_a_run_that_was_killed_before_k3s_started_is_finished_by_the_next(older: Site) -> None:
     """The toolkit is there, k3s' handlers are not: nothing else shows that k3s must restart."""
     argv = [PROGRAM, "run", "--no-daemon", "--set-as-default=false", *older.options]
-    with containers.start_daemonset(older.node, argv, mounts=older.mounts) as process:
+    with containers.start_daemonset(
+        older.node, argv, mounts=older.mounts, capabilities=containers.FEW
+    ) as process:
         pid = containers.inner(process)
         nodes.wait_for(older.node, nodes.path(older.node, "/usr/local/nvidia/toolkit").is_symlink)
         os.kill(pid, signal.SIGKILL)

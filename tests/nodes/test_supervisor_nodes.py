@@ -8,7 +8,7 @@ import shutil
 import signal
 import stat
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -71,11 +71,14 @@ class Tool:
         self.options = ["--runtime=containerd", f"--toolkit-source-root={source}", "--reload-timeout=20"]
 
     def __call__(
-        self, *arguments: str, code: int = 0, mounts: Mapping[str, str] = containers.DEFAULT_MOUNTS
+        self,
+        *arguments: str,
+        code: int = 0,
+        mounts: Mapping[str, str] = containers.DEFAULT_MOUNTS,
+        capabilities: Collection[str] | None = None,
     ) -> str:
-        done = containers.daemonset(
-            self.node, [PROGRAM, arguments[0], *self.options, *arguments[1:]], mounts=mounts
-        )
+        argv = [PROGRAM, arguments[0], *self.options, *arguments[1:]]
+        done = containers.daemonset(self.node, argv, mounts=mounts, capabilities=capabilities)
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout + done.stderr
 
@@ -241,6 +244,18 @@ def test_the_containerd_of_a_node_agent_is_started_as_it_was(node: Node, tool: T
     assert nodes.run(node, ["readlink", f"/proc/{new}/cwd"]).stdout == "/run\n"
     assert nodes.main_pid(node, "node-agent") == agent
     assert tool("status").startswith("in sync\nready\n")
+
+
+def test_a_pod_with_few_capabilities_does_not_end_what_only_it_could_start(node: Node, tool: Tool) -> None:
+    pid = started_by_agent(node)
+    few = containers.FEW
+    said = tool("run", "--no-daemon", "--restart-mode=signal", code=4, capabilities=few)
+    assert "it cannot be started from here, because it has capabilities that this process lacks" in said
+    assert "(the pod needs `privileged: true`; or use --restart-mode none and restart it yourself)" in said
+    assert containerds(node) == [pid]
+    assert not is_installed(node)
+    tool("run", "--no-daemon", "--restart-mode=none", capabilities=few)
+    assert is_installed(node)
 
 
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare: apt-get install util-linux")

@@ -27,7 +27,7 @@ import tempfile
 import time
 import tomllib
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -76,6 +76,12 @@ _CLONE_NEWIPC: Final = 0x08000000
 _CLONE_NEWPID: Final = 0x20000000
 _CLONE_NEWNET: Final = 0x40000000
 _PR_SET_PDEATHSIG: Final = 1
+_PR_CAPBSET_DROP: Final = 24
+_PR_SET_NO_NEW_PRIVS: Final = 38
+CAPABILITIES: Final = {"CHOWN": 0, "DAC_OVERRIDE": 1, "SYS_CHROOT": 18, "SYS_PTRACE": 19, "SYS_ADMIN": 21}
+"""The numbers of the capabilities that a container may be given."""
+FEW: Final = ("CHOWN", "DAC_OVERRIDE", "SYS_CHROOT", "SYS_PTRACE")
+"""What the chart gives by default."""
 # The same numbers on every architecture.
 _SYS_OPEN_TREE: Final = 428
 _SYS_MOVE_MOUNT: Final = 429
@@ -85,7 +91,7 @@ _STAGE: Final = "/mnt"
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 
-def daemonset(
+def daemonset(  # noqa: PLR0913  # each is a property of the container
     node: Node,
     argv: Sequence[str],
     *,
@@ -93,9 +99,12 @@ def daemonset(
     timeout: float = 120,
     mounts: Mapping[str, str] = DEFAULT_MOUNTS,
     host_pid: bool = True,
+    capabilities: Collection[str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program as a privileged DaemonSet container of the node would, to its end."""
-    with start_daemonset(node, argv, env=env, mounts=mounts, host_pid=host_pid) as process:
+    """Run a program as a DaemonSet container of the node would, to its end."""
+    with start_daemonset(
+        node, argv, env=env, mounts=mounts, host_pid=host_pid, capabilities=capabilities
+    ) as process:
         try:
             out, err = process.communicate(timeout=timeout)
         except BaseException:
@@ -104,7 +113,7 @@ def daemonset(
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def start_daemonset(
+def start_daemonset(  # noqa: PLR0913  # each is a property of the container
     node: Node,
     argv: Sequence[str],
     *,
@@ -112,8 +121,9 @@ def start_daemonset(
     mounts: Mapping[str, str] = DEFAULT_MOUNTS,
     host_pid: bool = True,
     log: IO[str] | None = None,
+    capabilities: Collection[str] | None = None,
 ) -> subprocess.Popen[str]:
-    """Start a program as a privileged DaemonSet container of the node would.
+    """Start a program as a DaemonSet container of the node would: privileged, or with capabilities only.
 
     The process handed back is the container's parent: it passes signals on and ends as the program
     ends. SIGKILL cannot be passed on; where the order matters, kill `inner(process)`.
@@ -126,6 +136,7 @@ def start_daemonset(
         "env": {"PATH": path, "LANG": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1", **(env or {})},
         "mounts": dict(mounts),
         "host_pid": host_pid,
+        "capabilities": None if capabilities is None else sorted(capabilities),
     }
     return subprocess.Popen(
         (sys.executable, "-B", "-m", "tests.support.containers", json.dumps(order)),
@@ -501,6 +512,8 @@ def main() -> NoReturn:
             _follow(child)
         _die_with_parent()
     _enter(root)
+    if order["capabilities"] is not None:
+        _keep_only(order["capabilities"])
     try:
         os.chdir(CHECKOUT)
         os.execvpe(order["argv"][0], order["argv"], order["env"])  # noqa: S606 - no shell is wanted
@@ -558,6 +571,15 @@ def _enter(root: str) -> None:
     socket.sethostname("installer")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", _IFF_UP))
+
+
+def _keep_only(names: Collection[str]) -> None:
+    """Let no program that is executed from here on have another capability than these."""
+    kept = {CAPABILITIES[name] for name in names}
+    last = int(Path("/proc/sys/kernel/cap_last_cap").read_text(encoding="ascii"))
+    for number in set(range(last + 1)) - kept:
+        _call("prctl", _PR_CAPBSET_DROP, number, 0, 0, 0)
+    _call("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 
 
 def _follow(child: int) -> NoReturn:

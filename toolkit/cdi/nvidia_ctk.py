@@ -26,6 +26,11 @@ _HINT: Final = (
     " see `nvidia-toolkit diagnose`"
 )
 
+_FORBIDDEN: Final = "operation not permitted"
+_PRIVILEGED: Final = (
+    "the driver's devices are created and opened by a privileged container only: `privileged: true`"
+    " (toolkit.privileged=true in the chart), or CDI_ENABLED=false"
+)
 _NOT_THERE: Final = "--no-install uses the node's toolkit: install it there, or leave out --no-install"
 
 
@@ -97,6 +102,6 @@ def _run(tools: Tools, roots: Roots, words: list[str], timeout: Timeout) -> str:
         why = messages[-1].replace('\\"', '"') if messages else result.err[-200:]
         raise StepError(
             f"`nvidia-ctk {' '.join(words[:2])}` failed: {why or f'exit {result.code}'}",
-            hint=_HINT,
+            hint=_PRIVILEGED if why.endswith(_FORBIDDEN) else _HINT,
         )
     return result.out

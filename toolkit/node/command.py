@@ -35,7 +35,7 @@ _NOT_EXECUTABLE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENOEXEC, 
 
 
 class NotStarted(StepError):
-    """A program cannot be executed: the file, its interpreter or the root directory is unusable."""
+    """A program cannot be executed: the file or its interpreter cannot be used."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,8 +185,8 @@ def _run(
         raise StepError(message) from error
     except subprocess.SubprocessError as error:
         # subprocess reports any error of `preexec_fn` by this exception, and that only calls
-        # chroot(2).
-        raise NotStarted(
+        # chroot(2). It says nothing about the program, so this is no NotStarted.
+        raise StepError(
             f"`{' '.join(argv)}` cannot be started: the node's root {root} cannot be entered",
             hint="the pod needs `privileged: true`, or the capability SYS_CHROOT",
         ) from error

@@ -25,7 +25,9 @@ from typing import Final, TypeAlias
 
 from toolkit.errors import Conflict, NodeConfigError, StepError
 from toolkit.log import LOGGER
+from toolkit.node import procfs
 
+_OWNERS: Final = procfs.CAP_CHOWN | procfs.CAP_DAC_OVERRIDE
 LABEL: Final = "security.selinux"
 LARGEST: Final = 64 * 1024 * 1024
 O_TMPFILE: Final = getattr(os, "O_TMPFILE", 0)
@@ -559,6 +561,8 @@ def hint(error: OSError) -> str:
         case errno.EROFS:
             return "the file system is read-only: mount it writable, or choose another path"
         case errno.EACCES | errno.EPERM:
+            if os.geteuid() == 0 and procfs.capabilities("CapEff") & _OWNERS != _OWNERS:
+                return "a pod needs `privileged: true`, or the capabilities CHOWN and DAC_OVERRIDE"
             return "run as root, or with the directory mounted into the container"
         case errno.ENOSPC | errno.EDQUOT:
             return "free space on that file system"

@@ -15,6 +15,9 @@ _BOOT: Final = "/proc/sys/kernel/random/boot_id"
 _STATE: Final = 0
 _PARENT: Final = 1
 _START_TIME: Final = 19
+CAP_CHOWN: Final = 1 << 0
+CAP_DAC_OVERRIDE: Final = 1 << 1
+"""Capabilities, as bits of a mask."""
 
 
 @cache
@@ -61,6 +64,12 @@ def name(pid: int) -> str | None:
             return stream.read().removesuffix("\n")
     except OSError:
         return None
+
+
+def capabilities(kind: str, pid: int | str = "self") -> int:
+    """Return a set of capabilities of a process, such as CapEff, as a bit mask. Raises OSError."""
+    with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as stream:
+        return next((int(line.split()[1], 16) for line in stream if line.startswith(f"{kind}:")), 0)
 
 
 def argv(pid: int) -> tuple[str, ...]:

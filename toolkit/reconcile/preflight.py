@@ -21,7 +21,7 @@ from toolkit.artifacts import versions
 from toolkit.deadline import Deadline
 from toolkit.errors import Interrupted, StepError
 from toolkit.log import LOGGER
-from toolkit.node import command, elf, files, mounts, processes, system
+from toolkit.node import command, elf, files, mounts, processes, procfs, system
 from toolkit.reconcile import apply, planning, verify
 from toolkit.reconcile.context import Context
 from toolkit.reconcile.planning import Plan, is_asked, nri_support_of
@@ -245,6 +245,7 @@ def _of_files(target: Target, changes: tuple[FileChange, ...]) -> list[str]:
         if os.path.realpath(path) in points:
             result.append(f"{path} is a mount point and cannot be replaced: mount its directory instead")
     result += _labels(target, changes)
+    result += _owners(target, changes)
     return list(dict.fromkeys(result))
 
 
@@ -380,6 +381,22 @@ def _low_level(target: Target, name: str) -> list[str]:
     if host.executable(name, searched) is not None:
         return []
     return [f"the low-level runtime {name}, which the toolkit's handlers call, was not found on the node"]
+
+
+def _owners(target: Target, changes: tuple[FileChange, ...]) -> Iterator[str]:
+    """Yield a problem for every file whose owner and group cannot be given to a new file."""
+    if procfs.capabilities("CapEff") & procfs.CAP_CHOWN:
+        return
+    groups = {os.getegid(), *os.getgroups()}
+    for change in changes:
+        with contextlib.suppress(OSError):
+            found = os.stat(target.host.file(change.path))
+            if found.st_uid != os.geteuid() or found.st_gid not in groups:
+                yield (
+                    f"{change.path} belongs to user {found.st_uid} and group {found.st_gid}, and this"
+                    " process may not give a new file to them (a pod needs `privileged: true`, or the"
+                    " capability CHOWN)"
+                )
 
 
 def _labels(target: Target, changes: tuple[FileChange, ...]) -> Iterator[str]:

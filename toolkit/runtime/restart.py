@@ -28,6 +28,7 @@ _NOTHING: Final = "nothing is known to start it again"
 _CHOICES: Final = (
     "use --restart-mode none and restart it yourself, or --restart-mode signal if something does start it"
 )
+_PRIVILEGED: Final = "the pod needs `privileged: true`; or use --restart-mode none and restart it yourself"
 _RETURNED: Final = 15.0
 """Seconds within which a supervisor that is not known starts the daemon again; some wait for 5."""
 _STATE: Final = ("LoadState", "ActiveState")
@@ -98,7 +99,16 @@ def restart_method(
     process = target.process
     ends = adapter.on_hangup is SighupEffect.TERMINATES
     if process is None and found is not None and found.was_ended:
-        return RestartMethod(mode=RestartMode.SIGNAL, unit=None, replaces=True, is_as_before=True)
+        lacking = _no_start(found)
+        return RestartMethod(
+            mode=RestartMode.SIGNAL,
+            unit=None,
+            replaces=True,
+            obstacle=f"{adapter.name} was ended by a killed run: {lacking} ({_PRIVILEGED})"
+            if lacking
+            else "",
+            is_as_before=True,
+        )
     if process is None:
         return RestartMethod(mode=mode, unit=None, replaces=ends, obstacle=target.no_process)
     is_known = found is not None
@@ -122,10 +132,17 @@ def restart_method(
     )
     if not _uses_signal(mode, adapter.on_hangup, by_unit):
         return by_unit
-    if mode is RestartMode.SIGNAL or not by_signal.warning:
-        return by_signal
-    # A SIGHUP now would leave the node without a runtime.
-    return replace(by_signal, obstacle=f"{by_signal.warning} ({_CHOICES})")
+    return replace(by_signal, obstacle=_signal_obstacle(by_signal.warning, mode, found))
+
+
+def _signal_obstacle(warning: str, mode: RestartMode, found: Supervisor) -> str:
+    """Return why SIGHUP must not be sent, or "": it would leave the node without a runtime."""
+    if not warning:
+        return ""
+    if mode is not RestartMode.SIGNAL:
+        return f"{warning} ({_CHOICES})"
+    lacking = _no_start(found)
+    return f"{warning}; {lacking} ({_PRIVILEGED})" if lacking else ""
 
 
 def _uses_signal(mode: RestartMode, effect: SighupEffect, by_unit: RestartMethod) -> bool:
@@ -146,6 +163,12 @@ def _warning(adapter: Adapter, process: processes.RuntimeProcess, found: Supervi
     if found.after_signal:
         return ""
     return f"SIGHUP would end {adapter.name} (PID {process.pid}), and {_NOTHING}: {found.doubt}"
+
+
+def _no_start(found: Supervisor) -> str:
+    """Return why the runtime cannot be started as it was if nothing else starts it again, or ""."""
+    by_unit = found.unit is not None and not found.unusable
+    return "" if by_unit or found.launch is None else found.launch.obstacle()
 
 
 def takes_effect(adapter: Adapter, restart_method: RestartMethod) -> bool:

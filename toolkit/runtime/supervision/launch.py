@@ -13,7 +13,7 @@ from typing import Final
 
 from toolkit import redact
 from toolkit.errors import StepError
-from toolkit.node import command, processes, trust
+from toolkit.node import command, processes, procfs, trust
 from toolkit.node.host import Host
 
 _NAMESPACES: Final = ("mnt", "net", "uts", "ipc", "pid", "user")
@@ -35,7 +35,7 @@ class Launch:
 
     `output` is the file that gets its standard output, "" if that is none. `groups` are its control
     groups: the hierarchy, the path, and the local directory, "" if that was not found. `namespaces`
-    identify its namespaces.
+    identify its namespaces. `capabilities` are those that it has.
     """
 
     executable: str
@@ -47,12 +47,19 @@ class Launch:
     limits: tuple[tuple[int, tuple[int, int]], ...]
     score: str
     namespaces: tuple[str, ...]
+    capabilities: int = 0
 
     def words(self) -> str:
         """Return the command that starts the daemon, as a shell reads it, with secrets masked."""
         program = self.argv[0] if self.argv and self.argv[0].startswith("/") else self.executable
         words = [program, *redact.argv(self.argv)[1:]]
         return f"cd {shlex.quote(self.directory)} && {shlex.join(words)}"
+
+    def obstacle(self) -> str:
+        """Return why this process cannot start the daemon with the rights that it has, or ""."""
+        if not self.capabilities & ~procfs.capabilities("CapBnd"):
+            return ""
+        return "it cannot be started from here, because it has capabilities that this process lacks"
 
 
 def of(host: Host, process: processes.RuntimeProcess) -> Launch | None:
@@ -71,6 +78,7 @@ def of(host: Host, process: processes.RuntimeProcess) -> Launch | None:
             limits=tuple((each, resource.prlimit(process.pid, each)) for each in _LIMITS),
             score=Path(f"{place}/oom_score_adj").read_text(encoding="ascii"),
             namespaces=_namespaces(place),
+            capabilities=procfs.capabilities("CapPrm", process.pid),
         )
     except OSError:
         return None

@@ -80,4 +80,5 @@ def _launch(content: dict[str, Any]) -> Launch:
         limits=tuple((each, (soft, hard)) for each, (soft, hard) in content["limits"]),
         score=content["score"],
         namespaces=tuple(content["namespaces"]),
+        capabilities=content.get("capabilities", 0),
     )

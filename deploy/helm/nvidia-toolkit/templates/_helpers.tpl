@@ -83,6 +83,29 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- ternary "nvidia" $name (has $name (list "nvidia-cdi" "nvidia-legacy")) -}}
 {{- end -}}
 
+{{/* "true" where the pod asks the API server whether its DaemonSet is gone, else "false". */}}
+{{- define "nvidia-toolkit.asks" -}}
+{{- not (has (include "nvidia-toolkit.variable" (dict "root" . "names" (list "TOOLKIT_ON_EXIT" "ON_EXIT"))) (list "keep" "revert")) -}}
+{{- end -}}
+
+{{/* "true" where the driver's CDI specification is made; else empty. */}}
+{{- define "nvidia-toolkit.cdi" -}}
+{{- if has (include "nvidia-toolkit.variable" (dict "root" . "names" (list "CDI_ENABLED" "ENABLE_CDI")) | lower) (list "true" "t" "1" "yes" "on") -}}
+true
+{{- end -}}
+{{- end -}}
+
+{{/*
+"true" where the container is privileged; else empty. By default it is where devices of the driver are made and
+opened, which the control group of a container that is not privileged forbids.
+*/}}
+{{- define "nvidia-toolkit.privileged" -}}
+{{- $given := .Values.toolkit.privileged | toString -}}
+{{- if or (eq $given "true") (and (eq $given "auto") (include "nvidia-toolkit.cdi" .)) -}}
+true
+{{- end -}}
+{{- end -}}
+
 {{/*
 The directories of the host that are seen at the same path in the container, as JSON: path to "rw" or "ro".
 Written to are those of the root config, of the drop-in, of the toolkit and of what is remembered until the
@@ -102,7 +125,7 @@ next boot. A socket's directory is only looked into (a restart replaces the sock
 {{- if and (eq $runtime "crio") (eq (include "nvidia-toolkit.variable" (dict "root" . "names" (list "CRIO_CONFIG_MODE"))) "hook") -}}
 {{- $writable = append $writable (include "nvidia-toolkit.variable" (dict "root" . "names" (list "CRIO_HOOKS_DIR")) | default "/usr/share/containers/oci/hooks.d") -}}
 {{- end -}}
-{{- if has (include "nvidia-toolkit.variable" (dict "root" . "names" (list "CDI_ENABLED" "ENABLE_CDI")) | lower) (list "true" "t" "1" "yes" "on") -}}
+{{- if include "nvidia-toolkit.cdi" . -}}
 {{- $writable = append $writable (include "nvidia-toolkit.variable" (dict "root" . "names" (list "CDI_OUTPUT_DIR")) | default "/var/run/cdi") -}}
 {{- end -}}
 {{- $readable := list -}}
