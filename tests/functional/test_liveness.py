@@ -198,6 +198,7 @@ def test_the_probe_of_life_loads_no_more_than_that_of_readiness(node: Node, runn
 def path(tmp_path: Path) -> Path:
     """Return the file of a healthy agent, which is this process."""
     path = tmp_path / "run/agent.json"
+    path.parent.mkdir(mode=0o755)
     StateFile().publish(path, began=None, deadline=float("inf"))
     assert liveness.unhealthy(path) == ""
     return path
@@ -265,6 +266,23 @@ def test_a_state_that_cannot_be_written_is_logged_once_and_the_old_one_expires(
     file.publish(path, began=1.0, deadline=2.0)
     assert json.loads(path.read_bytes()) == asdict(file.state)
     assert file.problem() == liveness.unhealthy(path)
+
+
+def test_the_state_is_not_written_to_what_others_put_in_its_place(path: Path, tmp_path: Path) -> None:
+    """In a directory like /tmp, others may put a file or a link under a name that they expect."""
+    precious = tmp_path / "precious"
+    precious.write_bytes(b"precious")
+    path.parent.chmod(0o1777)
+    path.unlink()
+    for make in (os.symlink, os.link):
+        for name in (path, path.with_name(".agent.json.new")):
+            make(precious, name)
+            StateFile().publish(path, began=None, deadline=float("inf"))
+            assert precious.read_bytes() == b"precious"
+            assert not path.is_symlink()
+            assert liveness.unhealthy(path) == ""
+            assert os.listdir(path.parent) == ["agent.json"]
+            path.unlink()
 
 
 def test_another_path_takes_the_file_with_it(path: Path, tmp_path: Path) -> None:

@@ -15,9 +15,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
-from toolkit.errors import StepError
 from toolkit.log import LOGGER
-from toolkit.node import files, procfs, trust
+from toolkit.node import procfs, trust
 
 FORMAT: Final = 1
 _LARGEST: Final = 1 << 16
@@ -106,22 +105,34 @@ class StateFile:
 
 
 def _written(path: Path, state: AgentState) -> str:
-    """Write the file; return why it cannot be written."""
+    """Replace the file atomically; return why it cannot be written.
+
+    It need not survive the boot, so it is not flushed to the disk: the agent would have to wait for that.
+    """
     if problem := trust.place_problem(path.parent):
         return f"{path} is not written: {problem}"
+    spare = _spare(path)
     try:
-        files.make_directory(path.parent)
-        files.put(path, json.dumps(asdict(state)).encode() + b"\n", mode=0o600)
-    except StepError as error:
-        return error.message
+        with suppress(FileNotFoundError):
+            os.unlink(spare)
+        fd = os.open(spare, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with open(fd, "wb") as stream:
+            stream.write(json.dumps(asdict(state)).encode() + b"\n")
+        os.rename(spare, path)
+    except OSError as error:
+        return f"{path} cannot be written: {error.strerror}"
     return ""
+
+
+def _spare(path: Path) -> Path:
+    return path.with_name(f".{path.name}.new")
 
 
 def remove(path: Path) -> None:
     """Remove the file, which an agent that was killed left, and its temporary file."""
-    files.sweep(path, None)
-    with suppress(StepError):
-        files.remove(path)
+    for each in (path, _spare(path)):
+        with suppress(OSError):
+            os.unlink(each)
 
 
 def unhealthy(path: Path) -> str:
