@@ -72,7 +72,9 @@ def rows(*, short: bool, idle_seconds: int) -> Iterator[Row]:
     """Boot a node for each installer, measure, and compare."""
     with tempfile.TemporaryDirectory(dir=nodes.cache(), prefix="bench-") as place:
         source = peer.source(Path(place))
-        ours = _measured([PROGRAM, "run"], source, short=short, idle_seconds=idle_seconds, is_ours=True)
+        ours = _measured(
+            [PROGRAM, "run"], source, short=short, idle_seconds=idle_seconds, is_ours=True
+        )
         theirs = None
         if found := peer.found():
             peers = ["setsid", "--wait", str(found)]
@@ -84,7 +86,10 @@ def rows(*, short: bool, idle_seconds: int) -> Iterator[Row]:
         ours=ours.container,
         theirs=theirs.container if theirs else None,
         share=0.9,
-        note=f"`ctr run`, driver absent; runc itself takes {(ours.container - ours.added) * 1000:.0f} ms",
+        note=(
+            "`ctr run`, driver absent; runc itself takes"
+            f" {(ours.container - ours.added) * 1000:.0f} ms"
+        ),
     )
     yield Row(
         what="what the handler adds to that",
@@ -128,10 +133,12 @@ def _starts(ours: Observed, theirs: Observed | None) -> Iterator[Row]:
             ours=getattr(ours.first, name),
             theirs=getattr(other.first, name) if other else None,
             most=most,
-            note=f"said to be done after {ours.first.took:.2f} s"
-            + (f", by the peer after {theirs.first.took:.2f} s" if theirs else "")
-            if name == "named"
-            else "",
+            note=(
+                f"said to be done after {ours.first.took:.2f} s"
+                + (f", by the peer after {theirs.first.took:.2f} s" if theirs else "")
+                if name == "named"
+                else ""
+            ),
         )
 
 
@@ -153,7 +160,8 @@ def _idle(ours: Observed, theirs: Observed | None) -> Iterator[Row]:
             unit=unit,
             ours=getattr(rest, name),
             theirs=getattr(other, name) if other else None,
-            note=f"from {rest.seconds:.0f} s" + ("" if name == "wakeups" else ", one look included"),
+            note=f"from {rest.seconds:.0f} s"
+            + ("" if name == "wakeups" else ", one look included"),
         )
 
 
@@ -181,7 +189,9 @@ def _measured(
             finally:
                 process.terminate()
                 process.communicate(timeout=60)
-    return Observed(first=first, again=again, container=container, added=added, drift=drift, resting=resting)
+    return Observed(
+        first=first, again=again, container=container, added=added, drift=drift, resting=resting
+    )
 
 
 def _last(pid: int) -> int:
@@ -202,7 +212,9 @@ def _started(node: Node, argv: Sequence[str]) -> Start:
         done = containers.daemonset(node, ["sh", "-c", _TIMED, "sh", *argv])
         began, ended = (int(line) / 1e9 for line in done.stdout.split())
         if done.returncode != 0:
-            raise RuntimeError(f"{' '.join(argv)} ended with {done.returncode}: {done.stderr[-800:]}")
+            raise RuntimeError(
+                f"{' '.join(argv)} ended with {done.returncode}: {done.stderr[-800:]}"
+            )
         with contextlib.suppress(AssertionError):  # then it is never, as the row says
             # A runtime that was told to end may answer for a moment still.
             wait_for(
@@ -292,7 +304,9 @@ def _repaired(node: Node, before: bytes, times: int) -> float:
         aside.write_bytes(before)
         aside.rename(config)
         began = time.monotonic()
-        wait_for(lambda: config.read_bytes() == good, "the config is not repaired", timeout=_PATIENCE)
+        wait_for(
+            lambda: config.read_bytes() == good, "the config is not repaired", timeout=_PATIENCE
+        )
         wait_for(ready.exists, "it does not become ready again", timeout=_PATIENCE)
         took.append(time.monotonic() - began)
         nodes.run(node, ["rm", "-f", "/run/nvidia/toolkit/restarts.json"])

@@ -119,7 +119,9 @@ def files(place: Path, times: int) -> Iterator[Row]:
         took: list[float] = []
         for _, argv in _installers(source):
             root = place / "root"
-            took.append(clock.median(times, partial(_fresh, argv, root, source, is_cold=is_cold)).wall)
+            took.append(
+                clock.median(times, partial(_fresh, argv, root, source, is_cold=is_cold)).wall
+            )
         yield Row(
             what=what,
             unit="s",
@@ -167,7 +169,9 @@ def _pad(path: Path, size: int) -> None:
 
 
 def _size(root: Path) -> int:
-    return sum(path.lstat().st_size for path in root.rglob("*") if path.is_file() and not path.is_symlink())
+    return sum(
+        path.lstat().st_size for path in root.rglob("*") if path.is_file() and not path.is_symlink()
+    )
 
 
 # --- plans and the probe ------------------------------------------------------------------------
@@ -202,7 +206,9 @@ def toml(lines: int) -> bytes:
     """Return a root config of containerd with as many lines, most of them registries."""
     found = fake_node.KUBEADM.decode().splitlines(keepends=True)
     for number in range((lines - len(found)) // 4):
-        name = f'[plugins."io.containerd.grpc.v1.cri".registry.configs."r{number}.example.com".auth]\n'
+        name = (
+            f'[plugins."io.containerd.grpc.v1.cri".registry.configs."r{number}.example.com".auth]\n'
+        )
         found += [name, f'  username = "u{number}"\n', f'  password = "p{number}"\n', "\n"]
     return "".join(found).encode()
 
@@ -260,7 +266,9 @@ def image() -> Iterator[Row]:
         ours=above,
         theirs=theirs.stat().st_size / _MB if theirs else None,
         share=1.0,
-        note=f"{ours / _MB:.1f} MB are this program and what it imports, the rest Python and a shell",
+        note=(
+            f"{ours / _MB:.1f} MB are this program and what it imports, the rest Python and a shell"
+        ),
     )
 
 
@@ -275,7 +283,9 @@ def _closure(name: str) -> set[str]:
     left = [name]
     while left:
         for line in importlib.metadata.requires(left.pop()) or ():
-            needed = line.split(";")[0].split("<")[0].split(">")[0].split("=")[0].split("!")[0].strip()
+            needed = (
+                line.split(";")[0].split("<")[0].split(">")[0].split("=")[0].split("!")[0].strip()
+            )
             if "extra ==" not in line and needed not in found:
                 found.add(needed)
                 left.append(needed)

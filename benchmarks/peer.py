@@ -41,7 +41,10 @@ def why_not() -> str:
     missing = [name for name in (NAME, *PROGRAMS) if found(name) is None]
     if not missing:
         return ""
-    return f"{', '.join(missing)} {VERSION} not built: `make peer` does that, with Go and its module proxy"
+    return (
+        f"{', '.join(missing)} {VERSION} not built: `make peer` does that, with Go and its module"
+        " proxy"
+    )
 
 
 def source(place: Path) -> Path:

@@ -45,7 +45,8 @@ def svg(rows: Sequence[Row]) -> str:
         if low <= mark <= high:
             parts.append(_line(x(mark), height - 26, strong=mark == 1))
             parts.append(
-                f'<text class="n" x="{x(mark):.1f}" y="{height - 10}" text-anchor="middle">{mark:g}</text>'
+                f'<text class="n" x="{x(mark):.1f}" y="{height - 10}"'
+                f' text-anchor="middle">{mark:g}</text>'
             )
     for index, (row, ratio) in enumerate(zip(compared, ratios, strict=True)):
         parts += _bar(row, _TOP + index * _STEP, x(1), x(ratio))

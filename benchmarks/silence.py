@@ -62,7 +62,9 @@ class Listener(threading.Thread):
             return False
 
 
-def measured(node: Node, options: Sequence[str], mounts: dict[str, str], path: str, *, first: bool) -> float:
+def measured(
+    node: Node, options: Sequence[str], mounts: dict[str, str], path: str, *, first: bool
+) -> float:
     """Install and revert on a node; return the longest silence of the install in seconds."""
     listener = Listener(nodes.path(node, path), server_speaks_first=first)
     listener.start()

@@ -39,7 +39,11 @@ class Row:
     @property
     def ratio(self) -> float | None:
         """Return ours as a share of theirs, where both are something that happened."""
-        return self.ours / self.theirs if self.theirs and math.isfinite(self.ours + self.theirs) else None
+        return (
+            self.ours / self.theirs
+            if self.theirs and math.isfinite(self.ours + self.theirs)
+            else None
+        )
 
     @property
     def is_met(self) -> bool | None:

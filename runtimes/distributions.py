@@ -18,10 +18,14 @@ from runtimes.model import ConfigDelivery, DeliveryKind, RuntimeName
 
 # --- restart times --------------------------------------------------------------------------------
 
-RESTARTED: Final[Mapping[str, float]] = MappingProxyType({"containerd.service": 0.111, "crio.service": 0.151})
+RESTARTED: Final[Mapping[str, float]] = MappingProxyType(
+    {"containerd.service": 0.111, "crio.service": 0.151}
+)
 """The measured downtime of a restart by systemd, in seconds, by the runtime's unit."""
 
-SIGNALLED: Final[Mapping[str, float]] = MappingProxyType({"containerd.service": 5.2, "docker.service": 0.007})
+SIGNALLED: Final[Mapping[str, float]] = MappingProxyType(
+    {"containerd.service": 5.2, "docker.service": 0.007}
+)
 """The measured downtime after SIGHUP, in seconds, by the runtime's unit.
 
 containerd exits on SIGHUP, and its unit waits for `RestartSec=5` before it starts it again.
@@ -69,7 +73,9 @@ class Distribution:
 
     def reads(self, config: str) -> bool:
         """Return whether a path is a root config of this distribution, including `in_place_of`."""
-        return bool(config) and any(globs.matches(p, config) for p in (self.config, *self.in_place_of))
+        return bool(config) and any(
+            globs.matches(p, config) for p in (self.config, *self.in_place_of)
+        )
 
     def reads_elsewhere(self, config: str) -> bool:
         """Return whether a path is this distribution's root config below another data directory."""
@@ -88,7 +94,9 @@ class Distribution:
 
     def is_unit(self, unit: str) -> bool:
         """Return whether a systemd unit is one of this distribution."""
-        return unit in self.units or any(globs.matches(pattern, unit) for pattern in self.other_units)
+        return unit in self.units or any(
+            globs.matches(pattern, unit) for pattern in self.other_units
+        )
 
     def is_program(self, executable: str) -> bool:
         """Return whether an executable is this distribution's below another data directory."""
@@ -195,8 +203,10 @@ def _rancher(
             drop_ins=(f"{config_dir}/config.toml.d/99-nvidia.toml",),
             provided_handlers=("nvidia", "nvidia-cdi"),
             search_dir="/usr/local/nvidia/toolkit",
-            default_step=f"write `default-runtime: nvidia` into /etc/rancher/{name}/config.yaml"
-            f" and restart {' or '.join(units)}",
+            default_step=(
+                f"write `default-runtime: nvidia` into /etc/rancher/{name}/config.yaml"
+                f" and restart {' or '.join(units)}"
+            ),
             imports=False,
         ),
     )
@@ -274,34 +284,48 @@ SYSTEMS: Final[tuple[System, ...]] = (
     System(
         id="talos",
         why="Talos has a read-only root and reads its configuration only from its machine config",
-        hint="install the system extension nvidia-container-toolkit instead: it provides the toolkit and the"
-        " handlers, so this program is not needed",
+        hint=(
+            "install the system extension nvidia-container-toolkit instead: it provides the toolkit"
+            " and the handlers, so this program is not needed"
+        ),
     ),
     System(
         id="bottlerocket",
         why="Bottlerocket has a read-only root and renders its configuration from its settings API",
-        hint="use an image of an nvidia variant: it provides the toolkit and the handlers, so this program is"
-        " not needed",
+        hint=(
+            "use an image of an nvidia variant: it provides the toolkit and the handlers, so this"
+            " program is not needed"
+        ),
     ),
     System(
         id="flatcar",
         why="Flatcar has a read-only /usr, including /usr/local",
-        hint="use --toolkit-install-dir=/opt/nvidia (in a pod, with that directory of the node mounted at the"
-        " same path); containerd's default configuration is in /usr/share, so"
-        " first replace it by one in /etc/containerd",
+        hint=(
+            "use --toolkit-install-dir=/opt/nvidia (in a pod, with that directory of the node"
+            " mounted at the same path); containerd's default configuration is in /usr/share, so"
+            " first replace it by one in /etc/containerd"
+        ),
     ),
     System(
         id="nixos",
         why="NixOS generates configuration files in /nix/store, which is read-only",
-        hint="add the handlers to virtualisation.containerd.settings (virtualisation.cri-o.settings,"
-        " virtualisation.docker.daemon.settings) of the system's configuration, and use --no-runtime-config"
-        " to install the toolkit alone",
+        hint=(
+            "add the handlers to virtualisation.containerd.settings (virtualisation.cri-o.settings,"
+            " virtualisation.docker.daemon.settings) of the system's configuration, and use"
+            " --no-runtime-config to install the toolkit alone"
+        ),
     ),
     System(
         id="cos",
-        why="Container-Optimized OS has a read-only root and mounts most writable file systems noexec",
-        hint="use --toolkit-install-dir=/home/kubernetes/bin/nvidia (in a pod, with that directory of the"
-        " node mounted at the same path), or --no-runtime-config if the host provides the toolkit",
+        why=(
+            "Container-Optimized OS has a read-only root and mounts most writable file systems"
+            " noexec"
+        ),
+        hint=(
+            "use --toolkit-install-dir=/home/kubernetes/bin/nvidia (in a pod, with that directory"
+            " of the node mounted at the same path), or --no-runtime-config if the host provides"
+            " the toolkit"
+        ),
     ),
     System(
         id="rhcos",
@@ -336,7 +360,9 @@ def of(
     return _elsewhere(at_socket, executable=executable, config=config) or usual
 
 
-def _elsewhere(at_socket: Sequence[Distribution], *, executable: str, config: str) -> Distribution | None:
+def _elsewhere(
+    at_socket: Sequence[Distribution], *, executable: str, config: str
+) -> Distribution | None:
     """Return the distribution of a daemon whose files are not at the usual paths, by its socket.
 
     If several distributions use the socket, the program decides, and then the root config: by its

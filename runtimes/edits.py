@@ -56,7 +56,9 @@ class Format(Protocol):
         """Return the document without a key."""
 
 
-def apply(form: Format, path: str, data: bytes | None, wants: Sequence[DesiredKey]) -> FileChange | None:
+def apply(
+    form: Format, path: str, data: bytes | None, wants: Sequence[DesiredKey]
+) -> FileChange | None:
     """Return the change that sets the desired keys in a file; None if they are already set.
 
     The result is parsed again and must differ from the original in exactly the desired keys. Raise
@@ -71,9 +73,12 @@ def apply(form: Format, path: str, data: bytes | None, wants: Sequence[DesiredKe
             continue
         if _has_dates((old, new)):
             raise ConfigError(
-                path, f"{dotted(want.key)} contains a date or time, which the state file cannot store"
+                path,
+                f"{dotted(want.key)} contains a date or time, which the state file cannot store",
             )
-        edits.append(Edit(key=want.key, old=copy.deepcopy(old), new=new, required_keys=want.required_keys))
+        edits.append(
+            Edit(key=want.key, old=copy.deepcopy(old), new=new, required_keys=want.required_keys)
+        )
         document = _change(form, document, want.key, old, new)
         _assign(expected, want.key, new, path=path)
     if not edits:
@@ -83,7 +88,9 @@ def apply(form: Format, path: str, data: bytes | None, wants: Sequence[DesiredKe
     return FileChange(path=path, before=data, after=after, edits=tuple(edits))
 
 
-def reverse(form: Format, path: str, data: bytes, edits: Sequence[Edit]) -> tuple[bytes, tuple[str, ...]]:
+def reverse(
+    form: Format, path: str, data: bytes, edits: Sequence[Edit]
+) -> tuple[bytes, tuple[str, ...]]:
     """Revert our edits in a file that others edited since.
 
     Return the new content, and a message for each key that stays because others changed it.
@@ -114,7 +121,9 @@ def reverting_keys(path: str, content: Tree, edit: Edit) -> Iterator[DesiredKey]
         yield DesiredKey(path=path, key=edit.key, new=edit.old, exact=True)
 
 
-def without(form: Format, owned: Ownership, data: bytes | None) -> tuple[bytes | None, tuple[str, ...]]:
+def without(
+    form: Format, owned: Ownership, data: bytes | None
+) -> tuple[bytes | None, tuple[str, ...]]:
     """Return the content of a file without our changes (None: no file), and what others changed.
 
     Raise ConfigError if the file was edited since and cannot be parsed.
@@ -185,7 +194,9 @@ def same(one: Any, other: Any) -> bool:
 
 def dotted(key: Key) -> str:
     """Return a key in dotted notation, with quotes around parts that need them."""
-    return ".".join(part if part.replace("-", "").replace("_", "").isalnum() else f'"{part}"' for part in key)
+    return ".".join(
+        part if part.replace("-", "").replace("_", "").isalnum() else f'"{part}"' for part in key
+    )
 
 
 def value_text(item: Any) -> str:
@@ -206,7 +217,9 @@ def merge(edits: Sequence[Edit], later: Sequence[Edit]) -> tuple[Edit, ...]:
     for edit in later:
         first = result.get(edit.key)
         old = edit.old if first is None else first.old
-        result[edit.key] = Edit(key=edit.key, old=old, new=edit.new, required_keys=edit.required_keys)
+        result[edit.key] = Edit(
+            key=edit.key, old=old, new=edit.new, required_keys=edit.required_keys
+        )
     return tuple(result.values())
 
 
@@ -237,7 +250,11 @@ def _has_dates(item: Any) -> bool:
     """Return whether a value contains a date or time, which the state file's JSON cannot store."""
     if isinstance(item, Mapping):
         return any(map(_has_dates, item.values()))
-    return any(map(_has_dates, item)) if isinstance(item, (list, tuple)) else isinstance(item, (date, time))
+    return (
+        any(map(_has_dates, item))
+        if isinstance(item, (list, tuple))
+        else isinstance(item, (date, time))
+    )
 
 
 def _change(form: Format, document: Any, key: Key, old: Any, new: Any) -> Any:
@@ -269,7 +286,9 @@ def _assign(tree: dict[str, Any], key: Key, new: Any, *, path: str = "") -> None
             return
         parent = parent.setdefault(part, {})
         if not isinstance(parent, dict):
-            raise ConfigError(path, f"{dotted(key)} cannot be set: one of its parents is not a table")
+            raise ConfigError(
+                path, f"{dotted(key)} cannot be set: one of its parents is not a table"
+            )
     if new is ABSENT:
         parent.pop(key[-1], None)
     else:
@@ -279,7 +298,10 @@ def _assign(tree: dict[str, Any], key: Key, new: Any, *, path: str = "") -> None
 def _check_result(form: Format, path: str, after: bytes, expected: Tree) -> None:
     """Raise ConfigError if the edited bytes do not parse to the expected values."""
     actual = form.tree(after, path)
-    wrong = [key for key, _, _ in differences(without_empty_tables(expected), without_empty_tables(actual))]
+    wrong = [
+        key
+        for key, _, _ in differences(without_empty_tables(expected), without_empty_tables(actual))
+    ]
     if wrong:
         raise ConfigError(
             path,
@@ -306,7 +328,9 @@ def _reverted(tree: Tree, edit: Edit, current: Any) -> tuple[Any, list[str]]:
     return _reverted_table(edit, current, name)
 
 
-def _without_added(current: Sequence[Any], written: Sequence[Any], before: Sequence[Any]) -> list[Any]:
+def _without_added(
+    current: Sequence[Any], written: Sequence[Any], before: Sequence[Any]
+) -> list[Any]:
     """Return the items of `current` without those that are in `written` but not in `before`."""
     try:
         added = frozenset(written) - frozenset(before)

@@ -74,7 +74,9 @@ def candidate_query(
     )
 
 
-def check(adapter: Adapter, desired: Desired, observation: Observation, answer: BinaryResult) -> None:
+def check(
+    adapter: Adapter, desired: Desired, observation: Observation, answer: BinaryResult
+) -> None:
     """Raise ConfigError if the effect of the candidate is not exactly what was requested."""
     problems = adapter.candidate_problems(desired, observation, answer)
     if problems:
@@ -90,13 +92,18 @@ def check_in_sync(adapter: Adapter, desired: Desired, observation: Observation) 
     if problems:
         raise ConfigError(
             desired.config,
-            f"the keys of nvidia-toolkit are in place but not in effect as they should: {_listed(problems)}",
-            hint="check whether a file that is loaded later overrides these keys, and whether the runtime"
-            " was replaced by another version; `nvidia-toolkit revert` removes the keys",
+            "the keys of nvidia-toolkit are in place but not in effect as they should:"
+            f" {_listed(problems)}",
+            hint=(
+                "check whether a file that is loaded later overrides these keys, and whether the"
+                " runtime was replaced by another version; `nvidia-toolkit revert` removes the keys"
+            ),
         )
 
 
-def check_removal(adapter: Adapter, desired: Desired, observation: Observation, answer: BinaryResult) -> None:
+def check_removal(
+    adapter: Adapter, desired: Desired, observation: Observation, answer: BinaryResult
+) -> None:
     """Raise ConfigError if the runtime would not load the configuration that a removal leaves."""
     problems = adapter.removal_problems(desired, observation, answer)
     if problems:
@@ -167,7 +174,9 @@ def unowned(
         if f"{toolkit}/".encode() not in data:
             continue
         if path == desired.hook:
-            result.append(Ownership(path=path, original=None, written=(fingerprint(data),), edits=()))
+            result.append(
+                Ownership(path=path, original=None, written=(fingerprint(data),), edits=())
+            )
         elif own_edits := tuple(_unowned_edits(adapter, path, data, toolkit)):
             rest, _ = edits.reverse(adapter.form, path, data, own_edits)
             is_all = _was_created_by_us(adapter, data) and not edits.without_empty_tables(
@@ -179,7 +188,11 @@ def unowned(
 
 
 def relocated(
-    adapter: Adapter, owned: Sequence[Ownership], files: Mapping[str, bytes | None], *, whole: bool = False
+    adapter: Adapter,
+    owned: Sequence[Ownership],
+    files: Mapping[str, bytes | None],
+    *,
+    whole: bool = False,
 ) -> tuple[Ownership, ...]:
     """Return the records with the new places of moved keys, as `containerd config migrate` does.
 
@@ -189,7 +202,9 @@ def relocated(
     known = [edit for each in owned for edit in each.edits]
     if not any(map(_adds_handler, known)):
         return tuple(owned)
-    return tuple(_relocated(adapter, each, files.get(each.path), known, whole=whole) for each in owned)
+    return tuple(
+        _relocated(adapter, each, files.get(each.path), known, whole=whole) for each in owned
+    )
 
 
 def _relocated(
@@ -203,7 +218,9 @@ def _relocated(
     except ConfigError:
         return owned
     added = {edit.key[-1]: edit for edit in known if _adds_handler(edit)}
-    toolkits = {str(PurePosixPath(path).parent) for edit in added.values() for path in _programs(edit.new)}
+    toolkits = {
+        str(PurePosixPath(path).parent) for edit in added.values() for path in _programs(edit.new)
+    }
     by_key = {edit.key: edit for edit in owned.edits}
     tables = {key: table for toolkit in sorted(toolkits) for key, table in _handlers(tree, toolkit)}
     for key, table in tables.items():
@@ -227,7 +244,11 @@ def _adds_handler(edit: Edit) -> bool:
 def _programs(item: object) -> Iterator[str]:
     """Yield the paths of the toolkit's programs in the table of a handler."""
     for _, leaf in edits.leaves(item) if isinstance(item, Mapping) else ():
-        if isinstance(leaf, str) and leaf.startswith("/") and PurePosixPath(leaf).name.startswith(_PROGRAM):
+        if (
+            isinstance(leaf, str)
+            and leaf.startswith("/")
+            and PurePosixPath(leaf).name.startswith(_PROGRAM)
+        ):
             yield leaf
 
 
@@ -245,19 +266,25 @@ def running(
     for path, data in files.items():
         if data is None or f"{toolkit}/".encode() not in data:
             continue
-        if names := frozenset(key[-1] for key, _ in _handlers(adapter.form.tree(data, path), toolkit)):
+        if names := frozenset(
+            key[-1] for key, _ in _handlers(adapter.form.tree(data, path), toolkit)
+        ):
             yield path, names
 
 
 def defaults(observation: Observation) -> frozenset[str]:
     """Return the names of all handlers that we made the default, by the recorded edits."""
-    result = [edit for owned in observation.owned for edit in owned.edits if edit.key[-1] in _DEFAULTS]
+    result = [
+        edit for owned in observation.owned for edit in owned.edits if edit.key[-1] in _DEFAULTS
+    ]
     return frozenset(edit.new for edit in result if isinstance(edit.new, str))
 
 
 def enabled_cri(observation: Observation) -> bool:
     """Return whether the recorded edits enabled CRI; a full removal then disables it again."""
-    return any(edit.key == ("disabled_plugins",) for owned in observation.owned for edit in owned.edits)
+    return any(
+        edit.key == ("disabled_plugins",) for owned in observation.owned for edit in owned.edits
+    )
 
 
 def regressions(
@@ -280,13 +307,17 @@ def regressions(
     known = [baseline.handlers for baseline in before if baseline.handlers is not None]
     if known and now.handlers is not None:
         gone = frozenset.intersection(*known) - own_handlers - now.handlers
-        problems += [f"the handler {handler} is missing; it existed before" for handler in sorted(gone)]
+        problems += [
+            f"the handler {handler} is missing; it existed before" for handler in sorted(gone)
+        ]
     defaults = {baseline.default for baseline in before if baseline.default is not None}
     if default is not None and now.default not in (default, None):
         problems.append(f"the default handler is {now.default}, not {default}")
     must_stay = default is None and defaults and not defaults & (own_handlers | raised)
     if must_stay and now.default is not None and now.default not in defaults:
-        problems.append(f"the default handler is {now.default}, but was {', '.join(sorted(defaults))} before")
+        problems.append(
+            f"the default handler is {now.default}, but was {', '.join(sorted(defaults))} before"
+        )
     images = {baseline.sandbox_image for baseline in before if baseline.sandbox_image is not None}
     if images and now.sandbox_image is not None and now.sandbox_image not in images:
         problems.append(
@@ -324,14 +355,18 @@ def _handlers(tree: Tree, toolkit: str, at: Key = ()) -> Iterator[tuple[Key, Tre
             continue
         programs = [PurePosixPath(leaf) for _, leaf in edits.leaves(item) if isinstance(leaf, str)]
         is_handler = at[-1:] == ("runtimes",) or name in _DEFAULTS
-        if is_handler and any(str(p.parent) == toolkit and p.name.startswith(_PROGRAM) for p in programs):
+        if is_handler and any(
+            str(p.parent) == toolkit and p.name.startswith(_PROGRAM) for p in programs
+        ):
             yield key, item
         elif not is_handler:
             yield from _handlers(item, toolkit, key)
 
 
 def _with_reset_content(adapter: Adapter, changes: Sequence[FileChange]) -> tuple[FileChange, ...]:
-    return tuple(replace(c, reset_content=adapter.reset_content(c.path, c.before, c.after)) for c in changes)
+    return tuple(
+        replace(c, reset_content=adapter.reset_content(c.path, c.before, c.after)) for c in changes
+    )
 
 
 def _fresh(
@@ -347,12 +382,18 @@ def _fresh(
     With `discards`, generate it in any case.
     """
     data, owned = observation.data(path), observation.ownership(path)
-    if data is not None and not discards and (owned is None or fingerprint(data) not in owned.written):
+    if (
+        data is not None
+        and not discards
+        and (owned is None or fingerprint(data) not in owned.written)
+    ):
         return edits.apply(adapter.form, path, data, wanted)
     change = edits.apply(adapter.form, path, adapter.banner.encode(), wanted)
     if change is None or change.after == data:
         return None
-    return FileChange(path=path, before=data, after=change.after, edits=change.edits, discards=discards)
+    return FileChange(
+        path=path, before=data, after=change.after, edits=change.edits, discards=discards
+    )
 
 
 def _refusal(desired: Desired, problems: Sequence[str]) -> ConfigError:

@@ -36,8 +36,12 @@ settings.load_profile("here")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("tiers", "folders below tests/")
-    group.addoption("--smoke", default="", help="tiers (comma separated) of which only smoke tests run")
-    group.addoption("--tier-report", default="", help="write what became of each tier's tests to this file")
+    group.addoption(
+        "--smoke", default="", help="tiers (comma separated) of which only smoke tests run"
+    )
+    group.addoption(
+        "--tier-report", default="", help="write what became of each tier's tests to this file"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -70,7 +74,9 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     required = os.environ.get("REQUIRE_REAL_RUNTIMES") == "1"
-    is_real = _tier(item) in _REAL_TIERS or any(item.get_closest_marker(mark) for mark in _REAL_MARKS)
+    is_real = _tier(item) in _REAL_TIERS or any(
+        item.get_closest_marker(mark) for mark in _REAL_MARKS
+    )
     if required and report.skipped and is_real:
         report.outcome = "failed"
         reason = call.excinfo.value if call.excinfo else "no reason given"
@@ -86,7 +92,13 @@ class _TierReport:
         self._tiers: dict[str, dict[str, Any]] = {}
 
     def _of(self, name: str) -> dict[str, Any]:
-        empty: dict[str, Any] = {"outcomes": {}, "seconds": 0.0, "left": 0, "reasons": {}, "failed": []}
+        empty: dict[str, Any] = {
+            "outcomes": {},
+            "seconds": 0.0,
+            "left": 0,
+            "reasons": {},
+            "failed": [],
+        }
         return self._tiers.setdefault(name, empty)
 
     def leave(self, left: Mapping[str, int]) -> None:
@@ -104,7 +116,9 @@ class _TierReport:
         if report.failed:
             tier["failed"].append(report.nodeid)
         if report.skipped:
-            reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+            reason = (
+                report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+            )
             reason = reason.removeprefix("Skipped: ")
             tier["reasons"][reason] = tier["reasons"].get(reason, 0) + 1
 

@@ -251,7 +251,9 @@ def relay(line: bytes) -> None:
         return
     if LOGGER.isEnabledFor(level):
         record = {"name": LOGGER.name, "levelno": level, "levelname": logging.getLevelName(level)}
-        LOGGER.handle(logging.makeLogRecord({**record, "msg": message, _PHASE: phase, _FACTS: fields}))
+        LOGGER.handle(
+            logging.makeLogRecord({**record, "msg": message, _PHASE: phase, _FACTS: fields})
+        )
 
 
 def facts(**values: Any) -> dict[str, Any]:

@@ -17,7 +17,9 @@ MASK: Final = "***"
 
 # --- what is a secret -----------------------------------------------------------------------------
 
-_PLACES: Final = frozenset({"auth", "auths", "env", "environment", "header", "headers", "proxies", "tls"})
+_PLACES: Final = frozenset(
+    {"auth", "auths", "env", "environment", "header", "headers", "proxies", "tls"}
+)
 """Names of tables below which every value is hidden."""
 _NAME: Final = re.compile(
     r"passw|passphrase|token|secret|credential|cookie|signature|authorization|username|jwt|bearer"
@@ -39,7 +41,10 @@ _FORMS: Final = (
     # digest.
     (re.compile(r"(://)(?:[^\s\"'<>`/@]{0,512}@)+(?!sha\d+:)"), rf"\1{MASK}@"),
     (re.compile(r"(://)[^\s\"'<>`/@:]{0,512}:[^\s\"'<>`@]{0,512}@(?!sha\d+:)"), rf"\1{MASK}@"),
-    (re.compile(r"(?<![\w.+:/-])[\w.+-]++:[^\s\"'<>`@/][^\s\"'<>`@]{0,512}@(?!sha\d+:)"), f"{MASK}@"),
+    (
+        re.compile(r"(?<![\w.+:/-])[\w.+-]++:[^\s\"'<>`@/][^\s\"'<>`@]{0,512}@(?!sha\d+:)"),
+        f"{MASK}@",
+    ),
     (re.compile(r"\b(Bearer|Basic)(\s+)[\w+/=.~-]{6,}", re.IGNORECASE), rf"\1\2{MASK}"),
     # JSON web tokens, and keys of NVIDIA's registry, GitHub, GitLab, Hugging Face and AWS.
     (re.compile(r"\beyJ[\w-]{8,}+\.[\w-]*+(?:\.[\w-]*+)?"), MASK),
@@ -56,7 +61,10 @@ _ITEM: Final = re.compile(
 _LINE_START: Final = re.compile(r"[-+#;\s]*+(?:export\s+|set\s+)?\Z")
 _SHOWN_VALUE: Final = re.compile(r"(?:true|false|null|none)(?=[\s,;}\])\"']|\Z)", re.IGNORECASE)
 _QUOTED: Final = re.compile(
-    r'"{3}.*?(?:"{3}|\Z)' + r"|'{3}.*?(?:'{3}|\Z)" + rf"|{_STRING.pattern}" + r"|(\\+[\"']).*?(?:\1|\Z)",
+    r'"{3}.*?(?:"{3}|\Z)'
+     r"|'{3}.*?(?:'{3}|\Z)"
+     rf"|{_STRING.pattern}"
+     r"|(\\+[\"']).*?(?:\1|\Z)",
     re.DOTALL,
 )
 _BRACKET: Final = re.compile(rf"{_STRING.pattern}|[\[\]{{}}]", re.DOTALL)
@@ -177,7 +185,11 @@ def _value(said: str, item: re.Match[str], *, is_hidden_table: bool) -> tuple[st
     elif not is_bare and (end := _matched(_JSON_SCALAR, said, position)) > position:
         return f'"{MASK}"', end
     else:
-        end = _after_colon(said, start, position, name) if has_colon else _after_equals(said, start, position)
+        end = (
+            _after_colon(said, start, position, name)
+            if has_colon
+            else _after_equals(said, start, position)
+        )
         return (MASK, end) if end > position else None
     # NAME="a"b is one word for a shell.
     return mask, _matched(_SHELL_WORD, said, end) if is_bare and item["sign"] == "=" else end

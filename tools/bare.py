@@ -210,7 +210,9 @@ class Stage:
         ):
             clone = Path(scratch, "clone")
             quiet("git", "clone", "--quiet", "--no-hardlinks", str(ROOT), str(clone))
-            environment = _environment(machine, user, commands, scratch=Path(scratch), network=network)
+            environment = _environment(
+                machine, user, commands, scratch=Path(scratch), network=network
+            )
             spaces = ("--mount", "--pid", "--fork", "--kill-child", "--ipc", "--uts")
             with self._started(
                 # Nothing may outlive this program, even where it is killed.
@@ -265,7 +267,9 @@ def main(words: Sequence[str] | None = None) -> int:
             machines = [_machine(suite, stage, logs) for suite in asked.suites]
             _say(f"{'suite':10}{'Python':10}{'user':6}{'step':12}{'result':8}{'seconds':>8}")
             waiting = [
-                pool.submit(_all_steps, stage, machine, user, steps_of(machine.suite, asked.step), logs)
+                pool.submit(
+                    _all_steps, stage, machine, user, steps_of(machine.suite, asked.step), logs
+                )
                 for machine in machines
                 for user in asked.users
             ]
@@ -359,8 +363,12 @@ def digest(*texts: str) -> str:
 
 
 def _options(words: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python3 -m tools.bare", description=__doc__.split("\n", 1)[0])
-    parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"Debian suites ({' '.join(SUITES)})")
+    parser = argparse.ArgumentParser(
+        prog="python3 -m tools.bare", description=__doc__.split("\n", 1)[0]
+    )
+    parser.add_argument(
+        "suites", nargs="*", metavar="SUITE", help=f"Debian suites ({' '.join(SUITES)})"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="how many machines run at a time (1)")
     parser.add_argument("--user", choices=[user.name for user in USERS], help="only as this user")
     parser.add_argument("--step", choices=_STEPS, help="only this step")
@@ -375,7 +383,9 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
 def _machine(suite: str, stage: Stage, logs: Path) -> Machine:
     root = image(suite)
     version = python_version(root)
-    inputs = [(ROOT / name).read_text(encoding="utf-8") for name in ("constraints.txt", "pyproject.toml")]
+    inputs = [
+        (ROOT / name).read_text(encoding="utf-8") for name in ("constraints.txt", "pyproject.toml")
+    ]
     name = f"wheels-{version}-{digest(*inputs, version, platform.machine())}"
 
     def make(directory: Path) -> None:
@@ -393,7 +403,9 @@ def steps_of(suite: str, step: str | None) -> Sequence[str]:
     return (step,) if step else _STEPS_OF.get(suite, ("demo", "unit", "functional"))
 
 
-def _all_steps(stage: Stage, machine: Machine, user: User, steps: Sequence[str], logs: Path) -> list[str]:
+def _all_steps(
+    stage: Stage, machine: Machine, user: User, steps: Sequence[str], logs: Path
+) -> list[str]:
     """Run the steps in order, print how each ended, and return the names of those that failed."""
     log = logs / f"{machine.suite}-{user.name}.log"
     failed = []
@@ -432,7 +444,11 @@ def _environment(
     variables = {"PATH": PATH, "HOME": user.home, "LANG": "C.UTF-8"}
     if network:
         # How this machine reaches the index, but for what is a path that is not there.
-        names = [name for name in os.environ if name.startswith("PIP_") or name.lower().endswith("_proxy")]
+        names = [
+            name
+            for name in os.environ
+            if name.startswith("PIP_") or name.lower().endswith("_proxy")
+        ]
         variables |= {name: os.environ[name] for name in names if name != "PIP_FIND_LINKS"}
     else:
         variables |= {
@@ -476,7 +492,10 @@ def _unsteady(log: Path) -> set[str]:
     starts = [number for number, line in enumerate(lines) if line.startswith(_UNSTEADY)]
     result = set()
     for start in starts:
-        result |= {line.strip() for line in takewhile(lambda each: each.startswith("  "), lines[start + 1 :])}
+        result |= {
+            line.strip()
+            for line in takewhile(lambda each: each.startswith("  "), lines[start + 1 :])
+        }
     return result
 
 

@@ -77,7 +77,8 @@ def manifests() -> dict[Path, str]:
     files = {MANIFESTS / name: _HEAD + "---\n".join(parts) for name, parts in texts.items()}
     listed = "".join(f"  - {name}\n" for name in sorted(texts))
     files[MANIFESTS / "kustomization.yaml"] = (
-        f"{_HEAD}apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources:\n{listed}"
+        f"{_HEAD}apiVersion: kustomize.config.k8s.io/v1beta1\nkind:"
+        f" Kustomization\nresources:\n{listed}"
     )
     return files
 

@@ -28,8 +28,9 @@ DIFFERENCES: Final = (
     Difference(
         "end of the pod",
         "reverts the configuration and restarts the runtime, each time; the files stay",
-        "changes nothing, so that no pod loses its handler; see [operations.md](operations.md#stopping)."
-        " `TOOLKIT_ON_EXIT=revert` reverts the configuration, and removes the files as well",
+        "changes nothing, so that no pod loses its handler; see"
+        " [operations.md](operations.md#stopping). `TOOLKIT_ON_EXIT=revert` reverts the"
+        " configuration, and removes the files as well",
     ),
     Difference(
         "removing the operator",
@@ -37,20 +38,23 @@ DIFFERENCES: Final = (
         "the operator's role does not allow the question whether the DaemonSet is deleted: set"
         " `TOOLKIT_ON_EXIT=revert` first, or run `nvidia-toolkit revert` on the node",
     ),
-    Difference("start of the pod", "writes and restarts", "writes and restarts only what is not in sync"),
+    Difference(
+        "start of the pod", "writes and restarts", "writes and restarts only what is not in sync"
+    ),
     Difference(
         "`RUNTIME_CONFIG_SOURCE`",
         "where the written text comes from",
-        "what validates the change; the text always comes from the files, so that nothing else is copied."
-        " `file=PATH` must be the root config. A source that the runtime does not have is refused",
+        "what validates the change; the text always comes from the files, so that nothing else is"
+        " copied. `file=PATH` must be the root config. A source that the runtime does not have is"
+        " refused",
         ("docker --config-source=command", "docker --config-source=other"),
     ),
     Difference(
         "`RUNTIME_CONFIG_OVERRIDE`",
         "read and ignored since September 2024",
-        "merged over what containerd's handlers inherit; refused if containerd or runc's shim does not know"
-        " a key, a value has the wrong type, or the node does not have the program, file or snapshotter that"
-        " it names",
+        "merged over what containerd's handlers inherit; refused if containerd or runc's shim does"
+        " not know a key, a value has the wrong type, or the node does not have the program, file"
+        " or snapshotter that it names",
         ("containerd *RUNTIME_CONFIG_OVERRIDE=*", "containerd --runtime-config-override=*"),
     ),
     Difference(
@@ -75,7 +79,8 @@ DIFFERENCES: Final = (
         ),
     ),
     Difference(
-        "`CONTAINERD_CONFIG`, `DOCKER_CONFIG`, `CONTAINERD_SOCKET`, `DOCKER_SOCKET` with another runtime",
+        "`CONTAINERD_CONFIG`, `DOCKER_CONFIG`, `CONTAINERD_SOCKET`, `DOCKER_SOCKET` with another"
+        " runtime",
         "used, also for the other runtime",
         "named in the log and not used: a file or socket of one runtime is none of another",
         (
@@ -88,13 +93,15 @@ DIFFERENCES: Final = (
     Difference(
         "`CONTAINERD_*` and `DOCKER_*` variables of the same setting, both set",
         "`CONTAINERD_*` counts with every runtime",
-        "the variable of the node's runtime counts, so that one manifest fits nodes of several runtimes",
+        "the variable of the node's runtime counts, so that one manifest fits nodes of several"
+        " runtimes",
         ("docker CONTAINERD_SET_AS_DEFAULT=true DOCKER_SET_AS_DEFAULT=false",),
     ),
     Difference(
         "an empty variable",
         "a value: an empty `NVIDIA_RUNTIME_NAME` hides the other variables, and means `nvidia`",
-        "for a flag it means false, as upstream; otherwise it counts as not set, and the next one counts",
+        "for a flag it means false, as upstream; otherwise it counts as not set, and the next one"
+        " counts",
         ("* NVIDIA_RUNTIME_NAME= CONTAINERD_RUNTIME_CLASS=gpu",),
     ),
     Difference(
@@ -105,14 +112,15 @@ DIFFERENCES: Final = (
     ),
     Difference(
         "`--drop-in-config=`",
-        "containerd: an `imports` entry and no handlers; CRI-O: the low-level runtime of `crio.conf` is lost",
+        "containerd: an `imports` entry and no handlers; CRI-O: the low-level runtime of"
+        " `crio.conf` is lost",
         "the handlers are added to the root config, and nothing is lost",
         ("containerd --drop-in-config=", "crio --drop-in-config="),
     ),
     Difference(
         "the two spellings of the CDI annotation prefixes as options",
-        "one sets containerd's `container_annotations`, the other the toolkit's configuration; the variable"
-        " sets both",
+        "one sets containerd's `container_annotations`, the other the toolkit's configuration; the"
+        " variable sets both",
         "each sets both: one without the other has no effect",
         (
             "containerd --nvidia-container-runtime.modes.cdi.annotation-prefixes=*",
@@ -164,7 +172,8 @@ DIFFERENCES: Final = (
     Difference(
         "`--restart-mode`",
         "SIGHUP for containerd and Docker; CRI-O refuses it after the files are written",
-        "the way with the shortest interruption, and SIGHUP for CRI-O with a warning if it is asked for",
+        "the way with the shortest interruption, and SIGHUP for CRI-O with a warning if it is"
+        " asked for",
     ),
     Difference(
         "an unknown option, an invalid value",

@@ -18,16 +18,34 @@ def options() -> str:
         "",
         "Every option works with every command.",
         "",
-        "- An option on the command line takes precedence over its variables. If several of its variables",
+        (
+            "- An option on the command line takes precedence over its variables. If several of its"
+            " variables"
+        ),
         "  are set, the first one counts, and one for the node's runtime before those for others.",
-        "- `CONTAINERD_*` counts only for containerd, `DOCKER_*` only for Docker, `CRIO_*` only for CRI-O,",
-        "  except the variables of `--set-as-default` and `--runtime-class`, which count for every runtime.",
+        (
+            "- `CONTAINERD_*` counts only for containerd, `DOCKER_*` only for Docker, `CRIO_*` only"
+            " for CRI-O,"
+        ),
+        (
+            "  except the variables of `--set-as-default` and `--runtime-class`, which count for"
+            " every runtime."
+        ),
         "  One that has no effect is named in the log.",
-        "- A flag without a value is true, and never takes the next word as its value. True is `true`, `1`,",
+        (
+            "- A flag without a value is true, and never takes the next word as its value. True is"
+            " `true`, `1`,"
+        ),
         "  `t`, `yes` or `on`; false is `false`, `0`, `f`, `no` or `off`, in upper or lower case.",
         "- The items of a list are separated by commas, or the option is repeated.",
-        "- An empty variable of a flag means false; any other empty variable counts as not set. An empty",
-        "  option (`--drop-in-config=`) counts as not given, unless its row says what it means. It is",
+        (
+            "- An empty variable of a flag means false; any other empty variable counts as not set."
+            " An empty"
+        ),
+        (
+            "  option (`--drop-in-config=`) counts as not given, unless its row says what it means."
+            " It is"
+        ),
         "  refused if the runtime cannot be found without it.",
         "- An option for one runtime is refused with another.",
         "- All invalid values are reported together, with exit code 2, before anything is changed.",
@@ -48,10 +66,9 @@ def gpu_operator(text: str) -> str:
     """Return the text of docs/gpu-operator.md with the table of differences as it is generated."""
     head, _, _ = text.partition(_DIFFERENCES)
     return (
-        f"{head}{_DIFFERENCES}\n\n"
-        "Generated from `tools/differences.py`, which `tests/conformance/test_side_by_side.py` holds against"
-        " both\nprograms: every option, alias and variable, with each runtime.\n\n"
-        f"{differences.table()}"
+        f"{head}{_DIFFERENCES}\n\nGenerated from `tools/differences.py`, which"
+        " `tests/conformance/test_side_by_side.py` holds against both\nprograms: every option,"
+        f" alias and variable, with each runtime.\n\n{differences.table()}"
     )
 
 

@@ -19,7 +19,8 @@ PLATFORMS: Final = ("manylinux2014_x86_64", "manylinux2014_aarch64")
 WRITER: Final = "cyclonedx-python-lib"
 _HEADS: Final = {
     "requirements.txt": (
-        "# The image's wheels, for amd64 and arm64: the versions of constraints.txt. `make lock` writes it."
+        "# The image's wheels, for amd64 and arm64: the versions of constraints.txt. `make lock`"
+        " writes it."
     ),
     "deploy/image/requirements.txt": (
         "# What writes the image's bill of materials, while it is built. `make lock` writes it."
@@ -30,7 +31,9 @@ _HEADS: Final = {
 def main() -> None:
     """Write both."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    needed = re.findall(r'"([\w-]+[><=][^"]+)"', text.split("dependencies = [", 1)[1].split("]", 1)[0])
+    needed = re.findall(
+        r'"([\w-]+[><=][^"]+)"', text.split("dependencies = [", 1)[1].split("]", 1)[0]
+    )
     for name, wanted in (
         ("requirements.txt", needed),
         ("deploy/image/requirements.txt", [WRITER]),
@@ -55,7 +58,9 @@ def locked(wanted: Sequence[str]) -> list[str]:
             known = found.setdefault((name.lower().replace("_", "-"), version), set())
             known.add(hashlib.sha256(portable(wheel).read_bytes()).hexdigest())
     return [
-        " \\\n".join([f"{name}=={version}", *(f"    --hash=sha256:{each}" for each in sorted(hashes))])
+        " \\\n".join(
+            [f"{name}=={version}", *(f"    --hash=sha256:{each}" for each in sorted(hashes))]
+        )
         for (name, version), hashes in sorted(found.items())
     ]
 

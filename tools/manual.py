@@ -48,7 +48,9 @@ def _head(group: click.Group) -> Iterator[str]:
     for name, command in _shown(group):
         yield ".br"
         usage = " ".join(
-            ["[OPTION]..."] if _is_full(command) else command.collect_usage_pieces(_context(command))
+            ["[OPTION]..."]
+            if _is_full(command)
+            else command.collect_usage_pieces(_context(command))
         )
         yield f".B nvidia\\-toolkit {_text(name)}\n.RI {_quoted(usage)}"
     yield ".SH DESCRIPTION"
@@ -123,7 +125,9 @@ def _quoted(text: str) -> str:
 
 def _text(text: str) -> str:
     """Return a text for roff: no dash is broken, no line begins with what looks like a request."""
-    plain = text.replace("\\", "\\e").replace("-", "\\-").replace('"', "\\(dq").replace("'", "\\(aq")
+    plain = (
+        text.replace("\\", "\\e").replace("-", "\\-").replace('"', "\\(dq").replace("'", "\\(aq")
+    )
     return f"\\&{plain}" if plain.startswith(".") else plain
 
 

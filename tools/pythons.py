@@ -34,7 +34,9 @@ _USED: Final = "import bz2, ctypes, ensurepip, hashlib, lzma, sqlite3, ssl, venv
 
 def main(words: Sequence[str] | None = None) -> int:
     """Print the path of an interpreter of the version that was asked for."""
-    parser = argparse.ArgumentParser(prog="python3 -m tools.pythons", description=__doc__.split("\n", 1)[0])
+    parser = argparse.ArgumentParser(
+        prog="python3 -m tools.pythons", description=__doc__.split("\n", 1)[0]
+    )
     parser.add_argument("version", choices=SUITES, help=f"one of {', '.join(SUITES)}")
     version = parser.parse_args(words).version
     try:
@@ -89,7 +91,9 @@ def _make(directory: Path, final: Path, version: str, root: Path) -> None:
         pattern = r"('WHEEL_PKG_DIR': ')[^']*'"
         text, count = re.subn(pattern, lambda found: f"{found[1]}{final / _WHEELS}/'", text)
         if count != 1:
-            raise bare.BareError(f"{file}: it has {count} WHEEL_PKG_DIR, not one: mend tools/pythons.py")
+            raise bare.BareError(
+                f"{file}: it has {count} WHEEL_PKG_DIR, not one: mend tools/pythons.py"
+            )
         file.write_text(text, encoding="utf-8")
     # An RPATH, not a RUNPATH: it holds also for the libraries of modules that are loaded later.
     bare.quiet(

@@ -170,8 +170,12 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _options(words: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tools.tiers", description=__doc__.split("\n", 1)[0])
-    parser.add_argument("tiers", nargs="*", metavar="TIER", help=", ".join(tier.name for tier in TIERS))
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.tiers", description=__doc__.split("\n", 1)[0]
+    )
+    parser.add_argument(
+        "tiers", nargs="*", metavar="TIER", help=", ".join(tier.name for tier in TIERS)
+    )
     parser.add_argument("--jobs", default="2", help="how many test files run at a time")
     asked = parser.parse_args(words)
     if unknown := set(asked.tiers) - {tier.name for tier in TIERS}:
@@ -213,7 +217,10 @@ def _install(missing: Sequence[str]) -> None:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
-            _say(f"{' '.join(command[:2])} failed ({last[0] if last else done.returncode}); going on without")
+            _say(
+                f"{' '.join(command[:2])} failed ({last[0] if last else done.returncode}); going on"
+                " without"
+            )
             return
 
 
@@ -299,7 +306,9 @@ def _table(counts: dict[str, Count], obstacles: dict[str, str]) -> None:
     for tier in TIERS:
         if tier.name in counts:
             count = counts[tier.name]
-            numbers = "".join(f"{count.outcomes[name]:>8}" for name in ("passed", "failed", "skipped"))
+            numbers = "".join(
+                f"{count.outcomes[name]:>8}" for name in ("passed", "failed", "skipped")
+            )
             left = f"  {count.left} more: make {tier.name}" if count.left else ""
             _say(f"{tier.name:12}{numbers}{count.seconds:>9.0f}{left}")
         elif obstacles.get(tier.name):

@@ -112,7 +112,10 @@ def make(directory: str) -> bool:
         return True
     shutil.rmtree(directory, ignore_errors=True)
     if "ensurepip" in done.stdout:
-        fail("this Python has no ensurepip, which makes virtual environments: apt-get install python3-venv")
+        fail(
+            "this Python has no ensurepip, which makes virtual environments: apt-get install"
+            " python3-venv"
+        )
     else:
         said = [line for line in done.stdout.splitlines() if line.strip()] or ["no reason given"]
         fail("%s: %s" % (" ".join(command), said[-1]))

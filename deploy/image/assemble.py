@@ -139,7 +139,11 @@ def python_in(image: Path) -> Path:
 
 def unused(directory: str, names: list[str]) -> set[str]:
     """Tell what of the standard library stays behind."""
-    left = {name for name in names if name in _UNUSED or name.startswith("config-") or name.endswith(".a")}
+    left = {
+        name
+        for name in names
+        if name in _UNUSED or name.startswith("config-") or name.endswith(".a")
+    }
     if Path(directory).name == "lib-dynload":
         left |= {name for name in names if _UNUSED_EXTENSIONS.match(name)}
     return left
@@ -163,7 +167,9 @@ def install(target: Path, requirements: Path) -> None:
 def closure(files: Iterable[Path]) -> Iterator[Path]:
     """Yield the shared libraries that files need, the loader among them."""
     wanted = [path for path in files if not _UNUSED_EXTENSIONS.match(path.name)]
-    told = subprocess.run(("ldd", *map(str, wanted)), capture_output=True, text=True, check=False).stdout
+    told = subprocess.run(
+        ("ldd", *map(str, wanted)), capture_output=True, text=True, check=False
+    ).stdout
     found = {Path(path) for path in re.findall(r"(?:=> |^\t)(/\S+) \(", told, re.MULTILINE)}
     libc = next(path for path in found if path.name == "libc.so.6")
     found |= {path for path in map(libc.with_name, _LIBC) if path.exists()}
@@ -176,11 +182,15 @@ def debian_packages(files: Iterable[Path]) -> list[str]:
         return []
     # dpkg knows a file by the name that its package has for it, before or after /usr was merged.
     real = {os.path.realpath(path) for path in files}
-    names = sorted(real | {name.removeprefix("/usr") for name in real} | {str(path) for path in files})
+    names = sorted(
+        real | {name.removeprefix("/usr") for name in real} | {str(path) for path in files}
+    )
     told = subprocess.run(
         ("dpkg-query", "--search", *names), capture_output=True, text=True, check=False
     ).stdout
-    lines = [line.partition(": ")[0] for line in told.splitlines() if not line.startswith("diversion")]
+    lines = [
+        line.partition(": ")[0] for line in told.splitlines() if not line.startswith("diversion")
+    ]
     return sorted({name.strip() for line in lines for name in line.split(",")})
 
 
@@ -202,7 +212,8 @@ def describe(image: Path, owners: Iterable[str], packages: Path) -> None:
     if Path("/etc/os-release").exists():
         (image / "etc/os-release").write_bytes(Path("/etc/os-release").read_bytes())
     wheels = sorted(
-        tuple(path.name.removesuffix(".dist-info").split("-")) for path in packages.glob("*.dist-info")
+        tuple(path.name.removesuffix(".dist-info").split("-"))
+        for path in packages.glob("*.dist-info")
     )
     with tempfile.TemporaryDirectory() as place:
         install(Path(place), _SOURCE / "deploy/image/requirements.txt")
@@ -220,16 +231,22 @@ def bill(debian: list[dict[str, str]], wheels: Iterable[tuple[str, ...]]) -> str
     output: Any = importlib.import_module("cyclonedx.output.json")
     urls: Any = importlib.import_module("packageurl")
     bom = boms.Bom()
-    ours = re.search(r'"(.+)"', (_SOURCE / "toolkit/__init__.py").read_text(encoding="utf-8").split("=")[-1])
+    ours = re.search(
+        r'"(.+)"', (_SOURCE / "toolkit/__init__.py").read_text(encoding="utf-8").split("=")[-1]
+    )
     kinds = model.ComponentType
     bom.metadata.component = model.Component(
         type=kinds.CONTAINER, name="nvidia-toolkit", version=ours and ours[1], bom_ref="image"
     )
     parts = [
-        urls.PackageURL("deb", "debian", each["Package"], each["Version"], {"arch": each["Architecture"]})
+        urls.PackageURL(
+            "deb", "debian", each["Package"], each["Version"], {"arch": each["Architecture"]}
+        )
         for each in debian
     ]
-    parts += [urls.PackageURL("pypi", None, name.replace("_", "-"), version) for name, version in wheels]
+    parts += [
+        urls.PackageURL("pypi", None, name.replace("_", "-"), version) for name, version in wheels
+    ]
     parts += [urls.PackageURL("generic", None, "python", sys.version.split(maxsplit=1)[0])]
     made = [
         model.Component(
@@ -251,7 +268,9 @@ def bill(debian: list[dict[str, str]], wheels: Iterable[tuple[str, ...]]) -> str
 
 def _epoch() -> Any:
     moments: Any = importlib.import_module("datetime")
-    return moments.datetime.fromtimestamp(int(os.environ.get("SOURCE_DATE_EPOCH", "0")), moments.UTC)
+    return moments.datetime.fromtimestamp(
+        int(os.environ.get("SOURCE_DATE_EPOCH", "0")), moments.UTC
+    )
 
 
 def _serial(parts: Iterable[Any]) -> Any:
@@ -282,8 +301,14 @@ def report(image: Path, libraries: Iterable[Path]) -> None:
     """Say how large the image is, and how much of that is the C library, which any image has."""
     libc = {*_LIBC, "ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1"}
     base = sum(os.stat(path).st_size for path in libraries if path.name in libc)
-    whole = sum(path.lstat().st_size for path in image.rglob("*") if path.is_file() and not path.is_symlink())
-    sys.stdout.write(f"image: {(whole - base) / 1e6:.1f} MB above the C library ({base / 1e6:.1f} MB)\n")
+    whole = sum(
+        path.lstat().st_size
+        for path in image.rglob("*")
+        if path.is_file() and not path.is_symlink()
+    )
+    sys.stdout.write(
+        f"image: {(whole - base) / 1e6:.1f} MB above the C library ({base / 1e6:.1f} MB)\n"
+    )
 
 
 if __name__ == "__main__":

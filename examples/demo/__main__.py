@@ -73,7 +73,9 @@ class Demo:
             self.command("plan")
             expect(self.content() == original, "the plan changed a file")
         starts = self.runtime.starts
-        with self.step("Install: one restart of the runtime, and a container through each handler."):
+        with self.step(
+            "Install: one restart of the runtime, and a container through each handler."
+        ):
             self.command("run --no-daemon")
             expect(self.runtime.starts == starts + 1, "the runtime was not restarted exactly once")
         with self.step("Is the node ready?"):
@@ -97,7 +99,9 @@ class Demo:
         """Let the program stay, overwrite what it wrote, and wait until that is back."""
         wanted, starts = self.in_effect(), self.runtime.starts
         with self.staying() as process:
-            print(f"(another tool writes {self.node.config} as it was before the install)", flush=True)
+            print(
+                f"(another tool writes {self.node.config} as it was before the install)", flush=True
+            )
             self.node.config.write_bytes(self.config_before)
             expect(self.in_effect() != wanted, "the install had not changed the configuration")
             wait(lambda: self.in_effect() == wanted, process, "the configuration was not repaired")
@@ -111,11 +115,14 @@ class Demo:
         """Make a change with which the runtime does not start."""
         before = self.in_effect()
         print(
-            f"(a fault of the demonstration: containerd does not start with a handler named {NEW_NAME})",
+            "(a fault of the demonstration: containerd does not start with a handler named"
+            f" {NEW_NAME})",
             flush=True,
         )
         self.runtime.does_not_start_with = f"runtimes.{NEW_NAME}]"
-        self.command(f"run --no-daemon --runtime-class {NEW_NAME} --reload-timeout 5", expected=ROLLED_BACK)
+        self.command(
+            f"run --no-daemon --runtime-class {NEW_NAME} --reload-timeout 5", expected=ROLLED_BACK
+        )
         expect(self.runtime.refused > 0, "the runtime was never to start with the change")
         expect(self.in_effect() == before, "the old files did not come back")
         self.runtime.wait_until_it_answers()
@@ -149,7 +156,8 @@ class Demo:
             code = process.wait()
         expect(
             code == expected,
-            f"`{PROGRAM} {words}` ended with exit code {code}, not {expected}: the lines above say why",
+            f"`{PROGRAM} {words}` ended with exit code {code}, not {expected}: the lines above"
+            " say why",
         )
         if code:
             print(f"(exit code {code})", flush=True)
@@ -287,7 +295,8 @@ def demonstrate(named: str | None) -> None:
     program = find_spec("toolkit")
     expect(
         program is not None and Path(program.origin or "").parents[1] == CHECKOUT,
-        f"the virtual environment of {BIN} was made for another checkout: `make clean`, then `make demo`",
+        f"the virtual environment of {BIN} was made for another checkout: `make clean`, then `make"
+        " demo`",
     )
     containerd = runtimes.find_containerd(named)
     real = containerd.path if containerd is not None and os.geteuid() == 0 else None
@@ -297,25 +306,30 @@ def demonstrate(named: str | None) -> None:
         if containerd is None:
             kind = "stand-in, no containerd here"
             print(
-                "No containerd is on this machine: a stand-in answers on its socket, in containerd's"
-                "\nprotocols. It is not the real one: it starts no containers and validates nothing."
+                "No containerd is on this machine: a stand-in answers on its socket, in"
+                " containerd's\nprotocols. It is not the real one: it starts no containers and"
+                " validates nothing."
             )
         elif real is None:
             kind = f"stand-in, validated by containerd {containerd.version}"
             print(
-                f"{containerd.path} ({containerd.version}) validates every change. Only root can run it as"
-                "\na daemon: a stand-in answers on its socket, in containerd's protocols."
+                f"{containerd.path} ({containerd.version}) validates every change. Only root can"
+                " run it as\na daemon: a stand-in answers on its socket, in containerd's"
+                " protocols."
             )
         else:
             kind = f"containerd {containerd.version}"
-            print(f"Its runtime is the real {containerd.path} ({containerd.version}), kept below it.")
+            print(
+                f"Its runtime is the real {containerd.path} ({containerd.version}), kept below it."
+            )
         print(f"\n$ export TOOLKIT_ENV_FILE={node.env_file}\n$ cat $TOOLKIT_ENV_FILE")
         print(node.env_file.read_text(encoding="utf-8"), end="", flush=True)
         with runtimes.running(node, real) as runtime:
             Demo(node, runtime).run()
     print(
-        f"\nShown in {time.monotonic() - begun:.1f} s: planned, installed, restarted once, ready, repeated"
-        f" without a write, repaired, rolled back, reverted to the same bytes (runtime: {kind}).",
+        f"\nShown in {time.monotonic() - begun:.1f} s: planned, installed, restarted once, ready,"
+        " repeated without a write, repaired, rolled back, reverted to the same bytes (runtime:"
+        f" {kind}).",
         flush=True,
     )
 

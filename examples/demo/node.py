@@ -133,7 +133,11 @@ def furnish(node: Node, *, validator: str | None, is_real: bool) -> None:
         "RUNTIME_CONFIG": node.config,
         "RUNTIME_DROP_IN_CONFIG": node.drop_in,
         "RUNTIME_SOCKET": node.socket,
-        **({"RUNTIME_EXECUTABLE_PATH": validator} if validator else {"RUNTIME_CONFIG_SOURCES": "file"}),
+        **(
+            {"RUNTIME_EXECUTABLE_PATH": validator}
+            if validator
+            else {"RUNTIME_CONFIG_SOURCES": "file"}
+        ),
         "RUNTIME_RESTART_MODE": "signal",
         "TOOLKIT_SOURCE_ROOT": node.root / "artifacts",
         "TOOLKIT_INSTALL_DIR": node.install_dir,
@@ -150,7 +154,9 @@ def furnish(node: Node, *, validator: str | None, is_real: bool) -> None:
     node.env_file.write_text("".join(lines), encoding="utf-8")
 
 
-def fingerprint(root: Path, names: tuple[str, ...], *, identity: bool = False, without: str = "") -> str:
+def fingerprint(
+    root: Path, names: tuple[str, ...], *, identity: bool = False, without: str = ""
+) -> str:
     """Hash name, type, mode, owner and content of every file below some directories of a root.
 
     With `identity` the inode and the time of the last change count too: then a file that was
@@ -175,16 +181,21 @@ def fingerprint(root: Path, names: tuple[str, ...], *, identity: bool = False, w
 
 def _short_directory() -> str:
     """Return a temporary directory where a socket's path fits and programs can be run."""
-    tried = list(dict.fromkeys((tempfile.gettempdir(), "/tmp", "/var/tmp", f"/run/user/{os.geteuid()}")))  # noqa: S108
+    tried = list(
+        dict.fromkeys((tempfile.gettempdir(), "/tmp", "/var/tmp", f"/run/user/{os.geteuid()}"))
+    )
     for directory in tried:
         longest = os.path.join(directory, "nvidia-demo-12345678", f"{_SOCKET}.ttrpc")
-        if not os.access(directory, os.W_OK | os.X_OK) or len(os.fsencode(longest)) > _LONGEST_ADDRESS:
+        if (
+            not os.access(directory, os.W_OK | os.X_OK)
+            or len(os.fsencode(longest)) > _LONGEST_ADDRESS
+        ):
             continue
         if not os.statvfs(directory).f_flag & os.ST_NOEXEC:
             return directory
     raise NoRoom(
-        f"none of {', '.join(tried)} can hold the throw-away node (writable, not mounted noexec, a short"
-        " path): name another with TMPDIR=DIRECTORY"
+        f"none of {', '.join(tried)} can hold the throw-away node (writable, not mounted noexec, a"
+        " short path): name another with TMPDIR=DIRECTORY"
     )
 
 

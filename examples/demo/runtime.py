@@ -45,7 +45,9 @@ class Runtime:
     `argv` is its command, `environment` its variables, `log` the file that gets its output.
     """
 
-    def __init__(self, node: Node, argv: Sequence[str], environment: dict[str, str], log: Path) -> None:
+    def __init__(
+        self, node: Node, argv: Sequence[str], environment: dict[str, str], log: Path
+    ) -> None:
         self.node = node
         self.argv = argv
         self.environment = environment
@@ -93,7 +95,9 @@ class Runtime:
             if time.monotonic() > deadline:
                 said = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
                 last = said[-1] if said else "it said nothing"
-                raise RuntimeFailed(f"{self.argv[0]} does not answer within {_START_TIMEOUT:.0f} s: {last}")
+                raise RuntimeFailed(
+                    f"{self.argv[0]} does not answer within {_START_TIMEOUT:.0f} s: {last}"
+                )
             time.sleep(0.02)
 
     def _answers(self) -> bool:
@@ -149,7 +153,9 @@ def find_containerd(named: str | None) -> Containerd | None:
     if path is None:
         if named is None:
             return None
-        raise RuntimeFailed(f"{named} is no executable: name another one, or none with --containerd=")
+        raise RuntimeFailed(
+            f"{named} is no executable: name another one, or none with --containerd="
+        )
     path = os.path.realpath(path)
     words, why = _output(path, "--version")
     # containerd github.com/containerd/containerd 1.7.24~ds1 1.7.24~ds1-6
@@ -160,7 +166,9 @@ def find_containerd(named: str | None) -> Containerd | None:
         # It is to validate changes, which takes a containerd that prints a configuration.
         why = _output(path, "config", "default")[1]
     if why:
-        raise RuntimeFailed(f"{why}: name another one with --containerd PATH, or none with --containerd=")
+        raise RuntimeFailed(
+            f"{why}: name another one with --containerd PATH, or none with --containerd="
+        )
     return Containerd(path, version[0])
 
 
@@ -172,7 +180,9 @@ def _output(*argv: str) -> tuple[str, str]:
         )
     except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError) as error:
         return "", str(error)
-    return done.stdout, f"`{' '.join(argv)}` ended with {done.returncode}" if done.returncode else ""
+    return done.stdout, (
+        f"`{' '.join(argv)}` ended with {done.returncode}" if done.returncode else ""
+    )
 
 
 @contextmanager

@@ -45,9 +45,13 @@ def required_files(desired: Desired, observation: Observation) -> FileRequest:
     globs = [import_glob(path) for path in drop_ins]
     return FileRequest(
         files=tuple(
-            p for p in dict.fromkeys((*missing.files, *drop_ins, *others)) if p not in observation.files
+            p
+            for p in dict.fromkeys((*missing.files, *drop_ins, *others))
+            if p not in observation.files
         ),
-        globs=tuple(g for g in dict.fromkeys((*missing.globs, *globs)) if g not in observation.globs),
+        globs=tuple(
+            g for g in dict.fromkeys((*missing.globs, *globs)) if g not in observation.globs
+        ),
     )
 
 

@@ -153,10 +153,13 @@ def _merge_probe(newest: int) -> BinaryQuery:
     cri = f'plugins."{CRI[version]}"'
     root = f'version = {version}\nimports = ["{token(1)}"]\n[{cri}.cni]\nconf_dir = "/probe/root"\n'
     drop_in = (
-        f'version = {version}\n[{cri}.containerd.runtimes.probe]\nruntime_type = "io.containerd.runc.v2"\n'
+        f"version = {version}\n[{cri}.containerd.runtimes.probe]\nruntime_type ="
+        ' "io.containerd.runc.v2"\n'
     )
     argv = ("--config", token(0), "config", "dump")
-    return BinaryQuery(name="merge", argv=argv, files=(root.encode(), drop_in.encode()), is_lasting=True)
+    return BinaryQuery(
+        name="merge", argv=argv, files=(root.encode(), drop_in.encode()), is_lasting=True
+    )
 
 
 def _section_probe(files: Sequence[File], file: File) -> BinaryQuery:
@@ -181,7 +184,9 @@ def _times(files: Sequence[File], facts: Facts) -> int:
     """
     if (facts.newest or 2) <= 2:
         return 1
-    return _LOADS if any(file.version == 1 and set(file.sections) - {CRI[1]} for file in files) else 1
+    return (
+        _LOADS if any(file.version == 1 and set(file.sections) - {CRI[1]} for file in files) else 1
+    )
 
 
 def _first_schema_probe() -> BinaryQuery:
@@ -238,7 +243,8 @@ def _require_known_escapes(file: File, text: str) -> None:
     if _NEW_ESCAPE.search(text):
         raise ConfigError(
             file.path,
-            r"its `imports` has an escape of TOML 1.1 (\x or \e), with which it cannot be validated",
+            r"its `imports` has an escape of TOML 1.1 (\x or \e), with which it cannot be"
+            r" validated",
             hint="write these paths without the escape",
         )
 
@@ -254,7 +260,11 @@ def cri_id(file: File, facts: Facts) -> str:
         return file.section
     if file.version == 1 and facts.reads_first_schema is False:
         return new
-    if file.version == 2 and (facts.newest or 2) >= 3 and new in table_or_empty(file.tree, ("plugins",)):
+    if (
+        file.version == 2
+        and (facts.newest or 2) >= 3
+        and new in table_or_empty(file.tree, ("plugins",))
+    ):
         return new
     return file.cri
 

@@ -11,7 +11,15 @@ from runtimes.adapter import DesiredConfig, no_longer_isolated
 from runtimes.containerd.binary import Facts, binary_facts, cri_id, has_section, unloadable_file
 from runtimes.containerd.distribution import is_merged_by_it, left_to_distribution, with_drop_in
 from runtimes.containerd.handlers import HandlersView, built_in_runc
-from runtimes.containerd.imports import Dangling, File, dangling, load, patterns, read, read_patterns
+from runtimes.containerd.imports import (
+    Dangling,
+    File,
+    dangling,
+    load,
+    patterns,
+    read,
+    read_patterns,
+)
 from runtimes.containerd.override import refuse_unusable
 from runtimes.containerd.schema import (
     BINARY,
@@ -31,8 +39,8 @@ from runtimes.formats import toml_editor
 from runtimes.model import ABSENT, EMPTY, Desired, Edit, Key, Observation, Tree, fingerprint
 
 _RANDOM: Final = (
-    "it has no `version` and tables of two schema generations: this containerd takes one of them at random"
-    " at each start"
+    "it has no `version` and tables of two schema generations: this containerd takes one of them at"
+    " random at each start"
 )
 _ONE_SCHEMA: Final = (
     f'move the keys of `plugins.cri` to `plugins."{CRI[2]}"` and write `version = 2`,'
@@ -41,7 +49,8 @@ _ONE_SCHEMA: Final = (
 
 
 _OURS_ELSEWHERE: Final = (
-    "run `nvidia-toolkit revert`, then install again: the toolkit's keys were written for another containerd"
+    "run `nvidia-toolkit revert`, then install again: the toolkit's keys were written for another"
+    " containerd"
 )
 
 
@@ -55,7 +64,8 @@ def _refuse_relative_globs(files: Sequence[File], facts: Facts) -> None:
             if "*" in item and not item.startswith("/"):
                 raise ConfigError(
                     file.path,
-                    f"its import {item!r} is relative, which containerd 1.6 and 1.7 resolve differently",
+                    f"its import {item!r} is relative, which containerd 1.6 and 1.7 resolve"
+                    " differently",
                     hint="write it as an absolute path",
                 )
 
@@ -104,7 +114,9 @@ def desired_config(desired: Desired, observation: Observation) -> DesiredConfig:
     else:
         version = root.version
     in_drop_in = _is_in_drop_in(desired, observation, files, facts, version)
-    obsolete = () if in_drop_in or desired.delivery.is_regenerated else _obsolete(desired, observation)
+    obsolete = (
+        () if in_drop_in or desired.delivery.is_regenerated else _obsolete(desired, observation)
+    )
     files = [file for file in files if file.path not in obsolete]
     others = [file for file in files if not in_drop_in or file.path != desired.drop_in]
     view = HandlersView(others, facts, observation, desired, variables(desired, observation))
@@ -138,7 +150,9 @@ def desired_config(desired: Desired, observation: Observation) -> DesiredConfig:
     )
 
 
-def _warnings(desired: Desired, facts: Facts, stop: Dangling | None, view: HandlersView) -> Iterator[str]:
+def _warnings(
+    desired: Desired, facts: Facts, stop: Dangling | None, view: HandlersView
+) -> Iterator[str]:
     """Yield warnings about a default handler that isolates pods, and files that are not loaded."""
     if desired.default and view.is_sandbox(view.default):
         yield no_longer_isolated(view.default, desired.default)
@@ -146,8 +160,8 @@ def _warnings(desired: Desired, facts: Facts, stop: Dangling | None, view: Handl
         yield f"{stop.file.path}: {stop.words}"
     if facts.breaks:
         yield (
-            f"{desired.drop_in} of another installer keeps containerd from starting: it is replaced, and"
-            " `revert` removes it"
+            f"{desired.drop_in} of another installer keeps containerd from starting: it is"
+            " replaced, and `revert` removes it"
         )
 
 
@@ -155,8 +169,8 @@ def _notes(observation: Observation, facts: Facts) -> Iterator[str]:
     """Yield the notes on a binary that cannot validate."""
     if observation.binary is None:
         yield (
-            "no containerd binary was found: only the structure of the files was checked, the change was"
-            " not validated by containerd"
+            "no containerd binary was found: only the structure of the files was checked, the"
+            " change was not validated by containerd"
         )
     elif facts.newest is None:
         yield f"{observation.binary} did not print its defaults, so it cannot validate the change"
@@ -168,7 +182,9 @@ def _is_in_drop_in(
     """Return whether our keys go into a drop-in: it must be imported and merged deeply."""
     merges = facts.merges is True or is_merged_by_it(desired, files)
     imported = desired.delivery.imports or desired.delivery.is_regenerated
-    imported = imported or any(matches(p, desired.drop_in) for p in read_patterns(files, observation))
+    imported = imported or any(
+        matches(p, desired.drop_in) for p in read_patterns(files, observation)
+    )
     return bool(desired.drop_in) and merges and version > 1 and imported
 
 
@@ -195,8 +211,8 @@ def _without_drop_in(
         )
     if not desired.delivery.provided_handlers:
         raise UnsupportedSetup(
-            f"{desired.config} is rewritten at each start of its distribution, and this containerd does not"
-            " merge imported files with it",
+            f"{desired.config} is rewritten at each start of its distribution, and this containerd"
+            " does not merge imported files with it",
             hint="update the distribution to a release with containerd 2",
         )
     return left_to_distribution(desired, files, facts, view)
@@ -206,7 +222,10 @@ def _enabling(desired: Desired, files: Sequence[File], facts: Facts) -> Iterator
     """Yield the keys that remove CRI from the disabled plugins, for every file that lists it."""
     for file in files if desired.enable_cri and not desired.delivery.is_regenerated else ():
         disabled = file.tree.get("disabled_plugins")
-        if isinstance(disabled, list) and (rest := [p for p in disabled if p not in OF_CRI]) != disabled:
+        if (
+            isinstance(disabled, list)
+            and (rest := [p for p in disabled if p not in OF_CRI]) != disabled
+        ):
             yield DesiredKey(path=file.path, key=("disabled_plugins",), new=rest)
 
 
@@ -266,7 +285,11 @@ def _is_replaceable(desired: Desired, observation: Observation) -> bool:
         is_handler = inside[:2] == ("containerd", "runtimes") and (
             inside[2:3] != () and (inside[2] in desired.names or inside[2].startswith("nvidia"))
         )
-        is_ours = inside in {("containerd", "default_runtime_name"), ("enable_cdi",), ("cdi_spec_dirs",)}
+        is_ours = inside in {
+            ("containerd", "default_runtime_name"),
+            ("enable_cdi",),
+            ("cdi_spec_dirs",),
+        }
         if key != ("version",) and not is_handler and not is_ours:
             return False
     return True
@@ -305,7 +328,9 @@ def _in_place(
     runtimes = (*cri, "containerd", "runtimes")
     wanted: list[DesiredKey] = []
     if fresh_file:
-        wanted.append(DesiredKey(path=path, key=("version",), new=version, required_keys=("version",)))
+        wanted.append(
+            DesiredKey(path=path, key=("version",), new=version, required_keys=("version",))
+        )
     base: Tree = EMPTY
     source = view.source()
     if source is not None:
@@ -315,14 +340,18 @@ def _in_place(
     ):
         # containerd 1.x drops its built-in runc as soon as a file has any `runtimes` table.
         base = built_in_runc(facts, desired)
-        wanted.append(DesiredKey(path=path, key=(*runtimes, "runc"), new=base, required_keys=ESSENTIAL))
+        wanted.append(
+            DesiredKey(path=path, key=(*runtimes, "runc"), new=base, required_keys=ESSENTIAL)
+        )
     content = HandlerFile(
         version=version, tree=target.tree if target else EMPTY, edits=_edits(observation, path)
     )
     for edit in content.edits:
         # We wrote it for a binary that read another section of the same file.
         is_elsewhere = (
-            edit.key[:1] == ("plugins",) and edit.key[1:2] != cri[1:] and edit.key[1] in CRI.values()
+            edit.key[:1] == ("plugins",)
+            and edit.key[1:2] != cri[1:]
+            and edit.key[1] in CRI.values()
         )
         given = list(reverting_keys(path, content.tree, edit)) if is_elsewhere else []
         if given and facts.reads_first_schema and version == 1:
@@ -403,12 +432,17 @@ def _in_drop_in(
                 hint="remove `imports` from that file, or set another path with --drop-in-config",
             )
     root = next((f for f in files if f.path == desired.config), None)
-    cri: Key = ("plugins", cri_id(existing, facts) if existing else _drop_in_cri(root, version, facts))
+    cri: Key = (
+        "plugins",
+        cri_id(existing, facts) if existing else _drop_in_cri(root, version, facts),
+    )
     source = view.source()
     base = view.handlers[source] if source else EMPTY
     wanted: list[DesiredKey] = []
     if existing is None:
-        wanted.append(DesiredKey(path=path, key=("version",), new=version, required_keys=("version",)))
+        wanted.append(
+            DesiredKey(path=path, key=("version",), new=version, required_keys=("version",))
+        )
     runtimes = (*cri, "containerd", "runtimes")
     content = HandlerFile(version=version, tree=tree, edits=owned.edits if owned else ())
     wanted += _handler_keys(desired, path, runtimes, view, base, content)
@@ -442,7 +476,9 @@ def _handler_keys(
     for handler in desired.handlers:
         key = (*runtimes, handler.name)
         created = any(edit.key == key and edit.old is ABSENT for edit in content.edits)
-        new = view.copy(handler, view.base_for(handler, base, path=path, made=created), cri=runtimes[1])
+        new = view.copy(
+            handler, view.base_for(handler, base, path=path, made=created), cri=runtimes[1]
+        )
         # A handler that existed before our first change keeps its additional keys.
         current = value(content.tree, key)
         if isinstance(current, Mapping) and not created:
@@ -477,16 +513,21 @@ def _imports(
 ) -> Iterator[DesiredKey]:
     """Yield the keys that make the root config import the drop-in; nothing if it already does."""
     root = next((f for f in files if f.path == desired.config), None)
-    if root is not None and any(matches(p, desired.drop_in) for p in read_patterns(files, observation)):
+    if root is not None and any(
+        matches(p, desired.drop_in) for p in read_patterns(files, observation)
+    ):
         return
     if root is None or root.is_empty:
-        yield DesiredKey(path=desired.config, key=("version",), new=version, required_keys=("version",))
+        yield DesiredKey(
+            path=desired.config, key=("version",), new=version, required_keys=("version",)
+        )
     known = list(root.tree.get("imports", [])) if root else []
     glob = import_glob(desired.drop_in)
     if any(matches(p, desired.drop_in) for p in known):
         glob = ""
     elif any(
-        p != desired.drop_in and p not in {f.path for f in files} for p in observation.globs.get(glob, ())
+        p != desired.drop_in and p not in {f.path for f in files}
+        for p in observation.globs.get(glob, ())
     ):
         # The directory contains other files that containerd does not load today. A wide glob would
         # load them too.
@@ -508,7 +549,9 @@ def _spelling_variants(desired: Desired, file: File, facts: Facts) -> Iterator[D
         options = value(file.tree, (*runtimes, handler.name, "options"))
         for key in options if isinstance(options, Mapping) else ():
             if key.lower() == BINARY.lower() and key != BINARY:
-                yield DesiredKey(path=file.path, key=(*runtimes, handler.name, "options", key), new=ABSENT)
+                yield DesiredKey(
+                    path=file.path, key=(*runtimes, handler.name, "options", key), new=ABSENT
+                )
 
 
 def _without_variants(current: Tree, new: dict[str, Any]) -> dict[str, Any]:

@@ -42,7 +42,9 @@ def is_merged_by_it(desired: Desired, files: Sequence[File]) -> bool:
     return any(file.path == desired.delivery.merges_into for file in files)
 
 
-def merged(desired: Desired, observation: Observation, after: Mapping[str, bytes | None]) -> dict[str, bytes]:
+def merged(
+    desired: Desired, observation: Observation, after: Mapping[str, bytes | None]
+) -> dict[str, bytes]:
     """Return the generated file with our drop-in merged in, as the distribution will write it."""
     path, drop_in = desired.delivery.merges_into, after.get(desired.drop_in)
     data = observation.data(path)
@@ -83,12 +85,14 @@ def left_to_distribution(
         raise _refusal(
             desired,
             f"the default handler cannot be set to {desired.default}",
-            "use --set-as-default=false (NVIDIA_RUNTIME_SET_AS_DEFAULT=false); after the installation,"
-            f" {delivery.default_step}",
+            "use --set-as-default=false (NVIDIA_RUNTIME_SET_AS_DEFAULT=false); after the"
+            f" installation, {delivery.default_step}",
         )
     if desired.enable_cdi and not section.get("enable_cdi"):
         raise _refusal(
-            desired, "CDI cannot be enabled", "use --enable-cdi-in-runtime=false (RUNTIME_ENABLE_CDI=false)"
+            desired,
+            "CDI cannot be enabled",
+            "use --enable-cdi-in-runtime=false (RUNTIME_ENABLE_CDI=false)",
         )
     names = [name for name in delivery.provided_handlers if name in desired.names]
     others = sorted(desired.names - set(names))
@@ -138,7 +142,7 @@ def _section(files: Sequence[File], facts: Facts) -> Tree:
 def _refusal(desired: Desired, why: str, hint: str) -> UnsupportedSetup:
     """Return the error for a request that the distribution cannot fulfil and no drop-in can add."""
     return UnsupportedSetup(
-        f"{desired.config} is rewritten at each start of its distribution, which would not merge a drop-in"
-        f" of nvidia-toolkit, and {why}",
+        f"{desired.config} is rewritten at each start of its distribution, which would not merge a"
+        f" drop-in of nvidia-toolkit, and {why}",
         hint=hint,
     )

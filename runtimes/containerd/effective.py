@@ -65,7 +65,9 @@ def _named(handler: Tree) -> tuple[str, ...]:
     """Return the programs that a handler's table and its options name."""
     options = handler.get("options")
     listed = options.items() if isinstance(options, Mapping) else ()
-    items = [handler.get(key) for key in _PROGRAMS] + [v for k, v in listed if k.lower() in _OPTIONS]
+    items = [handler.get(key) for key in _PROGRAMS] + [
+        v for k, v in listed if k.lower() in _OPTIONS
+    ]
     return tuple(item for item in items if isinstance(item, str) and item)
 
 
@@ -74,7 +76,9 @@ def running(config: Tree | None, body: str) -> Effective:
     if config is None:
         return Effective()
     image = config.get("sandboxImage")
-    return _effective(config, "defaultRuntimeName", image if isinstance(image, str) and image else None)
+    return _effective(
+        config, "defaultRuntimeName", image if isinstance(image, str) and image else None
+    )
 
 
 def _effective(section: Tree, default_key: str, image: str | None) -> Effective:

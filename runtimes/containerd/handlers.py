@@ -131,8 +131,12 @@ class HandlersView:
             options["SystemdCgroup"] = self._cgroup_driver()
         if self._desired.annotations:
             known = list(table.get("container_annotations", ()))
-            table["container_annotations"] = known + [a for a in self._desired.annotations if a not in known]
-        return overridden({"runtime_type": kind, **table, "options": options}, self._desired.override)
+            table["container_annotations"] = known + [
+                a for a in self._desired.annotations if a not in known
+            ]
+        return overridden(
+            {"runtime_type": kind, **table, "options": options}, self._desired.override
+        )
 
     def needs_cgroup_driver(self) -> bool:
         """Return whether no handler shows a cgroup driver: a sandbox is default, none runs runc."""
@@ -149,8 +153,8 @@ class HandlersView:
                 return bool(item)
         if self._desired.systemd_cgroup is None:
             raise NoCgroupDriver(
-                f"no handler of runc shows the cgroup driver (the default is {self.default}), and no kubelet"
-                " was found",
+                f"no handler of runc shows the cgroup driver (the default is {self.default}), and"
+                " no kubelet was found",
                 hint='set RUNTIME_CONFIG_OVERRIDE={"options":{"SystemdCgroup":true}}, or false',
             )
         return self._desired.systemd_cgroup
@@ -172,13 +176,19 @@ class HandlersView:
             table = self.handlers.get(handler, EMPTY)
             if self._is_ours(handler):
                 continue
-            if not self._filled(str(table.get("runtime_type") or RUNC_TYPES[0])).startswith(RUNC_TYPES):
+            if not self._filled(str(table.get("runtime_type") or RUNC_TYPES[0])).startswith(
+                RUNC_TYPES
+            ):
                 continue
             options = table.get("options")
-            named = [v for k, v in (options or EMPTY).items() if k.lower() in ("binaryname", "runtime")]
+            named = [
+                v for k, v in (options or EMPTY).items() if k.lower() in ("binaryname", "runtime")
+            ]
             binary = self._filled(next((str(v) for v in named if v), "runc"))
             # A NUL byte is not valid in a path, so a wrapper could not run such a binary.
-            if "\0" not in binary and not PurePosixPath(binary).name.startswith("nvidia-container-runtime"):
+            if "\0" not in binary and not PurePosixPath(binary).name.startswith(
+                "nvidia-container-runtime"
+            ):
                 result.append(binary)
         return tuple(dict.fromkeys(result))
 

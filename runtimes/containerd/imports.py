@@ -101,7 +101,10 @@ class Dangling:
     @property
     def words(self) -> str:
         """Return a description for messages, without the file that has the import."""
-        return f"its `imports` names {self.path}, which does not exist: containerd reads nothing after it"
+        return (
+            f"its `imports` names {self.path}, which does not exist: containerd reads nothing"
+            " after it"
+        )
 
 
 def dangling(files: Sequence[File], observation: Observation) -> Dangling | None:
@@ -109,7 +112,11 @@ def dangling(files: Sequence[File], observation: Observation) -> Dangling | None
     before: list[str] = []
     for file in files:
         for index, (pattern, _) in enumerate(file.imports):
-            if "*" not in pattern and pattern in observation.files and observation.data(pattern) is None:
+            if (
+                "*" not in pattern
+                and pattern in observation.files
+                and observation.data(pattern) is None
+            ):
                 return Dangling(file=file, index=index, path=pattern, read=tuple(before))
             before.append(pattern)
     return None
@@ -163,8 +170,10 @@ def read(path: str, data: bytes) -> File:
         raise ConfigError(
             path,
             "it is a Go template, which cannot be edited",
-            hint="omit --config: nvidia-toolkit then reads the file rendered from the template and uses a"
-            " drop-in or the distribution's own handlers",
+            hint=(
+                "omit --config: nvidia-toolkit then reads the file rendered from the template and"
+                " uses a drop-in or the distribution's own handlers"
+            ),
         )
     tree = toml_editor.tree(data, path)
     for cri in set(CRI.values()):
@@ -183,5 +192,7 @@ def patterns(tree: Tree, path: str) -> Iterator[str]:
         raise ConfigError(path, "its `imports` is not an array of strings")
     for item in imports:
         if "\0" in item:
-            raise ConfigError(path, f"its import {item!r} contains a NUL byte, which is not valid in a path")
+            raise ConfigError(
+                path, f"its import {item!r} contains a NUL byte, which is not valid in a path"
+            )
         yield posixpath.normpath(posixpath.join(posixpath.dirname(path), item))

@@ -16,7 +16,9 @@ from runtimes.model import EMPTY, Tree
 
 OPTION: Final = "--runtime-config-override"
 _HINT: Final = f"correct {OPTION} (RUNTIME_CONFIG_OVERRIDE)"
-_INHERITED: Final = "correct it in the configuration of containerd: with it no pod of that handler can start"
+_INHERITED: Final = (
+    "correct it in the configuration of containerd: with it no pod of that handler can start"
+)
 _RUNC: Final = "io.containerd.runc.v"
 _SNAPSHOTTERS: Final = "io.containerd.snapshotter.v1."
 
@@ -93,19 +95,27 @@ def _of_handler(override: Tree) -> Iterator[str]:
     for key, item in override.items():
         expected = _HANDLER_KEYS.get(key.lower())
         if expected is not None and not _is_of(item, expected):
-            yield f"{OPTION}: {dotted((key,))} must be {_TYPES[expected]}, but is {value_text(item)}"
+            yield (
+                f"{OPTION}: {dotted((key,))} must be {_TYPES[expected]}, but is {value_text(item)}"
+            )
 
 
 def _of_options(override: Tree, handler: Tree, source: str) -> Iterator[str]:
     """Yield the options of a wrong type, and those of the override that the shim does not know."""
     options = handler.get("options")
-    if not isinstance(options, Mapping) or not str(handler.get("runtime_type", "")).startswith(_RUNC):
+    if not isinstance(options, Mapping) or not str(handler.get("runtime_type", "")).startswith(
+        _RUNC
+    ):
         return  # The options of other shims are not known.
     known = {name.lower(): name for name in _RUNC_OPTIONS}
     given = {key.lower() for key in _table(override, "options")}
     for key, item in options.items():
         spelling, is_given = known.get(key.lower()), key.lower() in given
-        where = OPTION if is_given else f"the handler {source}, whose options the toolkit's handlers inherit"
+        where = (
+            OPTION
+            if is_given
+            else f"the handler {source}, whose options the toolkit's handlers inherit"
+        )
         is_template = isinstance(item, str) and "${" in item
         if spelling is not None and not is_template:
             expected = _RUNC_OPTIONS[spelling]

@@ -22,7 +22,10 @@ def variables(desired: Desired, observation: Observation) -> dict[str, str]:
     if desired.delivery.kind is not DeliveryKind.TEMPLATE:
         return {}
     result = dict(desired.delivery.values)
-    template, rendered = observation.data(desired.config), observation.data(desired.delivery.rendered)
+    template, rendered = (
+        observation.data(desired.config),
+        observation.data(desired.delivery.rendered),
+    )
     if template is None or rendered is None:
         return result
     rendered_tree = toml_editor.tree(rendered, desired.delivery.rendered)

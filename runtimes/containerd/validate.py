@@ -105,8 +105,8 @@ def candidate_query(
     if missing.files or missing.globs:
         raise ConfigError(
             desired.config,
-            f"the change would import {(missing.files + missing.globs)[0]}, which containerd does not load"
-            " today",
+            f"the change would import {(missing.files + missing.globs)[0]}, which containerd does"
+            " not load today",
         )
     return dump("candidate", files, binary_facts(observation), variables(desired, observation))
 
@@ -121,7 +121,9 @@ def _own_globs(desired: Desired, after: Mapping[str, bytes | None]) -> set[str]:
     }
 
 
-def candidate_problems(desired: Desired, observation: Observation, answer: BinaryResult) -> list[str]:
+def candidate_problems(
+    desired: Desired, observation: Observation, answer: BinaryResult
+) -> list[str]:
     """Return a message for each difference except our keys, and for each missing key.
 
     The candidate is compared with the dump of the files without our keys.
@@ -156,7 +158,9 @@ def in_sync_problems(desired: Desired, observation: Observation) -> list[str]:
 def removal_problems(desired: Desired, observation: Observation, answer: BinaryResult) -> list[str]:
     """Return a message if the binary rejects what a removal leaves, or its default is missing."""
     if not answer.ok:
-        return [f"{observation.binary} does not load what the removal leaves: {last_line(answer.err)}"]
+        return [
+            f"{observation.binary} does not load what the removal leaves: {last_line(answer.err)}"
+        ]
     section = section_of(parsed(answer.out, "candidate"))
     untouched = all(
         fingerprint(data) in owned.written or data == owned.original
@@ -176,11 +180,18 @@ def _unrequested(desired: Desired, observation: Observation, after: Tree) -> lis
     """Return a message for each difference between two dumps that does not belong to our keys."""
     before = binary_facts(observation).without_us or EMPTY
     # Handlers that we added under a former name may disappear.
-    former = {e.key[-1] for owned in observation.owned for e in owned.edits if e.key[-2:-1] == ("runtimes",)}
+    former = {
+        e.key[-1]
+        for owned in observation.owned
+        for e in owned.edits
+        if e.key[-2:-1] == ("runtimes",)
+    }
     allowed: list[Key] = [("imports",)]
     for cri in set(CRI.values()):
         containerd: Key = ("plugins", cri, "containerd")
-        allowed += [(*containerd, "runtimes", handler) for handler in desired.names | former - {"runc"}]
+        allowed += [
+            (*containerd, "runtimes", handler) for handler in desired.names | former - {"runc"}
+        ]
         allowed.append((*containerd, "default_runtime_name"))
         if desired.enable_cdi:
             allowed.append(("plugins", cri, "enable_cdi"))
@@ -191,7 +202,9 @@ def _unrequested(desired: Desired, observation: Observation, after: Tree) -> lis
         allowed += [("disabled_plugins",), *(("plugins", cri) for cri in OF_CRI)]
     return [
         f"{edits.dotted(key)} would change from {value_text(old)} to {value_text(new)}"
-        for key, old, new in edits.differences(without_zero_values(before), without_zero_values(after))
+        for key, old, new in edits.differences(
+            without_zero_values(before), without_zero_values(after)
+        )
         if not any(key[: len(prefix)] == prefix for prefix in allowed)
     ]
 
@@ -199,7 +212,8 @@ def _unrequested(desired: Desired, observation: Observation, after: Tree) -> lis
 def _not_overridden(desired: Desired, handler: str, table: Tree) -> list[str]:
     """Return a message for each key of `override` without effect, such as an unknown one."""
     result = {
-        tuple(part.lower() for part in key): item for key, item in edits.leaves(without_zero_values(table))
+        tuple(part.lower() for part in key): item
+        for key, item in edits.leaves(without_zero_values(table))
     }
     return [
         f"the handler {handler} would have no {edits.dotted(key)} = {value_text(item)}"
@@ -220,7 +234,9 @@ def _overridden(desired: Desired, observation: Observation, section: Tree) -> li
     for wanted in desired_config(desired, observation).keys:
         place = wanted.key[2:] if wanted.key[:1] == ("plugins",) else wanted.key
         is_handler = (
-            place[:2] == ("containerd", "runtimes") and place[2:3] != () and place[2] in desired.names
+            place[:2] == ("containerd", "runtimes")
+            and place[2:3] != ()
+            and place[2] in desired.names
         )
         if not is_handler or wanted.new is ABSENT:
             continue
@@ -229,13 +245,18 @@ def _overridden(desired: Desired, observation: Observation, section: Tree) -> li
             effective = value(section, key)
             if effective in (ABSENT, item) or not (item or effective):
                 continue
-            if isinstance(item, list) and isinstance(effective, list) and set(item) <= set(effective):
+            if (
+                isinstance(item, list)
+                and isinstance(effective, list)
+                and set(item) <= set(effective)
+            ):
                 continue
             others = [f for f in files if f.path != wanted.path and _sets(f, key, effective)]
             by = f" by {others[-1].path}" if others else ""
             name = edits.dotted(key[3:])
             problems.append(
-                f"{name} of the handler {key[2]} would be {value_text(effective)}{by}, not {value_text(item)}"
+                f"{name} of the handler {key[2]} would be {value_text(effective)}{by}, not"
+                f" {value_text(item)}"
             )
     return problems
 
@@ -264,5 +285,7 @@ def _missing(desired: Desired, section: Tree) -> list[str]:
         problems += _not_overridden(desired, handler.name, table)
     default = value(section, ("containerd", "default_runtime_name"))
     if desired.default and not desired.legacy and default != desired.default:
-        problems.append(f"the default handler would be {value_text(default)}, not {desired.default}")
+        problems.append(
+            f"the default handler would be {value_text(default)}, not {desired.default}"
+        )
     return problems

@@ -42,7 +42,9 @@ def required_files(desired: Desired, observation: Observation) -> FileRequest:
         return FileRequest(globs=(tree,))
     wanted = [desired.config, *observation.globs.get(tree, ())]
     wanted += [path for path in (desired.drop_in, desired.hook) if path]
-    return FileRequest(files=tuple(path for path in dict.fromkeys(wanted) if path not in observation.files))
+    return FileRequest(
+        files=tuple(path for path in dict.fromkeys(wanted) if path not in observation.files)
+    )
 
 
 def defined(desired: Desired, files: Mapping[str, bytes | None]) -> frozenset[str]:

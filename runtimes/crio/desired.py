@@ -61,8 +61,8 @@ def desired_config(desired: Desired, observation: Observation) -> DesiredConfig:
     notes: list[str] = []
     if not observation.binary:
         notes.append(
-            "no crio binary was found: only the structure of the files was checked, the change was not"
-            " validated by CRI-O"
+            "no crio binary was found: only the structure of the files was checked, the change was"
+            " not validated by CRI-O"
         )
     whole = hook_file(desired, observation)
     if desired.hook_mode and owned is not None:
@@ -98,7 +98,9 @@ def _refuse_unread_hooks(desired: Desired, observation: Observation) -> None:
         or not answered(observation, "default")
     ):
         return
-    hook_dirs = value(complete(observation, observation.results["effective"].out), (*RUNTIME, "hooks_dir"))
+    hook_dirs = value(
+        complete(observation, observation.results["effective"].out), (*RUNTIME, "hooks_dir")
+    )
     directory = str(PurePosixPath(desired.hook).parent)
     if isinstance(hook_dirs, list) and hook_dirs and directory not in hook_dirs:
         raise UnsupportedSetup(
@@ -107,7 +109,9 @@ def _refuse_unread_hooks(desired: Desired, observation: Observation) -> None:
         )
 
 
-def _warnings(desired: Desired, observation: Observation, view: Mapping[str, Tree]) -> Iterator[str]:
+def _warnings(
+    desired: Desired, observation: Observation, view: Mapping[str, Tree]
+) -> Iterator[str]:
     """Yield the warning about a default handler that isolates pods."""
     default = configured_default(desired, observation, without=desired.drop_in)
     table = view.get(default, EMPTY)
@@ -143,9 +147,13 @@ def _model(desired: Desired, observation: Observation, view: dict[str, Tree]) ->
 
     The built-in handlers are added to `view`.
     """
-    built_in = value(complete(observation, ""), RUNTIMES) if answered(observation, "default") else EMPTY
+    built_in = (
+        value(complete(observation, ""), RUNTIMES) if answered(observation, "default") else EMPTY
+    )
     for handler, table in (built_in if isinstance(built_in, Mapping) else EMPTY).items():
-        view.setdefault(handler, {k: v for k, v in table.items() if v not in ("", [], {}, False, 0)})
+        view.setdefault(
+            handler, {k: v for k, v in table.items() if v not in ("", [], {}, False, 0)}
+        )
     for candidate in (*_defaults(desired, observation), "crun", "runc"):
         if candidate in view and not is_ours(desired, candidate) and _runs_oci(view[candidate]):
             return candidate
@@ -199,7 +207,9 @@ def _handler_keys(
 ) -> list[DesiredKey]:
     """Return the tables of our handlers, and the removal of those that are not desired any more."""
     inherited = {
-        k: v for k, v in base.items() if k not in ("runtime_path", "runtime_type", "inherit_default_runtime")
+        k: v
+        for k, v in base.items()
+        if k not in ("runtime_path", "runtime_type", "inherit_default_runtime")
     }
     wanted = [
         want
@@ -211,11 +221,15 @@ def _handler_keys(
         new = {"runtime_path": handler.binary, "runtime_type": _type(base), **inherited}
         key = (*RUNTIMES, handler.name)
         created = any(edit.key == key and edit.old is ABSENT for edit in owned)
-        wanted.append(DesiredKey(path=path, key=key, new=new, exact=created, required_keys=ESSENTIAL))
+        wanted.append(
+            DesiredKey(path=path, key=key, new=new, exact=created, required_keys=ESSENTIAL)
+        )
     return wanted
 
 
-def _default_keys(desired: Desired, observation: Observation, path: str, tree: Tree) -> Iterator[DesiredKey]:
+def _default_keys(
+    desired: Desired, observation: Observation, path: str, tree: Tree
+) -> Iterator[DesiredKey]:
     """Yield the key of the default handler, or its former value if none is requested any more."""
     if desired.default:
         yield DesiredKey(path=path, key=DEFAULT, new=desired.default)

@@ -57,7 +57,9 @@ def candidate_query(
     return merged("candidate", desired, {**observation.files, **after})
 
 
-def candidate_problems(desired: Desired, observation: Observation, answer: BinaryResult) -> list[str]:
+def candidate_problems(
+    desired: Desired, observation: Observation, answer: BinaryResult
+) -> list[str]:
     """Return a message for each difference to today's config except our keys, or missing key."""
     if not answer.ok:
         return [f"{observation.binary} does not load the change: {last_line(answer.err)}"]
@@ -90,7 +92,9 @@ def not_applied(desired: Desired, files: Mapping[str, bytes | None], body: str) 
     observation = Observation(files=files, globs={drop_ins(desired): listed(desired, files)})
     wanted = desired.names & handlers(desired, observation, without="").keys()
     problems = [f"CRI-O does not know the handler {handler}" for handler in sorted(wanted - known)]
-    problems += [f"CRI-O still knows the handler {h}" for h in sorted((desired.names & known) - wanted)]
+    problems += [
+        f"CRI-O still knows the handler {h}" for h in sorted((desired.names & known) - wanted)
+    ]
     expected = configured_default(desired, observation, without="")
     if expected and default != expected:
         problems.append(f"CRI-O's default handler is {default}, not {expected}")
@@ -108,9 +112,17 @@ def programs(desired: Desired, observation: Observation) -> dict[str, tuple[str,
     """Return the program of each handler: its path, or its name, which CRI-O searches on PATH."""
     result: Mapping[str, Any] = handlers(desired, observation, without="")
     if answered(observation, "effective") and answered(observation, "default"):
-        result = table(complete(observation, observation.results["effective"].out), RUNTIMES, _ANSWER)
-    named = {name: entry.get("runtime_path") for name, entry in result.items() if isinstance(entry, Mapping)}
-    return {name: (path if isinstance(path, str) and path else name,) for name, path in named.items()}
+        result = table(
+            complete(observation, observation.results["effective"].out), RUNTIMES, _ANSWER
+        )
+    named = {
+        name: entry.get("runtime_path")
+        for name, entry in result.items()
+        if isinstance(entry, Mapping)
+    }
+    return {
+        name: (path if isinstance(path, str) and path else name,) for name, path in named.items()
+    }
 
 
 def running(config: Tree | None, body: str) -> Effective:
@@ -202,7 +214,9 @@ def _missing(desired: Desired, after: Tree) -> list[str]:
             problems.append(f"the handler {handler.name} would run {path!r}, not {handler.binary}")
     default = value(after, DEFAULT)
     if desired.default and default != desired.default:
-        problems.append(f"the default handler would be {edits.value_text(default)}, not {desired.default}")
+        problems.append(
+            f"the default handler would be {edits.value_text(default)}, not {desired.default}"
+        )
     return problems
 
 

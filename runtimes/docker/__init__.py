@@ -81,7 +81,9 @@ def usage(desired: Desired, answers: Mapping[str, str]) -> Usage:
 def _usage(desired: Desired, answers: Mapping[str, str]) -> Usage:
     """Return the usage according to the list of containers and the replies on each of them."""
     details = {
-        f"/containers/{item['Id']}/json": str((item.get("Names") or [""])[0]).lstrip("/") or item["Id"][:12]
+        f"/containers/{item['Id']}/json": (
+            str((item.get("Names") or [""])[0]).lstrip("/") or item["Id"][:12]
+        )
         for item in json.loads(answers[_LIST])
     }
     using = [

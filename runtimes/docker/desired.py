@@ -37,7 +37,9 @@ def desired_config(desired: Desired, observation: Observation) -> DesiredConfig:
     # dockerd treats null as absent, but it is no object that a key could be added to.
     parents = (schema.RUNTIMES, *(("features",) if desired.enable_cdi else ()))
     wanted += [
-        DesiredKey(path=path, key=(key,), new={}) for key in parents if key in tree and tree[key] is None
+        DesiredKey(path=path, key=(key,), new={})
+        for key in parents
+        if key in tree and tree[key] is None
     ]
     wanted += [
         DesiredKey(
@@ -80,9 +82,12 @@ def _refuse_flags(argv: Sequence[str], keys: Set[str]) -> None:
         flag = argument.split("=", 1)[0]
         if _CLASHING.get(flag) in keys:
             raise UnsupportedSetup(
-                f"dockerd runs with {flag}, so it would not start again with `{_CLASHING[flag]}` in its"
-                " configuration file as well",
-                hint=f"remove {flag} from the unit's command line and set `{_CLASHING[flag]}` in the file",
+                f"dockerd runs with {flag}, so it would not start again with `{_CLASHING[flag]}` in"
+                " its configuration file as well",
+                hint=(
+                    f"remove {flag} from the unit's command line and set `{_CLASHING[flag]}` in the"
+                    " file"
+                ),
             )
 
 
@@ -117,7 +122,9 @@ def _origin(desired: Desired, observation: Observation, tree: Tree) -> Origin:
         default = schema.BUILT_IN
     path = value(schema.runtimes(tree), (default, "path"))
     calls_it = default == schema.BUILT_IN or (isinstance(path, str) and bool(path))
-    return Origin(source=default if calls_it else schema.BUILT_IN, default=default if desired.default else "")
+    return Origin(
+        source=default if calls_it else schema.BUILT_IN, default=default if desired.default else ""
+    )
 
 
 def _is_ours(desired: Desired, entry: str) -> bool:
@@ -142,7 +149,11 @@ def _low_level(desired: Desired, observation: Observation, tree: Tree) -> tuple[
 
 def _is_path(binary: str) -> bool:
     """Return whether a JSON string is a valid path: not empty, no NUL, no unpaired surrogate."""
-    return bool(binary) and "\0" not in binary and not any("\ud800" <= char <= "\udfff" for char in binary)
+    return (
+        bool(binary)
+        and "\0" not in binary
+        and not any("\ud800" <= char <= "\udfff" for char in binary)
+    )
 
 
 def _is_nvidia(binary: str) -> bool:

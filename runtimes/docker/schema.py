@@ -117,9 +117,11 @@ def refuse_clashes(desired: Desired, observation: Observation) -> None:
     options = ", ".join(f"`{key}` (also {flag})" for key, flag in found)
     raise ConfigError(
         desired.config,
-        "as it is, it keeps dockerd from starting: the running dockerd has options of it as flags as well:"
-        f" {options}",
-        hint="nothing was written; remove each of them from the file or from the unit's command line",
+        "as it is, it keeps dockerd from starting: the running dockerd has options of it as flags"
+        f" as well: {options}",
+        hint=(
+            "nothing was written; remove each of them from the file or from the unit's command line"
+        ),
     )
 
 

@@ -30,7 +30,9 @@ def candidate_query(
     return BinaryQuery(name="candidate", argv=argv, files=(data,), names=(desired.config,))
 
 
-def candidate_problems(desired: Desired, observation: Observation, answer: BinaryResult) -> list[str]:
+def candidate_problems(
+    desired: Desired, observation: Observation, answer: BinaryResult
+) -> list[str]:
     """Return a message if dockerd would not start with the candidate.
 
     dockerd before 23.0 has no `--validate`; then there is no message. That only our keys differ is
@@ -65,9 +67,12 @@ def not_applied(desired: Desired, files: Mapping[str, bytes | None], body: str) 
     known, default = daemon.handlers or frozenset(), daemon.default
     tree = json_editor.tree(files.get(desired.config) or b"", desired.config)
     wanted = defined(desired, files)
-    problems = [f"dockerd does not know the handler {handler}" for handler in sorted(wanted - known)]
+    problems = [
+        f"dockerd does not know the handler {handler}" for handler in sorted(wanted - known)
+    ]
     problems += [
-        f"dockerd still knows the handler {handler}" for handler in sorted((desired.names & known) - wanted)
+        f"dockerd still knows the handler {handler}"
+        for handler in sorted((desired.names & known) - wanted)
     ]
     expected = tree.get(schema.DEFAULT) or schema.BUILT_IN
     if default != expected:
@@ -80,14 +85,18 @@ def effective(desired: Desired, observation: Observation) -> Effective:
     tree = json_editor.tree(observation.data(desired.config) or b"", desired.config)
     schema.refuse_wrong_types(desired, tree)
     handlers = frozenset(schema.runtimes(tree)) | {schema.BUILT_IN}
-    return Effective(handlers=schema.named(handlers), default=tree.get(schema.DEFAULT) or schema.BUILT_IN)
+    return Effective(
+        handlers=schema.named(handlers), default=tree.get(schema.DEFAULT) or schema.BUILT_IN
+    )
 
 
 def programs(desired: Desired, observation: Observation) -> dict[str, tuple[str, ...]]:
     """Return the program of each runtime in the file; one that uses a containerd shim has none."""
     tree = json_editor.tree(observation.data(desired.config) or b"", desired.config)
     schema.refuse_wrong_types(desired, tree)
-    named = {handler: (entry or EMPTY).get("path") for handler, entry in schema.runtimes(tree).items()}
+    named = {
+        handler: (entry or EMPTY).get("path") for handler, entry in schema.runtimes(tree).items()
+    }
     return {handler: (path,) for handler, path in named.items() if isinstance(path, str) and path}
 
 
@@ -98,7 +107,9 @@ def running(config: Tree | None, body: str) -> Effective:
         return Effective(
             handlers=schema.named(info["Runtimes"]),
             default=str(info["DefaultRuntime"]),
-            systemd_cgroup=frozenset(info["Runtimes"] if info.get("CgroupDriver") == "systemd" else ()),
+            systemd_cgroup=frozenset(
+                info["Runtimes"] if info.get("CgroupDriver") == "systemd" else ()
+            ),
             version=str(info.get("ServerVersion", "")),
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -108,7 +119,9 @@ def running(config: Tree | None, body: str) -> Effective:
 def defined(desired: Desired, files: Mapping[str, bytes | None]) -> frozenset[str]:
     """Return which of our handlers the given files define."""
     tree = json_editor.tree(files.get(desired.config) or b"", desired.config)
-    return desired.names & {handler for handler, entry in schema.runtimes(tree).items() if entry is not None}
+    return desired.names & {
+        handler for handler, entry in schema.runtimes(tree).items() if entry is not None
+    }
 
 
 def _own_flags(argv: Sequence[str]) -> tuple[str, ...]:

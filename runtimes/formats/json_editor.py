@@ -142,7 +142,9 @@ def _has_value(text: str, item: Any) -> bool:
     return same_kind and _render(current, _PLAIN) == _render(item, _PLAIN)
 
 
-def _insertion(document: Document, holder: Node, style: _Style, written: list[str]) -> tuple[int, int, str]:
+def _insertion(
+    document: Document, holder: Node, style: _Style, written: list[str]
+) -> tuple[int, int, str]:
     """Return the splice that adds members at the end of an object."""
     text = style.separator.join(written)
     if holder.members:
@@ -219,7 +221,9 @@ def _flat(document: Document, holder: Node, style: _Style) -> _Style:
 
 def _is_flat(item: Any) -> bool:
     """Return whether a value is an object that contains no objects."""
-    return isinstance(item, Mapping) and not any(isinstance(below, Mapping) for below in item.values())
+    return isinstance(item, Mapping) and not any(
+        isinstance(below, Mapping) for below in item.values()
+    )
 
 
 def _near(trail: list[Node]) -> list[Node]:

@@ -127,7 +127,9 @@ def _fault(text: str, error: json.JSONDecodeError) -> tuple[str, int]:
     before = text[: error.pos].rstrip(BLANK)
     if before.endswith(","):
         for expected, bracket, kind in (("property name", "}", "object"), ("value", "]", "array")):
-            if error.msg.startswith(f"Expecting {expected}") and text.startswith(bracket, error.pos):
+            if error.msg.startswith(f"Expecting {expected}") and text.startswith(
+                bracket, error.pos
+            ):
                 return f"illegal trailing comma before end of {kind}", len(before) - 1
     why = re.sub(r"(?: starting)? at$", "", error.msg)
     return why[:1].lower() + why[1:], error.pos

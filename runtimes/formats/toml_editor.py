@@ -37,7 +37,18 @@ from runtimes.formats.toml_scanner import (
 )
 from runtimes.model import ABSENT, Key, Tree
 
-__all__ = ["IN_1_0", "drop", "needs_1_1", "parse", "put", "read", "refuse_1_1", "render", "text_of", "tree"]
+__all__ = [
+    "IN_1_0",
+    "drop",
+    "needs_1_1",
+    "parse",
+    "put",
+    "read",
+    "refuse_1_1",
+    "render",
+    "text_of",
+    "tree",
+]
 
 # tomlkit scans the whole array for each item that is removed.
 _MOST_SURPLUS: Final = 64
@@ -98,7 +109,9 @@ def text_of(document: Document, key: Key) -> str:
 
 def _exact(document: Document, key: Key) -> Statement | None:
     """Return the `key = value` statement of exactly this key; None if there is none."""
-    return next((s for s in document.statements if not s.header and not s.array and s.path == key), None)
+    return next(
+        (s for s in document.statements if not s.header and not s.array and s.path == key), None
+    )
 
 
 def _inline_holder(document: Document, key: Key) -> Statement | None:
@@ -107,7 +120,10 @@ def _inline_holder(document: Document, key: Key) -> Statement | None:
         (
             s
             for s in document.statements
-            if not s.header and not s.array and len(s.path) < len(key) and key[: len(s.path)] == s.path
+            if not s.header
+            and not s.array
+            and len(s.path) < len(key)
+            and key[: len(s.path)] == s.path
         ),
         None,
     )
@@ -146,7 +162,11 @@ def _extents(document: Document, key: Key) -> Iterator[tuple[int, int]]:
         if statement.header:
             position = document.statements[section_end(document, index)].end
             blank = next(
-                (b for b in ("\r\n", "\n") if text.endswith(("\n" + b), 0, start) or text[:start] == b),
+                (
+                    b
+                    for b in ("\r\n", "\n")
+                    if text.endswith(("\n" + b), 0, start) or text[:start] == b
+                ),
                 "",
             )
             start -= len(blank)
@@ -167,7 +187,9 @@ def _put_array(document: Document, statement: Statement, key: Key, new: list[Any
     if isinstance(array, Array) and old is not None and old == new[: len(old)]:
         for item in new[len(old) :]:
             array.append(item)
-    elif isinstance(array, Array) and old is not None and (surplus := _surplus(old, new)) is not None:
+    elif (
+        isinstance(array, Array) and old is not None and (surplus := _surplus(old, new)) is not None
+    ):
         for position in reversed(surplus):
             del array[position]
     else:
@@ -261,7 +283,9 @@ def _parent_is_no_table(document: Document, key: Key, new: Any) -> Document:
     """Return the document unchanged if the key was to be removed; otherwise raise ConfigError."""
     if new is ABSENT:
         return document
-    raise ConfigError(document.path, f"{'.'.join(key)} cannot be set: one of its parents is not a table")
+    raise ConfigError(
+        document.path, f"{'.'.join(key)} cannot be set: one of its parents is not a table"
+    )
 
 
 def _put_line(document: Document, key: Key, new: Any) -> Document:
@@ -274,7 +298,9 @@ def _put_line(document: Document, key: Key, new: Any) -> Document:
         return insert(document, last.end, [f"{indent}{spell(key[-1:])} = {render(new)}"])
     dotted = _dotted(document, parent)
     if dotted is not None:
-        line = f"{indent_of(document, dotted)}{spell(key[len(dotted.table) :])} = {render(plain(new))}"
+        line = (
+            f"{indent_of(document, dotted)}{spell(key[len(dotted.table) :])} = {render(plain(new))}"
+        )
         return insert(document, dotted.end, [line])
     if not parent:
         return _put_top(document, f"{spell(key)} = {render(new)}")
@@ -317,7 +343,9 @@ def _put_table(document: Document, key: Key, new: Tree) -> Document:
         return _rewrite(document, holder, key, new)
     dotted = _dotted(document, key[:-1])
     if dotted is not None:
-        line = f"{indent_of(document, dotted)}{spell(key[len(dotted.table) :])} = {render(plain(new))}"
+        line = (
+            f"{indent_of(document, dotted)}{spell(key[len(dotted.table) :])} = {render(plain(new))}"
+        )
         return insert(document, dotted.end, [line])
     return new_section(document, key, new)
 

@@ -68,7 +68,9 @@ def _branch_end(document: Document, model: int, key: Key) -> int:
     path = document.statements[model].path
     while shared < min(len(path), len(key)) and path[shared] == key[shared]:
         shared += 1
-    last = max(i for i, s in enumerate(document.statements) if s.header and s.path[:shared] == key[:shared])
+    last = max(
+        i for i, s in enumerate(document.statements) if s.header and s.path[:shared] == key[:shared]
+    )
     return document.statements[section_end(document, last)].end
 
 
@@ -81,7 +83,11 @@ def _section(document: Document, key: Key, new: Tree, model: Statement | None) -
     raw = model.raw if model is not None else ()
     spelled: list[str] = []
     for depth, part in enumerate(key):
-        same = model is not None and len(model.path) > depth and model.path[: depth + 1] == key[: depth + 1]
+        same = (
+            model is not None
+            and len(model.path) > depth
+            and model.path[: depth + 1] == key[: depth + 1]
+        )
         spelled.append(raw[depth] if same else spell((part,)))
     return _table_lines(".".join(spelled), new, indent, lead, step)
 
@@ -139,7 +145,8 @@ def spell(key: Key) -> str:
     import tomlkit  # noqa: PLC0415
 
     return ".".join(
-        part if re.fullmatch(r"[A-Za-z0-9_-]+", part) else str(tomlkit.item(part).as_string()) for part in key
+        part if re.fullmatch(r"[A-Za-z0-9_-]+", part) else str(tomlkit.item(part).as_string())
+        for part in key
     )
 
 

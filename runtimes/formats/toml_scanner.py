@@ -16,8 +16,12 @@ from runtimes.errors import ConfigError
 from runtimes.model import Key
 
 _HINT: Final = "repair the file, even if the runtime accepts it as it is"
-_NOT_UTF8: Final = "save the file as UTF-8, even if the runtime accepts it as it is (containerd 1.x does)"
-IN_1_0: Final = r"write inline tables on one line without a comma at the end, and no \x or \e in strings"
+_NOT_UTF8: Final = (
+    "save the file as UTF-8, even if the runtime accepts it as it is (containerd 1.x does)"
+)
+IN_1_0: Final = (
+    r"write inline tables on one line without a comma at the end, and no \x or \e in strings"
+)
 """What to change in TOML 1.1 for a program that reads TOML 1.0."""
 _BOM: Final = "\ufeff"
 # Quantifiers are possessive wherever a match could backtrack: a hostile file must cost neither
@@ -206,9 +210,13 @@ def replace_span(document: Document, start: int, end: int, new: str) -> Document
     unchanged = bisect_right(old, start, key=lambda s: s.end)
     if unchanged and document.text[old[unchanged - 1].end - 1] != "\n":
         unchanged -= 1  # The last line has no newline, so the new text continues it.
-    rest = next((i for i in range(unchanged, len(old)) if old[i].header and old[i].start >= end), len(old))
+    rest = next(
+        (i for i in range(unchanged, len(old)) if old[i].header and old[i].start >= end), len(old)
+    )
     before = old[unchanged - 1] if unchanged else None
-    touched = document.text[before.end if before else 0 : old[rest].start if rest < len(old) else None]
+    touched = document.text[
+        before.end if before else 0 : old[rest].start if rest < len(old) else None
+    ]
     if "[[" in touched or "[[" in new or any(s.array for s in old):
         return replace(document, text=text, statements=tuple(statements(text)))
     offset = len(new) - (end - start)
@@ -224,7 +232,9 @@ def replace_span(document: Document, start: int, end: int, new: str) -> Document
     return replace(document, text=text, statements=(*old[:unchanged], *rescanned, *following))
 
 
-def statements(text: str, after: Statement | None = None, until: int | None = None) -> Iterator[Statement]:
+def statements(
+    text: str, after: Statement | None = None, until: int | None = None
+) -> Iterator[Statement]:
     """Yield the statements of a text, in order.
 
     Scanning starts after the statement `after`, which must not follow an array of tables, and stops
@@ -255,7 +265,9 @@ def statements(text: str, after: Statement | None = None, until: int | None = No
         else:
             parts, raw, position = _key(text, position)
             end = _value_end(text, position + 1)
-            yield Statement(start, end, table + parts, raw_table + raw, table, header=False, array=array)
+            yield Statement(
+                start, end, table + parts, raw_table + raw, table, header=False, array=array
+            )
         position = end
 
 

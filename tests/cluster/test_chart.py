@@ -58,7 +58,11 @@ def test_the_documented_command_line_renders() -> None:
     assert settings.config == "/etc/containerd/config.toml"
     assert settings.set_as_default
     assert set(helm.mounts(found)) == {"/host", *DEFAULT_MOUNTS}
-    classes = {each["metadata"]["name"]: each["handler"] for each in found if each["kind"] == "RuntimeClass"}
+    classes = {
+        each["metadata"]["name"]: each["handler"]
+        for each in found
+        if each["kind"] == "RuntimeClass"
+    }
     ours = {name: name for name in ("nvidia", "nvidia-cdi", "nvidia-legacy")}
     assert classes == ours | {"nvidia-toolkit-pod": "runc"}
 
@@ -76,10 +80,16 @@ def test_the_documented_command_line_renders() -> None:
         ),
     ],
 )
-def test_the_pods_themselves_do_not_run_through_our_handlers(options: list[str], handler: str | None) -> None:
+def test_the_pods_themselves_do_not_run_through_our_handlers(
+    options: list[str], handler: str | None
+) -> None:
     found = helm.rendered("--set", "runtimeClasses.create=false", *options)
     pod = helm.one(found, "DaemonSet")["spec"]["template"]["spec"]
-    classes = {each["metadata"]["name"]: each["handler"] for each in found if each["kind"] == "RuntimeClass"}
+    classes = {
+        each["metadata"]["name"]: each["handler"]
+        for each in found
+        if each["kind"] == "RuntimeClass"
+    }
     assert classes == ({} if handler is None else {"nvidia-toolkit-pod": handler})
     assert pod.get("runtimeClassName") == (None if handler is None else "nvidia-toolkit-pod")
 
@@ -89,7 +99,9 @@ def test_the_pods_themselves_do_not_run_through_our_handlers(options: list[str],
     [["--set", "cdi.nriPluginEnabled=true"], env(ENABLE_NRI_PLUGIN="true")],
     ids=["value", "variable"],
 )
-def test_the_nri_plugin_gets_its_socket_and_no_runtime_class_names_a_handler(options: list[str]) -> None:
+def test_the_nri_plugin_gets_its_socket_and_no_runtime_class_names_a_handler(
+    options: list[str],
+) -> None:
     found = helm.rendered(*options)
     settings = resolve({}, helm.environment(found))
     assert settings.runs_plugin
@@ -178,11 +190,15 @@ def test_every_distribution_gets_what_it_needs(row: Any) -> None:
     found = helm.rendered(*options)
     seen = helm.mounts(found)
     written = [row.config, *([row.drop_in] if row.drop_in else [])]
-    for path, must_write in [(path, True) for path in written] + [(path, False) for path in row.sockets]:
+    for path, must_write in [(path, True) for path in written] + [
+        (path, False) for path in row.sockets
+    ]:
         real = PurePosixPath(path.replace("/var/run/", "/run/"))
         ways = [seen[str(above)][1] for above in real.parents if str(above) in seen]
         assert any(ways) or (ways and not must_write), path
-    assert not any(restart_method for path, (_, restart_method) in seen.items() if path.count("/") == 1)
+    assert not any(
+        restart_method for path, (_, restart_method) in seen.items() if path.count("/") == 1
+    )
     told = helm.environment(found)
     assert told.get("RUNTIME_SOCKET") == (None if plain else row.sockets[0])
     resolve({}, told)
@@ -217,7 +233,10 @@ def test_the_schema_lets_every_distribution_through() -> None:
         (["--set", "toolkit.installDir=usr"], "at '/toolkit/installDir': 'usr' does not match"),
         (["--set", "toolkit.digest=sha256:1"], "at '/toolkit/digest':"),
         (["--set", "toolkit.imagePullPolicy=never"], "at '/toolkit/imagePullPolicy':"),
-        (["--set", "toolkit.privileged=no"], "at '/toolkit/privileged': value must be one of 'auto', true"),
+        (
+            ["--set", "toolkit.privileged=no"],
+            "at '/toolkit/privileged': value must be one of 'auto', true",
+        ),
         (["--set", "toolkit.gracePeriodSeconds=30s"], "at '/toolkit/gracePeriodSeconds':"),
         (
             ["--set", "toolkit.env.CONTAINERD_CONFIG=/x"],
@@ -252,7 +271,10 @@ def test_the_schema_lets_every_distribution_through() -> None:
         ),
         (["--set", "metrics.port=99999"], "at '/metrics/port': maximum"),
         (["--set", "podMonitor.interval=often"], "at '/podMonitor/interval':"),
-        (["--set", "networkPolicy.create=maybe"], "at '/networkPolicy/create': value must be one of"),
+        (
+            ["--set", "networkPolicy.create=maybe"],
+            "at '/networkPolicy/create': value must be one of",
+        ),
         (["--set", "priorityClass.value=2000000000"], "at '/priorityClass/value': maximum"),
         # What no schema can say.
         (
@@ -323,7 +345,10 @@ def test_the_role_allows_one_read_and_stays_until_the_pods_have_asked() -> None:
     ]
     for kind in ("Role", "RoleBinding", "ServiceAccount"):
         assert helm.one(found, kind)["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
-    assert helm.environment(found)["TOOLKIT_DAEMONSET"] == helm.one(found, "DaemonSet")["metadata"]["name"]
+    assert (
+        helm.environment(found)["TOOLKIT_DAEMONSET"]
+        == helm.one(found, "DaemonSet")["metadata"]["name"]
+    )
 
 
 FEW: Final = {
@@ -352,7 +377,9 @@ UNCONFINED: Final = "container.apparmor.security.beta.kubernetes.io/nvidia-toolk
         (["--set", "toolkit.privileged=auto"], False),
     ],
 )
-def test_the_container_has_no_more_rights_than_it_needs(options: list[str], *, is_privileged: bool) -> None:
+def test_the_container_has_no_more_rights_than_it_needs(
+    options: list[str], *, is_privileged: bool
+) -> None:
     found = helm.rendered(*options, "--kube-version=1.30.0")
     each = {"runAsUser": 0, "readOnlyRootFilesystem": True}
     rights = {"privileged": True} if is_privileged else FEW
@@ -374,7 +401,9 @@ def test_the_container_has_no_more_rights_than_it_needs(options: list[str], *, i
     [([], True), (env(TOOLKIT_ON_EXIT="auto"), True), (env(TOOLKIT_ON_EXIT="keep"), False),
      (env(ON_EXIT="revert"), False)],
 )  # fmt: skip
-def test_the_pod_has_a_token_only_where_it_asks_the_api_server(options: list[str], *, asks: bool) -> None:
+def test_the_pod_has_a_token_only_where_it_asks_the_api_server(
+    options: list[str], *, asks: bool
+) -> None:
     found = helm.rendered(*options)
     pod = helm.one(found, "DaemonSet")["spec"]["template"]["spec"]
     assert pod["automountServiceAccountToken"] is asks
@@ -403,7 +432,9 @@ def test_what_is_optional_is_there_when_it_is_asked_for() -> None:
     assert helm.environment(found)["TOOLKIT_METRICS_ADDRESS"] == f"0.0.0.0:{port['containerPort']}"
     pod = helm.one(found, "DaemonSet")["spec"]["template"]["spec"]
     assert pod["priorityClassName"] == helm.one(found, "PriorityClass")["metadata"]["name"]
-    assert not {"PodMonitor", "NetworkPolicy", "PriorityClass"} & {each["kind"] for each in helm.rendered()}
+    assert not {"PodMonitor", "NetworkPolicy", "PriorityClass"} & {
+        each["kind"] for each in helm.rendered()
+    }
 
 
 METRICS: Final = ("--set", "metrics.enabled=true")
@@ -425,7 +456,10 @@ def test_the_probes_end_a_pod_late_and_can_be_tuned() -> None:
     def patience(*options: str) -> dict[str, int]:
         container = helm.container(helm.rendered(*options))
         probes = {kind: container[f"{kind}Probe"] for kind in ("startup", "liveness")}
-        return {kind: probe["periodSeconds"] * probe["failureThreshold"] for kind, probe in probes.items()}
+        return {
+            kind: probe["periodSeconds"] * probe["failureThreshold"]
+            for kind, probe in probes.items()
+        }
 
     assert patience() == {"startup": 300, "liveness": 120}
     longer = (
@@ -488,7 +522,9 @@ def test_generated_files_are_up_to_date(path: Path) -> None:
 
 
 def test_no_manifest_is_missing_or_left_over() -> None:
-    assert {path.name for path in deploy.MANIFESTS.iterdir()} == {path.name for path in deploy.manifests()}
+    assert {path.name for path in deploy.MANIFESTS.iterdir()} == {
+        path.name for path in deploy.manifests()
+    }
 
 
 def test_kustomize_makes_the_chart_s_objects_of_the_manifests() -> None:
@@ -502,7 +538,8 @@ def test_kustomize_makes_the_chart_s_objects_of_the_manifests() -> None:
     made = {(each["kind"], each["metadata"]["name"]): each for each in helm.objects(done.stdout)}
     assert made.pop(("Namespace", helm.NAMESPACE))
     chart = {
-        (each["kind"], each["metadata"]["name"]): each for each in helm.rendered("--kube-version=1.30.0")
+        (each["kind"], each["metadata"]["name"]): each
+        for each in helm.rendered("--kube-version=1.30.0")
     }
     assert made.keys() == chart.keys()
     for name, found in made.items():

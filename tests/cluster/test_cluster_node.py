@@ -173,10 +173,14 @@ def objects(kubernetes: Cluster) -> set[str]:
     ],
     ids=["defaults", "privileged", "docker", "distribution", "everything"],
 )
-def test_the_api_server_takes_what_the_chart_makes(kubernetes: Cluster, options: tuple[str, ...]) -> None:
+def test_the_api_server_takes_what_the_chart_makes(
+    kubernetes: Cluster, options: tuple[str, ...]
+) -> None:
     kubernetes.kubectl("create", "namespace", helm.NAMESPACE, check=False)
     text = helm.template(*options, f"--kube-version={cluster.VERSION}")
-    done = kubernetes.kubectl("apply", "--dry-run=server", "--validate=strict", "--filename=-", text=text)
+    done = kubernetes.kubectl(
+        "apply", "--dry-run=server", "--validate=strict", "--filename=-", text=text
+    )
     assert done.stdout.count("(server dry run)") == len(helm.objects(text))
     assert not done.stderr.strip(), done.stderr
 
@@ -218,7 +222,8 @@ def test_the_documented_command_line_sets_a_node_up_and_uninstalling_gives_it_ba
     assert state(node) == before
     assert objects(kubernetes) == {"Role", "RoleBinding", "ServiceAccount"}
     real.USED.add(
-        f"the chart's whole life on Kubernetes {cluster.VERSION}, with kubelet on a booted {node.suite} node"
+        f"the chart's whole life on Kubernetes {cluster.VERSION}, with kubelet on a booted"
+        f" {node.suite} node"
     )
 
 
@@ -267,7 +272,11 @@ def documented() -> dict[str, str]:
 
 def tag() -> str:
     """Return the name that the documented build gives the image."""
-    [found] = [name for b in documents.of_kind("sh image") for name in re.findall(r"--tag[ =](\S+)", b.text)]
+    [found] = [
+        name
+        for b in documents.of_kind("sh image")
+        for name in re.findall(r"--tag[ =](\S+)", b.text)
+    ]
     return str(found)
 
 
@@ -295,7 +304,9 @@ def test_the_documented_commands_for_a_cluster(kubernetes: Cluster) -> None:
     assert objects(kubernetes) == set()
     images.give(
         node,
-        helm.container(helm.objects((deploy.MANIFESTS / "daemonset.yaml").read_text("utf-8")))["image"],
+        helm.container(helm.objects((deploy.MANIFESTS / "daemonset.yaml").read_text("utf-8")))[
+            "image"
+        ],
     )
     forget_restarts(node)
     kubernetes.shell(lines.pop("apply --kustomize"))
@@ -307,7 +318,9 @@ def test_the_documented_commands_for_a_cluster(kubernetes: Cluster) -> None:
     kubernetes.shell(lines.pop("delete --kustomize"))
     assert "NotFound" in kubernetes.kubectl("get", "namespace", helm.NAMESPACE, check=False).stderr
     assert lines == {}
-    real.USED.add(f"helm {helm.VERSION} and kubectl {cluster.VERSION}, by the documents' lines for a cluster")
+    real.USED.add(
+        f"helm {helm.VERSION} and kubectl {cluster.VERSION}, by the documents' lines for a cluster"
+    )
 
 
 def look_into(kubernetes: Cluster, pod: Mapping[str, Any], diagnose: str, previous: str) -> None:
@@ -317,11 +330,16 @@ def look_into(kubernetes: Cluster, pod: Mapping[str, Any], diagnose: str, previo
     found = said.partition("\n\n")[0].splitlines()
     # The machine may have no driver.
     assert found[0] == "findings", said
-    assert [line for line in found if re.match(r"  \d+\. ", line) and "driver is not" not in line] == []
+    assert [
+        line for line in found if re.match(r"  \d+\. ", line) and "driver is not" not in line
+    ] == []
     assert "\n  runtime: containerd\n" in said
     previous = previous.replace("POD", name)
     refused = kubernetes.shell(previous, check=False)
-    assert f'previous terminated container "nvidia-toolkit" in pod "{name}" not found' in refused.stderr
+    assert (
+        f'previous terminated container "nvidia-toolkit" in pod "{name}" not found'
+        in refused.stderr
+    )
     container = pod["status"]["containerStatuses"][0]["containerID"].removeprefix("containerd://")
     nodes.run(
         kubernetes.node,

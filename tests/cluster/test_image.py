@@ -15,7 +15,17 @@ from typing import Any, Final
 
 import pytest
 
-from tests.support import artifacts, containers, crio, documents, gpu_operator, helm, images, nodes, real
+from tests.support import (
+    artifacts,
+    containers,
+    crio,
+    documents,
+    gpu_operator,
+    helm,
+    images,
+    nodes,
+    real,
+)
 from tests.support.documents import Block
 from tests.support.nodes import Node
 from toolkit import __version__
@@ -100,7 +110,8 @@ def test_it_is_small(root: Path, built: tuple[str, str]) -> None:
     files = [path for path in root.rglob("*") if path.is_file() and not path.is_symlink()]
     ours = sum(path.lstat().st_size for path in files if not path.is_relative_to(toolkit))
     real.USED.add(
-        f"image: {(ours - libc) / 1e6:.1f} MB above the C library ({libc / 1e6:.1f} MB) and the toolkit"
+        f"image: {(ours - libc) / 1e6:.1f} MB above the C library ({libc / 1e6:.1f} MB) and the"
+        " toolkit"
     )
     assert ours - libc <= LARGEST
     assert abs(ours - libc - above) < 1e6
@@ -113,7 +124,9 @@ def test_python_starts_fast(root: Path) -> None:
     }
     # The fastest of ten: what else the machine does is not the image's.
     taken = {name: min(_timed(root, *argv) for _ in range(10)) for name, argv in commands.items()}
-    real.USED.add("image: " + ", ".join(f"{name} in {took * 1000:.0f} ms" for name, took in taken.items()))
+    real.USED.add(
+        "image: " + ", ".join(f"{name} in {took * 1000:.0f} ms" for name, took in taken.items())
+    )
     assert taken["Python"] <= SLOWEST
 
 
@@ -138,7 +151,9 @@ def test_both_names_and_what_the_operator_needs_are_on_the_path(root: Path) -> N
 
 def test_nothing_else_is_in_it(root: Path) -> None:
     programs = {
-        path.name for where in ("usr/bin", "usr/local/bin", "usr/sbin") for path in (root / where).glob("*")
+        path.name
+        for where in ("usr/bin", "usr/local/bin", "usr/sbin")
+        for path in (root / where).glob("*")
     }
     ours = {"nvidia-toolkit", "nvidia-ctk-installer", "entrypoint.sh"}
     known = {"cat", "sh", "sleep", "dash", "bash", "python3", *ours}
@@ -239,7 +254,9 @@ def files_of(node: Node, *tops: str) -> Mapping[str, tuple[bytes, int]]:
     ("suite", "privileged"),
     [("trixie", "true"), ("bookworm", "auto"), ("trixie", "auto"), ("forky", "auto")],
 )
-def test_it_does_the_job_through_the_chart_s_mounts(archive: Path, suite: str, privileged: str) -> None:
+def test_it_does_the_job_through_the_chart_s_mounts(
+    archive: Path, suite: str, privileged: str
+) -> None:
     if reason := nodes.why_not():
         pytest.skip(reason)
     found = helm.rendered(*helm.DOCUMENTED, "--set", f"toolkit.privileged={privileged}")
@@ -290,9 +307,13 @@ def test_it_sets_docker_up_with_four_capabilities(archive: Path, suite: str) -> 
             code = container.end()
         assert code == 0, container.told()
         after = files_of(node, "/etc/docker", "/etc/containerd", "/usr/local")
-        made_by_kubelet = {str(nodes.path(node, each)) for each in ("/etc/docker", "/usr/local/nvidia")}
+        made_by_kubelet = {
+            str(nodes.path(node, each)) for each in ("/etc/docker", "/usr/local/nvidia")
+        }
         assert {name: seen for name, seen in after.items() if name not in made_by_kubelet} == before
-    real.USED.add(f"image run by the chart's own words for Docker, with four capabilities, on {suite}")
+    real.USED.add(
+        f"image run by the chart's own words for Docker, with four capabilities, on {suite}"
+    )
 
 
 @pytest.mark.parametrize("mode", ["config", "hook"])
@@ -300,7 +321,12 @@ def test_it_sets_cri_o_up_with_four_capabilities(archive: Path, mode: str) -> No
     """The container itself is containerd's, because only the rights count that it has on the node."""
     if reason := crio.why_not():
         pytest.skip(reason)
-    options = ("--set", "toolkit.env[0].name=CRIO_CONFIG_MODE", "--set", f"toolkit.env[0].value={mode}")
+    options = (
+        "--set",
+        "toolkit.env[0].name=CRIO_CONFIG_MODE",
+        "--set",
+        f"toolkit.env[0].value={mode}",
+    )
     found = helm.rendered("--set", "operator.defaultRuntime=crio", *options)
     tops = ("/etc/crio", "/usr/share/containers", "/usr/local")
     with nodes.boot("trixie") as node:
@@ -323,7 +349,9 @@ def test_it_sets_cri_o_up_with_four_capabilities(archive: Path, mode: str) -> No
         made = [path for path in after.keys() - before if Path(path).is_dir()]
         assert {name: seen for name, seen in after.items() if name not in made} == before
         assert crio.answers(node)
-    real.USED.add(f"image run by the chart's own words for CRI-O {crio.VERSION}, with four capabilities")
+    real.USED.add(
+        f"image run by the chart's own words for CRI-O {crio.VERSION}, with four capabilities"
+    )
 
 
 SAID: Final = {
@@ -380,7 +408,9 @@ def test_the_capabilities_are_those_that_it_cannot_do_without(archive: Path) -> 
 
 
 @pytest.mark.parametrize("runtime", ["docker", "crio"])
-def test_each_runtime_needs_two_of_the_capabilities_in_any_case(archive: Path, runtime: str) -> None:
+def test_each_runtime_needs_two_of_the_capabilities_in_any_case(
+    archive: Path, runtime: str
+) -> None:
     if reason := crio.why_not() if runtime == "crio" else nodes.why_not():
         pytest.skip(reason)
     found = helm.rendered("--set", f"operator.defaultRuntime={runtime}")
@@ -406,7 +436,12 @@ def test_a_device_of_the_driver_is_opened_by_a_privileged_container_only(
     """Why the chart makes it privileged for CDI. No driver is loaded here, which only ENXIO says."""
     if why_not := nodes.why_not():
         pytest.skip(why_not)
-    options = ("--set", "toolkit.env[0].name=CDI_ENABLED", "--set-string", f"toolkit.env[0].value={cdi}")
+    options = (
+        "--set",
+        "toolkit.env[0].name=CDI_ENABLED",
+        "--set-string",
+        f"toolkit.env[0].value={cdi}",
+    )
     found = helm.rendered(*options)
     with nodes.boot("trixie") as node:
         images.load(node, archive)
@@ -443,7 +478,9 @@ def test_it_runs_as_the_gpu_operator_s_container(archive: Path) -> None:
         def left() -> Mapping[str, tuple[bytes, int]]:
             found = files_of(node, "/etc/containerd", "/usr/local")
             return {
-                name: seen for name, seen in found.items() if name in before or name not in made_by_kubelet
+                name: seen
+                for name, seen in found.items()
+                if name in before or name not in made_by_kubelet
             }
 
         try:

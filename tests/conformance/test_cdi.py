@@ -222,7 +222,9 @@ def test_no_nodes_are_made_where_none_are_wanted(node: Node, root: Path) -> None
     assert [path.name for path in (root / "dev").iterdir()] == ["nvidia0"]
 
 
-def test_a_node_that_ships_the_toolkit_has_its_own_nvidia_ctk_and_hook(node: Node, root: Path) -> None:
+def test_a_node_that_ships_the_toolkit_has_its_own_nvidia_ctk_and_hook(
+    node: Node, root: Path
+) -> None:
     shipped = node.root / "bin"
     shipped.mkdir()
     for name in ("nvidia-container-runtime", "nvidia-ctk", "nvidia-cdi-hook"):
@@ -233,14 +235,22 @@ def test_a_node_that_ships_the_toolkit_has_its_own_nvidia_ctk_and_hook(node: Nod
     before = files(node)
     for name, says in {
         "nvidia-ctk": f"{shipped}/nvidia-ctk not found on the node",
-        "nvidia-cdi-hook": f"{shipped}/nvidia-cdi-hook, a hook in nvidia-ctk's output, not found on the node",
+        "nvidia-cdi-hook": (
+            f"{shipped}/nvidia-cdi-hook, a hook in nvidia-ctk's output, not found on the node"
+        ),
     }.items():
         (shipped / name).rename(node.root / "aside")
         done = run(node, prefix=driver.loaded(root), **given)
         assert done.returncode == 4
         assert done.stderr.splitlines()[-2:] == [
-            (f"error: the CDI specification was not made: {says}; the runtime and its files are in sync"),
-            "hint: --no-install uses the node's toolkit: install it there, or leave out --no-install",
+            (
+                f"error: the CDI specification was not made: {says}; the runtime and its files are"
+                " in sync"
+            ),
+            (
+                "hint: --no-install uses the node's toolkit: install it there, or leave out"
+                " --no-install"
+            ),
         ]
         assert not spec(node).exists()
         (node.root / "aside").rename(shipped / name)
@@ -262,7 +272,9 @@ def test_a_node_that_ships_the_toolkit_has_its_own_nvidia_ctk_and_hook(node: Nod
     assert files(node) == before
 
 
-def test_a_driver_seen_at_another_place_is_named_as_the_node_names_it(node: Node, root: Path) -> None:
+def test_a_driver_seen_at_another_place_is_named_as_the_node_names_it(
+    node: Node, root: Path
+) -> None:
     root.rename(node.root / "seen")
     done = run(
         node,
@@ -302,16 +314,21 @@ def test_a_missing_driver_is_one_clear_line(node: Node) -> None:
         "waits_for": "the driver is not loaded",
     }
     assert (
-        f"the CDI specification {spec(node)} is not generated yet: the driver is not loaded" in shown["notes"]
+        f"the CDI specification {spec(node)} is not generated yet: the driver is not loaded"
+        in shown["notes"]
     )
     status = fake_node.cli("status", *options(node)).stdout
     assert (
-        status == "in sync\nnot ready: the CDI specification is not generated yet: the driver is not loaded\n"
+        status
+        == "in sync\nnot ready: the CDI specification is not generated yet: the driver is not"
+        " loaded\n"
     )
 
 
 @pytest.mark.parametrize("what", ["root", "nodes", "libraries"])
-def test_nvidia_ctk_s_own_error_is_told_and_nothing_is_half(node: Node, root: Path, what: str) -> None:
+def test_nvidia_ctk_s_own_error_is_told_and_nothing_is_half(
+    node: Node, root: Path, what: str
+) -> None:
     prefix = driver.loaded(root)
     spec(node).parent.mkdir(parents=True)
     spec(node).write_text("# from before\n", encoding="utf-8")
@@ -327,11 +344,16 @@ def test_nvidia_ctk_s_own_error_is_told_and_nothing_is_half(node: Node, root: Pa
     done = run(node, prefix=prefix, **wrong)
     said = {
         "root": f"the driver's root {driver_root} does not exist or is empty",
-        "nodes": "`nvidia-ctk system create-device-nodes` failed: failed to create devices info: no NVIDIA",
+        "nodes": (
+            "`nvidia-ctk system create-device-nodes` failed: failed to create devices info: no"
+            " NVIDIA"
+        ),
         "libraries": "`nvidia-ctk cdi generate` failed: failed to generate CDI spec: ",
     }[what]
     assert done.returncode == 4
-    [line] = [line for line in done.stderr.splitlines() if "the CDI specification was not made" in line]
+    [line] = [
+        line for line in done.stderr.splitlines() if "the CDI specification was not made" in line
+    ]
     assert said in line
     assert fake_node.trace(spec(node)) == before
     assert "specification" not in json.loads(node.state.read_bytes())
@@ -344,7 +366,11 @@ def test_the_runtime_s_configuration_stays_where_nvidia_ctk_fails(node: Node, ro
         assert done.returncode == 4
         assert b"nvidia-container-runtime" in node.config.read_bytes()
         state = json.loads(node.state.read_bytes())
-        assert (state["open"], state["pending_reload"], runtime.signals()) == (None, None, ["SIGHUP"])
+        assert (state["open"], state["pending_reload"], runtime.signals()) == (
+            None,
+            None,
+            ["SIGHUP"],
+        )
         driver.make(root)
         assert run(node, prefix=driver.loaded(root), no_runtime_config=None).returncode == 0
         assert runtime.signals() == ["SIGHUP"]
@@ -382,7 +408,11 @@ def test_a_kill_leaves_the_old_file_or_the_new_one(node: Node, root: Path) -> No
 
 def peer_cases() -> dict[str, Any]:
     path = FOLDER / "installer-toolkit.json"
-    return {each["id"]: each for each in json.loads(path.read_bytes())["cases"]} if path.exists() else {}
+    return (
+        {each["id"]: each for each in json.loads(path.read_bytes())["cases"]}
+        if path.exists()
+        else {}
+    )
 
 
 @pytest.mark.parametrize("key", sorted(peer_cases()) or ["absent"])
@@ -468,7 +498,9 @@ mknod -m 666 /dev/dxg c 10 63
 """
 
 
-def test_a_tegra_whose_module_is_nvgpu_is_described_by_its_csv_files(node: Node, tmp_path: Path) -> None:
+def test_a_tegra_whose_module_is_nvgpu_is_described_by_its_csv_files(
+    node: Node, tmp_path: Path
+) -> None:
     folder = tmp_path / "csv/host-files-for-container.d"
     folder.mkdir(parents=True)
     table = folder / "devices.csv"
@@ -477,13 +509,17 @@ def test_a_tegra_whose_module_is_nvgpu_is_described_by_its_csv_files(node: Node,
     given: dict[str, str | None] = {"driver_root": "/", "driver_root_ctr_path": "/"}
     done = run(node, prefix=prefix, **given)
     assert done.returncode == 0, done.stderr
-    devices = {each["name"]: each["containerEdits"]["deviceNodes"] for each in content(node)["devices"]}
+    devices = {
+        each["name"]: each["containerEdits"]["deviceNodes"] for each in content(node)["devices"]
+    }
     assert [each["path"] for each in devices["all"]] == ["/dev/null"]
     assert content(node)["kind"] == "management.nvidia.com/gpu"
     assert run(node, prefix=prefix, **given).stderr == fake_node.NOTHING_TO_DO
     table.write_text("dev, /dev/null\ndev, /dev/zero\n", encoding="utf-8")
     assert run(node, prefix=prefix, **given).returncode == 0
-    devices = {each["name"]: each["containerEdits"]["deviceNodes"] for each in content(node)["devices"]}
+    devices = {
+        each["name"]: each["containerEdits"]["deviceNodes"] for each in content(node)["devices"]
+    }
     assert [each["path"] for each in devices["all"]] == ["/dev/null", "/dev/zero"]
 
 
@@ -494,9 +530,12 @@ def test_the_driver_s_usual_root_is_named_as_the_reason_where_the_node_has_its_o
     """The default is that of a driver container, of which there is none for these."""
     (tmp_path / "csv").mkdir()
     words = (str(tmp_path / "csv"),) if script == _TEGRA else ()
-    done = run(node, prefix=fake_node.in_mounts(script, *words), driver_root="/no", driver_root_ctr_path="")
+    done = run(
+        node, prefix=fake_node.in_mounts(script, *words), driver_root="/no", driver_root_ctr_path=""
+    )
     assert (
-        "the driver's root /no does not exist or is empty; the driver of WSL2 and of a Tegra" in done.stderr
+        "the driver's root /no does not exist or is empty; the driver of WSL2 and of a Tegra"
+        in done.stderr
     )
     assert "set --driver-root=/" in done.stderr
 
@@ -508,7 +547,9 @@ def test_on_wsl2_nvidia_ctk_is_asked_for_wsl(node: Node) -> None:
     assert done.returncode == 4
     assert "failed to initialize dxcore" in done.stderr
     assert "not loaded" not in done.stderr
-    found = json.loads(fake_node.cli("diagnose", *options(node), "-o", "json", prefix=prefix).stdout)
+    found = json.loads(
+        fake_node.cli("diagnose", *options(node), "-o", "json", prefix=prefix).stdout
+    )
     assert found["driver"]["loaded"] == "/dev/dxg"
     assert not [each for each in found["findings"] if "not loaded" in each["problem"]]
 
@@ -562,7 +603,9 @@ def test_a_daemon_stays_where_nvidia_ctk_fails_and_tries_again(node: Node, root:
         assert content(node)["kind"] == "management.nvidia.com/gpu"
 
 
-def test_a_diagnosis_tells_of_hooks_that_are_gone_and_of_another_driver(node: Node, root: Path) -> None:
+def test_a_diagnosis_tells_of_hooks_that_are_gone_and_of_another_driver(
+    node: Node, root: Path
+) -> None:
     assert run(node, prefix=driver.loaded(root)).returncode == 0
     (root / "version").write_text("1000.1\n", encoding="ascii")
     (node.toolkit / "nvidia-cdi-hook").unlink()
@@ -572,11 +615,12 @@ def test_a_diagnosis_tells_of_hooks_that_are_gone_and_of_another_driver(node: No
     assert (told["kind"], told["drivers"]) == ("management.nvidia.com/gpu", [driver.VERSION])
     problems = [each["problem"] for each in found["findings"]]
     assert (
-        f"the CDI specification {spec(node)} uses the hook {node.toolkit}/nvidia-cdi-hook, which is not on"
-        " the node: containers with its devices fail to start"
-    ) in problems
+        f"the CDI specification {spec(node)} uses the hook {node.toolkit}/nvidia-cdi-hook, which is"
+        " not on the node: containers with its devices fail to start" in problems
+    )
     assert (
-        f"the CDI specification {spec(node)} is for driver {driver.VERSION}, but 1000.1 is loaded" in problems
+        f"the CDI specification {spec(node)} is for driver {driver.VERSION}, but 1000.1 is loaded"
+        in problems
     )
 
 
@@ -614,7 +658,9 @@ def test_moved_paths_lie_below_the_named_roots() -> None:
     moved = spec_document.moved(tree, (("/x/dev", "/dev"), ("/x", "/run/driver")))
     nodes = moved["devices"][0]["containerEdits"]["deviceNodes"]
     assert [each["hostPath"] for each in nodes] == ["/dev/a", "/run/driver/devices"]
-    assert moved["containerEdits"]["mounts"] == [{"hostPath": "/run/driver/lib", "containerPath": "/x/lib"}]
+    assert moved["containerEdits"]["mounts"] == [
+        {"hostPath": "/run/driver/lib", "containerPath": "/x/lib"}
+    ]
 
 
 @pytest.mark.parametrize(

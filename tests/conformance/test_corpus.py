@@ -46,7 +46,9 @@ class Told:
 def told(dump: Dump) -> Told:
     """Split a dump into what we may change and what we may not."""
     plugins = dump.get("plugins", {})
-    section: Dump = next((plugins[name] for name in SECTIONS if "containerd" in plugins.get(name, {})), {})
+    section: Dump = next(
+        (plugins[name] for name in SECTIONS if "containerd" in plugins.get(name, {})), {}
+    )
     containerd = section.get("containerd", {})
     rest = {}
     for key, value in flat(dump):
@@ -57,7 +59,9 @@ def told(dump: Dump) -> Told:
         if not ours and key != ("imports",):
             rest[key] = value
     return Told(
-        handlers={name: dict(flat_dict(table)) for name, table in containerd.get("runtimes", {}).items()},
+        handlers={
+            name: dict(flat_dict(table)) for name, table in containerd.get("runtimes", {}).items()
+        },
         default=containerd.get("default_runtime_name", ""),
         rest=rest,
     )
@@ -68,7 +72,9 @@ def flat(value: Any, key: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...
     if isinstance(value, dict):
         for name, below in value.items():
             yield from flat(below, (*key, name))
-    elif value not in ("", 0, False, []) and not (key[-1:] and key[-1] in SANDBOX and value == "podsandbox"):
+    elif value not in ("", 0, False, []) and not (
+        key[-1:] and key[-1] in SANDBOX and value == "podsandbox"
+    ):
         yield key, value
 
 
@@ -210,7 +216,9 @@ PLACES: Final = {
 @pytest.mark.binary
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("version", CRI)
-def test_no_root_version_breaks_the_runtime(version: int, place: str, binary: binaries.Binary) -> None:
+def test_no_root_version_breaks_the_runtime(
+    version: int, place: str, binary: binaries.Binary
+) -> None:
     """P01, P12: with any root version, wherever runc is, the runtime loads and keeps the rest."""
     files = PLACES[place](version)
     refusal = check_way(pure_plan.desired(), files, binary)
@@ -224,7 +232,9 @@ def test_a_drop_in_has_the_root_file_s_version(version: int, binary: binaries.Bi
         wanted = r"does not load it|would not be in effect"
         with pytest.raises(ConfigError, match=wanted):
             pure_plan.plan(
-                pure_plan.desired(), {pure_plan.CONFIG: root(version)}, partial(binaries.ask, binary)
+                pure_plan.desired(),
+                {pure_plan.CONFIG: root(version)},
+                partial(binaries.ask, binary),
             )
         return
     found = pure_plan.plan(
@@ -246,16 +256,23 @@ NODES: Final[Mapping[str, pure_plan.Files]] = {
     "other drop-in imported": {
         pure_plan.CONFIG: root(2, 'imports = ["/etc/containerd/conf.d/*.toml"]', runc(2)),
         "/etc/containerd/conf.d/10-other.toml": (
-            f'version = 2\n{runc(2)}[{V2}.containerd.runtimes.kata]\nruntime_type = "io.containerd.kata.v2"\n'
-        ).encode(),
+            (
+                f"version = 2\n{runc(2)}[{V2}.containerd.runtimes.kata]\nruntime_type ="
+                ' "io.containerd.kata.v2"\n'
+            ).encode()
+        ),
     },
     "other drop-in asleep": {
         pure_plan.CONFIG: root(2, "imports = []", runc(2)),
-        "/etc/containerd/conf.d/10-asleep.toml": f'version = 2\n[{V2}]\nsandbox_image = "x"\n'.encode(),
+        "/etc/containerd/conf.d/10-asleep.toml": (
+            f'version = 2\n[{V2}]\nsandbox_image = "x"\n'.encode()
+        ),
     },
     "other drop-in asleep, no imports": {
         pure_plan.CONFIG: root(2, "", runc(2)),
-        "/etc/containerd/conf.d/10-asleep.toml": f'version = 2\n[{V2}]\nsandbox_image = "x"\n'.encode(),
+        "/etc/containerd/conf.d/10-asleep.toml": (
+            f'version = 2\n[{V2}]\nsandbox_image = "x"\n'.encode()
+        ),
     },
     "import without a glob": {
         pure_plan.CONFIG: root(2, 'imports = ["/etc/containerd/10.toml"]', runc(2)),
@@ -272,7 +289,9 @@ NODES: Final[Mapping[str, pure_plan.Files]] = {
     },
     "import in two steps": {
         pure_plan.CONFIG: b'version = 2\nimports = ["/etc/containerd/k0s.d/*.toml"]\n',
-        "/etc/containerd/k0s.d/nvidia.toml": b'imports = ["/etc/containerd/conf.d/*.toml"]\nversion = 2\n',
+        "/etc/containerd/k0s.d/nvidia.toml": (
+            b'imports = ["/etc/containerd/conf.d/*.toml"]\nversion = 2\n'
+        ),
         "/etc/containerd/k0s.d/runc.toml": f"version = 2\n{runc(2)}".encode(),
     },
     "import of itself": {
@@ -283,23 +302,29 @@ NODES: Final[Mapping[str, pure_plan.Files]] = {
         "/etc/containerd/z.toml": b"version = 2\noom_score = -7\n",
     },
     "imported twice": {
-        pure_plan.CONFIG: root(2, 'imports = ["/etc/containerd/a.toml", "/etc/containerd/*.toml"]', runc(2)),
+        pure_plan.CONFIG: root(
+            2, 'imports = ["/etc/containerd/a.toml", "/etc/containerd/*.toml"]', runc(2)
+        ),
         "/etc/containerd/a.toml": b"version = 2\noom_score = -7\n",
     },
     "later import wins the default": {
         pure_plan.CONFIG: root(2, 'imports = ["/etc/containerd/conf.d/*.toml"]', runc(2)),
         "/etc/containerd/conf.d/zz-last.toml": (
-            f'version = 2\n[{V2}.containerd]\ndefault_runtime_name = "runc"\n'
-        ).encode(),
+            (f'version = 2\n[{V2}.containerd]\ndefault_runtime_name = "runc"\n').encode()
+        ),
     },
     "foreign drop-in under our name": {
         pure_plan.CONFIG: root(2, 'imports = ["/etc/containerd/conf.d/*.toml"]', runc(2)),
         pure_plan.DROP_IN: (
-            f'version = 2\n{runc(2)}[{V2}.containerd.runtimes.nvidia.options]\nRoot = "/r"\n'
-        ).encode(),
+            (
+                f'version = 2\n{runc(2)}[{V2}.containerd.runtimes.nvidia.options]\nRoot = "/r"\n'
+            ).encode()
+        ),
     },
     "a default that does not exist": {
-        pure_plan.CONFIG: root(2, "", f'[{V2}.containerd]\ndefault_runtime_name = "gone"\n{runc(2)}'),
+        pure_plan.CONFIG: root(
+            2, "", f'[{V2}.containerd]\ndefault_runtime_name = "gone"\n{runc(2)}'
+        ),
     },
     "other spelling of the binary": {
         pure_plan.CONFIG: root(
@@ -322,7 +347,9 @@ MAY_REFUSE: Final[Mapping[str, str]] = {
 
 @pytest.mark.binary
 @pytest.mark.parametrize("node", NODES)
-def test_only_our_keys_change_however_the_files_are_laid_out(node: str, binary: binaries.Binary) -> None:
+def test_only_our_keys_change_however_the_files_are_laid_out(
+    node: str, binary: binaries.Binary
+) -> None:
     refusal = check_way(pure_plan.desired(), NODES[node], binary)
     if refusal is not None:
         reason = MAY_REFUSE.get(node)
@@ -343,7 +370,9 @@ def test_the_default_stays_where_it_is_not_wished(binary: binaries.Binary) -> No
 def test_cdi_is_on_where_the_binary_knows_it(binary: binaries.Binary) -> None:
     files = {pure_plan.CONFIG: root(2, runc=runc(2))}
     found = pure_plan.plan(pure_plan.desired(enable_cdi=True), files, partial(binaries.ask, binary))
-    before, after = (told(dump(binary, each)).rest for each in (files, pure_plan.after(files, found)))
+    before, after = (
+        told(dump(binary, each)).rest for each in (files, pure_plan.after(files, found))
+    )
     changed = {key: value for key, value in after.items() if before.get(key) != value}
     # 1.6 does not know the key, 1.7 has it off, and 2.x on.
     assert changed == ({("plugins", CRI[2], "enable_cdi"): True} if binary.line == "1.7" else {})
@@ -352,14 +381,17 @@ def test_cdi_is_on_where_the_binary_knows_it(binary: binaries.Binary) -> None:
 
 SECTION: Final = f"[{V2}.containerd"
 NEWER_TOML: Final[Mapping[str, str]] = {
-    "options over several lines": f"""{SECTION}.runtimes.runc]
+    "options over several lines": (
+        f"""{SECTION}.runtimes.runc]
   runtime_type = "io.containerd.runc.v2"
   options = {{
     SystemdCgroup = true,
     BinaryName = "runc",
   }}
-""",
-    "handlers over several lines": f"""{SECTION}]
+"""
+    ),
+    "handlers over several lines": (
+        f"""{SECTION}]
 runtimes = {{
   # the usual one
   runc = {{ runtime_type = "io.containerd.runc.v2" }}, # why
@@ -367,14 +399,19 @@ runtimes = {{
     BinaryName = "/opt/crun"
   }} }}
 }}
-""",
-    "no comma at the end": f"""{SECTION}]
+"""
+    ),
+    "no comma at the end": (
+        f"""{SECTION}]
 runtimes = {{
   runc = {{ runtime_type = "io.containerd.runc.v2", options = {{
     BinaryName = "/opt/runc" }} }}
 }}
-""",
-    "comma before a brace": f'{SECTION}.runtimes]\nrunc = {{ runtime_type = "io.containerd.runc.v2", }}\n',
+"""
+    ),
+    "comma before a brace": (
+        f'{SECTION}.runtimes]\nrunc = {{ runtime_type = "io.containerd.runc.v2", }}\n'
+    ),
     "byte": f'[{V2}.registry.headers]\n  X-Note = ["f\\xfcr"]\n',
     "escape": f'[{V2}.registry.headers]\n  X-Note = ["\\e"]\n',
     "spelled name": f'{SECTION}."\\x72untimes".runc]\nruntime_type = "io.containerd.runc.v2"\n',
@@ -435,7 +472,9 @@ def test_without_a_binary_the_files_alone_lead_there_and_back(name: str) -> None
     assert pure_plan.after(after, pure_plan.removal(pure_plan.desired(), after, owned)) == files
     # Somebody edited it since: every line of theirs, and every line that was there, is there.
     edited = {pure_plan.CONFIG: after[pure_plan.CONFIG] + b"# foreign\n"}
-    left = pure_plan.after(edited, pure_plan.removal(pure_plan.desired(), edited, owned))[pure_plan.CONFIG]
+    left = pure_plan.after(edited, pure_plan.removal(pure_plan.desired(), edited, owned))[
+        pure_plan.CONFIG
+    ]
     assert full(tomli.loads(left.decode())) == full(tomli.loads(files[pure_plan.CONFIG].decode()))
     assert b"# foreign" in left
 

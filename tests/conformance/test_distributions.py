@@ -54,10 +54,14 @@ def test_k3s_that_imports_a_directory_gets_one_file_there(
     assert [change.path for change in found.changes] == [DROP_IN]
     assert not found.pending_restart
     # The next start renders handlers for the same programs, since the files are there then.
-    after = pure_plan.after({**files, distros.CONFIG: distros.k3s(distros.with_toolkit(tmp_path))}, found)
+    after = pure_plan.after(
+        {**files, distros.CONFIG: distros.k3s(distros.with_toolkit(tmp_path))}, found
+    )
     handlers, said = effective(line, distros.CONFIG, after)
     assert said == (default or "runc")
-    assert {name: binary(handlers, name) for name in wish.names} == {h.name: h.binary for h in wish.handlers}
+    assert {name: binary(handlers, name) for name in wish.names} == {
+        h.name: h.binary for h in wish.handlers
+    }
     assert handlers["nvidia"]["options"]["SystemdCgroup"] is False
     assert pure_plan.plan(wish, after, ask(line), pure_plan.ownership(found)).is_noop
     back = pure_plan.removal(wish, after, pure_plan.ownership(found), ask(line))
@@ -65,7 +69,9 @@ def test_k3s_that_imports_a_directory_gets_one_file_there(
 
 
 @pytest.mark.parametrize("line", NEW)
-def test_k3s_with_a_template_of_schema_2_gets_it_where_that_one_imports(line: str, tmp_path: Path) -> None:
+def test_k3s_with_a_template_of_schema_2_gets_it_where_that_one_imports(
+    line: str, tmp_path: Path
+) -> None:
     place = distros.CONFIG.replace("config.toml", "config.toml.d/99-nvidia.toml")
     files = {distros.CONFIG: distros.k3s(tmp_path, "-version=2")}
     found = pure_plan.plan(distros.wish("k3s"), files, ask(line))
@@ -98,7 +104,9 @@ def test_k3s_without_such_a_directory_makes_the_handlers_itself(line: str, tmp_p
 
 
 @pytest.mark.parametrize("line", OLD)
-def test_an_import_is_not_used_where_it_would_replace_the_section(line: str, tmp_path: Path) -> None:
+def test_an_import_is_not_used_where_it_would_replace_the_section(
+    line: str, tmp_path: Path
+) -> None:
     """containerd 1.x: a drop-in there takes CNI, the sandbox image and runc away."""
     files = {distros.CONFIG: distros.k3s(tmp_path, "-version=2")}
     found = pure_plan.plan(distros.nowhere(distros.wish("k3s")), files, ask(line))
@@ -110,9 +118,14 @@ def test_an_import_is_not_used_where_it_would_replace_the_section(line: str, tmp
 def test_where_the_default_cannot_be_set_the_admin_is_told_how(name: str, tmp_path: Path) -> None:
     wish = distros.wish(name)
     files = {wish.config: distros.k3s(tmp_path, "-imports=false")}
-    with pytest.raises(UnsupportedSetup, match="the default handler cannot be set to nvidia") as refused:
+    with pytest.raises(
+        UnsupportedSetup, match="the default handler cannot be set to nvidia"
+    ) as refused:
         pure_plan.plan(wish, files, ask("2.1"))
-    assert f"write `default-runtime: nvidia` into /etc/rancher/{name}/config.yaml" in refused.value.hint
+    assert (
+        f"write `default-runtime: nvidia` into /etc/rancher/{name}/config.yaml"
+        in refused.value.hint
+    )
     assert distros.row(name).units[0] in refused.value.hint
 
 
@@ -131,7 +144,10 @@ def test_the_documented_setting_of_the_default_is_as_good(tmp_path: Path) -> Non
     [
         (
             {"handlers": tuple(replace(h, binary=f"/opt{h.binary}") for h in pure_plan.HANDLERS)},
-            "it searches for the toolkit in /usr/local/nvidia/toolkit, not in /opt/usr/local/nvidia/toolkit",
+            (
+                "it searches for the toolkit in /usr/local/nvidia/toolkit, not in"
+                " /opt/usr/local/nvidia/toolkit"
+            ),
             "use --toolkit-install-dir=/usr/local/nvidia",
         ),
         (
@@ -157,7 +173,9 @@ def test_what_k3s_would_not_find_is_refused(
 
 
 def test_a_file_that_was_not_rendered_yet_is_waited_for() -> None:
-    with pytest.raises(UnsupportedSetup, match="not found: its distribution writes it at each start"):
+    with pytest.raises(
+        UnsupportedSetup, match="not found: its distribution writes it at each start"
+    ):
         pure_plan.plan(distros.wish("k3s"), {}, ask("2.1"))
 
 
@@ -174,7 +192,8 @@ def test_an_admin_s_template_is_rendered_with_ours_beside_it(tmp_path: Path) -> 
     template = tmp_path / distros.CONFIG.lstrip("/").replace("config.toml", "config-v3.toml.tmpl")
     template.parent.mkdir(parents=True)
     more = (
-        b"[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.custom]\nruntime_type = \"io.x.v1\"\n"
+        b"[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.custom]\nruntime_type ="
+        b' "io.x.v1"\n'
     )
     template.write_bytes(b'{{ template "base" . }}\n' + more)
     files = {distros.CONFIG: distros.k3s(tmp_path)}
@@ -223,7 +242,9 @@ def test_microk8s_template_is_edited_and_keeps_its_variables(line: str, which: s
     rendered = distros.microk8s(edited)
     handlers, said = effective(line, "/r.toml", {"/r.toml": rendered})
     assert said == "nvidia"
-    assert {name: binary(handlers, name) for name in wish.names} == {h.name: h.binary for h in wish.handlers}
+    assert {name: binary(handlers, name) for name in wish.names} == {
+        h.name: h.binary for h in wish.handlers
+    }
     assert {handlers[name]["runtime_type"] for name in wish.names} == {"io.containerd.runc.v2"}
     after = {distros.TEMPLATE: edited, wish.delivery.rendered: rendered}
     assert pure_plan.plan(wish, after, ask(line), pure_plan.ownership(found)).is_noop
@@ -251,7 +272,9 @@ def test_the_binary_is_asked_about_what_it_would_be_started_with(line: str) -> N
     wish = distros.wish("microk8s", drop_in="")
     rendered = distros.microk8s(distros.MICROK8S)
     moved = distros.MICROK8S.replace(b"# The keys of", b"\n\n# The keys of")
-    seen = pure_plan.observe(wish, {distros.TEMPLATE: moved, wish.delivery.rendered: rendered}, ask(line))
+    seen = pure_plan.observe(
+        wish, {distros.TEMPLATE: moved, wish.delivery.rendered: rendered}, ask(line)
+    )
     said = seen.results["effective"].out
     assert "${" not in said
     assert "/var/snap/microk8s/7394/args/cni-network" in said
@@ -290,7 +313,10 @@ def test_k0s_imports_our_file_and_gets_no_line(line: str) -> None:
     assert said == "nvidia"
     assert pure_plan.plan(wish, after, ask(line), pure_plan.ownership(found)).is_noop
     assert (
-        pure_plan.after(after, pure_plan.removal(wish, after, pure_plan.ownership(found), ask(line))) == files
+        pure_plan.after(
+            after, pure_plan.removal(wish, after, pure_plan.ownership(found), ask(line))
+        )
+        == files
     )
 
 
@@ -307,7 +333,9 @@ def test_k0s_before_1_36_merges_our_file_itself(line: str) -> None:
     assert said == "nvidia"
     assert {"runc", *wish.names} <= set(handlers)
     assert pure_plan.plan(wish, after, ask(line), pure_plan.ownership(found)).is_noop
-    gone = pure_plan.after(after, pure_plan.removal(wish, after, pure_plan.ownership(found), ask(line)))
+    gone = pure_plan.after(
+        after, pure_plan.removal(wish, after, pure_plan.ownership(found), ask(line))
+    )
     assert wish.drop_in not in gone
 
 
@@ -326,7 +354,9 @@ runtime_type = "io.containerd.runc.v2"
 @pytest.mark.parametrize("imports", [IMPORTS, b""], ids=["imports", "does not"])
 def test_canonical_k8s_root_config_gets_no_import_of_ours(line: str, imports: bytes) -> None:
     data = imports + CANONICAL
-    wish = replace(distros.wish("canonical-k8s"), config=pure_plan.CONFIG, drop_in=pure_plan.DROP_IN)
+    wish = replace(
+        distros.wish("canonical-k8s"), config=pure_plan.CONFIG, drop_in=pure_plan.DROP_IN
+    )
     files = {pure_plan.CONFIG: data}
     found = pure_plan.plan(wish, files, ask(line))
     in_drop_in = line in NEW and bool(imports)
@@ -339,7 +369,10 @@ def test_canonical_k8s_root_config_gets_no_import_of_ours(line: str, imports: by
     assert said == "nvidia"
     assert {"runc", *wish.names} <= set(handlers)
     assert (
-        pure_plan.after(after, pure_plan.removal(wish, after, pure_plan.ownership(found), ask(line))) == files
+        pure_plan.after(
+            after, pure_plan.removal(wish, after, pure_plan.ownership(found), ask(line))
+        )
+        == files
     )
 
 
@@ -373,7 +406,10 @@ def test_cri_is_enabled_only_where_that_is_asked(line: str) -> None:
     assert effective(line, pure_plan.CONFIG, after)[1] == "nvidia"
     assert pure_plan.plan(wish, after, ask(line), pure_plan.ownership(found)).is_noop
     assert (
-        pure_plan.after(after, pure_plan.removal(wish, after, pure_plan.ownership(found), ask(line))) == files
+        pure_plan.after(
+            after, pure_plan.removal(wish, after, pure_plan.ownership(found), ask(line))
+        )
+        == files
     )
 
 
@@ -381,5 +417,7 @@ def test_other_disabled_plugins_stay() -> None:
     zfs = "io.containerd.snapshotter.v1.zfs"
     data = f'version = 2\ndisabled_plugins = ["io.containerd.grpc.v1.cri", "{zfs}"]\n'.encode()
     found = pure_plan.plan(pure_plan.desired(enable_cri=True), {pure_plan.CONFIG: data}, ask("2.1"))
-    after = tomllib.loads(pure_plan.after({pure_plan.CONFIG: data}, found)[pure_plan.CONFIG].decode())
+    after = tomllib.loads(
+        pure_plan.after({pure_plan.CONFIG: data}, found)[pure_plan.CONFIG].decode()
+    )
     assert after["disabled_plugins"] == [zfs]

@@ -18,7 +18,9 @@ MIGRATING: Final = ("2.1", "2.2", "2.3", "2.4")
 
 
 def migrated(line: str, data: bytes) -> bytes:
-    query = BinaryQuery(name="migrate", argv=("--config", token(0), "config", "migrate"), files=(data,))
+    query = BinaryQuery(
+        name="migrate", argv=("--config", token(0), "config", "migrate"), files=(data,)
+    )
     answer = binaries.ask(binaries.find(line), query)
     assert answer.ok, answer.err
     return answer.out.encode()
@@ -28,7 +30,9 @@ def migrated(line: str, data: bytes) -> bytes:
 @pytest.mark.parametrize("default", ["nvidia", None])
 @pytest.mark.parametrize("line", MIGRATING)
 @pytest.mark.parametrize("old", ["1.6", "1.7"])
-def test_a_revert_finds_our_keys_where_they_were_moved(old: str, line: str, default: str | None) -> None:
+def test_a_revert_finds_our_keys_where_they_were_moved(
+    old: str, line: str, default: str | None
+) -> None:
     files, wish = NODES["kubeadm"], pure_plan.desired(default=default)
     installed = pure_plan.plan(wish, files, partial(binaries.ask, binaries.find(old)))
     after, record = pure_plan.after(files, installed), owned(installed)

@@ -25,7 +25,10 @@ REFUSED: Final[dict[str, tuple[dict[str, Any], str]]] = {
     ),
     "number": (
         {"options": {"IoUid": "1000"}},
-        "--runtime-config-override: options.IoUid must be a whole number from 0 to 4294967295, but is '1000'",
+        (
+            "--runtime-config-override: options.IoUid must be a whole number from 0 to 4294967295,"
+            " but is '1000'"
+        ),
     ),
     "typing error": (
         {"options": {"SystemdCgruop": True}},
@@ -77,9 +80,10 @@ def test_a_type_that_is_inherited_names_the_handler_it_comes_from(binary: binari
     files = {pure_plan.CONFIG: root(2, runc=runc(2).replace("= true", '= "yes"'))}
     with pytest.raises(UnsupportedSetup) as caught:
         pure_plan.plan(pure_plan.desired(), files, partial(binaries.ask, binary))
-    assert caught.value.why == (
-        "the handler runc, whose options the toolkit's handlers inherit: options.SystemdCgroup must be true"
-        " or false, but is 'yes'"
+    assert (
+        caught.value.why
+        == "the handler runc, whose options the toolkit's handlers inherit: options.SystemdCgroup"
+        " must be true or false, but is 'yes'"
     )
     assert caught.value.hint.startswith("correct it in the configuration of containerd")
 
@@ -93,7 +97,9 @@ def test_a_type_that_is_inherited_names_the_handler_it_comes_from(binary: binari
     ],
 )
 def test_what_pods_survive_is_accepted(override: dict[str, Any], binary: binaries.Binary) -> None:
-    found = pure_plan.plan(pure_plan.desired(override=override), FILES, partial(binaries.ask, binary))
+    found = pure_plan.plan(
+        pure_plan.desired(override=override), FILES, partial(binaries.ask, binary)
+    )
     assert not found.is_noop
 
 

@@ -27,11 +27,15 @@ sandbox_image = "registry.example.com/pause:3.10"
 [plugins."io.containerd.grpc.v1.cri".registry]
 config_path = "/etc/containerd/certs.d"
 """
-FOREIGN: Final = b'version = 2\n[plugins."io.containerd.gc.v1.scheduler"]\nstartup_delay = "200ms"\n'
+FOREIGN: Final = (
+    b'version = 2\n[plugins."io.containerd.gc.v1.scheduler"]\nstartup_delay = "200ms"\n'
+)
 NODES: Final[Mapping[str, pure_plan.Files]] = {
     "kubeadm": {pure_plan.CONFIG: root(2, runc=runc(2)) + REGISTRY.encode()},
     "an import of others": {
-        pure_plan.CONFIG: root(2, 'imports = ["/etc/containerd/conf.d/*.toml"]', runc(2)) + REGISTRY.encode(),
+        pure_plan.CONFIG: (
+            root(2, 'imports = ["/etc/containerd/conf.d/*.toml"]', runc(2)) + REGISTRY.encode()
+        ),
         "/etc/containerd/conf.d/10-gc.toml": FOREIGN,
     },
     "the built-in runc": {pure_plan.CONFIG: root(2) + REGISTRY.encode()},
@@ -60,7 +64,9 @@ def owned(plan: ConfigPlan, before: tuple[Ownership, ...] = ()) -> tuple[Ownersh
 @pytest.mark.binary
 @pytest.mark.parametrize("node", NODES)
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
-def test_a_node_is_repaired_for_the_binary_that_it_has_now(pair: tuple[str, str], node: str) -> None:
+def test_a_node_is_repaired_for_the_binary_that_it_has_now(
+    pair: tuple[str, str], node: str
+) -> None:
     files, wish = NODES[node], pure_plan.desired()
     first, second = (binaries.find(line) for line in pair)
     installed = pure_plan.plan(wish, files, partial(binaries.ask, first))

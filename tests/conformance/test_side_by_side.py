@@ -33,9 +33,9 @@ def groups() -> dict[str, list[Case]]:
     for case in CASES:
         name = case.given[0].partition("=")[0]
         is_alone = len(case.given) == 1 and name in names
-        result.setdefault(f"{case.runtime} {names[name] if is_alone else ' '.join(case.given)}", []).append(
-            case
-        )
+        result.setdefault(
+            f"{case.runtime} {names[name] if is_alone else ' '.join(case.given)}", []
+        ).append(case)
     return result
 
 
@@ -50,11 +50,15 @@ def differences(case: Case, place: Path) -> Sequence[str]:
 
 def test_the_options_are_those_of_upstream_s_help() -> None:
     shown = set(side_by_side.upstream_help()) - {("--help -h", ""), ("--version -v", "")}
-    assert shown == {(flags, variables) for flags, variables, _ in PEER if flags.split()[0] not in NOT_SHOWN}
+    assert shown == {
+        (flags, variables) for flags, variables, _ in PEER if flags.split()[0] not in NOT_SHOWN
+    }
 
 
 @pytest.mark.parametrize("group", groups().values(), ids=groups())
-def test_the_effect_is_the_same_or_a_deliberate_difference(tmp_path: Path, group: list[Case]) -> None:
+def test_the_effect_is_the_same_or_a_deliberate_difference(
+    tmp_path: Path, group: list[Case]
+) -> None:
     for case in group:
         found = differences(case, tmp_path / "node")
         is_listed = any(fnmatchcase(str(case), pattern) for pattern in PATTERNS)

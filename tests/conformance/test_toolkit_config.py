@@ -61,7 +61,9 @@ def config(node: Node) -> dict[str, Any]:
     return tomllib.loads((node.toolkit / CONFIG).read_text(encoding="utf-8"))
 
 
-def asked(program: str, node: Node, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+def asked(
+    program: str, node: Node, *words: str, check: bool = True
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         (str(binaries.toolkit(program)), *words),
         env={"NVIDIA_CTK_CONFIG_FILE_PATH": str(node.toolkit / CONFIG), "PATH": "/usr/bin:/bin"},
@@ -76,7 +78,11 @@ def as_read(node: Node) -> str:
     # A low-level runtime that exists: only then it gets as far as telling.
     (node.toolkit / CONFIG).write_text(text.replace('"runc"', '"/bin/true"'), encoding="utf-8")
     asked("nvidia-container-runtime", node, "state", "x")
-    [line] = [each for each in log.read_text(encoding="utf-8").splitlines() if "Running with config" in each]
+    [line] = [
+        each
+        for each in log.read_text(encoding="utf-8").splitlines()
+        if "Running with config" in each
+    ]
     return line.replace("/bin/true", "runc")
 
 
@@ -136,7 +142,9 @@ def test_the_real_runtime_goes_by_a_feature(node: Node, features: str) -> None:
         "nvidia_container_runtime.debug": str(node.root / "log"),
     }
     install(node, **given, opt_in_features=features)
-    spec = '{"ociVersion": "1.0.0", "process": {"args": ["x"], "env": ["A=1"]}, "strange": {"a": 1}}'
+    spec = (
+        '{"ociVersion": "1.0.0", "process": {"args": ["x"], "env": ["A=1"]}, "strange": {"a": 1}}'
+    )
     (bundle / "config.json").write_text(spec, encoding="utf-8")
     words = ("create", "--bundle", str(bundle), "x")
     done = asked("nvidia-container-runtime", node, *words, check=False)
@@ -147,7 +155,9 @@ def test_the_real_runtime_goes_by_a_feature(node: Node, features: str) -> None:
 def test_what_a_user_set_and_we_have_no_option_for_stays(node: Node) -> None:
     install(node)
     path = node.toolkit / CONFIG
-    mine = path.read_text(encoding="utf-8").replace('swarm-resource = ""', 'swarm-resource = "MINE"  # mine')
+    mine = path.read_text(encoding="utf-8").replace(
+        'swarm-resource = ""', 'swarm-resource = "MINE"  # mine'
+    )
     path.write_text(f"{mine}\n[my]\nown = 1\n", encoding="utf-8")
     install(node, **{"nvidia_container_runtime.mode": "cdi"})
     assert 'swarm-resource = "MINE"  # mine' in path.read_text(encoding="utf-8")
@@ -158,7 +168,9 @@ def test_what_a_user_set_and_we_have_no_option_for_stays(node: Node) -> None:
 
 
 @pytest.mark.parametrize("newer", ["features = {\n  x = true,\n}\n", 'my-own = "\\xfc"\n'])
-def test_toml_1_1_is_refused_because_the_toolkit_s_programs_do_not_read_it(node: Node, newer: str) -> None:
+def test_toml_1_1_is_refused_because_the_toolkit_s_programs_do_not_read_it(
+    node: Node, newer: str
+) -> None:
     install(node)
     path = node.toolkit / CONFIG
     path.write_text(newer + path.read_text(encoding="utf-8"), encoding="utf-8")
@@ -188,7 +200,9 @@ def test_keys_that_are_chosen_are_those_that_the_real_nvidia_ctk_knows(node: Nod
         "nvidia-container-runtime.modes.legacy.cuda-compat-mode": "mount",
     }
     text = {True: "true", ("A=1", "B=2"): "A=1,B=2", ("a", "b"): "a,b"}
-    given = {name: text.get(tuple(v) if isinstance(v, list) else v, v) for name, v in chosen.items()}
+    given = {
+        name: text.get(tuple(v) if isinstance(v, list) else v, v) for name, v in chosen.items()
+    }
     install(node, toolkit_config=",".join(f"{name}={value}" for name, value in given.items()))
     found = config(node)
     for name, value in chosen.items():
@@ -199,6 +213,7 @@ def test_keys_that_are_chosen_are_those_that_the_real_nvidia_ctk_knows(node: Nod
     wrong = node.options(toolkit_config="no-cgroups=true,nvidia-container-cli.ldconfg=/x")
     refused = fake_node.cli("run", "-n", "--no-runtime-config", *wrong).stderr
     assert (
-        "no-cgroups: this toolkit has no such key; did you mean nvidia-container-cli.no-cgroups?" in refused
+        "no-cgroups: this toolkit has no such key; did you mean nvidia-container-cli.no-cgroups?"
+        in refused
     )
     assert "did you mean nvidia-container-cli.ldconfig?" in refused

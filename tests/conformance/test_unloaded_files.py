@@ -72,7 +72,9 @@ def handlers(line: str, files: Mapping[str, bytes]) -> Dump:
 
 
 @pytest.mark.parametrize("line", BREAKING)
-@pytest.mark.parametrize("extra", [b"", b'[plugins."io.containerd.cri.v1.runtime"]\nenable_cdi = true\n'])
+@pytest.mark.parametrize(
+    "extra", [b"", b'[plugins."io.containerd.cri.v1.runtime"]\nenable_cdi = true\n']
+)
 def test_a_drop_in_of_upstream_that_breaks_containerd_is_replaced(line: str, extra: bytes) -> None:
     files = {CONFIG: ROOT, DROP_IN: UPSTREAM + extra}
     assert not load(line, files).ok
@@ -85,7 +87,9 @@ def test_a_drop_in_of_upstream_that_breaks_containerd_is_replaced(line: str, ext
     assert set(effective) == {"runc", *OURS}
     assert effective["nvidia"]["options"]["SystemdCgroup"]
     # What did not load is not put back: without our keys, there is no such file.
-    owned = Ownership(path=DROP_IN, original=None, written=(fingerprint(change.after),), edits=change.edits)
+    owned = Ownership(
+        path=DROP_IN, original=None, written=(fingerprint(change.after),), edits=change.edits
+    )
     ask = partial(binaries.ask, binaries.find(line))
     assert pure_plan.plan(pure_plan.desired(), after, ask, (owned,)).is_noop
     removed = pure_plan.removal(pure_plan.desired(), after, (owned,), ask)
@@ -105,7 +109,9 @@ def test_a_drop_in_of_upstream_that_is_loaded_is_edited_and_given_back(line: str
     assert set(effective) == {"runc", *OURS}
     assert effective["nvidia"]["options"]["SystemdCgroup"]
     ask, owned = partial(binaries.ask, binaries.find(line)), pure_plan.ownership(found)
-    assert pure_plan.after(after, pure_plan.removal(pure_plan.desired(), after, owned, ask)) == files
+    assert (
+        pure_plan.after(after, pure_plan.removal(pure_plan.desired(), after, owned, ask)) == files
+    )
 
 
 @pytest.mark.parametrize("line", ["1.7", *BREAKING])
@@ -156,7 +162,10 @@ runtime_type = "io.containerd.runc.v2"
     assert "x" not in handlers(line, files)
     error = refusal(line, files)
     assert error.path == CONFIG
-    assert error.why == f"its `imports` names {GONE}, which does not exist: containerd reads nothing after it"
+    assert (
+        error.why
+        == f"its `imports` names {GONE}, which does not exist: containerd reads nothing after it"
+    )
     assert error.hint == f"remove {GONE} from `imports`, or create the file"
 
 
@@ -165,11 +174,14 @@ def test_our_import_goes_before_one_that_ends_the_reading(line: str) -> None:
     files = {CONFIG: f'version = 3\nimports = ["{GONE}"]\n'.encode()}
     found = plan(line, files)
     assert (
-        f"{CONFIG}: its `imports` names {GONE}, which does not exist: containerd reads nothing after it"
-        in (found.notes)
+        f"{CONFIG}: its `imports` names {GONE}, which does not exist: containerd reads nothing"
+        " after it" in (found.notes)
     )
     after = pure_plan.after(files, found)
-    assert tomllib.loads(after[CONFIG].decode())["imports"] == ["/etc/containerd/conf.d/*.toml", GONE]
+    assert tomllib.loads(after[CONFIG].decode())["imports"] == [
+        "/etc/containerd/conf.d/*.toml",
+        GONE,
+    ]
     assert set(handlers(line, after)) >= OURS
     ask = partial(binaries.ask, binaries.find(line))
     removed = pure_plan.removal(pure_plan.desired(), after, pure_plan.ownership(found), ask)
@@ -178,7 +190,9 @@ def test_our_import_goes_before_one_that_ends_the_reading(line: str) -> None:
 
 @pytest.mark.parametrize("line", MERGING)
 def test_an_import_that_ends_the_reading_after_our_drop_in_is_only_noted(line: str) -> None:
-    files = {CONFIG: f'version = 3\nimports = ["/etc/containerd/conf.d/*.toml", "{GONE}"]\n'.encode()}
+    files = {
+        CONFIG: f'version = 3\nimports = ["/etc/containerd/conf.d/*.toml", "{GONE}"]\n'.encode()
+    }
     found = plan(line, files)
     assert any(f"names {GONE}, which does not exist" in note for note in found.notes)
     assert set(handlers(line, pure_plan.after(files, found))) >= OURS

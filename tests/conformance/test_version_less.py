@@ -30,7 +30,10 @@ FILES: Final[Mapping[str, pure_plan.Files]] = {
         pure_plan.CONFIG: ("version = 2\n" + IMPORTS + MIRROR).encode(),
         DROP_IN: runc(2).encode(),
     },
-    "root 3, drop-in": {pure_plan.CONFIG: ("version = 3\n" + IMPORTS).encode(), DROP_IN: runc(2).encode()},
+    "root 3, drop-in": {
+        pure_plan.CONFIG: ("version = 3\n" + IMPORTS).encode(),
+        DROP_IN: runc(2).encode(),
+    },
     "root without, drop-in 2": {
         pure_plan.CONFIG: (IMPORTS + MIRROR).encode(),
         DROP_IN: b"version = 2\n" + runc(2).encode(),
@@ -45,7 +48,9 @@ def binary(request: pytest.FixtureRequest) -> binaries.Binary:
 
 @pytest.mark.binary
 @pytest.mark.parametrize("name", FILES)
-def test_our_keys_are_where_the_binary_reads_them_at_every_start(name: str, binary: binaries.Binary) -> None:
+def test_our_keys_are_where_the_binary_reads_them_at_every_start(
+    name: str, binary: binaries.Binary
+) -> None:
     files, wish = FILES[name], pure_plan.desired()
     loaded = binaries.load(binary, pure_plan.CONFIG, frozenset(files.items()))
     refusal = check_way(wish, files, binary)
@@ -70,7 +75,9 @@ def _starts(binary: binaries.Binary, files: pure_plan.Files) -> list[dict[str, o
 @pytest.mark.binary
 def test_options_are_inherited_from_a_drop_in_without_version(binary: binaries.Binary) -> None:
     files = FILES["root 2, drop-in"]
-    after = pure_plan.after(files, pure_plan.plan(pure_plan.desired(), files, partial(binaries.ask, binary)))
+    after = pure_plan.after(
+        files, pure_plan.plan(pure_plan.desired(), files, partial(binaries.ask, binary))
+    )
     assert told(dump(binary, after)).handlers["nvidia"]["options.SystemdCgroup"] is True
 
 
@@ -79,7 +86,9 @@ def test_options_are_inherited_from_a_drop_in_without_version(binary: binaries.B
 @pytest.mark.parametrize("order", [1, -1])
 def test_a_file_that_is_random_before_us_is_refused_with_that_reason(line: str, order: int) -> None:
     files = {pure_plan.CONFIG: "".join([FIRST, MIRROR][::order]).encode()}
-    refusal = pure_plan.refusal(pure_plan.desired(), files, partial(binaries.ask, binaries.find(line)))
+    refusal = pure_plan.refusal(
+        pure_plan.desired(), files, partial(binaries.ask, binaries.find(line))
+    )
     assert refusal is not None
     assert refusal.why.startswith("it has no `version` and tables of two schema generations")
     assert "containerd config migrate" in refusal.hint

@@ -23,8 +23,12 @@ from tests.faults.stories import STORIES
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("operation", nargs="*", metavar="OPERATION", help=f"one of {', '.join(STORIES)}")
-    parser.add_argument("--sampled", action="store_true", help="one error per call, as pytest does it")
+    parser.add_argument(
+        "operation", nargs="*", metavar="OPERATION", help=f"one of {', '.join(STORIES)}"
+    )
+    parser.add_argument(
+        "--sampled", action="store_true", help="one error per call, as pytest does it"
+    )
     parser.add_argument("--workers", type=int, default=WORKERS)
     options = parser.parse_args()
     # So that what was made is removed.

@@ -72,7 +72,9 @@ class Call:
         if self.name in SIGNALS:
             return ("EPERM", "ESRCH")
         return (
-            ("ENOSPC", "EIO") if self.name in (*CONTENT, *DURABLE) else ("ENOSPC", "EIO", "EROFS", "EACCES")
+            ("ENOSPC", "EIO")
+            if self.name in (*CONTENT, *DURABLE)
+            else ("ENOSPC", "EIO", "EROFS", "EACCES")
         )
 
 
@@ -98,7 +100,9 @@ class Fault:
             self.call.name: str(self.call.number)
         }
         words = ["-o", log, "-e", f"trace={_set(when)}"]
-        words += ["-P", self.call.path.replace(RUNTIME, f"/proc/{runtime}/")] if self.call.path else []
+        words += (
+            ["-P", self.call.path.replace(RUNTIME, f"/proc/{runtime}/")] if self.call.path else []
+        )
         for name, number in when.items():
             words += ["-e", f"inject=?{name}:{how}:when={number}"]
         return words

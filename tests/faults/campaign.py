@@ -56,7 +56,9 @@ class Tally:
         if not self.reached:
             told.append(f"{self.story}: no point was reached")
         if len(self.missed) > max(1, self.reached * MOST_MISSED):
-            told.append(f"{self.story}: {len(self.missed)} points were not reached: {self.missed[:_SHOWN]}")
+            told.append(
+                f"{self.story}: {len(self.missed)} points were not reached: {self.missed[:_SHOWN]}"
+            )
         return told
 
     def line(self) -> str:
@@ -286,7 +288,9 @@ def _lost(story: Story, fault: Fault, run: Run, tree: trees.Tree) -> Iterator[st
 def _is_half_way(story: Story, tree: trees.Tree) -> bool:
     """Return whether a revert restored the configuration: then it goes on, without going back."""
     files = (trees.CONFIG, trees.DROP_IN)
-    return story.argv[0] == "revert" and all(tree.get(path) == story.new.get(path) for path in files)
+    return story.argv[0] == "revert" and all(
+        tree.get(path) == story.new.get(path) for path in files
+    )
 
 
 def _unforgiven(fault: Fault, differences: Iterable[str]) -> Iterator[str]:
@@ -299,7 +303,9 @@ def _unforgiven(fault: Fault, differences: Iterable[str]) -> Iterator[str]:
         if fault.later and difference.endswith(".nvidia-toolkit-new is there"):
             continue  # its removal is refused as well
         stays = difference.removesuffix(" is there")
-        if (removed is None or f"/{stays}/" not in f"{removed}/") and not _is_unused(stays, emptied):
+        if (removed is None or f"/{stays}/" not in f"{removed}/") and not _is_unused(
+            stays, emptied
+        ):
             yield difference
 
 
@@ -326,7 +332,10 @@ def _is_at_rest(site: Site, story: Story) -> Iterator[str]:
     again = site.run(story.argv)
     changed = sorted(set(before.items()) ^ set(site.traces().items()))
     if again.code != 0 or changed or site.starts() != starts:
-        yield f"a further run does not leave it alone: {sorted({name for name, _ in changed})} ({again})"
+        yield (
+            f"a further run does not leave it alone: {sorted({name for name, _ in changed})}"
+            f" ({again})"
+        )
     if story.argv[0] != "revert":
         yield from _ended(site, story.revert, 0, story.original)
 

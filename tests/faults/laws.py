@@ -52,8 +52,14 @@ class Loader:
                     here = data.replace(str(self.node.root).encode(), name.encode())
                     (directory / path).write_bytes(here)
             argv = (self.program or "", "--config", str(directory / CONFIG), "config", "dump")
-            done = subprocess.run(argv, capture_output=True, text=True, timeout=_LONGEST_LOAD, check=False)
-        return "" if done.returncode == 0 else f"containerd does not load it: {done.stderr.strip()[-300:]}"
+            done = subprocess.run(
+                argv, capture_output=True, text=True, timeout=_LONGEST_LOAD, check=False
+            )
+        return (
+            ""
+            if done.returncode == 0
+            else f"containerd does not load it: {done.stderr.strip()[-300:]}"
+        )
 
 
 def torn(story: Story, node: Node, tree: Tree, has: Mapping[str, str | None]) -> Iterator[str]:
@@ -82,7 +88,11 @@ def torn(story: Story, node: Node, tree: Tree, has: Mapping[str, str | None]) ->
 def untold(tree: Tree, has: Mapping[str, str | None], node: Node) -> list[str]:
     """Return the files whose content is not what the runtime has read."""
     now = {str(node.config): _data(tree, CONFIG), str(node.drop_in): _data(tree, DROP_IN)}
-    return [path for path, text in has.items() if (text.encode() if text is not None else None) != now[path]]
+    return [
+        path
+        for path, text in has.items()
+        if (text.encode() if text is not None else None) != now[path]
+    ]
 
 
 def too_ready(story: Story, tree: Tree, pid: int) -> str:
@@ -118,7 +128,9 @@ def _binaries(texts: list[bytes | None], toolkit: str) -> set[str]:
     found = set()
     for text in texts:
         content = tomllib.loads(text.decode()) if text else {}
-        found |= {path.removeprefix(toolkit) for path in _leaves(content) if path.startswith(toolkit)}
+        found |= {
+            path.removeprefix(toolkit) for path in _leaves(content) if path.startswith(toolkit)
+        }
     return found
 
 

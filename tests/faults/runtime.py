@@ -84,7 +84,10 @@ def _started(
     try:
         if mounts:
             _enter(mounts)
-        seen = {path: Path(path).read_text("utf-8") if Path(path).exists() else None for path in files or []}
+        seen = {
+            path: Path(path).read_text("utf-8") if Path(path).exists() else None
+            for path in files or []
+        }
         Path(had).write_text(json.dumps(seen), encoding="utf-8")
         sys.argv = [sys.argv[0], *(argv or [])]
         module.main()

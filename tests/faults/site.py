@@ -101,7 +101,9 @@ class Site:
         packages = str(Path(hpack.__file__).parent.parent)
         words = ("-I", "-S", str(runtime.__file__), str(fake_daemon.__file__), packages)
         path = {"PATH": f"{self.home / 'bin'}:{ENVIRONMENT['PATH']}"}
-        self.runtime = Partner([*self.prefix, str(self.home / "containerd"), *words], {**ENVIRONMENT, **path})
+        self.runtime = Partner(
+            [*self.prefix, str(self.home / "containerd"), *words], {**ENVIRONMENT, **path}
+        )
 
     def close(self) -> None:
         self.program.close()
@@ -129,14 +131,20 @@ class Site:
 
     def tell(self, manner: Mapping[str, Any]) -> None:
         """Say how the runtime has to be from now on (see tests/support/fake_daemon.py)."""
-        self.told.write_text(json.dumps({"config": str(self.node.config), **manner}), encoding="utf-8")
+        self.told.write_text(
+            json.dumps({"config": str(self.node.config), **manner}), encoding="utf-8"
+        )
 
     def start(self) -> None:
         """Start the runtime, or start it anew, and wait until it listens."""
         argv = [f"--socket={self.node.socket}", f"--log={self.log}", f"--cri={self.told}"]
         files = [str(self.node.config), str(self.node.drop_in)]
-        pid = self.runtime.ask(do="start", argv=argv, files=files, had=str(self.had), mounts=self.mounts)
-        fake_node.wait_for(lambda: f"{pid} listens" in self._noted(), "the stand-in does not listen")
+        pid = self.runtime.ask(
+            do="start", argv=argv, files=files, had=str(self.had), mounts=self.mounts
+        )
+        fake_node.wait_for(
+            lambda: f"{pid} listens" in self._noted(), "the stand-in does not listen"
+        )
 
     @contextmanager
     def moved(self, mounts: str) -> Iterator[None]:
@@ -152,7 +160,9 @@ class Site:
 
     def settle(self) -> None:
         """Wait until a runtime that was told to end is there again."""
-        fake_node.wait_for(lambda: self._noted()[-1:] != [] and "listens" in self._noted()[-1], "no runtime")
+        fake_node.wait_for(
+            lambda: self._noted()[-1:] != [] and "listens" in self._noted()[-1], "no runtime"
+        )
 
     def pid(self) -> int:
         """Return the PID of the runtime that listens, or listened last."""
@@ -172,7 +182,9 @@ class Site:
     def pods(self) -> dict[str, Any]:
         """Return what the runtime knows of pods: those that are there, and the calls about them."""
         path = self.log.with_name(fake_daemon.PODS)
-        found: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {"calls": [], "pods": {}}
+        found: dict[str, Any] = (
+            json.loads(path.read_bytes()) if path.exists() else {"calls": [], "pods": {}}
+        )
         return found
 
     def tree(self) -> dict[str, trees.Item]:

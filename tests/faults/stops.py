@@ -34,7 +34,9 @@ class Stopped:
 
 
 @contextmanager
-def stopped(site: Site, argv: Sequence[str], call: Call, *, prefix: Sequence[str] = ()) -> Iterator[Stopped]:
+def stopped(
+    site: Site, argv: Sequence[str], call: Call, *, prefix: Sequence[str] = ()
+) -> Iterator[Stopped]:
     """Run the program up to a call (see `Call`: its name, number and, for a few, path)."""
     trace = site.home / "stops"
     trace.unlink(missing_ok=True)

@@ -174,7 +174,9 @@ class Library:
             "revert": ("revert", *options),
             **more,
         }
-        return Story(name=name, start=self.template(start), old=self.tree(start), new=self.tree(end), **said)
+        return Story(
+            name=name, start=self.template(start), old=self.tree(start), new=self.tree(end), **said
+        )
 
 
 def _copy(one: Path, other: Path) -> None:
@@ -208,7 +210,9 @@ def _upgrade(of: Library, name: str, **more: Any) -> Story:
     argv = ("-n", *of.options(merging=False, runtime_class=CLASS))
     end = of.after("upgraded", start, *argv)
     original = of.tree(of.renewed(fresh))
-    return of.story(name, start, end, merging=False, argv=argv, original=original, aside=original, **more)
+    return of.story(
+        name, start, end, merging=False, argv=argv, original=original, aside=original, **more
+    )
 
 
 def take_over(of: Library) -> Story:
@@ -260,7 +264,9 @@ def refused_upgrade(of: Library) -> Story:
     known = ["runc", "nvidia", "nvidia-cdi", "nvidia-legacy"]
     manner = {"sick_if": f"runtimes[.]{CLASS}", "sick": {"handlers": known}}
     told = _upgrade(of, "refused upgrade", code=6, manner=manner, is_brief=True)
-    argv = tuple("--reload-timeout=" + RELUCTANCE if "reload-timeout" in w else w for w in told.argv)
+    argv = tuple(
+        "--reload-timeout=" + RELUCTANCE if "reload-timeout" in w else w for w in told.argv
+    )
     return replace(told, argv=argv)
 
 
@@ -276,7 +282,9 @@ def refused_revert(of: Library) -> Story:
 
 def recovery(story: Story, fault: Fault) -> Story:
     """Return the run after a kill as a story of its own."""
-    return replace(story, name=f"{story.name}, recovered from {fault}", before=(*story.before, fault))
+    return replace(
+        story, name=f"{story.name}, recovered from {fault}", before=(*story.before, fault)
+    )
 
 
 def begin(site: Site, story: Story) -> None:

@@ -48,7 +48,9 @@ def fill(inside: Room, directory: Path) -> None:
 
 def untouched(bench: Bench) -> list[str]:
     """Return what is not as in a node without us, seen from outside of a room."""
-    found = trees.differences(bench.site.tree(), bench.library.tree(bench.library.fresh(merging=False)))
+    found = trees.differences(
+        bench.site.tree(), bench.library.tree(bench.library.fresh(merging=False))
+    )
     mount_point = ("usr is there", "usr/local is there", "usr/local/nvidia is there")
     return [each for each in found if each not in mount_point]
 
@@ -144,7 +146,9 @@ def test_a_read_only_mount_is_seen_before_anything_is_touched(bench: Bench, what
         ("pidfd_send_signal", ""),
     ],
 )
-def test_a_disk_that_becomes_read_only_on_the_way_is_no_end(bench: Bench, name: str, about: str) -> None:
+def test_a_disk_that_becomes_read_only_on_the_way_is_no_end(
+    bench: Bench, name: str, about: str
+) -> None:
     begin_with_a_place(bench)
     call = bench.call(name, about)
     where = str(bench.site.node.install_dir)

@@ -57,7 +57,9 @@ def test_a_killed_run_tears_and_loses_nothing(whole: Campaign, name: str) -> Non
 
 
 @pytest.mark.parametrize("name", OFTEN)
-def test_a_run_that_is_refused_a_call_changes_nothing_or_everything(whole: Campaign, name: str) -> None:
+def test_a_run_that_is_refused_a_call_changes_nothing_or_everything(
+    whole: Campaign, name: str
+) -> None:
     tally = whole.errors(STORIES[name](whole.library))
     real.USED.add(f"faults: {tally.line()}")
     assert tally.problems() == []
@@ -77,4 +79,6 @@ def test_a_proof_that_reaches_nothing_is_none() -> None:
 def test_a_real_containerd_loads_what_is_left(whole: Campaign) -> None:
     if whole.loader.program is None:
         pytest.skip("no containerd is built: make conformance")
-    assert "does not load it" in whole.loader.problem({CONFIG: Item(0o644, (0, 0), b"version = 9\n")})
+    assert "does not load it" in whole.loader.problem(
+        {CONFIG: Item(0o644, (0, 0), b"version = 9\n")}
+    )

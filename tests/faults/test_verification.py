@@ -80,7 +80,9 @@ def test_killed_at_each_call_about_a_container(
 
 
 @pytest.mark.parametrize("how", ERRORS)
-def test_one_call_about_a_container_fails(bench: Bench, install: Story, calls: list[str], how: str) -> None:
+def test_one_call_about_a_container_fails(
+    bench: Bench, install: Story, calls: list[str], how: str
+) -> None:
     for number in range(1, len(calls) + 1):
         run = disturbed(bench, install, {"call": number, "do": how})
         # What fails once is tried again: it is no reason to leave the node as it was.

@@ -110,12 +110,16 @@ def below(tree: Tree, directory: str) -> dict[str, Item] | None:
     """Return what a directory, or a link's target, holds by relative names; None without one."""
     item = tree.get(directory)
     if item is not None and stat.S_ISLNK(item.mode):
-        directory = os.path.normpath(os.path.join(os.path.dirname(directory), os.fsdecode(item.data)))
+        directory = os.path.normpath(
+            os.path.join(os.path.dirname(directory), os.fsdecode(item.data))
+        )
         item = tree.get(directory)
     if item is None or not stat.S_ISDIR(item.mode):
         return None
     prefix = f"{directory}/"
-    return {name.removeprefix(prefix): each for name, each in tree.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): each for name, each in tree.items() if name.startswith(prefix)
+    }
 
 
 def traces(root: Path, ignored: Iterable[str]) -> dict[str, tuple[int, int, int]]:

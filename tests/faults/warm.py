@@ -57,11 +57,17 @@ def _import_everything() -> None:
     for name in _PACKAGES:
         package = importlib.import_module(name)
         for module in pkgutil.walk_packages(package.__path__, f"{name}."):
-            if "__main__" not in module.name and ".tests" not in module.name and "._ps" not in module.name:
+            if (
+                "__main__" not in module.name
+                and ".tests" not in module.name
+                and "._ps" not in module.name
+            ):
                 importlib.import_module(module.name)
 
 
-def _run(argv: list[str], out: str, err: str, strace: list[str] | None, timeout: float) -> dict[str, Any]:
+def _run(
+    argv: list[str], out: str, err: str, strace: list[str] | None, timeout: float
+) -> dict[str, Any]:
     gate, opener = os.pipe()
     begun, beginner = os.pipe()
     pid = os.fork()

@@ -17,7 +17,15 @@ from runtimes.adapter import Adapter
 from runtimes.containerd import ADAPTER as containerd
 from runtimes.formats import json_editor, toml_editor
 from runtimes.model import RuntimeName
-from tests.functional.test_rollback import OURS, Killed, converge, fails_after, killed_in, revert, tree
+from tests.functional.test_rollback import (
+    OURS,
+    Killed,
+    converge,
+    fails_after,
+    killed_in,
+    revert,
+    tree,
+)
 from tests.support import fake_node
 from tests.support.fake_node import Daemon, Node
 from toolkit.deadline import Cancellation
@@ -112,8 +120,8 @@ def test_what_is_taken_for_ours_is_told_beforehand(node: Node, cri_runtime: Daem
     assert not found.is_noop
     assert found.config_plan.is_noop
     assert (
-        f"{node.config} has handlers of the toolkit that are missing from the state file: they are adopted"
-        in (found.config_plan.notes)
+        f"{node.config} has handlers of the toolkit that are missing from the state file: they are"
+        " adopted" in (found.config_plan.notes)
     )
     assert not node.state.parent.exists()
 
@@ -171,7 +179,9 @@ def test_a_kill_while_it_is_recorded_again_loses_nothing(
     assert toml_editor.tree(node.config.read_bytes(), "") == toml_editor.tree(fake_node.KUBEADM, "")
 
 
-def test_what_runs_the_toolkit_of_another_installer_is_its_own(node: Node, cri_runtime: Daemon) -> None:
+def test_what_runs_the_toolkit_of_another_installer_is_its_own(
+    node: Node, cri_runtime: Daemon
+) -> None:
     """It stands in the same place and under the same names, and both come back byte for byte."""
     converge(node)
     theirs = node.config.read_bytes()
@@ -245,11 +255,15 @@ def test_a_handler_that_somebody_else_wrote_keeps_the_toolkit_that_it_runs(
     before = tree(node)
     with pytest.raises(StepError) as caught:
         revert(node)
-    assert str(caught.value) == (
-        f"{node.config} has handlers of the toolkit that are missing from the state file: nothing was changed"
+    assert (
+        str(caught.value)
+        == f"{node.config} has handlers of the toolkit that are missing from the state file:"
+        " nothing was changed"
     )
     assert tree(node) == before
-    with pytest.raises(StepError, match=r"\(mine\) still runs the toolkit, so the toolkit's files are kept"):
+    with pytest.raises(
+        StepError, match=r"\(mine\) still runs the toolkit, so the toolkit's files are kept"
+    ):
         revert(node, force="true")
     assert (node.config.read_bytes(), node.toolkit.exists()) == (mine, True)
     node.config.write_bytes(fake_node.KUBEADM)
@@ -269,12 +283,14 @@ def test_another_install_directory_is_refused_while_the_first_one_has_the_way_ba
     installed = tree(node)
     with pytest.raises(UsageProblem) as caught:
         converge(node, toolkit_install_dir=other)
-    assert str(caught.value) == (
-        f"--toolkit-install-dir={other}: this node was set up with {node.install_dir}"
+    assert (
+        str(caught.value)
+        == f"--toolkit-install-dir={other}: this node was set up with {node.install_dir}"
     )
     assert caught.value.exit_code == 2
-    assert caught.value.hint == (
-        f"revert that first: nvidia-toolkit revert --toolkit-install-dir {node.install_dir}"
+    assert (
+        caught.value.hint
+        == f"revert that first: nvidia-toolkit revert --toolkit-install-dir {node.install_dir}"
     )
     assert tree(node) == installed
     assert cri_runtime.signals() == ["SIGHUP"]
@@ -291,7 +307,9 @@ def test_the_other_dialects_refuse_it_as_well(node: Node, name: str) -> None:
     adapter, options = dialect(node, name, **({"config_mode": "hook"} if name == "crio" else {}))
     transaction.converge(node.settings(**options), adapter)
     with pytest.raises(UsageProblem, match=r": this node was set up with /"):
-        transaction.converge(node.settings(**options, toolkit_install_dir=f"{node.root}/opt"), adapter)
+        transaction.converge(
+            node.settings(**options, toolkit_install_dir=f"{node.root}/opt"), adapter
+        )
 
 
 def test_the_record_is_looked_for_where_the_node_is_seen(node: Node, tmp_path: Path) -> None:
@@ -311,7 +329,9 @@ def test_the_record_is_looked_for_where_the_node_is_seen(node: Node, tmp_path: P
     assert caught.value.hint.endswith(f"revert --toolkit-install-dir {root}/opt/nvidia")
 
 
-def test_keys_that_were_moved_are_found_with_a_record_as_well(node: Node, cri_runtime: Daemon) -> None:
+def test_keys_that_were_moved_are_found_with_a_record_as_well(
+    node: Node, cri_runtime: Daemon
+) -> None:
     """`containerd config migrate` writes the file again, with another version and other places."""
     settings = node.settings()
     transaction.converge(settings, containerd)
@@ -332,7 +352,9 @@ def test_a_forced_revert_leaves_no_handler_without_its_program(
     transaction.converge(node.settings(), containerd)
     text = node.config.read_text(encoding="utf-8")
     if is_ours:  # One of our handlers, which somebody else changed.
-        node.config.write_text(text.replace("nvidia-container-runtime.cdi", "nvidia-container-runtime"))
+        node.config.write_text(
+            text.replace("nvidia-container-runtime.cdi", "nvidia-container-runtime")
+        )
         uninstall.revert(settings, containerd)
         assert not node.toolkit.exists()
         assert "nvidia-container-runtime" not in node.config.read_text(encoding="utf-8")
@@ -344,5 +366,8 @@ def test_a_forced_revert_leaves_no_handler_without_its_program(
     node.config.write_text(text.replace("version = 2", f'version = 2\nimports = ["{other}"]'))
     with pytest.raises(StepError) as caught:
         uninstall.revert(settings, containerd)
-    assert caught.value.message == f"{other} (gpu) still runs the toolkit, so the toolkit's files are kept"
+    assert (
+        caught.value.message
+        == f"{other} (gpu) still runs the toolkit, so the toolkit's files are kept"
+    )
     assert node.toolkit.exists()

@@ -204,8 +204,10 @@ CASES: Final = (
         name="unknown schema version",
         spoil=_config(b"version = 9\n"),
         code=3,
-        said="{node}/etc/containerd/config.toml: schema version 9 is not supported:"
-        " must be one of 1, 2, 3, 4",
+        said=(
+            "{node}/etc/containerd/config.toml: schema version 9 is not supported:"
+            " must be one of 1, 2, 3, 4"
+        ),
         hint="a newer nvidia-toolkit may support it",
     ),
     Case(
@@ -231,7 +233,10 @@ CASES: Final = (
         spoil=_imported_directory,
         code=3,
         said="{node}/etc/containerd/more.toml is a directory",
-        hint="{node}/etc/containerd/config.toml includes it: put a file there, or remove it from `imports`",
+        hint=(
+            "{node}/etc/containerd/config.toml includes it: put a file there, or remove it from"
+            " `imports`"
+        ),
     ),
     Case(
         name="a directory for the config",
@@ -340,15 +345,19 @@ CASES: Final = (
         spoil=_state('{"format": 1,'),
         code=3,
         said="{node}/usr/local/nvidia/.nvidia-toolkit/state.json is damaged: ",
-        hint="keep {node}/usr/local/nvidia/.nvidia-toolkit and report the problem;"
-        " if you remove it, the original files can no longer be restored",
+        hint=(
+            "keep {node}/usr/local/nvidia/.nvidia-toolkit and report the problem;"
+            " if you remove it, the original files can no longer be restored"
+        ),
     ),
     Case(
         name="record of a newer version",
         spoil=_state(json.dumps({"format": 5, "readable_by": 4, "tool": "9.9"})),
         code=3,
-        said="{node}/usr/local/nvidia/.nvidia-toolkit/state.json was written by nvidia-toolkit 9.9"
-        " and needs a newer version",
+        said=(
+            "{node}/usr/local/nvidia/.nvidia-toolkit/state.json was written by nvidia-toolkit 9.9"
+            " and needs a newer version"
+        ),
         hint="use that version or a newer one",
     ),
     Case(
@@ -372,18 +381,24 @@ def node(tmp_path: Path) -> Node:
     return node
 
 
-@pytest.mark.parametrize("case", [pytest.param(case, id=case.name, marks=case.marks) for case in CASES])
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, id=case.name, marks=case.marks) for case in CASES]
+)
 def test_it_is_named_and_nothing_is_changed(node: Node, case: Case) -> None:
     case.spoil(node)
     with case.beside(node):
         before = fake_node.snapshot(node.root, node.pid_file)
-        done = fake_node.cli("-n", *node.options(**case.options), prefix=case.prefix(node), timeout=20)
+        done = fake_node.cli(
+            "-n", *node.options(**case.options), prefix=case.prefix(node), timeout=20
+        )
         after = fake_node.snapshot(node.root, node.pid_file)
     assert done.returncode == case.code, done.stderr
     assert done.stdout == ""
     first, *rest = done.stderr.splitlines()
     assert first.startswith(f"error: {case.said.format(node=node.root)}"), first
-    assert rest == [f"hint: {case.hint.format(node=node.root)}"] if case.hint else len(rest) <= 1, rest
+    assert rest == [f"hint: {case.hint.format(node=node.root)}"] if case.hint else len(rest) <= 1, (
+        rest
+    )
     assert after == before
 
 
@@ -399,7 +414,9 @@ def _cases(*codes: int, of_the_source: bool) -> list[Any]:
 @pytest.mark.parametrize("case", _cases(2, 3, of_the_source=False))
 def test_a_plan_says_the_same(node: Node, case: Case) -> None:
     case.spoil(node)
-    done = fake_node.cli("plan", *node.options(**case.options), prefix=case.prefix(node), timeout=20)
+    done = fake_node.cli(
+        "plan", *node.options(**case.options), prefix=case.prefix(node), timeout=20
+    )
     assert done.returncode == case.code, done.stderr
     assert done.stdout == ""
     assert done.stderr.startswith(f"error: {case.said.format(node=node.root)}")
@@ -408,7 +425,9 @@ def test_a_plan_says_the_same(node: Node, case: Case) -> None:
 @pytest.mark.parametrize("case", _cases(2, of_the_source=True))
 def test_a_plan_does_without_the_toolkits_files_and_says_so(node: Node, case: Case) -> None:
     case.spoil(node)
-    done = fake_node.cli("plan", *node.options(**case.options), prefix=case.prefix(node), timeout=20)
+    done = fake_node.cli(
+        "plan", *node.options(**case.options), prefix=case.prefix(node), timeout=20
+    )
     assert done.returncode == 0, done.stderr
     assert "default_runtime_name" in done.stdout
     assert f"# {case.said.format(node=node.root)}" in done.stdout
@@ -416,7 +435,9 @@ def test_a_plan_does_without_the_toolkits_files_and_says_so(node: Node, case: Ca
 
 
 def test_every_problem_with_the_options_has_its_line(node: Node) -> None:
-    done = fake_node.cli("-n", *node.options(restart_mode="gently", pid_file="/run/x.pid", no_daemon="maybe"))
+    done = fake_node.cli(
+        "-n", *node.options(restart_mode="gently", pid_file="/run/x.pid", no_daemon="maybe")
+    )
     assert done.returncode == 2
     assert sorted(done.stderr.splitlines()) == [
         "error: --no-daemon=maybe: must be true or false (true/false, 1/0, yes/no, on/off)",
@@ -452,8 +473,9 @@ def test_an_edit_between_the_plan_and_its_application_is_a_conflict(
     monkeypatch.setattr(preflight, "check", _edits_meanwhile(node, preflight.check))
     with pytest.raises(Conflict) as caught:
         transaction.converge(node.settings(restart_mode="none"), containerd)
-    assert str(caught.value) == (
-        f"{node.config} was modified while the change was planned; nothing was written"
+    assert (
+        str(caught.value)
+        == f"{node.config} was modified while the change was planned; nothing was written"
     )
     assert (caught.value.exit_code, caught.value.hint) == (4, "run the command again")
     assert node.config.read_bytes() == fake_node.KUBEADM + b"# somebody's\n"
@@ -488,7 +510,9 @@ def test_an_edit_while_the_file_itself_is_written_is_not_lost(
         real(fd)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    with pytest.raises(RolledBack, match=r"was modified after the change was planned; it was not written"):
+    with pytest.raises(
+        RolledBack, match=r"was modified after the change was planned; it was not written"
+    ):
         transaction.converge(node.settings(restart_mode="none"), containerd)
     assert edited
     assert node.config.read_bytes() == theirs

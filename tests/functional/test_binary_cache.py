@@ -68,7 +68,9 @@ def replaced(program: Path) -> None:
     ],
     ids=["times", "size", "another file", "status", "gone"],
 )
-def test_another_file_is_asked_anew(notes: Path, program: Path, change: Callable[[Path], object]) -> None:
+def test_another_file_is_asked_anew(
+    notes: Path, program: Path, change: Callable[[Path], object]
+) -> None:
     change(program)
     assert recalled(notes, program) is None
 
@@ -124,7 +126,9 @@ def test_a_note_of_another_boot_or_kind_counts_for_nothing(
     assert recalled(notes, program) is None
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"7", b"\xff", b'{"answers": {}}', b"[" * 100_000])
+@pytest.mark.parametrize(
+    "data", [b"", b"{", b"[]", b"7", b"\xff", b'{"answers": {}}', b"[" * 100_000]
+)
 def test_a_damaged_note_counts_for_nothing(notes: Path, program: Path, data: bytes) -> None:
     notes.write_bytes(data)
     assert recalled(notes, program) is None
@@ -135,7 +139,9 @@ def test_a_damaged_note_counts_for_nothing(notes: Path, program: Path, data: byt
 
 
 @pytest.mark.parametrize("mode", [0o664, 0o646])
-def test_a_note_that_others_can_write_counts_for_nothing(notes: Path, program: Path, mode: int) -> None:
+def test_a_note_that_others_can_write_counts_for_nothing(
+    notes: Path, program: Path, mode: int
+) -> None:
     notes.chmod(mode)
     assert recalled(notes, program) is None
 
@@ -155,7 +161,9 @@ def test_a_directory_in_its_place_harms_nothing(tmp_path: Path, program: Path) -
     assert list(path.iterdir()) == []
 
 
-def test_a_full_disk_is_no_failure(tmp_path: Path, program: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_no_failure(
+    tmp_path: Path, program: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object, **__: object) -> None:
         raise StepError("no room")
 

@@ -67,7 +67,9 @@ def test_a_flag_does_not_eat_the_next_word(quiet: list[str]) -> None:
     assert "unexpected extra argument" in refused.stderr
 
 
-@pytest.mark.parametrize("word", ["--set-as-default=false", "--set-as-default=no", "--set-as-default=0"])
+@pytest.mark.parametrize(
+    "word", ["--set-as-default=false", "--set-as-default=no", "--set-as-default=0"]
+)
 def test_a_flag_can_be_denied(quiet: list[str], word: str) -> None:
     done = fake_node.done("plan", word, *quiet)
     assert "default_runtime_name" not in done.stdout
@@ -82,7 +84,9 @@ def test_no_daemon_ends_after_the_set_up(node: fake_node.Node, quiet: list[str],
 
 def test_a_short_flag_can_be_denied(node: fake_node.Node, quiet: list[str]) -> None:
     with fake_node.started(fake_node.program("-n=false", *quiet)) as process:
-        fake_node.wait_for(lambda: node.toolkit.is_symlink() or process.poll() is not None, "it does nothing")
+        fake_node.wait_for(
+            lambda: node.toolkit.is_symlink() or process.poll() is not None, "it does nothing"
+        )
         with pytest.raises(subprocess.TimeoutExpired):
             process.communicate(timeout=0.3)
 
@@ -131,8 +135,8 @@ def test_debug_tells_more(quiet: list[str]) -> None:
 def test_the_plan_as_text_ends_with_a_summary(node: fake_node.Node, quiet: list[str]) -> None:
     lines = fake_node.done("plan", *quiet).stdout.splitlines()
     assert lines[:2] == [f"--- {node.config}", f"+++ {node.config}"]
-    assert lines[-1] == (
-        f"# 1 file to change, the toolkit to install at {node.toolkit},"
+    assert (
+        lines[-1] == f"# 1 file to change, the toolkit to install at {node.toolkit},"
         " the runtime to be restarted by you (--restart-mode none)"
     )
 
@@ -149,7 +153,9 @@ def test_the_plan_as_json(node: fake_node.Node, quiet: list[str]) -> None:
         str(node.config), str(node.config), "modify",
     )  # fmt: skip
     head = f"--- {node.config}\n+++ {node.config}\n"
-    assert change["diff"].startswith(f'{head}+plugins."io.containerd.grpc.v1.cri".containerd.default_')
+    assert change["diff"].startswith(
+        f'{head}+plugins."io.containerd.grpc.v1.cri".containerd.default_'
+    )
     assert answer["specification"] is None
     assert answer["toolkit"].keys() == {"path", "version", "in_sync", "differing"}
     assert answer["toolkit"]["path"] == str(node.toolkit)
@@ -197,13 +203,17 @@ def test_a_process_that_stays_gives_no_answer(node: fake_node.Node, quiet: list[
     ],
     ids=["not understood", "unknown option", "wrong value"],
 )
-def test_a_failure_as_json(node: fake_node.Node, quiet: list[str], words: list[str], code: int) -> None:
+def test_a_failure_as_json(
+    node: fake_node.Node, quiet: list[str], words: list[str], code: int
+) -> None:
     node.config.write_bytes(b"version = \n")
     done = fake_node.cli(*words, *quiet)
     error = json.loads(done.stdout)["error"]
     assert (done.returncode, error["code"]) == (code, code)
     assert error["problems"] == [
-        line.removeprefix("error: ") for line in done.stderr.splitlines() if line.startswith("error: ")
+        line.removeprefix("error: ")
+        for line in done.stderr.splitlines()
+        if line.startswith("error: ")
     ]
     assert f"hint: {error['hint']}\n" in done.stderr
 
@@ -216,7 +226,9 @@ def test_a_revert_as_json(node: fake_node.Node, quiet: list[str]) -> None:
     assert answer["stayed"] == []
 
 
-@pytest.mark.parametrize("config", [None, b"version = 2"], ids=["absent", "without a last line end"])
+@pytest.mark.parametrize(
+    "config", [None, b"version = 2"], ids=["absent", "without a last line end"]
+)
 def test_the_diff_is_one_that_patch_understands(tmp_path: Path, config: bytes | None) -> None:
     node = fake_node.make_node(tmp_path / "node", config)
     quiet = node.options(restart_mode="none")
@@ -358,7 +370,9 @@ def test_the_version_is_said() -> None:
 def test_both_names_are_installed(name: str) -> None:
     program = fake_node.BIN / name
     assert program.exists(), "install the project first: make test does"
-    shown = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=20, check=True)
+    shown = subprocess.run(
+        [program, "--version"], capture_output=True, text=True, timeout=20, check=True
+    )
     assert __version__ in shown.stdout
 
 
@@ -393,12 +407,17 @@ def test_words_are_completed(line: str, offered: list[str]) -> None:
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_a_shell_gets_its_script(shell: str) -> None:
-    assert f"_NVIDIA_TOOLKIT_COMPLETE={shell}_complete" in fake_node.done("completion", shell).stdout
+    assert (
+        f"_NVIDIA_TOOLKIT_COMPLETE={shell}_complete" in fake_node.done("completion", shell).stdout
+    )
 
 
 def test_bash_takes_the_script() -> None:
     script = fake_node.done("completion", "bash").stdout
-    asked = f"{script}\nexport PATH={fake_node.BIN}:$PATH\nCOMP_WORDS=(nvidia-toolkit stat)\nCOMP_CWORD=1\n"
+    asked = (
+        f"{script}\nexport PATH={fake_node.BIN}:$PATH\nCOMP_WORDS=(nvidia-toolkit"
+        " stat)\nCOMP_CWORD=1\n"
+    )
     asked += '_nvidia_toolkit_completion nvidia-toolkit\necho "${COMPREPLY[@]}"\n'
     shown = subprocess.run(
         ["bash", "-c", asked],
@@ -437,8 +456,9 @@ def test_1_a_bug_is_told_with_its_trace(
         main.main(["plan", *quiet])
     shown = capsys.readouterr()
     assert caught.value.code == 1
-    assert shown.err.splitlines()[-1] == (
-        f"error: this is a bug in nvidia-toolkit {__version__}: ZeroDivisionError('on purpose')"
+    assert (
+        shown.err.splitlines()[-1]
+        == f"error: this is a bug in nvidia-toolkit {__version__}: ZeroDivisionError('on purpose')"
     )
     assert "Traceback" in shown.err
 
@@ -454,7 +474,10 @@ def test_1_a_bug_is_told_with_its_trace(
         ),
         (["plan", "-o", "yaml"], "'yaml' is not one of"),
         (["plann"], "error: No such command 'plann'"),
-        (["plan", "--bogus"], "hint: `nvidia-toolkit plan --help` lists the commands and options\n"),
+        (
+            ["plan", "--bogus"],
+            "hint: `nvidia-toolkit plan --help` lists the commands and options\n",
+        ),
         (["--debug", "plan"], "unexpected extra argument"),
     ],
     ids=[
@@ -487,8 +510,8 @@ def test_5_locked(node: fake_node.Node, quiet: list[str]) -> None:
     with pods.staying([*quiet, "--log-format=json"]) as first:
         done = fake_node.cli("-n", *quiet)
         assert done.returncode == 5
-        assert done.stderr == (
-            f"error: another instance (PID {first.pid}) holds {node.pid_file}\n"
+        assert (
+            done.stderr == f"error: another instance (PID {first.pid}) holds {node.pid_file}\n"
             "hint: wait for it to end, or end it; nothing was changed\n"
         )
         assert fake_node.cli("plan", *quiet).returncode == 0, "looking needs no lock"
@@ -517,7 +540,9 @@ def test_an_ordinary_user_can_look(command: str) -> None:
         check=False,
     )
     if can.returncode != 0:
-        pytest.skip(f"an ordinary user cannot run this Python or read this checkout: {can.stderr[-200:]}")
+        pytest.skip(
+            f"an ordinary user cannot run this Python or read this checkout: {can.stderr[-200:]}"
+        )
     done = fake_node.cli(command, *words, prefix=fake_node.NOBODY)
     assert (done.returncode, done.stderr) == (0, "")
     assert "default_runtime_name" in done.stdout or command == "status"
@@ -525,7 +550,9 @@ def test_an_ordinary_user_can_look(command: str) -> None:
 
 @pytest.mark.parametrize("hidden", ["source", "socket", "config"])
 def test_what_an_ordinary_user_may_not_see_is_no_bug(node: fake_node.Node, hidden: str) -> None:
-    place = {"source": node.source, "socket": node.socket.parent, "config": node.config.parent}[hidden]
+    place = {"source": node.source, "socket": node.socket.parent, "config": node.config.parent}[
+        hidden
+    ]
     place.chmod(0)
     done = fake_node.cli("plan", *node.options(), prefix=fake_node.ORDINARY)
     place.chmod(0o755)
@@ -534,7 +561,9 @@ def test_what_an_ordinary_user_may_not_see_is_no_bug(node: fake_node.Node, hidde
     assert str(place) in done.stdout + done.stderr
 
 
-def test_a_diagnosis_needs_nobody_to_remember_the_runtime(node: fake_node.Node, quiet: list[str]) -> None:
+def test_a_diagnosis_needs_nobody_to_remember_the_runtime(
+    node: fake_node.Node, quiet: list[str]
+) -> None:
     fake_node.done("-n", *quiet)
     words = [word for word in quiet if not word.startswith("--runtime=")]
     told = json.loads(fake_node.done("diagnose", "-o", "json", *words).stdout)

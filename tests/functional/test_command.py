@@ -131,7 +131,9 @@ def test_what_cannot_be_killed_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(StepError, match="did not end"):
             command.run(["sleep", "60"], timeout=0.2)
         assert time.monotonic() - begin < 5
-        assert told == [f"PID {children[0].pid} waits for the kernel (a disk, a mount) and cannot be killed"]
+        assert told == [
+            f"PID {children[0].pid} waits for the kernel (a disk, a mount) and cannot be killed"
+        ]
     finally:
         for child in children:
             child.kill()
@@ -150,7 +152,10 @@ def _killed_at_last(path: Path) -> Iterator[int]:
 
 def _is_gone(pid: int) -> bool:
     try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[0] == "Z"
+        return (
+            Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[0]
+            == "Z"
+        )
     except FileNotFoundError:
         return True
 
@@ -160,7 +165,10 @@ def _is_gone(pid: int) -> bool:
 
 def test_a_child_reads_what_is_staged() -> None:
     contents = [b"one\n", b"", b"\x00\xff" * 100_000]
-    code = "import sys; sys.stdout.write(','.join(str(len(open(p, 'rb').read())) for p in sys.argv[1:]))"
+    code = (
+        "import sys; sys.stdout.write(','.join(str(len(open(p, 'rb').read())) for p in"
+        " sys.argv[1:]))"
+    )
     with command.staged_files(contents) as (fds, paths):
         result = command.run(python(code, *paths), pass_fds=fds)
         again = command.run(["cat", paths[0]], pass_fds=fds)
@@ -240,7 +248,8 @@ def test_a_root_that_may_not_be_entered_is_told_with_the_way_out(tmp_path: Path)
     )
     dropped = ["setpriv", "--bounding-set=-sys_chroot", sys.executable, "-c", script]
     shown = subprocess.run([*dropped, str(tmp_path)], capture_output=True, text=True, check=True)
-    assert shown.stdout.strip() == (
-        f"`/bin/true` cannot be started: the node's root {tmp_path} cannot be entered"
+    assert (
+        shown.stdout.strip()
+        == f"`/bin/true` cannot be started: the node's root {tmp_path} cannot be entered"
         "|the pod needs `privileged: true`, or the capability SYS_CHROOT"
     )

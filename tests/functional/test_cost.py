@@ -53,7 +53,9 @@ def node(tmp_path: Path) -> Node:
 
 @pytest.fixture
 def running(node: Node, tmp_path: Path) -> Iterator[Daemon]:
-    with fake_node.daemon(node.socket, home=tmp_path / "d", cri=str(tmp_path / "cri.json")) as daemon:
+    with fake_node.daemon(
+        node.socket, home=tmp_path / "d", cri=str(tmp_path / "cri.json")
+    ) as daemon:
         yield daemon
 
 
@@ -64,7 +66,9 @@ def right(node: Node, running: Daemon) -> Node:
     return node
 
 
-def test_an_install_restarts_the_runtime_once_and_a_change_once_more(node: Node, running: Daemon) -> None:
+def test_an_install_restarts_the_runtime_once_and_a_change_once_more(
+    node: Node, running: Daemon
+) -> None:
     fake_node.done("run", "--no-daemon", *node.options())
     assert (running.signals(), running.starts()) == (["SIGHUP"], 2)
     fake_node.done("run", "--no-daemon", *node.options())
@@ -154,7 +158,9 @@ def _python(
 ) -> list[str]:
     """Run a script with the Python of the tests and return the words that it prints."""
     argv = [sys.executable, "-c", script, *(words or ())]
-    return subprocess.run(argv, env=environment, capture_output=True, text=True, check=True).stdout.split()
+    return subprocess.run(
+        argv, env=environment, capture_output=True, text=True, check=True
+    ).stdout.split()
 
 
 def test_the_toolkit_s_files_are_hashed_once_where_they_are_installed_and_never_again(

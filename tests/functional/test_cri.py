@@ -324,7 +324,10 @@ def test_status_in_the_only_headers(path: Path) -> None:
     error = failure(path, speech)
     assert str(error) == f"Version on {path} failed: UNIMPLEMENTED: unknown service runtime.v1"
     assert error.code == "UNIMPLEMENTED"
-    assert error.hint == "the runtime does not serve CRI v1: is `cri` among containerd's `disabled_plugins`?"
+    assert (
+        error.hint
+        == "the runtime does not serve CRI v1: is `cri` among containerd's `disabled_plugins`?"
+    )
 
 
 @pytest.mark.parametrize("status", ["17", "-1", "x", "", "99999999999"])
@@ -336,7 +339,9 @@ def test_unknown_status(path: Path, status: str) -> None:
     "body", [b"", b"\0\0\0\0", message(b"abc")[:-1], message(b"abc") * 2, message(b"") + b"x"]
 )
 def test_ok_without_exactly_one_message(path: Path, body: bytes) -> None:
-    assert why(path, trailing(body, "0")) == f"the response is not one gRPC message: {len(body)} bytes"
+    assert (
+        why(path, trailing(body, "0")) == f"the response is not one gRPC message: {len(body)} bytes"
+    )
 
 
 def test_compressed(path: Path) -> None:
@@ -357,7 +362,9 @@ def test_http2_without_grpc(path: Path) -> None:
 
 
 def test_no_trailers(path: Path) -> None:
-    assert why(path, heading(*GRPC, body=message(b"x"))) == "the response ended without a gRPC status"
+    assert (
+        why(path, heading(*GRPC, body=message(b"x"))) == "the response ended without a gRPC status"
+    )
 
 
 def test_reset(path: Path) -> None:
@@ -489,7 +496,9 @@ def test_no_time_at_all(path: Path, timeout: float) -> None:
 def test_no_socket(tmp_path: Path) -> None:
     with pytest.raises(CriFailed) as missing:
         cri.version(tmp_path / "none.sock", timeout=1)
-    assert str(missing.value) == f"Version on {tmp_path}/none.sock failed: No such file or directory"
+    assert (
+        str(missing.value) == f"Version on {tmp_path}/none.sock failed: No such file or directory"
+    )
     (tmp_path / "file").touch()
     with pytest.raises(CriFailed, match=r"file failed: Connection refused$"):
         cri.version(tmp_path / "file", timeout=1)
@@ -636,7 +645,10 @@ def test_answers_that_are_no_cri(path: Path, answer: bytes) -> None:
 
 def test_nothing_is_loaded_before_a_call() -> None:
     program = (
-        "import sys, toolkit.runtime.client.cri; print(sorted({'h2', 'socket', 'grpc'} & set(sys.modules)))"
+        "import sys, toolkit.runtime.client.cri; print(sorted({'h2', 'socket', 'grpc'} &"
+        " set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     assert done.stdout == "[]\n"

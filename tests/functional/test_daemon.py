@@ -61,7 +61,9 @@ def ready(node: Node) -> int:
 
 def traces(node: Node) -> dict[str, fake_node.Trace]:
     """Return the node's files but for the notes of this boot."""
-    seen = fake_node.snapshot(node.root, node.pid_file, node.socket, node.pid_file.with_name("ready.json"))
+    seen = fake_node.snapshot(
+        node.root, node.pid_file, node.socket, node.pid_file.with_name("ready.json")
+    )
     return {name: trace for name, trace in seen.items() if not name.startswith("run")}
 
 
@@ -97,7 +99,9 @@ def test_an_overwritten_config_is_repaired_at_once_with_one_restart(
     assert "runtimes.nvidia.runtime_type" in told
 
 
-def test_a_file_of_the_toolkit_that_goes_comes_back_without_a_restart(node: Node, running: Daemon) -> None:
+def test_a_file_of_the_toolkit_that_goes_comes_back_without_a_restart(
+    node: Node, running: Daemon
+) -> None:
     with staying(node.options()) as pod:
         gone = node.toolkit / "nvidia-ctk"
         gone.unlink()
@@ -173,7 +177,9 @@ def test_who_ignores_drift_does_not_look(node: Node, running: Daemon) -> None:
     assert running.signals() == ["SIGHUP"] * 2
 
 
-def test_a_sync_that_cannot_be_started_makes_the_node_unready(node: Node, running: Daemon, port: int) -> None:
+def test_a_sync_that_cannot_be_started_makes_the_node_unready(
+    node: Node, running: Daemon, port: int
+) -> None:
     """With too few descriptors no child starts: drift is not noticed, so ready would be a guess."""
     options = node.options(metrics_address=f":{port}", check_interval="0.5")
     with staying(options) as pod:
@@ -186,15 +192,23 @@ def test_a_sync_that_cannot_be_started_makes_the_node_unready(node: Node, runnin
         assert pods.page(port, "/readyz")[1].startswith("not ready: a sync cannot be started: ")
         assert not node.pid_file.with_name("ready.json").exists()
         assert pods.page(port, "/healthz")[0] == 200
-        pods.until(lambda: pods.page(port, "/healthz")[0] == 503, "it counts as healthy for ever", timeout=40)
+        pods.until(
+            lambda: pods.page(port, "/healthz")[0] == 503,
+            "it counts as healthy for ever",
+            timeout=40,
+        )
         assert node.config.read_bytes() == KUBEADM
         resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
-        pods.until(lambda: pods.page(port, "/readyz")[0] == 200, "it does not become ready", timeout=90)
+        pods.until(
+            lambda: pods.page(port, "/readyz")[0] == 200, "it does not become ready", timeout=90
+        )
         assert pods.page(port, "/healthz") == (200, "ok\n")
         assert b'"nvidia"' in node.config.read_bytes()
 
 
-def test_what_no_event_tells_is_seen_by_looking(node: Node, running: Daemon, tmp_path: Path) -> None:
+def test_what_no_event_tells_is_seen_by_looking(
+    node: Node, running: Daemon, tmp_path: Path
+) -> None:
     """A watch on one directory says nothing of the same file changed under another name of it."""
     with staying(node.options(check_interval="1", on_drift="report")) as pod:
         hidden = tmp_path / "same"
@@ -219,7 +233,8 @@ def test_an_exhausted_inotify_is_named_tried_again_and_its_end_logged_once(
         pod.says("set up; watching 0 directories until SIGTERM")
         problem = pod.says("cannot watch ")
         assert (
-            f"the limit of inotify {what} is reached (raise the sysctl fs.inotify.max_user_{what})" in problem
+            f"the limit of inotify {what} is reached (raise the sysctl fs.inotify.max_user_{what})"
+            in problem
         )
         assert "; changes there are noticed only every" in problem
         program = node.toolkit / "nvidia-ctk.real"
@@ -231,7 +246,8 @@ def test_an_exhausted_inotify_is_named_tried_again_and_its_end_logged_once(
         pod.says("directories are watched again")
         before = sum(pod.state()["counts"]["outcomes"].values())
         pods.until(
-            lambda: sum(pod.state()["counts"]["outcomes"].values()) > before + 1, "there is no further sync"
+            lambda: sum(pod.state()["counts"]["outcomes"].values()) > before + 1,
+            "there is no further sync",
         )
         state = pod.state()
         assert (state["unwatched"], state["watched"] > 3) == ([], True)
@@ -240,7 +256,9 @@ def test_an_exhausted_inotify_is_named_tried_again_and_its_end_logged_once(
     assert running.signals() == []
 
 
-def test_a_round_that_is_killed_is_told_and_done_again(node: Node, running: Daemon, port: int) -> None:
+def test_a_round_that_is_killed_is_told_and_done_again(
+    node: Node, running: Daemon, port: int
+) -> None:
     with staying(node.options(metrics_address=f":{port}")) as pod:
         running.process.send_signal(signal.SIGSTOP)  # type: ignore[union-attr]
         overwrite(node.config, KUBEADM)
@@ -254,7 +272,9 @@ def test_a_round_that_is_killed_is_told_and_done_again(node: Node, running: Daem
     assert len(running.signals()) <= 3
 
 
-def test_a_lock_that_somebody_removed_is_taken_anew_for_each_round(node: Node, running: Daemon) -> None:
+def test_a_lock_that_somebody_removed_is_taken_anew_for_each_round(
+    node: Node, running: Daemon
+) -> None:
     with staying(node.options()) as pod:
         good = node.config.read_bytes()
         node.pid_file.unlink()
@@ -271,19 +291,25 @@ def test_a_failure_is_told_once_and_its_end_too(node: Node, running: Daemon) -> 
         overwrite(node.config, b"not = [toml\n")
         pods.until(lambda: pod.state()["code"] == 3, "the failure is not noticed")
         failures = pod.state()["counts"]["outcomes"]["failed"]
-        pods.until(lambda: pod.state()["counts"]["outcomes"]["failed"] > failures, "it is not tried again")
+        pods.until(
+            lambda: pod.state()["counts"]["outcomes"]["failed"] > failures, "it is not tried again"
+        )
         assert len([line for line in pod.told if line["level"] == "error"]) == 1
         overwrite(node.config, good)
         pod.says("the node is in sync again", timeout=20)
     assert running.signals() == ["SIGHUP"]
 
 
-def test_a_record_that_cannot_be_written_is_tried_again_by_itself(node: Node, running: Daemon) -> None:
+def test_a_record_that_cannot_be_written_is_tried_again_by_itself(
+    node: Node, running: Daemon
+) -> None:
     """The node is right, but counts as ready only when that can be noted."""
     with staying(node.options(readiness_file="/proc/nowhere/ready.json")) as pod:
         state = pod.state()
         assert (state["code"], state["ready"]) == (0, False)
-        pods.until(lambda: sum(pod.state()["counts"]["outcomes"].values()) > 2, "it is not tried again")
+        pods.until(
+            lambda: sum(pod.state()["counts"]["outcomes"].values()) > 2, "it is not tried again"
+        )
     assert running.signals() == ["SIGHUP"]
 
 
@@ -306,11 +332,15 @@ def test_a_driver_that_goes_and_comes_is_logged_once_each(
         module.rmdir()
         gone = pod.says("the NVIDIA driver is not loaded any more")
         assert gone == f"the NVIDIA driver is not loaded any more: containers {effect}"
-        pod.until(lambda: pods.metrics(port)["nvidia_toolkit_driver_loaded"] == 0, "the metric stays")
+        pod.until(
+            lambda: pods.metrics(port)["nvidia_toolkit_driver_loaded"] == 0, "the metric stays"
+        )
         assert (ready_page(port), ready_in(node, pod)) == (True, 0)  # runtime and toolkit are ready
         module.mkdir()
         pod.says("the NVIDIA driver is loaded")
-        pod.until(lambda: pods.metrics(port)["nvidia_toolkit_driver_loaded"] == 1, "the metric stays")
+        pod.until(
+            lambda: pods.metrics(port)["nvidia_toolkit_driver_loaded"] == 1, "the metric stays"
+        )
         messages = [message for message in pod.messages() if "NVIDIA driver" in message]
     assert messages == [gone, "the NVIDIA driver is loaded"]
     assert running.signals() == ["SIGHUP"]
@@ -325,12 +355,18 @@ def test_readiness_follows_the_driver_where_it_is_required(
     module = tmp_path / "module"
     record = node.pid_file.with_name("ready.json")
     options = node.options(
-        readiness_requires_driver="true", metrics_address=f":{port}", on_drift=on_drift, check_interval="3600"
+        readiness_requires_driver="true",
+        metrics_address=f":{port}",
+        on_drift=on_drift,
+        check_interval="3600",
     )
     with staying(options, prefix=driver_module(module)) as pod:
         why = "the NVIDIA driver is not loaded (--readiness-requires-driver)"
         pod.says(f"not ready: {why}")
-        assert (pods.page(port, "/readyz"), ready_in(node, pod)) == ((503, f"not ready: {why}\n"), 2)
+        assert (pods.page(port, "/readyz"), ready_in(node, pod)) == (
+            (503, f"not ready: {why}\n"),
+            2,
+        )
         assert not record.exists()
         module.mkdir()
         pod.until(lambda: ready_page(port), "it does not become ready", timeout=40)
@@ -349,7 +385,9 @@ def test_readiness_follows_the_driver_where_it_is_required(
 
 
 @needs_root
-def test_a_driver_that_goes_is_noticed_without_a_probe(node: Node, running: Daemon, tmp_path: Path) -> None:
+def test_a_driver_that_goes_is_noticed_without_a_probe(
+    node: Node, running: Daemon, tmp_path: Path
+) -> None:
     module = tmp_path / "module"
     module.mkdir()
     options = node.options(readiness_requires_driver="true", check_interval="3600")
@@ -391,7 +429,9 @@ def ready_in(node: Node, pod: pods.Pod) -> int:
 # --- signals ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT], ids=lambda n: n.name)
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT], ids=lambda n: n.name
+)
 def test_stopping_changes_nothing(node: Node, running: Daemon, number: signal.Signals) -> None:
     with staying(node.options()) as pod:
         before = traces(node)
@@ -461,7 +501,9 @@ def test_a_round_that_is_cut_short_is_no_reason_to_leave_the_node_as_it_is(
 
 
 @pytest.mark.timing
-def test_a_way_back_that_takes_too_long_ends_within_the_grace_period(node: Node, running: Daemon) -> None:
+def test_a_way_back_that_takes_too_long_ends_within_the_grace_period(
+    node: Node, running: Daemon
+) -> None:
     with staying(node.options(on_exit="revert", grace_period="3")) as pod:
         running.process.send_signal(signal.SIGSTOP)  # type: ignore[union-attr]
         began = time.monotonic()
@@ -472,7 +514,9 @@ def test_a_way_back_that_takes_too_long_ends_within_the_grace_period(node: Node,
     assert took < 3.5
 
 
-def test_the_settings_are_read_again(node: Node, running: Daemon, tmp_path: Path, port: int) -> None:
+def test_the_settings_are_read_again(
+    node: Node, running: Daemon, tmp_path: Path, port: int
+) -> None:
     variables = tmp_path / "settings/variables"
     variables.parent.mkdir()
     variables.write_text("CONTAINERD_RUNTIME_CLASS=nvidia\n", encoding="utf-8")
@@ -483,7 +527,9 @@ def test_the_settings_are_read_again(node: Node, running: Daemon, tmp_path: Path
         )
         pod.process.send_signal(signal.SIGHUP)
         pod.says("SIGHUP: reloading the settings")
-        pods.until(lambda: b"runtimes.gpu]" in node.config.read_bytes(), "the new name is not there")
+        pods.until(
+            lambda: b"runtimes.gpu]" in node.config.read_bytes(), "the new name is not there"
+        )
         pod.says("the runtime loaded the change", times=2)
         pod.state()
         pods.until(lambda: ready_page(port), "the new address does not answer")
@@ -501,18 +547,24 @@ def ready_page(port: int) -> bool:
         return False
 
 
-def test_a_changed_file_of_settings_needs_no_signal(node: Node, running: Daemon, tmp_path: Path) -> None:
+def test_a_changed_file_of_settings_needs_no_signal(
+    node: Node, running: Daemon, tmp_path: Path
+) -> None:
     """A ConfigMap that is mounted changes by a link that is replaced."""
     mounted = tmp_path / "mounted"
     for version, name in (("1", "nvidia"), ("2", "gpu")):
         (mounted / version).mkdir(parents=True)
-        (mounted / version / "settings").write_text(f"CONTAINERD_RUNTIME_CLASS={name}\n", encoding="utf-8")
+        (mounted / version / "settings").write_text(
+            f"CONTAINERD_RUNTIME_CLASS={name}\n", encoding="utf-8"
+        )
     (mounted / "..data").symlink_to("1")
     (mounted / "settings").symlink_to("..data/settings")
     with staying(node.options(env_file=str(mounted / "settings"))):
         (mounted / "..new").symlink_to("2")
         (mounted / "..new").rename(mounted / "..data")
-        pods.until(lambda: b"runtimes.gpu]" in node.config.read_bytes(), "the new name is not there")
+        pods.until(
+            lambda: b"runtimes.gpu]" in node.config.read_bytes(), "the new name is not there"
+        )
         pods.until(lambda: len(running.signals()) == 2, "the runtime is not told")
 
 
@@ -525,7 +577,9 @@ def test_the_state_is_told(node: Node, running: Daemon) -> None:
 
 
 @needs_root
-def test_the_first_process_of_a_container_reaps_what_it_did_not_start(node: Node, running: Daemon) -> None:
+def test_the_first_process_of_a_container_reaps_what_it_did_not_start(
+    node: Node, running: Daemon
+) -> None:
     prefix = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child=KILL")
     options = node.options(no_runtime_config="true")
     with staying(options, prefix=prefix) as outer:
@@ -569,7 +623,9 @@ def test_stopping_at_any_moment_leaves_the_old_or_the_new(node: Node, running: D
 # --- what it costs ------------------------------------------------------------------------------
 
 
-def test_an_idle_process_takes_less_memory_than_the_peer_and_sleeps(node: Node, running: Daemon) -> None:
+def test_an_idle_process_takes_less_memory_than_the_peer_and_sleeps(
+    node: Node, running: Daemon
+) -> None:
     with staying(node.options()) as pod:
         pod.settled()
         assert pod.memory() < PEER
@@ -577,9 +633,13 @@ def test_an_idle_process_takes_less_memory_than_the_peer_and_sleeps(node: Node, 
         time.sleep(2)
         assert pods.wakeups(pod.pid) == before
         assert pod.children() == []
-        links = [os.readlink(f"/proc/{pod.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pod.pid}/fd")]
+        links = [
+            os.readlink(f"/proc/{pod.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pod.pid}/fd")
+        ]
         files = [
-            link for link in links if link.startswith("/") and link not in ("/dev/null", str(node.pid_file))
+            link
+            for link in links
+            if link.startswith("/") and link not in ("/dev/null", str(node.pid_file))
         ]
         # libffi keeps its own file open, to map the trampolines of callbacks from it.
         files = [path for path in files if not os.path.basename(path).startswith("libffi.so")]
@@ -606,7 +666,9 @@ def test_starts_on_a_node_that_is_right_write_nothing(node: Node, running: Daemo
 # --- locked and staying -------------------------------------------------------------------------
 
 
-def test_the_lock_stays_taken_from_the_first_process_to_the_last(node: Node, running: Daemon) -> None:
+def test_the_lock_stays_taken_from_the_first_process_to_the_last(
+    node: Node, running: Daemon
+) -> None:
     with staying(node.options()) as pod:
         assert node.pid_file.read_text(encoding="utf-8") == f"{pod.pid}\n"
         with pytest.raises(Locked, match=f"PID {pod.pid}"), lock.held(node.pid_file):

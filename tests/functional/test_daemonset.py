@@ -97,7 +97,9 @@ class Asker:
             "KUBERNETES_SERVICE_HOST": host,
             "KUBERNETES_SERVICE_PORT": str(port),
         } | more
-        verdict = cluster.look_up(name, timeout=timeout, environment=environment, account=self.account)
+        verdict = cluster.look_up(
+            name, timeout=timeout, environment=environment, account=self.account
+        )
         assert TOKEN not in verdict.why
         assert "\n" not in verdict.why
         return Lookup(state=verdict.state, why=verdict.why.replace(f":{port}", ""))
@@ -141,7 +143,9 @@ DELETED: Final = {"deletionTimestamp": "2026-02-03T10:11:12Z", "deletionGracePer
     ("answer", "verdict"),
     [
         pytest.param((200, daemonset()), stays("exists"), id="there"),
-        pytest.param((200, daemonset(deletionTimestamp=None)), stays("exists"), id="there, with a null"),
+        pytest.param(
+            (200, daemonset(deletionTimestamp=None)), stays("exists"), id="there, with a null"
+        ),
         pytest.param((200, daemonset(**DELETED)), leaves("is being deleted"), id="being deleted"),
         pytest.param(
             (200, daemonset(**DELETED, finalizers=["foregroundDeletion"])),
@@ -237,7 +241,9 @@ def test_something_else_is_no_answer(asker: Asker, body: object) -> None:
     )
 
 
-@pytest.mark.parametrize(("code", "name"), [(301, "Moved Permanently"), (307, "Temporary Redirect")])
+@pytest.mark.parametrize(
+    ("code", "name"), [(301, "Moved Permanently"), (307, "Temporary Redirect")]
+)
 def test_redirects_are_not_followed(asker: Asker, code: int, name: str) -> None:
     api = Api({DAEMONSET: (code, b""), "/gone": GONE}, headers={"Location": "/gone"})
     assert asker.ask(api) == unknown(f"127.0.0.1 answers GET {DAEMONSET} with {code} {name}")
@@ -258,7 +264,9 @@ def test_an_answer_without_an_end_is_too_large(asker: Asker) -> None:
         while True:
             client.sendall(b" " * 65536)
 
-    assert asker.ask(speech) == unknown(f"127.0.0.1 answers GET {DAEMONSET} with more than 1048576 bytes")
+    assert asker.ask(speech) == unknown(
+        f"127.0.0.1 answers GET {DAEMONSET} with more than 1048576 bytes"
+    )
 
 
 @pytest.mark.parametrize("size", [b"-1", b"-5"])
@@ -299,7 +307,9 @@ def test_an_answer_in_chunks(asker: Asker) -> None:
     ],
 )
 def test_what_is_no_http_is_no_answer(asker: Asker, said: bytes, why: str) -> None:
-    assert asker.ask(saying(said)) == unknown(f"127.0.0.1 does not answer GET {DAEMONSET} in HTTP: {why}")
+    assert asker.ask(saying(said)) == unknown(
+        f"127.0.0.1 does not answer GET {DAEMONSET} in HTTP: {why}"
+    )
 
 
 def test_a_torn_answer_is_no_answer(asker: Asker) -> None:
@@ -319,8 +329,12 @@ def test_a_server_that_repeats_all_it_hears_gets_no_token_into_the_log(asker: As
         client.sendall(hear(client).partition(b"Authorization: ")[2])
 
     # `at` looks for the token.
-    assert asker.ask(speech) == unknown(f"127.0.0.1 answers GET {DAEMONSET} with 500 Internal Server Error")
-    assert asker.ask(junk) == unknown(f"127.0.0.1 does not answer GET {DAEMONSET} in HTTP: BadStatusLine")
+    assert asker.ask(speech) == unknown(
+        f"127.0.0.1 answers GET {DAEMONSET} with 500 Internal Server Error"
+    )
+    assert asker.ask(junk) == unknown(
+        f"127.0.0.1 does not answer GET {DAEMONSET} in HTTP: BadStatusLine"
+    )
 
 
 # Without its name
@@ -351,7 +365,9 @@ def test_the_owner_is_found(asker: Asker) -> None:
         ),
     ],
 )
-def test_what_the_api_says_of_the_owner(asker: Asker, answer: tuple[int, object], verdict: Lookup) -> None:
+def test_what_the_api_says_of_the_owner(
+    asker: Asker, answer: tuple[int, object], verdict: Lookup
+) -> None:
     assert asker.ask(Api({POD: (200, pod(owner())), DAEMONSET: answer}), "") == verdict
 
 
@@ -463,7 +479,9 @@ def test_names(asker: Asker, name: str) -> None:
 def test_half_an_account(asker: Asker, part: str) -> None:
     path = asker.account / part
     path.unlink()
-    assert asker.ask(nobody) == unknown(f"cannot read the service account: {path}: No such file or directory")
+    assert asker.ask(nobody) == unknown(
+        f"cannot read the service account: {path}: No such file or directory"
+    )
     path.mkdir()
     assert asker.ask(nobody).state is DaemonSetState.UNKNOWN
 
@@ -513,9 +531,9 @@ def test_white_space_around_the_parts_is_no_part_of_them(asker: Asker) -> None:
 )  # fmt: skip
 def test_no_address(account: Path, host: str, port: str) -> None:
     environment = {"KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": port}
-    assert cluster.look_up("toolkit", timeout=5, environment=environment, account=account) == unknown(
-        f"KUBERNETES_SERVICE_HOST and _PORT are not set or not valid: {host!r}, {port!r}"
-    )
+    assert cluster.look_up(
+        "toolkit", timeout=5, environment=environment, account=account
+    ) == unknown(f"KUBERNETES_SERVICE_HOST and _PORT are not set or not valid: {host!r}, {port!r}")
 
 
 def test_nothing_at_all(tmp_path: Path) -> None:
@@ -555,7 +573,9 @@ def test_ipv6(asker: Asker) -> None:
     )
 
 
-def test_the_proxy_of_the_environment_is_not_asked(asker: Asker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_proxy_of_the_environment_is_not_asked(
+    asker: Asker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")
     assert asker.ask(Api({DAEMONSET: GONE})) == leaves("is gone")
@@ -583,7 +603,9 @@ def test_a_server_of_another_name(asker: Asker, certificates: Certificates) -> N
         )
 
 
-def test_an_authority_below_another_is_trusted_alone(asker: Asker, certificates: Certificates) -> None:
+def test_an_authority_below_another_is_trusted_alone(
+    asker: Asker, certificates: Certificates
+) -> None:
     shutil.copy(certificates.below.path, asker.account / "ca.crt")
     with serving(Api({DAEMONSET: GONE}), certificates.by_below) as port:
         assert asker.at(port) == leaves("is gone")
@@ -677,7 +699,11 @@ def test_a_server_that_continues_for_ever(asker: Asker) -> None:
     # Python 3.14 takes no more than a hundred of them.
     with serving(speech, asker.certificate) as port:
         verdict = asker.at(port, timeout=0.5)
-    ends = (" within 0.5 s", " in HTTP: HTTPException", ": the response is larger than 2097152 bytes")
+    ends = (
+        " within 0.5 s",
+        " in HTTP: HTTPException",
+        ": the response is larger than 2097152 bytes",
+    )
     assert verdict in [unknown(f"127.0.0.1 does not answer GET {DAEMONSET}{end}") for end in ends]
 
 
@@ -720,7 +746,9 @@ class SlowWire:
             time.sleep(0.02)
 
 
-@pytest.mark.parametrize("quick", [pytest.param(0, id="the handshake"), pytest.param(2, id="the answer")])
+@pytest.mark.parametrize(
+    "quick", [pytest.param(0, id="the handshake"), pytest.param(2, id="the answer")]
+)
 def test_dripping_records(asker: Asker, quick: int) -> None:
     heard: list[bytes] = []
 

@@ -21,7 +21,9 @@ DEMO: Final = CHECKOUT / "examples/demo"
 VENV: Final = CHECKOUT / "tools/venv.py"
 
 
-def demo(*words: str, path: str = "/nonexistent", timeout: float = 110) -> subprocess.CompletedProcess[str]:
+def demo(
+    *words: str, path: str = "/nonexistent", timeout: float = 110
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, str(DEMO), *words],
         env={"PATH": path, "LC_ALL": "C.UTF-8"},
@@ -38,7 +40,8 @@ def test_it_shows_the_whole_job_without_any_runtime() -> None:
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr
     last = done.stdout.strip().splitlines()[-1]
     shown = (
-        "planned, installed, restarted once, ready, repeated without a write, repaired, rolled back,"
+        "planned, installed, restarted once, ready, repeated without a write, repaired, rolled"
+        " back,"
         r" reverted to the same bytes \(runtime: stand-in, no containerd here\)\."
     )
     assert re.fullmatch(rf"Shown in [\d.]+ s: {shown}", last)
@@ -80,7 +83,9 @@ def test_a_signal_stops_it_and_nothing_is_left(tmp_path: Path, number: signal.Si
 
 def test_a_step_that_fails_is_named_in_one_line(tmp_path: Path) -> None:
     """A containerd that says its version and nothing else validates no change."""
-    script = '#!/bin/sh\ntest "$1" = --version || exit 1\necho containerd example.com/containerd 2.1.0\n'
+    script = (
+        '#!/bin/sh\ntest "$1" = --version || exit 1\necho containerd example.com/containerd 2.1.0\n'
+    )
     fake_node.write_program(tmp_path / "containerd", script)
     tmp_path.chmod(0o755)
     done = demo(f"--containerd={tmp_path}/containerd")
@@ -112,7 +117,9 @@ def fake_python(directory: Path, version: tuple[int, ...]) -> Path:
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
     (directory / "older.py").write_text(script)
-    fake_node.write_program(program, f'#!/bin/sh\nexec {sys.executable} {directory}/older.py "$@"\n')
+    fake_node.write_program(
+        program, f'#!/bin/sh\nexec {sys.executable} {directory}/older.py "$@"\n'
+    )
     return program
 
 
@@ -141,7 +148,9 @@ def test_it_is_written_for_old_pythons_too() -> None:
     ast.parse(VENV.read_text(encoding="utf-8"), feature_version=(3, 6))
 
 
-@pytest.mark.parametrize("left", ["nothing in it", "another python's", "a link to nowhere", "no pip"])
+@pytest.mark.parametrize(
+    "left", ["nothing in it", "another python's", "a link to nowhere", "no pip"]
+)
 def test_what_an_earlier_try_left_is_made_again(tmp_path: Path, left: str) -> None:
     """Keep pip from finding anything: the environment is made, the packages are not."""
     venv = tmp_path / "venv"

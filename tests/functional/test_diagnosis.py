@@ -46,7 +46,9 @@ AUTH: Final = b"""
   password = "hunter2hunter2"
   auth = "cm9ib3Q6aHVudGVyMg=="
 """
-HOOK: Final = '{"version": "1.0.0", "hook": {"path": "/usr/bin/nvidia-container-runtime-hook"}, "when": {}}'
+HOOK: Final = (
+    '{"version": "1.0.0", "hook": {"path": "/usr/bin/nvidia-container-runtime-hook"}, "when": {}}'
+)
 
 
 def context(node: Node, adapter: Adapter = containerd, **changed: str) -> Context:
@@ -82,7 +84,9 @@ def write(node: Node, path: str, content: str | bytes, mode: int = 0o644) -> Pat
 @contextmanager
 def running(node: Node) -> Iterator[fake_node.Daemon]:
     home = node.root.parent / "d"
-    home.with_name("cri.json").write_text(json.dumps({"config": str(node.config)}), encoding="utf-8")
+    home.with_name("cri.json").write_text(
+        json.dumps({"config": str(node.config)}), encoding="utf-8"
+    )
     with fake_node.daemon(node.socket, home=home, cri=str(home.with_name("cri.json"))) as daemon:
         yield daemon
 
@@ -103,7 +107,9 @@ def test_nothing_there_at_all(tmp_path: Path) -> None:
 
 def test_no_root_of_the_node(node: Node) -> None:
     found = collect.collect(context(node, host_root=str(node.root / "gone")))
-    assert found["configuration"] == {"unavailable": f"--host-root={node.root / 'gone'}: no such directory"}
+    assert found["configuration"] == {
+        "unavailable": f"--host-root={node.root / 'gone'}: no such directory"
+    }
     assert list(found) == SECTIONS
 
 
@@ -147,9 +153,13 @@ def test_the_node_is_what_its_files_say(node: Node) -> None:
 @pytest.mark.parametrize(
     ("path", "version"), [("unified/cgroup.controllers", "hybrid"), ("memory/tasks", "v1")]
 )
-def test_older_control_groups(node: Node, monkeypatch: pytest.MonkeyPatch, path: str, version: str) -> None:
+def test_older_control_groups(
+    node: Node, monkeypatch: pytest.MonkeyPatch, path: str, version: str
+) -> None:
     write(node, f"/sys/fs/cgroup/{path}", "")
-    monkeypatch.setattr("toolkit.node.system.local_paths", lambda host, name: iter([host.below(name)]))
+    monkeypatch.setattr(
+        "toolkit.node.system.local_paths", lambda host, name: iter([host.below(name)])
+    )
     assert collected(node)["node"]["cgroup"] == version
 
 
@@ -271,14 +281,18 @@ def test_an_installed_node_has_little_to_tell(node: Node) -> None:
         True,
         True,
     )
-    assert configuration["effective"]["programs"]["nvidia"] == [f"{node.toolkit}/nvidia-container-runtime"]
+    assert configuration["effective"]["programs"]["nvidia"] == [
+        f"{node.toolkit}/nvidia-container-runtime"
+    ]
     assert "nvidia" in configuration["running"]["handlers"]
     assert state["record"]["owned"] == [str(node.config)]
     assert state["record"]["open"] is None
     assert (state["readiness"]["ready"], state["readiness"]["why"]) == (True, "")
     assert json.loads(state["readiness"]["record"])["runtime"] == "containerd"
     assert found["copies"]["installed"].startswith(".toolkit-versions/")
-    assert all("driver" in each["problem"] for each in found["findings"] if "second" not in each["problem"])
+    assert all(
+        "driver" in each["problem"] for each in found["findings"] if "second" not in each["problem"]
+    )
 
 
 def test_a_file_that_somebody_edited_since(node: Node) -> None:
@@ -295,7 +309,9 @@ def test_not_ready_is_said(node: Node) -> None:
         fake_node.done("-n", *node.options())
         node.pid_file.with_name("ready.json").unlink()
         found = collect.collect(context(node, host_root="/"))
-    assert f"the node is not ready: {node.pid_file.with_name('ready.json')} not found" in said(found)
+    assert f"the node is not ready: {node.pid_file.with_name('ready.json')} not found" in said(
+        found
+    )
 
 
 # --- the state ----------------------------------------------------------------------------------
@@ -303,9 +319,15 @@ def test_not_ready_is_said(node: Node) -> None:
 
 def test_a_transaction_that_nobody_works_on(node: Node) -> None:
     opened = Transaction(
-        operation=Operation.INSTALL, previous=Record(), baseline=Baseline(), notified=True, failure="it died"
+        operation=Operation.INSTALL,
+        previous=Record(),
+        baseline=Baseline(),
+        notified=True,
+        failure="it died",
     )
-    journal.save(node.install_dir, Record(runtime="containerd", unit="containerd.service", open=opened))
+    journal.save(
+        node.install_dir, Record(runtime="containerd", unit="containerd.service", open=opened)
+    )
     found = collected(node)
     assert found["state"]["record"]["open"] == {
         "operation": "install", "notified": True, "failure": "it died", "files": [],
@@ -357,7 +379,8 @@ def test_every_copy_is_listed(node: Node) -> None:
     journal.save(node.install_dir, Record(runtime="containerd", toolkit_digest="cafe"))
     found = collected(node)
     listed = {
-        each["path"]: (each["kind"], each["owned"], each["version"]) for each in found["copies"]["files"]
+        each["path"]: (each["kind"], each["owned"], each["version"])
+        for each in found["copies"]["files"]
     }
     assert listed == {
         "/usr/bin/nvidia-container-runtime": ("ELF", False, None),
@@ -395,7 +418,9 @@ def test_a_handler_that_leads_nowhere(node: Node) -> None:
     )
     node.config.write_text(f"version = 2\n{tables}", encoding="utf-8")
     found = collected(node)
-    assert [(each["handler"], each["problem"].split(" /")[0]) for each in found["dangling"]["handlers"]] == [
+    assert [
+        (each["handler"], each["problem"].split(" /")[0]) for each in found["dangling"]["handlers"]
+    ] == [
         ("bare", "is not on the search path"),
         ("gone", "does not exist"),
         ("plain", "is not executable"),
@@ -444,7 +469,9 @@ def test_our_link_that_leads_nowhere(node: Node) -> None:
     node.toolkit.symlink_to(".toolkit-versions/gone")
     found = collected(node)
     assert found["dangling"]["link"] == ".toolkit-versions/gone"
-    assert "the toolkit's link points to .toolkit-versions/gone, which does not exist" in said(found)
+    assert "the toolkit's link points to .toolkit-versions/gone, which does not exist" in said(
+        found
+    )
 
 
 # --- the driver ---------------------------------------------------------------------------------
@@ -503,11 +530,13 @@ def test_links_of_device_nodes_that_are_missing(node: Node) -> None:
 @pytest.mark.parametrize("hidden", ["config", "socket", "state"])
 def test_an_ordinary_user_is_told_what_cannot_be_seen(node: Node, hidden: str) -> None:
     journal.save(node.install_dir, Record(runtime="containerd"))
-    place = {"config": node.config, "socket": node.socket.parent, "state": node.state.parent}[hidden]
+    place = {"config": node.config, "socket": node.socket.parent, "state": node.state.parent}[
+        hidden
+    ]
     place.chmod(0)
     script = (
-        "import sys, json; from pathlib import Path; from tests.functional import test_diagnosis as t;"
-        " from toolkit.diagnose import collect; n = t.Node(root=Path(sys.argv[1]));"
+        "import sys, json; from pathlib import Path; from tests.functional import test_diagnosis as"
+        " t; from toolkit.diagnose import collect; n = t.Node(root=Path(sys.argv[1]));"
         " print(json.dumps(collect.collect(t.context(n))))"
     )
     done = subprocess.run(
@@ -560,7 +589,9 @@ def test_every_runtime_can_be_the_configured_one(node: Node, name: RuntimeName) 
         "pid_file": str(node.pid_file),
     }
     settings = resolve({**rows, "toolkit_install_dir": str(node.install_dir)}, {})
-    found = collect.collect(Context(settings=settings, adapter=registry.ADAPTERS[name], stop=Cancellation()))
+    found = collect.collect(
+        Context(settings=settings, adapter=registry.ADAPTERS[name], stop=Cancellation())
+    )
     assert [each["name"] for each in found["runtimes"] if each["configured"]] == [name]
     assert "a bug" not in json.dumps(found)
 
@@ -577,7 +608,9 @@ def test_a_section_that_fails_costs_no_other(node: Node, monkeypatch: pytest.Mon
     assert found["driver"]["modules"] is not None
     assert "ZeroDivisionError" in text.text(found)
     # What is wrong is told of all the rest.
-    assert [each["problem"].partition(":")[0] for each in found["findings"]][:1] == ["cannot plan the change"]
+    assert [each["problem"].partition(":")[0] for each in found["findings"]][:1] == [
+        "cannot plan the change"
+    ]
 
 
 def test_what_a_terminal_would_act_on_is_spelled_out() -> None:
@@ -626,7 +659,10 @@ def test_the_default_handler_comes_first() -> None:
         (
             containerd,
             "/etc/containerd/config.toml",
-            '[plugins.cri.containerd.runtimes]\na = {runtime_path = "/s", options = {binaryName = "/a"}}\n',
+            (
+                '[plugins.cri.containerd.runtimes]\na = {runtime_path = "/s", options = {binaryName'
+                ' = "/a"}}\n'
+            ),
             {"a": ("/s", "/a")},
         ),
     ],
@@ -648,7 +684,13 @@ def test_the_document_names_every_key(node: Node) -> None:
     found = collected(node)
     for name, content in found.items():
         assert name in documented
-        keys = content if isinstance(content, dict) else content[0] if isinstance(content, list) else {}
+        keys = (
+            content
+            if isinstance(content, dict)
+            else content[0]
+            if isinstance(content, list)
+            else {}
+        )
         assert set(keys) - documented == set(), name
 
 

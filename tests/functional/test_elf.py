@@ -29,7 +29,9 @@ def written(directory: Path, data: bytes) -> str:
     return str(program)
 
 
-@pytest.mark.skipif(platform.machine() not in MACHINES, reason="nobody assembled one for this machine")
+@pytest.mark.skipif(
+    platform.machine() not in MACHINES, reason="nobody assembled one for this machine"
+)
 def test_runs_here_and_says_nothing(tmp_path: Path) -> None:
     data = elf.minimal()
     assert data is not None
@@ -55,7 +57,9 @@ def test_header_and_segment(machine: str, number: int) -> None:
     flags, size, segment_size, count, *rest = struct.unpack_from("<I6H", data, 48)
     assert (segments, sections, flags, size, segment_size, count) == (64, 0, 0, 64, 56, 1)
     assert rest == [0, 0, 0]
-    load, access, offset, address, physical, in_file, in_memory, align = struct.unpack_from("<2I6Q", data, 64)
+    load, access, offset, address, physical, in_file, in_memory, align = struct.unpack_from(
+        "<2I6Q", data, 64
+    )
     # Nothing of it can be written to, and all of it is one segment.
     assert (load, access, offset) == (1, 5, 0)
     assert in_file == in_memory == len(data)

@@ -18,11 +18,15 @@ from toolkit.settings import env_file
 def test_lines_are_read_as_a_shell_reads_them(tmp_path: Path) -> None:
     path = tmp_path / "driver-ready"
     path.write_text(
-        "# left by the driver's validation\n\nIS_HOST_DRIVER=true\nexport NVIDIA_DRIVER_ROOT='/run/driver'\n"
-        'A="two words" B=1\nEMPTY=\nURL=http://x/?a=b # a comment\n',
+        "# left by the driver's validation\n\nIS_HOST_DRIVER=true\nexport"
+        " NVIDIA_DRIVER_ROOT='/run/driver'\nA=\"two words\" B=1\nEMPTY=\nURL=http://x/?a=b # a"
+        " comment\n",
         encoding="utf-8",
     )
-    script = f'. {path}; printf \'%s|\' "$IS_HOST_DRIVER" "$NVIDIA_DRIVER_ROOT" "$A" "$B" "$EMPTY" "$URL"'
+    script = (
+        f'. {path}; printf \'%s|\' "$IS_HOST_DRIVER" "$NVIDIA_DRIVER_ROOT" "$A" "$B" "$EMPTY"'
+        ' "$URL"'
+    )
     told = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout
     assert "|".join(env_file.read(path).values()) + "|" == told
 
@@ -34,7 +38,9 @@ def test_lines_are_read_as_a_shell_reads_them(tmp_path: Path) -> None:
         max_size=5,
     )
 )
-def test_what_is_quoted_comes_back(tmp_path_factory: pytest.TempPathFactory, wanted: dict[str, str]) -> None:
+def test_what_is_quoted_comes_back(
+    tmp_path_factory: pytest.TempPathFactory, wanted: dict[str, str]
+) -> None:
     path = tmp_path_factory.mktemp("v") / "file"
     path.write_text("".join(f"{n}={shlex.quote(v)}\n" for n, v in wanted.items()), encoding="utf-8")
     assert env_file.read(path) == wanted
@@ -85,4 +91,7 @@ def test_a_file_that_cannot_be_read_is_wrong_usage(tmp_path: Path) -> None:
     node = fake_node.make_node(tmp_path / "node")
     ran = fake_node.cli("plan", *node.options(env_file=str(tmp_path / "no")))
     assert (ran.returncode, ran.stdout) == (2, "")
-    assert ran.stderr == f"error: --env-file {tmp_path / 'no'} cannot be read: No such file or directory\n"
+    assert (
+        ran.stderr
+        == f"error: --env-file {tmp_path / 'no'} cannot be read: No such file or directory\n"
+    )

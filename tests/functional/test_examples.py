@@ -21,7 +21,9 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
     ],
     ids=["containerd", "docker", "crio"],
 )
-def test_example_is_planned_without_a_node(runtime: str, config: str, drop_in: str, tmp_path: Path) -> None:
+def test_example_is_planned_without_a_node(
+    runtime: str, config: str, drop_in: str, tmp_path: Path
+) -> None:
     options = [
         f"--runtime={runtime}",
         f"--config={EXAMPLES / config}",

@@ -113,7 +113,9 @@ def test_no_reader_ever_sees_a_mix(place: Path, *, beside: bool) -> None:
     contents = (b"a" * 70000, b"b" * 10)
     files.put(place, contents[0])
     both = place.parent.parent / "both"
-    with fake_node.started([sys.executable, "-c", _READER, str(place), str(stop), str(both)]) as reader:
+    with fake_node.started(
+        [sys.executable, "-c", _READER, str(place), str(stop), str(both)]
+    ) as reader:
         assert reader.stdout is not None
         assert reader.stdout.readline() == "reads\n"
         turn = 0
@@ -167,7 +169,9 @@ def test_put_sets_the_label_before_the_file_has_its_name(
         labelled.append((name, value, place.read_bytes()))
 
     monkeypatch.setattr(os, "setxattr", note)
-    files.put(place, NEW, metadata=FileMetadata(selinux=b"system_u:object_r:container_config_t:s0\0"))
+    files.put(
+        place, NEW, metadata=FileMetadata(selinux=b"system_u:object_r:container_config_t:s0\0")
+    )
     assert labelled == [("security.selinux", b"system_u:object_r:container_config_t:s0\0", OLD)]
 
 
@@ -315,7 +319,9 @@ def test_aside_that_is_absent_is_done_without(place: Path) -> None:
     assert place.read_bytes() == NEW
 
 
-@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL], ids=errno.errorcode.get)
+@pytest.mark.parametrize(
+    "number", [errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL], ids=errno.errorcode.get
+)
 def test_put_works_on_file_systems_without_nameless_files(
     place: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
@@ -433,7 +439,9 @@ def test_a_file_that_somebody_created_at_the_last_moment_stays(
 
 
 @pytest.mark.parametrize("removes", [True, False], ids=["remove", "replace"])
-def test_a_program_that_has_the_file_open_for_writing_is_named(place: Path, *, removes: bool) -> None:
+def test_a_program_that_has_the_file_open_for_writing_is_named(
+    place: Path, *, removes: bool
+) -> None:
     """A shell's `>` empties a file first: what is read then is not its content."""
     change = files.remove if removes else partial(files.put, data=NEW)
     with place.open("r+b"):
@@ -447,7 +455,9 @@ def test_a_program_that_has_the_file_open_for_writing_is_named(place: Path, *, r
     files.refuse_writers(place)
 
 
-def test_a_writer_that_comes_while_the_file_is_exchanged_writes_to_the_file_that_stays(place: Path) -> None:
+def test_a_writer_that_comes_while_the_file_is_exchanged_writes_to_the_file_that_stays(
+    place: Path,
+) -> None:
     """It waits for the lease, which is given up when the old file is back in its place."""
     writer = None
 
@@ -471,7 +481,9 @@ def test_a_writer_that_comes_while_the_file_is_exchanged_writes_to_the_file_that
     assert [p.name for p in place.parent.iterdir()] == [place.name]
 
 
-def test_an_interruption_leaves_nothing_either(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_leaves_nothing_either(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
@@ -505,8 +517,8 @@ def test_sweep_removes_what_a_killed_run_left_and_nothing_else(place: Path) -> N
 @fake_node.needs_root
 def test_put_says_that_the_file_system_is_read_only(place: Path) -> None:
     said = _put_elsewhere(fake_node.read_only(place.parent), place)
-    assert said == (
-        f"4 {place} cannot be written: Read-only file system\n"
+    assert (
+        said == f"4 {place} cannot be written: Read-only file system\n"
         "the file system is read-only: mount it writable, or choose another path\n"
     )
     assert place.read_bytes() == OLD
@@ -529,8 +541,8 @@ def test_a_full_file_system_leaves_the_file_as_it_was(tmp_path: Path) -> None:
         [*fake_node.in_mounts(script, str(tmp_path)), sys.executable, "-c", check, str(place)],
         capture_output=True, text=True, timeout=20, check=True,
     )  # fmt: skip
-    assert done.stdout == (
-        f"4 {place} cannot be written: No space left on device\n"
+    assert (
+        done.stdout == f"4 {place} cannot be written: No space left on device\n"
         "free space on that file system\n"
         f"b'old' {place} {tmp_path}/filler\n"
     )
@@ -561,7 +573,9 @@ def test_a_pretended_full_disk_leaves_the_file_as_it_was(
 ) -> None:
     path = Path("/etc/containerd/config.toml")
     pretended.set_disk_usage(len(OLD) + 100)
-    with pytest.raises(StepError, match=r"config\.toml cannot be written: No space left on device") as caught:
+    with pytest.raises(
+        StepError, match=r"config\.toml cannot be written: No space left on device"
+    ) as caught:
         files.put(path, NEW, aside=aside)
     assert caught.value.hint == "free space on that file system"
     assert path.read_bytes() == OLD
@@ -642,7 +656,9 @@ def test_read_refuses_at_once(tmp_path: Path, make: Callable[[Path], None], why:
     assert str(caught.value) == f"{path} {why}"
 
 
-def test_read_refuses_a_file_that_changes_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_refuses_a_file_that_changes_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "config.toml"
     path.write_bytes(OLD)
     real, calls = os.fstat, []
@@ -666,10 +682,9 @@ def test_read_refuses_what_the_mode_forbids(tmp_path: Path) -> None:
     path.write_bytes(OLD)
     path.chmod(0)
     code = (
-        "import sys; from pathlib import Path; from toolkit import errors; from toolkit.node import files\n"
-        "try: files.read(Path(sys.argv[1]))\n"
-        "except errors.ToolkitError as error: print(error.exit_code, error)\n"
-        "else: print('it was read')\n"
+        "import sys; from pathlib import Path; from toolkit import errors; from toolkit.node import"
+        " files\ntry: files.read(Path(sys.argv[1]))\nexcept errors.ToolkitError as error:"
+        " print(error.exit_code, error)\nelse: print('it was read')\n"
     )
     done = subprocess.run(
         [*fake_node.ORDINARY, sys.executable, "-c", code, str(path)],
@@ -678,7 +693,9 @@ def test_read_refuses_what_the_mode_forbids(tmp_path: Path) -> None:
     assert done.stdout == f"3 {path} cannot be read: Permission denied\n"
 
 
-def test_an_error_of_the_disk_is_no_bug_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_the_disk_is_no_bug_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "config.toml"
     path.write_bytes(OLD)
     with monkeypatch.context() as patch:
@@ -733,7 +750,9 @@ def test_make_directory_says_which_one_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StepError) as caught:
         files.make_directory(tmp_path / "file/below")
-    assert str(caught.value) == f"the directory {tmp_path}/file/below cannot be made: Not a directory"
+    assert (
+        str(caught.value) == f"the directory {tmp_path}/file/below cannot be made: Not a directory"
+    )
 
 
 def test_writable_says_why_not(tmp_path: Path) -> None:
@@ -747,7 +766,9 @@ def test_writable_says_why_not(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("prefix", "why"),
     [
-        pytest.param(fake_node.read_only, "is on a read-only file system", marks=fake_node.needs_root),
+        pytest.param(
+            fake_node.read_only, "is on a read-only file system", marks=fake_node.needs_root
+        ),
         (lambda _: fake_node.ORDINARY, "is not writable"),
     ],
     ids=["read-only", "forbidden"],

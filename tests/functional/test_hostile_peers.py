@@ -81,7 +81,9 @@ LARGE: Final = {
     "empty pods": repeated(b"\x0a\x00"),
     "pods with a field": repeated(b"\x0a\x02\x08\x01"),
     "one pod of numbers": protobuf.encode([(1, repeated(b"\x18\x01", 16 * MIB - 10))]),
-    "one pod of labels": protobuf.encode([(1, repeated(b"\x2a\x04\x0a\x00\x12\x00", 16 * MIB - 10))]),
+    "one pod of labels": protobuf.encode(
+        [(1, repeated(b"\x2a\x04\x0a\x00\x12\x00", 16 * MIB - 10))]
+    ),
 }
 TOO_MANY: Final = "the response is not valid CRI: more than 524288 fields"
 
@@ -101,7 +103,9 @@ def test_what_is_decoded_is_bound_by_the_timeout(path: Path) -> None:
         limit = protobuf.Limit(lambda: -1)
         with pytest.raises(TimeoutError):
             protobuf.decode(labels, limit)
-        _, seconds, said = cost(path.with_name("b.sock"), "sandboxes", LARGE["numbers"], timeout=0.5)
+        _, seconds, said = cost(
+            path.with_name("b.sock"), "sandboxes", LARGE["numbers"], timeout=0.5
+        )
     assert said in {
         "no answer within 0.5 s",
         "the response cannot be decoded within 0.5 s",
@@ -129,8 +133,12 @@ def test_each_kind_of_answer_has_its_size(path: Path, call: str, most: int) -> N
 
 def pod(number: int) -> bytes:
     """Return a pod as containerd lists it: 16 labels, and annotations of an applied manifest."""
-    labels = [(5, protobuf.encode([(1, f"label-{i}.example.com/name"), (2, "true")])) for i in range(16)]
-    applied = protobuf.encode([(1, "kubectl.kubernetes.io/last-applied-configuration"), (2, "x" * 12_000)])
+    labels = [
+        (5, protobuf.encode([(1, f"label-{i}.example.com/name"), (2, "true")])) for i in range(16)
+    ]
+    applied = protobuf.encode(
+        [(1, "kubectl.kubernetes.io/last-applied-configuration"), (2, "x" * 12_000)]
+    )
     metadata = protobuf.encode([(1, f"pod-{number}"), (2, "uid"), (3, "default"), (4, 0)])
     fields: list[tuple[int, protobuf.Value]] = [(1, f"{number:064}"), (2, metadata), (3, 0), (4, 1)]
     return protobuf.encode([*fields, *labels, *[(6, applied)], (7, "nvidia")])
@@ -186,7 +194,10 @@ def flooding(start: bytes, again: bytes) -> Speech:
 
 ENDLESS: Final = {
     "settings": (b"", SETTINGS),
-    "settings of a window": (b"", frame(4, 0, 0, b"\0\x04\0\0\0\1") + frame(4, 0, 0, b"\0\x04\0\0\xff\xff")),
+    "settings of a window": (
+        b"",
+        frame(4, 0, 0, b"\0\x04\0\0\0\1") + frame(4, 0, 0, b"\0\x04\0\0\xff\xff"),
+    ),
     "pings": (b"", frame(6, 0, 0, b"8 bytes.")),
     "empty data": (HEADERS, frame(0, 0, 1)),
     "padding alone": (HEADERS, frame(0, 8, 1, b"\xff" + b"\0" * 255)),
@@ -306,7 +317,9 @@ def test_names_that_are_no_utf_8_and_nesting_without_an_end(path: Path) -> None:
     nested = b""
     for _ in range(200):
         nested = protobuf.encode([(2, nested)])
-    with serving(path, answering(protobuf.encode([(1, protobuf.encode([(1, b"\xff\xfe"), (2, nested)]))]))):
+    with serving(
+        path, answering(protobuf.encode([(1, protobuf.encode([(1, b"\xff\xfe"), (2, nested)]))]))
+    ):
         (listed,) = cri.sandboxes(path, timeout=20)
     assert listed.id == "\N{REPLACEMENT CHARACTER}" * 2
 
@@ -377,7 +390,8 @@ def test_docker_that_never_ends_has_the_time_that_there_is(path: Path, again: by
     trailers = (b"0\r\n", b"X: y\r\n") if again == b"0\r\n" else (b"", again)
     # Python 3.14 takes no more than a hundred of `100 Continue`.
     ends = (
-        "timed out|the response is not valid HTTP: HTTPException|the response is larger than 33554432 bytes"
+        "timed out|the response is not valid HTTP: HTTPException|the response is larger than"
+        " 33554432 bytes"
     )
     with (
         serving(path, replying(start + trailers[0], trailers[1])),

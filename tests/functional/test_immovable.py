@@ -82,7 +82,8 @@ def test_a_directory_in_a_lower_layer_is_refused_with_its_path_and_the_way_out(
     with overlay(node, tmp_path):
         message = refused(node)
         assert message.startswith(
-            f"error: {node.toolkit} is in a lower layer of an overlay file system and cannot be moved aside"
+            f"error: {node.toolkit} is in a lower layer of an overlay file system and cannot be"
+            " moved aside"
         )
         assert message.endswith(": nothing was changed")
         assert running.signals() == []
@@ -113,9 +114,11 @@ def test_a_mount_point_is_refused_with_its_path_and_the_way_out(
     node: Node, running: Daemon, theirs: dict[str, tuple[int, str]]
 ) -> None:
     with mounted(node.toolkit):
-        assert refused(node) == (
-            f"error: {node.toolkit} is a mount point and cannot be moved aside (unmount it, mount"
-            f" {node.install_dir} instead, or choose another --toolkit-install-dir): nothing was changed"
+        assert (
+            refused(node)
+            == f"error: {node.toolkit} is a mount point and cannot be moved aside (unmount it,"
+            f" mount {node.install_dir} instead, or choose another --toolkit-install-dir):"
+            " nothing was changed"
         )
     assert running.signals() == []
     fake_node.done("run", "--no-daemon", *node.options())

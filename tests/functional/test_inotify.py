@@ -121,7 +121,9 @@ def test_what_is_not_followed_any_more_is_not_heard(watches: Watches, tmp_path: 
 def test_two_names_of_one_directory_are_one(watches: Watches, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     (tmp_path / "link").symlink_to("there")
-    watches.follow([(str(tmp_path / "there"), frozenset({"a"})), (str(tmp_path / "link"), frozenset({"b"}))])
+    watches.follow(
+        [(str(tmp_path / "there"), frozenset({"a"})), (str(tmp_path / "link"), frozenset({"b"}))]
+    )
     for name in ("a", "b"):
         written(tmp_path / "there" / name)
         assert heard(watches)
@@ -161,7 +163,9 @@ def test_what_is_watched_can_be_unmounted(watches: Watches, tmp_path: Path) -> N
         "subprocess.run(['umount', sys.argv[1]], check=True); assert w.changed()"
     )
     python = [sys.executable, "-c", script, str(tmp_path)]
-    done = subprocess.run(["unshare", "--mount", *python], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["unshare", "--mount", *python], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -187,7 +191,10 @@ def limited(script: str, top: Path) -> None:
     """Run a script in a user namespace: it can set inotify limits that the kernel enforces."""
     python = [sys.executable, "-c", f"{LIMITED}{script}", str(top)]
     done = subprocess.run(
-        ["unshare", "--user", "--map-root-user", *python], capture_output=True, text=True, check=False
+        ["unshare", "--user", "--map-root-user", *python],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
 

@@ -18,7 +18,9 @@ from toolkit.kube import kubelet
 from toolkit.kube.kubelet import Ignored, KubeletConfig
 from toolkit.settings.resolve import resolve
 
-WORD = KubeletConfig(pid=42, program="kubelet", endpoint="/run/c.sock", by="--container-runtime-endpoint")
+WORD = KubeletConfig(
+    pid=42, program="kubelet", endpoint="/run/c.sock", by="--container-runtime-endpoint"
+)
 
 
 @pytest.fixture
@@ -40,7 +42,11 @@ def seen(node: fake_node.Node, **more: str) -> dict[str, Any]:
 def documented() -> set[str]:
     """Return the keys of the table of `detect`."""
     section = TEXT[TEXT.index("## `detect`") :]
-    rows = [line.split("|")[1] for line in section.split("\n\n## ")[0].splitlines() if line.startswith("| `")]
+    rows = [
+        line.split("|")[1]
+        for line in section.split("\n\n## ")[0].splitlines()
+        if line.startswith("| `")
+    ]
     return {name.strip(" `") for row in rows for name in row.split(",")}
 
 
@@ -79,14 +85,18 @@ def test_who_answers_and_who_uses_it(node: fake_node.Node) -> None:
 
 def test_the_text_says_it_to_people(node: fake_node.Node) -> None:
     lines = output.text(seen(node)).splitlines()
-    assert "kubelet (PID 42) uses containerd on /run/c.sock, by --container-runtime-endpoint" in lines
+    assert (
+        "kubelet (PID 42) uses containerd on /run/c.sock, by --container-runtime-endpoint" in lines
+    )
     assert "kubelet (PID 43) is ignored: it runs as user ID 65534" in lines
     assert f"chosen: containerd on {node.socket}, config /etc/containerd/config.toml" in lines[-2]
     assert lines[-1].startswith("  reason: the kubelet (PID 42) uses containerd on /run/c.sock")
 
 
 def test_nothing_to_choose_ends_with_2_and_says_why(tmp_path: Path) -> None:
-    done = fake_node.cli("detect", "-o", "json", f"--host-root={tmp_path}", f"--socket={tmp_path}/none")
+    done = fake_node.cli(
+        "detect", "-o", "json", f"--host-root={tmp_path}", f"--socket={tmp_path}/none"
+    )
     assert done.returncode == 2, done.stderr
     chosen = json.loads(done.stdout)["choice"]
     assert chosen["runtime"] is None

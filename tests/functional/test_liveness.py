@@ -111,7 +111,9 @@ def test_an_agent_that_starts_no_sync_any_more_is_not_alive(node: Node, running:
         pod.settled()
         pod.process.send_signal(signal.SIGSTOP)
         assert problem(node) == ""
-        assert problem(node, LATER).startswith("a sync is due and has not been started; the last one ended ")
+        assert problem(node, LATER).startswith(
+            "a sync is due and has not been started; the last one ended "
+        )
     assert running.signals() == ["SIGHUP"]
 
 
@@ -124,7 +126,9 @@ def test_an_agent_that_ignores_drift_has_no_sync_to_miss(node: Node, running: Da
     assert running.signals() == ["SIGHUP"]
 
 
-def test_syncs_that_cannot_be_started_are_not_alive_after_the_third(node: Node, running: Daemon) -> None:
+def test_syncs_that_cannot_be_started_are_not_alive_after_the_third(
+    node: Node, running: Daemon
+) -> None:
     with staying(node.options(check_interval="0.5")) as pod:
         before = resource.prlimit(pod.pid, resource.RLIMIT_NOFILE)
         resource.prlimit(pod.pid, resource.RLIMIT_NOFILE, (64, before[1]))
@@ -167,12 +171,17 @@ def test_settings_that_became_invalid_do_not_end_a_healthy_agent(
     with staying(node.options(env_file=str(file))):
         for text in ("TOOLKIT_CHECK_INTERVAL=often\n", "'\n"):
             file.write_text(text, encoding="utf-8")
-            assert fake_node.cli("status", "--quiet", *node.options(env_file=str(file))).returncode == 2
+            assert (
+                fake_node.cli("status", "--quiet", *node.options(env_file=str(file))).returncode
+                == 2
+            )
             assert problem(node, env_file=str(file)) == ""
     assert running.signals() == ["SIGHUP"]
 
 
-def test_the_probe_of_life_loads_no_more_than_that_of_readiness(node: Node, running: Daemon) -> None:
+def test_the_probe_of_life_loads_no_more_than_that_of_readiness(
+    node: Node, running: Daemon
+) -> None:
     def loaded(option: str) -> set[str]:
         script = (
             "import sys; from toolkit.cli import main\n"
@@ -181,7 +190,9 @@ def test_the_probe_of_life_loads_no_more_than_that_of_readiness(node: Node, runn
         argv = [sys.executable, "-c", script, "status", option, *node.options()]
         environment = fake_node.ENVIRONMENT
         return set(
-            subprocess.run(argv, env=environment, capture_output=True, text=True, check=True).stdout.split()
+            subprocess.run(
+                argv, env=environment, capture_output=True, text=True, check=True
+            ).stdout.split()
         )
 
     live, quiet = loaded("--live"), loaded("--quiet")
@@ -217,7 +228,9 @@ def path(tmp_path: Path) -> Path:
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_a_state_of_something_else_is_not_alive(path: Path, change: dict[str, Any], why: str) -> None:
+def test_a_state_of_something_else_is_not_alive(
+    path: Path, change: dict[str, Any], why: str
+) -> None:
     path.write_text(json.dumps({**json.loads(path.read_bytes()), **change}), encoding="utf-8")
     assert why in liveness.unhealthy(path)
 
@@ -239,7 +252,18 @@ def test_a_state_of_something_else_is_not_alive(path: Path, change: dict[str, An
         ),
         (lambda path: (path.unlink(), path.mkdir()), "it is not a regular file"),
     ],
-    ids=["gone", "torn", "list", "empty", "deep", "large", "writable", "its directory", "FIFO", "directory"],
+    ids=[
+        "gone",
+        "torn",
+        "list",
+        "empty",
+        "deep",
+        "large",
+        "writable",
+        "its directory",
+        "FIFO",
+        "directory",
+    ],
 )
 def test_a_file_that_is_not_the_agent_s_is_not_alive(
     path: Path, change: Callable[[Path], object], why: str
@@ -260,7 +284,9 @@ def test_a_state_that_cannot_be_written_is_logged_once_and_the_old_one_expires(
     for _ in range(2):
         file.publish(path, began=None, deadline=time.monotonic() + 1000)
     assert path.read_bytes() == before
-    assert AgentState(**json.loads(before)).problem(time.monotonic() + 200).startswith("a sync is due")
+    assert (
+        AgentState(**json.loads(before)).problem(time.monotonic() + 200).startswith("a sync is due")
+    )
     assert [line.partition(": ")[0] for line in told] == ["the liveness probe may fail"]
     path.parent.chmod(0o755)
     file.publish(path, began=1.0, deadline=2.0)
@@ -268,7 +294,9 @@ def test_a_state_that_cannot_be_written_is_logged_once_and_the_old_one_expires(
     assert file.problem() == liveness.unhealthy(path)
 
 
-def test_the_state_is_not_written_to_what_others_put_in_its_place(path: Path, tmp_path: Path) -> None:
+def test_the_state_is_not_written_to_what_others_put_in_its_place(
+    path: Path, tmp_path: Path
+) -> None:
     """In a directory like /tmp, others may put a file or a link under a name that they expect."""
     precious = tmp_path / "precious"
     precious.write_bytes(b"precious")

@@ -112,11 +112,15 @@ def test_of_twenty_rivals_one_holds_at_a_time(path: Path) -> None:
     proof = path.parent.parent / "proof"
     with ExitStack() as stack:
         rivals = [
-            stack.enter_context(fake_node.started([sys.executable, "-c", _RIVAL, str(path), str(proof)]))
+            stack.enter_context(
+                fake_node.started([sys.executable, "-c", _RIVAL, str(path), str(proof)])
+            )
             for _ in range(20)
         ]
         ends = [fake_node.ended(rival) for rival in rivals]
-    assert [(code, out) for code, out, _ in ends] == [(0, "2\n")] * 20, [err for _, _, err in ends if err]
+    assert [(code, out) for code, out, _ in ends] == [(0, "2\n")] * 20, [
+        err for _, _, err in ends if err
+    ]
 
 
 def test_a_file_that_was_replaced_between_open_and_lock_is_not_held(
@@ -164,7 +168,9 @@ def test_a_link_is_not_followed(path: Path) -> None:
     path.symlink_to(victim)
     with pytest.raises(StepError) as caught, lock.held(path):
         pytest.fail("a link was locked")
-    assert str(caught.value) == f"the lock {path} cannot be opened: Too many levels of symbolic links"
+    assert (
+        str(caught.value) == f"the lock {path} cannot be opened: Too many levels of symbolic links"
+    )
     assert victim.read_text(encoding="utf-8") == "precious"
 
 

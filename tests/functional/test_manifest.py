@@ -120,11 +120,15 @@ def test_modes_do_not_depend_on_the_umask_or_the_source(node: fake_node.Node) ->
 
 def test_a_wrapper_runs_the_installed_program(node: fake_node.Node) -> None:
     install(node)
-    done = subprocess.run([node.toolkit / "nvidia-ctk", "a b"], capture_output=True, timeout=10, check=True)
+    done = subprocess.run(
+        [node.toolkit / "nvidia-ctk", "a b"], capture_output=True, timeout=10, check=True
+    )
     assert done.stdout == f"{node.toolkit}/nvidia-ctk.real\0a b\0".encode()
 
 
-@pytest.mark.parametrize("directory", ["usr/lib64", "usr/lib/x86_64-linux-gnu", "usr/lib/aarch64-linux-gnu"])
+@pytest.mark.parametrize(
+    "directory", ["usr/lib64", "usr/lib/x86_64-linux-gnu", "usr/lib/aarch64-linux-gnu"]
+)
 def test_libraries_are_found_where_packages_put_them(node: fake_node.Node, directory: str) -> None:
     if directory != "usr/lib64":
         (node.source / directory).parent.mkdir(parents=True)
@@ -157,7 +161,9 @@ def test_the_package_type_follows_the_node(node: fake_node.Node) -> None:
             (node.root / "usr/bin").mkdir(parents=True)
             (node.root / "usr/bin/rpm").touch()
         with pytest.raises(UsageProblem) as caught:
-            manifest.desired_version(node.settings(toolkit_source_root=""), host, node.install_dir, ())
+            manifest.desired_version(
+                node.settings(toolkit_source_root=""), host, node.install_dir, ()
+            )
         assert str(caught.value) == f"the toolkit's source /artifacts/{kind} is no directory"
 
 
@@ -170,12 +176,14 @@ def test_everything_that_the_source_lacks_is_named_at_once(node: fake_node.Node)
     (node.source / "usr/lib64/libnvidia-container-go.so.1.1").unlink()
     with pytest.raises(UsageProblem) as caught:
         wanted(node)
-    assert str(caught.value) == (
-        f"the toolkit's source {node.source} lacks usr/bin/nvidia-ctk, usr/bin/nvidia-cdi-hook,"
+    assert (
+        str(caught.value)
+        == f"the toolkit's source {node.source} lacks usr/bin/nvidia-ctk, usr/bin/nvidia-cdi-hook,"
         " libnvidia-container-go.so.1"
     )
     assert (
-        caught.value.hint == "set --toolkit-source-root to the directory that contains the toolkit's usr/bin"
+        caught.value.hint
+        == "set --toolkit-source-root to the directory that contains the toolkit's usr/bin"
     )
 
 
@@ -228,13 +236,19 @@ def test_new_files_get_the_label_of_a_program_of_the_node(node: fake_node.Node) 
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["first", "upgrade"])
-def test_a_version_that_does_not_run_here_is_not_switched_to(node: fake_node.Node, *, first: bool) -> None:
+def test_a_version_that_does_not_run_here_is_not_switched_to(
+    node: fake_node.Node, *, first: bool
+) -> None:
     if not first:
         install(node)
     before = fake_node.content(node.toolkit) if not first else None
     # The right machine, but no executable: a library of another C library looks so.
-    (node.source / "usr/bin/nvidia-ctk").write_bytes(fake_node.elf(fake_node.MACHINES[platform.machine()]))
-    with pytest.raises(StepError, match=r"nvidia-ctk.real --version` (cannot be started|does not run)"):
+    (node.source / "usr/bin/nvidia-ctk").write_bytes(
+        fake_node.elf(fake_node.MACHINES[platform.machine()])
+    )
+    with pytest.raises(
+        StepError, match=r"nvidia-ctk.real --version` (cannot be started|does not run)"
+    ):
         versions.install(wanted(node), node.install_dir, Host(root=Path("/")))
     assert node.toolkit.exists() is not first
     assert before is None or fake_node.content(node.toolkit) == before
@@ -307,7 +321,10 @@ def test_the_config_names_the_installed_programs(node: fake_node.Node) -> None:
     tree = config(node)
     assert tree["nvidia-container-cli"]["path"] == f"{node.toolkit}/nvidia-container-cli"
     assert tree["nvidia-ctk"]["path"] == f"{node.toolkit}/nvidia-ctk"
-    assert tree["nvidia-container-runtime-hook"]["path"] == f"{node.toolkit}/nvidia-container-runtime-hook"
+    assert (
+        tree["nvidia-container-runtime-hook"]["path"]
+        == f"{node.toolkit}/nvidia-container-runtime-hook"
+    )
     assert tree["nvidia-container-runtime"]["runtimes"] == [
         "/usr/sbin/runc",
         "youki",
@@ -320,14 +337,17 @@ def test_the_drivers_own_ldconfig_is_preferred(node: fake_node.Node) -> None:
     (node.root / "driver/sbin").mkdir(parents=True)
     (node.root / "driver/sbin/ldconfig.real").touch()
     install(node, driver_root_ctr_path=str(node.root / "driver"), driver_root="/run/nvidia/driver")
-    assert config(node)["nvidia-container-cli"]["ldconfig"] == "@/run/nvidia/driver/sbin/ldconfig.real"
+    assert (
+        config(node)["nvidia-container-cli"]["ldconfig"] == "@/run/nvidia/driver/sbin/ldconfig.real"
+    )
 
 
 def test_what_a_user_added_survives_an_upgrade(node: fake_node.Node) -> None:
     install(node)
     path = node.toolkit / CONFIG
     path.write_bytes(
-        b"# mine\n" + path.read_bytes().replace(b"disable-require = false", b"disable-require = true")
+        b"# mine\n"
+        + path.read_bytes().replace(b"disable-require = false", b"disable-require = true")
     )
     fake_node.make_artifacts(node.source, release="2")
     install(node)
@@ -388,7 +408,9 @@ def test_damage_is_seen_and_repaired(node: fake_node.Node, damage: str) -> None:
     assert fake_node.content(node.toolkit.resolve()) == before
 
 
-@pytest.mark.parametrize("to", ["elsewhere", ".toolkit-versions/mine", "../nvidia/.toolkit-versions/{}"])
+@pytest.mark.parametrize(
+    "to", ["elsewhere", ".toolkit-versions/mine", "../nvidia/.toolkit-versions/{}"]
+)
 def test_a_link_of_somebody_else_is_no_version_of_ours(node: fake_node.Node, to: str) -> None:
     """The files are right, and yet another installer may change them."""
     digest = install(node).digest
@@ -410,7 +432,9 @@ def test_unchanged_files_are_links_to_the_earlier_version(node: fake_node.Node) 
     later = node.toolkit.resolve()
     assert later != earlier
     files = [p for p in earlier.rglob("*") if p.is_file() and not p.is_symlink()]
-    moved = {p.name for p in files if p.stat().st_ino != (later / p.relative_to(earlier)).stat().st_ino}
+    moved = {
+        p.name for p in files if p.stat().st_ino != (later / p.relative_to(earlier)).stat().st_ino
+    }
     assert moved == {"nvidia-ctk.real"}
     assert (earlier / "nvidia-ctk.real").read_bytes() != (later / "nvidia-ctk.real").read_bytes()
 
@@ -431,7 +455,9 @@ def test_a_version_that_something_runs_from_is_kept(node: fake_node.Node) -> Non
     install(node)
     running = node.toolkit.resolve()
     # Found by its executable: a coreutils of one binary for all goes by the name it is called by.
-    with fake_node.started(["sh", "-c", 'exec "$0" 60', str(node.toolkit / "nvidia-ctk.real")]) as process:
+    with fake_node.started(
+        ["sh", "-c", 'exec "$0" 60', str(node.toolkit / "nvidia-ctk.real")]
+    ) as process:
         exe = Path(f"/proc/{process.pid}/exe")
         fake_node.wait_for(lambda: exe.readlink() == running / "nvidia-ctk.real", "it does not run")
         for release in "234":

@@ -32,7 +32,11 @@ def nri_socket(node: Node) -> Path:
 
 def options(node: Node, **more: str | None) -> list[str]:
     """Return the options of the GPU Operator's container: no socket and no file of the runtime."""
-    nri = {"enable_nri_plugin": "true", "nri_namespace": "gpu-operator", "nri_socket": str(nri_socket(node))}
+    nri = {
+        "enable_nri_plugin": "true",
+        "nri_namespace": "gpu-operator",
+        "nri_socket": str(nri_socket(node)),
+    }
     files = {"config": None, "drop_in_config": None, "socket": None, "config_source": None}
     return node.options(**{**files, **nri, **more})
 
@@ -66,7 +70,9 @@ def test_it_is_ready_only_while_it_is_registered(node: Node, runtime: Process) -
         assert fake_node.done("status", *options(node)).stdout.startswith("in sync\nready\n")
         assert runtime.do("create", "gpu-operator", {KEY: MANAGEMENT}) == [MANAGEMENT]
         assert runtime.do("create", "default", {KEY: MANAGEMENT}) == []
-        pod.says("asks for management.nvidia.com/gpu=all, but its namespace is not among gpu-operator")
+        pod.says(
+            "asks for management.nvidia.com/gpu=all, but its namespace is not among gpu-operator"
+        )
         runtime.do("drop")
         pod.says("the runtime closed the connection; containers get no device now")
         pods.until(lambda: not record(node).exists(), "the record stays")
@@ -162,7 +168,9 @@ def test_another_program_on_the_socket_is_not_answered(node: Node, tmp_path: Pat
             assert not ready(node)
 
 
-def test_a_run_without_agent_configures_the_runtime_and_says_so(node: Node, running: Daemon) -> None:
+def test_a_run_without_agent_configures_the_runtime_and_says_so(
+    node: Node, running: Daemon
+) -> None:
     done = fake_node.cli("-n", *node.options(enable_nri_plugin="true"))
     assert done.returncode == 0, done.stderr
     assert "--enable-nri-plugin has no effect with --no-daemon" in done.stderr
@@ -189,7 +197,10 @@ def test_the_record_names_the_agent(node: Node, runtime: Process) -> None:
 def test_a_missing_socket_is_named_before_anything_is_changed(node: Node) -> None:
     done = fake_node.cli("run", *options(node))
     assert done.returncode == 4
-    assert f"NRI is not known to be on: its socket {nri_socket(node)} does not exist: nothing" in done.stderr
+    assert (
+        f"NRI is not known to be on: its socket {nri_socket(node)} does not exist: nothing"
+        in done.stderr
+    )
     assert "name the socket with --nri-socket" in done.stderr
     assert not node.install_dir.exists()
 
@@ -230,11 +241,17 @@ def test_plan_and_status_say_that_nri_is_on(node: Node, runtime: Process) -> Non
 
 def at_runtime(node: Node, **more: str) -> list[str]:
     """Return the options of a container that has the runtime's files and socket as well."""
-    nri = {"enable_nri_plugin": "true", "nri_namespace": "gpu-operator", "nri_socket": str(nri_socket(node))}
+    nri = {
+        "enable_nri_plugin": "true",
+        "nri_namespace": "gpu-operator",
+        "nri_socket": str(nri_socket(node)),
+    }
     return node.options(**nri, **more)
 
 
-def test_the_handlers_of_an_earlier_run_are_removed_byte_for_byte(node: Node, runtime: Process) -> None:
+def test_the_handlers_of_an_earlier_run_are_removed_byte_for_byte(
+    node: Node, runtime: Process
+) -> None:
     before = fake_node.content(node.config.parent)
     with fake_runtime.runtime(node) as containerd:
         fake_node.done("run", "--no-daemon", *node.options())
@@ -244,7 +261,9 @@ def test_the_handlers_of_an_earlier_run_are_removed_byte_for_byte(node: Node, ru
             runtime.do("register")
             pods.until(lambda: ready(node), "it does not become ready")
             assert fake_node.content(node.config.parent) == before
-            assert "removed the toolkit's handlers: the NRI plugin adds the devices" in pod.messages()
+            assert (
+                "removed the toolkit's handlers: the NRI plugin adds the devices" in pod.messages()
+            )
             assert node.toolkit.is_symlink()
             pod.settled()
         assert containerd.signals() == ["SIGHUP"] * 2
@@ -273,7 +292,8 @@ def test_handlers_that_a_pod_uses_stay_until_it_is_gone(node: Node, runtime: Pro
             fake_runtime.remove_pod(node, "training")
             os.kill(pod.pid, signal.SIGHUP)
             pods.until(
-                lambda: fake_node.content(node.config.parent) == before, "the handlers are not removed"
+                lambda: fake_node.content(node.config.parent) == before,
+                "the handlers are not removed",
             )
 
 

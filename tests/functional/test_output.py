@@ -13,7 +13,11 @@ import pytest
 from tests.support import fake_node
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs/output.md").read_text(encoding="utf-8")
-OF_ONE = {"status": {"ready", "unready", "verified"}, "run": {"outcome", "seconds"}, "plan": set[str]()}
+OF_ONE = {
+    "status": {"ready", "unready", "verified"},
+    "run": {"outcome", "seconds"},
+    "plan": set[str](),
+}
 """Keys that only one command has."""
 
 

@@ -36,7 +36,10 @@ def found(node: Node, keys: dict[str, Any]) -> list[str]:
     [
         (
             {"runtime_path": "/opt/none/containerd-shim"},
-            "runtime_path names /opt/none/containerd-shim, which is not an executable file on the node",
+            (
+                "runtime_path names /opt/none/containerd-shim, which is not an executable file on"
+                " the node"
+            ),
         ),
         ({"Runtime_Path": "shim"}, "runtime_path must be an absolute path, but is 'shim'"),
         (
@@ -69,8 +72,8 @@ def test_a_shim_is_searched_in_the_path_of_the_daemon(node: Node) -> None:
         searched = processes.search_path(process) or ""
         (problem,) = found(node, keys)
         assert problem.startswith(
-            f"{OPTION}the shim containerd-shim-kata-v2 of runtime_type 'io.containerd.kata.v2' was not found"
-            f" in the PATH of containerd ({searched}"
+            f"{OPTION}the shim containerd-shim-kata-v2 of runtime_type 'io.containerd.kata.v2' was"
+            f" not found in the PATH of containerd ({searched}"
         )
         shim = Path(searched.partition(":")[0], "containerd-shim-kata-v2")
         fake_node.write_program(shim, "")
@@ -79,7 +82,9 @@ def test_a_shim_is_searched_in_the_path_of_the_daemon(node: Node) -> None:
         assert found(node, {"runtime_path": str(shim), "runtime_type": "a.b"}) == []
 
 
-def test_the_running_containerd_names_its_snapshotters(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_running_containerd_names_its_snapshotters(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
     known = {"overlayfs": "", "zfs": "path must be a zfs filesystem"}
     monkeypatch.setattr(cri, "snapshotters", lambda _, **__: known)
     with runtime(node):
@@ -88,8 +93,8 @@ def test_the_running_containerd_names_its_snapshotters(node: Node, monkeypatch: 
             OPTION + "the running containerd has no snapshotter 'nydus', only overlayfs"
         ]
         assert found(node, {"snapshotter": "zfs"}) == [
-            OPTION
-            + "the running containerd did not load the snapshotter 'zfs': path must be a zfs filesystem"
+            OPTION + "the running containerd did not load the snapshotter 'zfs': path must be a zfs"
+            " filesystem"
         ]
         known.clear()
         assert found(node, {"snapshotter": "nydus"}) == [], "it does not say"
@@ -121,12 +126,17 @@ def inherited(node: Node, settings: dict[str, Any], **changed: Any) -> list[str]
     return list(override.inherited_problems(target, origin, timeout=1))
 
 
-def test_inherited_keys_that_name_nothing_are_found(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inherited_keys_that_name_nothing_are_found(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cri, "snapshotters", lambda _, **__: {"overlayfs": ""})
     kind = {"runtime_type": "io.containerd.none.v2"}
     assert inherited(node, kind) == [], "the PATH of a containerd that does not run is not known"
     with runtime(node):
-        assert inherited(node, {"runtime_type": "io.containerd.runc.v2", "snapshotter": "overlayfs"}) == []
+        assert (
+            inherited(node, {"runtime_type": "io.containerd.runc.v2", "snapshotter": "overlayfs"})
+            == []
+        )
         (problem,) = inherited(node, kind)
         assert problem.startswith(f"{RUNC}the shim containerd-shim-none-v2 of runtime_type ")
         settings = {"base_runtime_spec": "/opt/none.json", "snapshotter": "nydus"}
@@ -164,10 +174,14 @@ def test_what_the_node_s_own_handler_lacks_is_named_and_no_reason_to_refuse(node
         told = fake_node.done("run", "--no-daemon", *node.options()).stderr
         assert f"W preflight: {RUNC}{NO_FILE}: no pod starts through either\n" in told
         # It is named when something changes.
-        assert fake_node.done("run", "--no-daemon", *node.options()).stderr == fake_node.NOTHING_TO_DO
+        assert (
+            fake_node.done("run", "--no-daemon", *node.options()).stderr == fake_node.NOTHING_TO_DO
+        )
 
 
-def test_a_default_that_works_is_not_replaced_by_one_that_inherits_what_is_not_there(node: Node) -> None:
+def test_a_default_that_works_is_not_replaced_by_one_that_inherits_what_is_not_there(
+    node: Node,
+) -> None:
     with_broken_runc(node, default="kata")
     with runtime(node) as daemon:
         before = fake_node.content(node.root)
@@ -175,8 +189,8 @@ def test_a_default_that_works_is_not_replaced_by_one_that_inherits_what_is_not_t
         assert result.returncode == 4
         assert f"{RUNC}{NO_FILE}: nothing was changed" in result.stderr
         assert (
-            "hint: correct the handler runc, or use --set-as-default=false, which keeps kata as the default"
-            in result.stderr
+            "hint: correct the handler runc, or use --set-as-default=false, which keeps kata as the"
+            " default" in result.stderr
         )
         assert daemon.signals() == []
         node.pid_file.unlink()

@@ -37,7 +37,9 @@ _NOBODY: Final = 65534
 
 
 def options(node: Node, **changed: str | None) -> list[str]:
-    return node.options(restart_mode="none", pid_file=str(node.root / "run/toolkit/toolkit.pid"), **changed)
+    return node.options(
+        restart_mode="none", pid_file=str(node.root / "run/toolkit/toolkit.pid"), **changed
+    )
 
 
 def run_dir(node: Node) -> Path:
@@ -77,14 +79,18 @@ def for_a_user_s_group(path: Path) -> None:
 
 
 Change = Callable[[Path], object]
-CHANGES: Final = pytest.mark.parametrize("change", [owned_by_a_user, for_everybody, for_a_user_s_group])
+CHANGES: Final = pytest.mark.parametrize(
+    "change", [owned_by_a_user, for_everybody, for_a_user_s_group]
+)
 
 
 # --- directories --------------------------------------------------------------------------------
 
 
 @CHANGES
-@pytest.mark.parametrize("which", ["usr/local", "usr/local/nvidia", "usr/local/nvidia/.nvidia-toolkit"])
+@pytest.mark.parametrize(
+    "which", ["usr/local", "usr/local/nvidia", "usr/local/nvidia/.nvidia-toolkit"]
+)
 def test_a_directory_that_others_control_is_refused_by_every_command(
     installed: Node, which: str, change: Change
 ) -> None:
@@ -101,7 +107,9 @@ def test_a_directory_that_others_control_is_refused_by_every_command(
 
 
 @CHANGES
-def test_nothing_is_installed_below_a_directory_that_others_control(node: Node, change: Change) -> None:
+def test_nothing_is_installed_below_a_directory_that_others_control(
+    node: Node, change: Change
+) -> None:
     (node.root / "usr/local").mkdir(parents=True)
     change(node.root / "usr/local")
     before = everything(node)
@@ -112,7 +120,9 @@ def test_nothing_is_installed_below_a_directory_that_others_control(node: Node, 
 
 
 @CHANGES
-def test_a_pod_sees_the_parents_that_the_directory_has_on_the_node(node: Node, change: Change) -> None:
+def test_a_pod_sees_the_parents_that_the_directory_has_on_the_node(
+    node: Node, change: Change
+) -> None:
     """The pod has the node's root, and only the directory, below directories of the image."""
     parent = node.root / "mnt"
     (parent / "nvidia").mkdir(parents=True)
@@ -206,7 +216,10 @@ def test_a_file_of_the_toolkit_that_others_control_is_replaced(
     fake_node.done("run", "--no-daemon", *options(installed))
     status = json.loads(fake_node.done("status", "-o", "json", *options(installed)).stdout)
     assert status["toolkit"]["in_sync"] is True
-    for each in (installed.toolkit.resolve().parent, *installed.toolkit.resolve().parent.rglob("*")):
+    for each in (
+        installed.toolkit.resolve().parent,
+        *installed.toolkit.resolve().parent.rglob("*"),
+    ):
         assert each.lstat().st_uid == 0, each
         assert each.is_symlink() or not each.stat().st_mode & 0o022, each
     # Whoever had it open for writing must not have the new file.
@@ -258,7 +271,9 @@ def test_the_settings_of_a_configuration_that_others_control_are_not_kept(instal
     """Keys that an administrator adds to the toolkit's own configuration are kept."""
     (config,) = installed.toolkit.resolve().rglob("config.toml")
     text = config.read_text()
-    config.write_text(text.replace("[nvidia-container-cli]", '[nvidia-container-cli]\nproof = "/evil"'))
+    config.write_text(
+        text.replace("[nvidia-container-cli]", '[nvidia-container-cli]\nproof = "/evil"')
+    )
     assert "proof" in config.read_text()
     owned_by_a_user(config)
     fake_node.done("run", "--no-daemon", *options(installed))
@@ -358,7 +373,9 @@ def test_a_forged_list_of_directories_removes_none(node: Node, command: str, kin
 
 
 @pytest.mark.parametrize("named", ["{root}/etc/../victim", "victim"])
-def test_a_list_of_directories_removes_only_absolute_paths_without_dots(node: Node, named: str) -> None:
+def test_a_list_of_directories_removes_only_absolute_paths_without_dots(
+    node: Node, named: str
+) -> None:
     victim = node.root / "victim"
     victim.mkdir()
     forged(run_dir(node) / "directories.json", [named.format(root=node.root)])
@@ -377,7 +394,9 @@ def test_a_list_of_directories_of_root_s_is_removed(node: Node) -> None:
 
 
 @KINDS
-def test_a_count_of_restarts_that_others_control_is_not_believed(installed: Node, kind: Change) -> None:
+def test_a_count_of_restarts_that_others_control_is_not_believed(
+    installed: Node, kind: Change
+) -> None:
     """A user must not block updates by a forged count, nor a command by an endless file."""
     path = run_dir(installed) / "restarts.json"
     now = time.clock_gettime(time.CLOCK_BOOTTIME)
@@ -388,7 +407,9 @@ def test_a_count_of_restarts_that_others_control_is_not_believed(installed: Node
 
 
 @KINDS
-def test_a_state_of_the_agent_that_others_control_is_not_believed(installed: Node, kind: Change) -> None:
+def test_a_state_of_the_agent_that_others_control_is_not_believed(
+    installed: Node, kind: Change
+) -> None:
     """A user must not be able to keep a dead agent alive, nor to hang its probe."""
     path = run_dir(installed) / "agent.json"
     forged(path, asdict(AgentState()))
@@ -401,7 +422,9 @@ def test_a_state_of_the_agent_that_others_control_is_not_believed(installed: Nod
 
 
 @KINDS
-def test_a_readiness_record_that_others_control_is_not_believed(installed: Node, kind: Change) -> None:
+def test_a_readiness_record_that_others_control_is_not_believed(
+    installed: Node, kind: Change
+) -> None:
     path = run_dir(installed) / "ready.json"
     if not path.exists():
         forged(path, {})
@@ -432,7 +455,9 @@ def test_an_original_that_others_control_is_not_restored(installed: Node, kind: 
 
 
 @CHANGES
-def test_a_directory_that_others_control_gets_no_specification(tmp_path: Path, change: Change) -> None:
+def test_a_directory_that_others_control_gets_no_specification(
+    tmp_path: Path, change: Change
+) -> None:
     """A CDI specification names what the runtime mounts into a container, and runs as root."""
     directory = tmp_path / "cdi"
     directory.mkdir()

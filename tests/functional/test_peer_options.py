@@ -216,13 +216,17 @@ def _nri_index(node: Node, text: str) -> None:
 
 
 def _runtime(node: Node, text: str) -> None:
-    assert str(seen(node, runtime=text, config=f"{node.root}/daemon.json").target.desired.runtime) == text
+    assert (
+        str(seen(node, runtime=text, config=f"{node.root}/daemon.json").target.desired.runtime)
+        == text
+    )
     assert "podman: must be one of" in refused(runtime="podman")
 
 
 def _install_dir(node: Node, text: str) -> None:
-    assert handler(node, toolkit_install_dir=text)["options"]["BinaryName"] == (
-        f"{text}/toolkit/nvidia-container-runtime"
+    assert (
+        handler(node, toolkit_install_dir=text)["options"]["BinaryName"]
+        == f"{text}/toolkit/nvidia-container-runtime"
     )
 
 
@@ -251,7 +255,10 @@ def _debug(node: Node, text: str) -> None:
 
 def _driver_root(node: Node, text: str) -> None:
     assert toolkit(node, "nvidia-container-cli", "root", driver_root=text) == text
-    assert toolkit(node, "nvidia-container-cli", "ldconfig", driver_root=text) == f"@{text}/sbin/ldconfig"
+    assert (
+        toolkit(node, "nvidia-container-cli", "ldconfig", driver_root=text)
+        == f"@{text}/sbin/ldconfig"
+    )
 
 
 def _driver_root_here(node: Node, text: str) -> None:
@@ -290,7 +297,9 @@ def _prefixes(node: Node, text: str) -> None:
 
 def _low_level(node: Node, text: str) -> None:
     _of_toolkit("nvidia-container-runtime", "runtimes")(node, text)
-    wrapper = entry(node, "nvidia-container-runtime", nvidia_container_runtime_runtimes=text).decode()
+    wrapper = entry(
+        node, "nvidia-container-runtime", nvidia_container_runtime_runtimes=text
+    ).decode()
     assert f"exec {text.partition(',')[0]} " in wrapper
 
 
@@ -393,7 +402,9 @@ def _hook_filename(node: Node, text: str) -> None:
 def _config_mode(node: Node, text: str) -> None:
     (change,) = crio(node, config_mode=text).config_plan.changes
     assert change.path == f"{node.root}/hooks/oci-nvidia-hook.json"
-    assert json.loads(change.after or b"")["hook"]["path"].endswith("/nvidia-container-runtime-hook")
+    assert json.loads(change.after or b"")["hook"]["path"].endswith(
+        "/nvidia-container-runtime-hook"
+    )
 
 
 def _default(node: Node, text: str) -> None:
@@ -402,8 +413,9 @@ def _default(node: Node, text: str) -> None:
 
 
 def _errors(node: Node, text: str) -> None:
-    assert refused(ignore_errors=text) == (
-        "--ignore-errors: a partial installation is not supported; remove the option"
+    assert (
+        refused(ignore_errors=text)
+        == "--ignore-errors: a partial installation is not supported; remove the option"
     )
 
 
@@ -414,7 +426,9 @@ def _source(node: Node, text: str) -> None:
     assert seen(node, config_source=f"command=/x,file={node.config}").target.binary is None
     assert "`command` takes no argument" in remarks(config_source="command=/x,file")[0]
     for wrong, says in {
-        f"file={node.root}/x.toml": f"handlers come from the file that the runtime reads, {node.config}",
+        f"file={node.root}/x.toml": (
+            f"handlers come from the file that the runtime reads, {node.config}"
+        ),
         "command": "no runtime binary found that can validate the change",
     }.items():
         with pytest.raises(UsageProblem, match=says):
@@ -430,14 +444,18 @@ def _cdi_enabled(node: Node, text: str) -> None:
 
 
 def _cdi_output_dir(node: Node, text: str) -> None:
-    assert str(seen(node, cdi_enabled="true", cdi_output_dir=text).specification.local.parent) == text
+    assert (
+        str(seen(node, cdi_enabled="true", cdi_output_dir=text).specification.local.parent) == text
+    )
     assert specified(node, cdi_output_dir="") == Made(found={}, asked="")
 
 
 def _cdi_kind(node: Node, text: str) -> None:
     made = specified(node, cdi_kind=text)
     assert "--vendor=example.com --class=gpu\n" in made.asked
-    assert {name: tree["kind"] for name, tree in made.found.items()} == {"example.com-gpu.yaml": text}
+    assert {name: tree["kind"] for name, tree in made.found.items()} == {
+        "example.com-gpu.yaml": text
+    }
     assert refused(cdi_kind="gpu") == "--cdi-kind=gpu: must be a CDI kind (VENDOR/CLASS)"
 
 
@@ -450,8 +468,9 @@ def _device_nodes(node: Node, text: str) -> None:
         assert made.found
         assert made.asked.startswith("cdi generate ")
         assert makes not in made.asked
-    assert refused(create_device_nodes="control,all") == (
-        "--create-device-nodes=all: must be control or none"
+    assert (
+        refused(create_device_nodes="control,all")
+        == "--create-device-nodes=all: must be control or none"
     )
 
 
@@ -498,7 +517,9 @@ KEYS: Final[Mapping[str, tuple[str, ...]]] = {
     "--accept-nvidia-visible-devices-envvar-when-unprivileged": (
         "accept-nvidia-visible-devices-envvar-when-unprivileged",
     ),
-    "--accept-nvidia-visible-devices-as-volume-mounts": ("accept-nvidia-visible-devices-as-volume-mounts",),
+    "--accept-nvidia-visible-devices-as-volume-mounts": (
+        "accept-nvidia-visible-devices-as-volume-mounts",
+    ),
 }
 CASES: Final[Mapping[str, Case]] = {
     "--no-daemon": Case(text="true", proof=_ends),
@@ -531,8 +552,12 @@ CASES: Final[Mapping[str, Case]] = {
         text="example.com/gpu",
         proof=_of_toolkit(*KEYS["--nvidia-container-runtime.modes.cdi.default-kind"]),
     ),
-    "--nvidia-container-runtime.modes.cdi.annotation-prefixes": Case(text="a.io/,b.io/", proof=_prefixes),
-    "--nvidia-container-runtime-modes.cdi.annotation-prefixes": Case(text="a.io/,b.io/", proof=_prefixes),
+    "--nvidia-container-runtime.modes.cdi.annotation-prefixes": Case(
+        text="a.io/,b.io/", proof=_prefixes
+    ),
+    "--nvidia-container-runtime-modes.cdi.annotation-prefixes": Case(
+        text="a.io/,b.io/", proof=_prefixes
+    ),
     "--nvidia-container-runtime.runtimes": Case(text="crun,runc", proof=_low_level),
     "--nvidia-container-runtime-hook.skip-mode-detection": Case(
         text="false",
@@ -564,7 +589,9 @@ CASES: Final[Mapping[str, Case]] = {
     "--config-source": Case(text="file", proof=_source),
     "--use-legacy-config": Case(text="true", proof=_legacy),
     "--runtime-type": Case(text="io.containerd.runc.v1", proof=_runtime_type),
-    "--runtime-config-override": Case(text='{"options": {"SystemdCgroup": false}}', proof=_override),
+    "--runtime-config-override": Case(
+        text='{"options": {"SystemdCgroup": false}}', proof=_override
+    ),
     "--hooks-dir": Case(text="/hooks", proof=_hooks_dir, runtime="crio"),
     "--hook-filename": Case(text="x.json", proof=_hook_filename, runtime="crio"),
     "--config-mode": Case(text="hook", proof=_config_mode, runtime="crio"),
@@ -604,7 +631,9 @@ def test_every_name_means_the_same(flags: str, variables: str) -> None:
         except UsageProblem as error:
             return str(error).partition(": ")[2]
 
-    said = [told(parsed(f"{flag}={case.text}"), {}) for flag in flags.split() if flag.startswith("--")]
+    said = [
+        told(parsed(f"{flag}={case.text}"), {}) for flag in flags.split() if flag.startswith("--")
+    ]
     for variable in variables.split():
         of = variable.partition("_")[0].lower()
         if of in {"docker", "containerd", "crio"} - {case.runtime} and row.name != "runtime":
@@ -640,7 +669,9 @@ def test_one_dash_does_for_a_long_option() -> None:
 
 
 def test_an_equals_sign_does_for_a_short_option() -> None:
-    assert parsed("-r=crio") == parsed("-r", "crio") == parsed("--runtime=crio") == {"runtime": "crio"}
+    assert (
+        parsed("-r=crio") == parsed("-r", "crio") == parsed("--runtime=crio") == {"runtime": "crio"}
+    )
 
 
 def test_a_list_may_come_in_pieces() -> None:
@@ -663,11 +694,16 @@ def test_an_unknown_option_is_told_with_what_comes_close(word: str, says: str) -
     assert says in done.stderr
 
 
-@pytest.mark.parametrize("row", [r for r in SETTINGS if r.kind is not Kind.FLAG], ids=lambda r: r.flags[0])
+@pytest.mark.parametrize(
+    "row", [r for r in SETTINGS if r.kind is not Kind.FLAG], ids=lambda r: r.flags[0]
+)
 def test_an_empty_option_has_a_meaning_or_is_refused(row: Any) -> None:
     options = {row.name: "", **({"runtime": row.only} if row.only else {})}
     if row.empty is None:
-        assert refused(**options) == f"{row.flags[0]}=: must not be empty; leave it out to use the default"
+        assert (
+            refused(**options)
+            == f"{row.flags[0]}=: must not be empty; leave it out to use the default"
+        )
         return
     try:
         value = resolve.resolve(options, {}).values[row.name]

@@ -40,7 +40,9 @@ pytestmark = pytest.mark.usefixtures("no_fsync")
 
 OURS: Final = frozenset({"nvidia", "nvidia-cdi", "nvidia-legacy"})
 PROBES: Final = (".toolkit-probe", ".toolkit-probe-renamed")
-NO_RUNC: Final = "the low-level runtime runc, which the toolkit's handlers call, was not found on the node"
+NO_RUNC: Final = (
+    "the low-level runtime runc, which the toolkit's handlers call, was not found on the node"
+)
 
 
 @pytest.fixture
@@ -118,7 +120,9 @@ def refused(node: Node, prefix: Sequence[str], **options: str) -> str:
 # --- nothing in the way -------------------------------------------------------------------------
 
 
-def test_how_the_runtime_is_now_is_what_it_is_held_against_later(node: Node, cri_runtime: Daemon) -> None:
+def test_how_the_runtime_is_now_is_what_it_is_held_against_later(
+    node: Node, cri_runtime: Daemon
+) -> None:
     found = look(node)
     assert (len(found.identity), found.boot) == (64, procfs.boot_id())
     assert replace(found, identity="", boot="") == Baseline(
@@ -135,7 +139,9 @@ def test_how_the_runtime_is_now_is_what_it_is_held_against_later(node: Node, cri
     )
 
 
-def test_what_the_runtime_lacks_now_is_remembered_as_lacking(node: Node, cri_runtime: Daemon) -> None:
+def test_what_the_runtime_lacks_now_is_remembered_as_lacking(
+    node: Node, cri_runtime: Daemon
+) -> None:
     say(node, network=False)
     assert look(node).has_network is False
     say(node, unimplemented=True)
@@ -201,7 +207,9 @@ def test_a_disk_that_is_too_small_for_the_toolkit_is_told_with_what_is_needed(no
     needed = versions.room_needed(found.version, node.install_dir) + (1 << 20)
     needed += len(fake_node.KUBEADM) + (64 << 10)  # what leads back lies there as well
     said = refused_where(node, mounted(node.install_dir, "size=512k"))
-    assert said == f"{node.install_dir} has 512 KiB of free space, and {needed >> 10} KiB are needed"
+    assert (
+        said == f"{node.install_dir} has 512 KiB of free space, and {needed >> 10} KiB are needed"
+    )
 
 
 @fake_node.needs_root
@@ -288,7 +296,11 @@ def test_a_config_that_is_generated_is_named_with_the_way_of_that_system(
     script += 'mount --bind "$2" "$(realpath /etc/os-release)"\nshift\nshift\n'
     prefix = fake_node.in_mounts(script, str(place), str(release))
     before = files_of(node)
-    hint = "virtualisation.containerd.settings" if id_ == "nixos" else "add the handlers where this file is"
+    hint = (
+        "virtualisation.containerd.settings"
+        if id_ == "nixos"
+        else "add the handlers where this file is"
+    )
     with fake_node.immutable(node.config) if kind == "immutable" else nullcontext():
         done = fake_node.cli("-n", *node.options(), prefix=prefix)
         planned = fake_node.cli("plan", *node.options(), prefix=prefix)
@@ -392,9 +404,13 @@ def probe_is(monkeypatch: pytest.MonkeyPatch, program: bytes | None) -> None:
     monkeypatch.setattr(elf, "minimal", lambda: program)
 
 
-def test_a_probe_that_fails_is_told(node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_probe_that_fails_is_told(
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
     probe_is(monkeypatch, b"#!/bin/sh\nexit 3\n")
-    assert findings(node) == [f"no program can be run in {node.root}: the probe program exited with 3"]
+    assert findings(node) == [
+        f"no program can be run in {node.root}: the probe program exited with 3"
+    ]
 
 
 def test_a_probe_that_cannot_be_started_is_told(
@@ -445,7 +461,9 @@ def test_a_file_system_that_cannot_rename_is_told(
         real(old, new, **named)
 
     monkeypatch.setattr(os, "rename", rename)
-    assert findings(node) == [f"files in {node.root} cannot be written and renamed: Operation not permitted"]
+    assert findings(node) == [
+        f"files in {node.root} cannot be written and renamed: Operation not permitted"
+    ]
 
 
 def test_a_file_system_that_cannot_be_written_is_told(
@@ -459,7 +477,9 @@ def test_a_file_system_that_cannot_be_written_is_told(
         return real(path, flags, *more, **named)
 
     monkeypatch.setattr(os, "open", open_)
-    assert findings(node) == [f"files in {node.root} cannot be written and renamed: Input/output error"]
+    assert findings(node) == [
+        f"files in {node.root} cannot be written and renamed: Input/output error"
+    ]
 
 
 def test_a_version_that_is_there_already_needs_no_probe(
@@ -473,7 +493,9 @@ def test_a_version_that_is_there_already_needs_no_probe(
 # --- the low-level runtime ----------------------------------------------------------------------
 
 
-def test_the_low_level_runtime_is_looked_for_on_the_daemon_s_own_path(node: Node, runc: Path) -> None:
+def test_the_low_level_runtime_is_looked_for_on_the_daemon_s_own_path(
+    node: Node, runc: Path
+) -> None:
     assert look(node).was_healthy
     runc.chmod(0o644)
     assert findings(node) == [NO_RUNC]
@@ -542,7 +564,9 @@ def test_a_sick_runtime_is_left_alone_but_for_repair(
     assert found.was_healthy is False
 
 
-def test_a_runtime_that_is_only_slow_to_become_well_is_waited_for(node: Node, cri_runtime: Daemon) -> None:
+def test_a_runtime_that_is_only_slow_to_become_well_is_waited_for(
+    node: Node, cri_runtime: Daemon
+) -> None:
     say(node, ready=False)
     asked = 0
     real: Callable[..., Any] = health.query
@@ -590,7 +614,9 @@ def test_new_files_are_not_installed_beside_a_runtime_that_is_down(node: Node) -
 
 
 @pytest.mark.usefixtures("hasty")
-@pytest.mark.parametrize("options", [{"restart_mode": "none"}, {"no_runtime_config": "true"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"restart_mode": "none"}, {"no_runtime_config": "true"}], ids=str
+)
 def test_a_sick_runtime_is_no_obstacle_where_it_is_left_to_others(
     node: Node, cri_runtime: Daemon, options: dict[str, str]
 ) -> None:
@@ -625,7 +651,8 @@ def test_a_budget_that_is_used_up_is_told(node: Node, cri_runtime: Daemon) -> No
     spent(node, 3)
     (said,) = findings(node)
     assert said.startswith(
-        "the runtime was restarted 3 times within 600 s, and --restart-budget is 3: next restart allowed in "
+        "the runtime was restarted 3 times within 600 s, and --restart-budget is 3: next restart"
+        " allowed in "
     )
     assert cri_runtime.signals() == []
     assert look(node, restart_budget="4").was_healthy
@@ -643,7 +670,9 @@ def test_a_restart_that_could_not_be_counted_is_told(node: Node, cri_runtime: Da
 
 
 @fake_node.needs_root
-def test_a_full_disk_on_which_a_restart_could_not_be_counted_is_told(node: Node, cri_runtime: Daemon) -> None:
+def test_a_full_disk_on_which_a_restart_could_not_be_counted_is_told(
+    node: Node, cri_runtime: Daemon
+) -> None:
     elsewhere = node.root.parent / "notes"
     elsewhere.mkdir()
     # There is room for the lock, and for nothing more.
@@ -651,7 +680,9 @@ def test_a_full_disk_on_which_a_restart_could_not_be_counted_is_told(node: Node,
         'mount -t tmpfs -o size=8k tmpfs "$1"\n'
         'echo 1 > "$1/toolkit.pid"\nhead -c 4096 /dev/zero > "$1/full"\nshift'
     )
-    said = refused(node, fake_node.in_mounts(script, str(elsewhere)), pid_file=str(elsewhere / "toolkit.pid"))
+    said = refused(
+        node, fake_node.in_mounts(script, str(elsewhere)), pid_file=str(elsewhere / "toolkit.pid")
+    )
     assert said == f"{elsewhere} has 0 KiB of free space, and 4 KiB are needed"
     assert cri_runtime.signals() == []
 
@@ -696,14 +727,17 @@ def test_a_runtime_that_nobody_finds_is_told_with_the_way_out(node: Node) -> Non
         look(node)
     assert f"the socket {node.socket} does not exist" in str(caught.value)
     assert (
-        caught.value.hint == "with --restart-mode none the files are changed and the restart is left to you"
+        caught.value.hint
+        == "with --restart-mode none the files are changed and the restart is left to you"
     )
     found = look(node, restart_mode="none")
     assert replace(found, identity="", boot="") == Baseline(was_healthy=False)
 
 
 @pytest.mark.parametrize("runtimes", ["null", "[]", "5"])
-def test_a_revert_of_a_file_whose_effect_is_not_understood_is_exit_3(tmp_path: Path, runtimes: str) -> None:
+def test_a_revert_of_a_file_whose_effect_is_not_understood_is_exit_3(
+    tmp_path: Path, runtimes: str
+) -> None:
     node = fake_node.make_node(tmp_path / "node", None)
     file = node.root / "etc/daemon.json"
     settings = node.settings(runtime="docker", config=str(file), restart_mode="none")
@@ -776,7 +810,10 @@ def test_an_obstacle_is_told_beside_the_others(node: Node) -> None:
 @fake_node.needs_root
 def test_two_file_systems_in_the_way_are_told_in_one_line(node: Node, cri_runtime: Daemon) -> None:
     node.install_dir.mkdir(parents=True)
-    script = 'for d in "$1" "$2"; do mount --bind "$d" "$d"; mount -o remount,bind,ro "$d"; done\nshift 2'
+    script = (
+        'for d in "$1" "$2"; do mount --bind "$d" "$d"; mount -o remount,bind,ro "$d";'
+        " done\nshift 2"
+    )
     prefix = fake_node.in_mounts(script, str(node.install_dir), str(node.config.parent))
     said = refused(node, prefix)
     assert said == "; ".join(
@@ -800,9 +837,10 @@ def test_an_install_with_another_runtime_class_takes_no_handler_from_under_a_pod
     adapter = replace(containerd, task_files=lambda *_: (str(note),))
     with pytest.raises(StepError) as caught:
         transaction.converge(node.settings(runtime_class="gpu"), adapter)
-    assert str(caught.value) == (
-        "1 container still uses nvidia, which would be removed: default/training (stop them first): "
-        "nothing was changed"
+    assert (
+        str(caught.value)
+        == "1 container still uses nvidia, which would be removed: default/training (stop them"
+        " first): nothing was changed"
     )
     assert fake_node.snapshot(node.root, node.socket, node.pid_file) == before
     pods.pop(0)
@@ -819,7 +857,9 @@ def test_of_a_runtime_that_is_down_what_its_shims_noted_keeps_a_handler(
     note.parent.mkdir()
     note.write_text(f"{node.toolkit}/nvidia-container-runtime", encoding="utf-8")
     adapter = replace(containerd, task_files=lambda *_: (str(note),))
-    with pytest.raises(StepError, match=r"^1 container still uses nvidia, which would be removed: 0123abc "):
+    with pytest.raises(
+        StepError, match=r"^1 container still uses nvidia, which would be removed: 0123abc "
+    ):
         transaction.converge(settings, adapter)
     note.unlink()
     transaction.converge(settings, adapter)
@@ -871,7 +911,9 @@ def test_the_other_dialects_lose_no_handler_either(
     whole = {"config_mode": "hook"} if name == "crio" else {"runtime_class": "gpu"}
     with pytest.raises(StepError, match=r"^2 containers still use nvidia"):
         transaction.converge(node.settings(**options, **whole), adapter)
-    assert asked == [OURS if name == "crio" else frozenset({"nvidia"})], "in hook mode all of them would go"
+    assert asked == [OURS if name == "crio" else frozenset({"nvidia"})], (
+        "in hook mode all of them would go"
+    )
 
 
 def pods_are(monkeypatch: pytest.MonkeyPatch, **handlers: str) -> list[cri.Sandbox]:

@@ -38,7 +38,9 @@ from toolkit.state import journal
 
 pytestmark = pytest.mark.usefixtures("no_fsync")
 
-UNIT: Final = restart.RestartMethod(mode=RestartMode.SYSTEMD, unit="containerd.service", replaces=True)
+UNIT: Final = restart.RestartMethod(
+    mode=RestartMode.SYSTEMD, unit="containerd.service", replaces=True
+)
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +48,9 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(expectation, "SETTLING", 0.2)
 
 
-def killed(monkeypatch: pytest.MonkeyPatch, room: Any, step: str, run: Any, *, after: bool = False) -> None:
+def killed(
+    monkeypatch: pytest.MonkeyPatch, room: Any, step: str, run: Any, *, after: bool = False
+) -> None:
     with monkeypatch.context() as patch:
         killed_in(patch, room, step, after=after)
         with pytest.raises(Killed):
@@ -296,7 +300,10 @@ def kept(node: Node) -> Path:
 
 
 def test_unknown_content_is_kept_where_the_record_is_lost(
-    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    node: Node,
+    cri_runtime: Daemon,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     killed_after_an_exchange(node, monkeypatch)
     shutil.rmtree(node.state.parent)

@@ -134,7 +134,9 @@ CHANGES: Final[dict[str, Any]] = {
 
 
 @pytest.mark.parametrize(("name", "other"), CHANGES.items(), ids=CHANGES)
-def test_a_record_of_something_else_counts_as_none_and_is_replaced(path: Path, name: str, other: Any) -> None:
+def test_a_record_of_something_else_counts_as_none_and_is_replaced(
+    path: Path, name: str, other: Any
+) -> None:
     readiness_record.write(path, facts(**{name: other}))
     assert readiness_record.mismatch(path, facts()) == f"{path} is out of date: {name} changed"
     readiness_record.write(path, facts())
@@ -151,7 +153,10 @@ def test_a_record_that_does_not_say_everything_counts_as_none(path: Path, name: 
 
 def test_everything_that_differs_is_named(path: Path) -> None:
     readiness_record.write(path, facts(boot="another", pid=1, toolkit=None))
-    assert readiness_record.mismatch(path, facts()) == f"{path} is out of date: boot, pid, toolkit changed"
+    assert (
+        readiness_record.mismatch(path, facts())
+        == f"{path} is out of date: boot, pid, toolkit changed"
+    )
 
 
 @pytest.mark.parametrize(
@@ -235,7 +240,10 @@ def test_a_pipe_in_its_place_counts_as_none_and_is_replaced(path: Path) -> None:
 
 def test_a_directory_in_its_place_is_a_failed_step(path: Path) -> None:
     path.mkdir(parents=True)
-    assert readiness_record.mismatch(path, facts()) == f"{path} cannot be read: it is not a regular file"
+    assert (
+        readiness_record.mismatch(path, facts())
+        == f"{path} cannot be read: it is not a regular file"
+    )
     with pytest.raises(StepError):
         readiness_record.write(path, facts())
     with pytest.raises(StepError):
@@ -292,14 +300,18 @@ def test_a_run_writes_the_record_beside_the_pid_file_and_status_says_so(
     assert (answer["in_sync"], answer["ready"], answer["unready"]) == (True, True, "")
 
 
-def test_a_run_that_has_nothing_to_do_leaves_a_true_record_alone(node: Node, cri_runtime: Daemon) -> None:
+def test_a_run_that_has_nothing_to_do_leaves_a_true_record_alone(
+    node: Node, cri_runtime: Daemon
+) -> None:
     converge(node)
     before = fake_node.trace(record(node))
     converge(node)
     assert fake_node.trace(record(node)) == before
 
 
-@pytest.mark.parametrize("damage", ["", "{", '{"boot": "another"}'], ids=["gone", "damaged", "another boot"])
+@pytest.mark.parametrize(
+    "damage", ["", "{", '{"boot": "another"}'], ids=["gone", "damaged", "another boot"]
+)
 def test_a_run_that_has_nothing_else_to_do_writes_a_record_that_is_not_true(
     node: Node, cri_runtime: Daemon, damage: str
 ) -> None:
@@ -318,7 +330,9 @@ def test_a_runtime_that_was_started_anew_is_not_ready_until_the_next_run_which_r
     converge(node)
     first = cri_runtime.pid
     start_anew(cri_runtime)
-    assert status(node) == f"in sync\nnot ready: {record(node)} is out of date: pid, started changed\n"
+    assert (
+        status(node) == f"in sync\nnot ready: {record(node)} is out of date: pid, started changed\n"
+    )
     converge(node)
     assert json.loads(record(node).read_bytes())["pid"] == cri_runtime.pid != first
     assert status(node) == "in sync\nready\n"
@@ -329,7 +343,8 @@ def test_a_dead_runtime_is_not_ready(node: Node) -> None:
     with runtime(node):
         converge(node)
     assert (
-        status(node) == "in sync\nnot ready: the runtime is unhealthy or has not loaded the configuration\n"
+        status(node)
+        == "in sync\nnot ready: the runtime is unhealthy or has not loaded the configuration\n"
     )
 
 
@@ -337,7 +352,8 @@ def test_a_runtime_that_is_not_well_is_not_ready(node: Node, cri_runtime: Daemon
     converge(node)
     say(node, ready=False)
     assert (
-        status(node) == "in sync\nnot ready: the runtime is unhealthy or has not loaded the configuration\n"
+        status(node)
+        == "in sync\nnot ready: the runtime is unhealthy or has not loaded the configuration\n"
     )
 
 
@@ -359,7 +375,9 @@ def test_a_change_that_is_refused_since_the_runtime_is_not_well_removes_the_reco
     monkeypatch.setattr(preflight, "SOON", 0.3)
     converge(node)
     say(node, ready=False)
-    with pytest.raises(StepError, match=r"^the runtime is already unhealthy: .*: nothing was changed$"):
+    with pytest.raises(
+        StepError, match=r"^the runtime is already unhealthy: .*: nothing was changed$"
+    ):
         converge(node, runtime_class="gpu")
     assert not record(node).exists()
 
@@ -426,7 +444,9 @@ def test_what_a_killed_run_owed_is_vouched_for_by_the_next_one(
     assert json.loads(record(node).read_bytes())["pid"] == cri_runtime.pid
 
 
-def test_a_runtime_without_cri_is_ready_by_its_judged_configuration(node: Node, cri_runtime: Daemon) -> None:
+def test_a_runtime_without_cri_is_ready_by_its_judged_configuration(
+    node: Node, cri_runtime: Daemon
+) -> None:
     say(node, unimplemented=True)
     converge(node)
     assert json.loads(record(node).read_bytes())["handlers"] is None
@@ -435,7 +455,9 @@ def test_a_runtime_without_cri_is_ready_by_its_judged_configuration(node: Node, 
 
 def test_a_node_that_is_not_as_wanted_is_not_ready(node: Node, cri_runtime: Daemon) -> None:
     converge(node)
-    context = Context(settings=node.settings(runtime_class="gpu"), adapter=containerd, stop=Cancellation())
+    context = Context(
+        settings=node.settings(runtime_class="gpu"), adapter=containerd, stop=Cancellation()
+    )
     assert readiness.unready(context, make_plan(context)) == "the node is not in sync"
     assert status(node, runtime_class="gpu").startswith("not in sync\n")
 
@@ -449,7 +471,9 @@ def test_another_toolkit_is_another_record(node: Node, cri_runtime: Daemon) -> N
     assert {name for name in first if first[name] != second[name]} == {"toolkit"}
 
 
-@pytest.mark.parametrize("module", [journal, apply], ids=["the first byte is remembered", "a file changes"])
+@pytest.mark.parametrize(
+    "module", [journal, apply], ids=["the first byte is remembered", "a file changes"]
+)
 def test_the_record_is_gone_before(
     node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch, module: Any
 ) -> None:
@@ -497,7 +521,9 @@ def test_a_revert_removes_the_record(node: Node, cri_runtime: Daemon) -> None:
     assert not record(node).exists()
 
 
-def test_a_revert_of_nothing_removes_a_record_that_stood_alone(node: Node, cri_runtime: Daemon) -> None:
+def test_a_revert_of_nothing_removes_a_record_that_stood_alone(
+    node: Node, cri_runtime: Daemon
+) -> None:
     readiness_record.write(record(node), facts())
     uninstall.revert(node.settings(), containerd)
     assert not record(node).exists()
@@ -511,7 +537,10 @@ def test_a_run_without_runtime_config_is_ready_whatever_the_runtime_is(node: Nod
 
 
 def test_a_record_that_cannot_be_written_is_told_and_does_not_undo_what_is_done(
-    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    node: Node,
+    cri_runtime: Daemon,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     def full(*_: object) -> None:
         raise StepError("no room")
@@ -529,11 +558,15 @@ def test_a_record_that_cannot_be_written_is_told_and_does_not_undo_what_is_done(
 # --- left to others -----------------------------------------------------------------------------
 
 
-def test_with_mode_none_it_is_written_only_once_the_runtime_has_it(node: Node, cri_runtime: Daemon) -> None:
+def test_with_mode_none_it_is_written_only_once_the_runtime_has_it(
+    node: Node, cri_runtime: Daemon
+) -> None:
     converge(node, restart_mode="none")
     assert not record(node).exists()
     said = status(node, restart_mode="none")
-    assert said == "in sync\nnot ready: the runtime is unhealthy or has not loaded the configuration\n"
+    assert (
+        said == "in sync\nnot ready: the runtime is unhealthy or has not loaded the configuration\n"
+    )
     converge(node, restart_mode="none")
     assert not record(node).exists()
     start_anew(cri_runtime)

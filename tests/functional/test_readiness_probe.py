@@ -73,7 +73,9 @@ def test_a_record_of_something_else_is_not(record: Path, facts: dict[str, Any], 
     ],
     ids=["changed", "gone", "new", "a directory", "a pipe"],
 )
-def test_a_file_that_is_not_as_it_was_is_named(record: Path, change: Callable[[Path], object]) -> None:
+def test_a_file_that_is_not_as_it_was_is_named(
+    record: Path, change: Callable[[Path], object]
+) -> None:
     change(record.parent)
     assert readiness_probe.unready(record).startswith(
         f"changed since the readiness record was written: {record.parent}"
@@ -86,7 +88,9 @@ def test_a_runtime_that_is_left_alone_needs_no_process(record: Path) -> None:
 
 
 @given(st.binary(max_size=40) | st.sampled_from([b"[]", b"null", b'{"format": 2}', b"[" * 100000]))
-def test_anything_else_is_no_record(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+def test_anything_else_is_no_record(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+) -> None:
     path = tmp_path_factory.mktemp("r") / "ready.json"
     path.write_bytes(content)
     assert readiness_probe.unready(path)
@@ -110,14 +114,15 @@ def test_the_command_imports_nothing_that_it_does_not_use(record: Path) -> None:
     """The imported modules are nearly all of its time, and a node runs it every few seconds."""
     words = ["status", "--quiet", f"--readiness-file={record}"]
     script = (
-        "import sys; bare = len(sys.modules)\n"
-        "from toolkit.cli import main\n"
-        "try: main.main(sys.argv[1:])\n"
-        "except SystemExit as end: assert not end.code\n"
-        "print(len(sys.modules) - bare, *sorted(name for name in sys.modules if name.partition('.')[0] in"
-        " ('tomlkit', 'h2', 'subprocess', 'runtimes', 'ssl', 'prometheus_client')))"
+        "import sys; bare = len(sys.modules)\nfrom toolkit.cli import main\ntry:"
+        " main.main(sys.argv[1:])\nexcept SystemExit as end: assert not"
+        " end.code\nprint(len(sys.modules) - bare, *sorted(name for name in sys.modules if"
+        " name.partition('.')[0] in ('tomlkit', 'h2', 'subprocess', 'runtimes', 'ssl',"
+        " 'prometheus_client')))"
     )
-    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script, *words], capture_output=True, text=True, check=True
+    )
     imported, *unwanted = done.stdout.split()
     assert unwanted == []
     assert int(imported) < 100

@@ -39,7 +39,10 @@ def adapter_of(on_hangup: SighupEffect) -> Adapter:
 
 
 def silence(node: fake_node.Node) -> str:
-    return f"the socket {node.socket} does not exist (is the runtime running? name its socket with --socket)"
+    return (
+        f"the socket {node.socket} does not exist (is the runtime running? name its socket with"
+        " --socket)"
+    )
 
 
 def owned(place: Target, unit: str | None) -> Target:
@@ -102,12 +105,15 @@ def test_the_way_fits_the_runtime_and_the_node(
 
 
 CHOICES = (
-    "use --restart-mode none and restart it yourself, or --restart-mode signal if something does start it"
+    "use --restart-mode none and restart it yourself, or --restart-mode signal if something does"
+    " start it"
 )
 ENDED = "SIGHUP would end containerd (PID 4000000), and nothing is known to start it again: "
 OWN = Supervisor(unit="a.service", after_signal="a.service")
 ONCE = Supervisor(unit="a.service", doubt="a.service has Restart=no")
-UNSEEN = Supervisor(unit="a.service", unusable="systemd is not visible", doubt="systemd is not visible")
+UNSEEN = Supervisor(
+    unit="a.service", unusable="systemd is not visible", doubt="systemd is not visible"
+)
 RUNIT = Supervisor(no_unit="PID 4000000 is of no service", after_signal="runsv (PID 3)")
 NOTHING = Supervisor(no_unit="PID 4000000 is of no service", doubt="its parent is PID 1")
 NO_UNIT = "PID 4000000 is of no service (use --restart-mode signal or none)"
@@ -123,12 +129,24 @@ def ended(why: str) -> str:
         (SighupEffect.TERMINATES, "auto", OWN, ("systemd", "a.service"), ""),
         (SighupEffect.TERMINATES, "auto", ONCE, ("systemd", "a.service"), ""),
         (SighupEffect.TERMINATES, "auto", RUNIT, ("signal", None), ""),
-        (SighupEffect.TERMINATES, "auto", UNSEEN, ("signal", None), ended("systemd is not visible")),
+        (
+            SighupEffect.TERMINATES,
+            "auto",
+            UNSEEN,
+            ("signal", None),
+            ended("systemd is not visible"),
+        ),
         (SighupEffect.TERMINATES, "auto", NOTHING, ("signal", None), ended("its parent is PID 1")),
         (SighupEffect.TERMINATES, "signal", ONCE, ("signal", None), ""),
         (SighupEffect.TERMINATES, "signal", NOTHING, ("signal", None), ""),
         (SighupEffect.TERMINATES, "systemd", ONCE, ("systemd", "a.service"), ""),
-        (SighupEffect.TERMINATES, "systemd", UNSEEN, ("systemd", "a.service"), "systemd is not visible"),
+        (
+            SighupEffect.TERMINATES,
+            "systemd",
+            UNSEEN,
+            ("systemd", "a.service"),
+            "systemd is not visible",
+        ),
         (SighupEffect.TERMINATES, "systemd", NOTHING, ("systemd", None), NO_UNIT),
         (SighupEffect.TERMINATES, "none", NOTHING, ("none", None), ""),
         # Docker reloads: SIGHUP ends nothing, so nothing has to start it again.
@@ -137,7 +155,13 @@ def ended(why: str) -> str:
         (SighupEffect.RELOADS, "systemd", NOTHING, ("systemd", None), NO_UNIT),
         (SighupEffect.NEEDS_RESTART, "auto", OWN, ("systemd", "a.service"), ""),
         (SighupEffect.NEEDS_RESTART, "auto", RUNIT, ("systemd", None), NO_UNIT),
-        (SighupEffect.NEEDS_RESTART, "auto", UNSEEN, ("systemd", "a.service"), "systemd is not visible"),
+        (
+            SighupEffect.NEEDS_RESTART,
+            "auto",
+            UNSEEN,
+            ("systemd", "a.service"),
+            "systemd is not visible",
+        ),
         (SighupEffect.NEEDS_RESTART, "signal", NOTHING, ("signal", None), ""),
     ],
 )
@@ -178,9 +202,14 @@ def test_it_is_said_in_words(node: fake_node.Node) -> None:
     assert unit.words(found) == "restart a.service"
     assert by_signal.words(found) == "SIGHUP to PID 4000000"
     again = replace(by_signal, after_signal="runsv (PID 3)")
-    assert again.words(found) == "SIGHUP to PID 4000000, which ends it: runsv (PID 3) starts it again"
+    assert (
+        again.words(found) == "SIGHUP to PID 4000000, which ends it: runsv (PID 3) starts it again"
+    )
     never = replace(by_signal, warning="...")
-    assert never.words(found) == "SIGHUP to PID 4000000, which ends it: nothing is known to start it again"
+    assert (
+        never.words(found)
+        == "SIGHUP to PID 4000000, which ends it: nothing is known to start it again"
+    )
     assert by_signal.words(None) == "SIGHUP to the process that owns the socket"
 
 
@@ -216,8 +245,9 @@ def test_a_runtime_that_dies_and_does_not_come_back_is_a_failure(node: fake_node
         with pytest.raises(ReloadError) as caught:
             perform(scene(node), timeout=0.5)
         assert 0.5 <= time.monotonic() - begin < 1.5
-        assert str(caught.value) == (
-            f"the runtime did not restart or reload in time: nobody listens on {node.socket}:"
+        assert (
+            str(caught.value)
+            == f"the runtime did not restart or reload in time: nobody listens on {node.socket}:"
             " it is not a socket, or a stale one"
         )
         assert (caught.value.exit_code, caught.value.hint) == (4, HINT)
@@ -228,8 +258,10 @@ def test_a_runtime_that_does_not_heed_the_signal_is_a_failure(node: fake_node.No
     with fake_node.daemon(node.socket, home=node.root / "d", on_hup="stay") as daemon:
         with pytest.raises(ReloadError) as caught:
             perform(scene(node), timeout=0.5)
-        assert str(caught.value) == (
-            f"the runtime did not restart or reload in time: PID {daemon.pid} is still the old process"
+        assert (
+            str(caught.value)
+            == f"the runtime did not restart or reload in time: PID {daemon.pid} is still the old"
+            " process"
         )
         assert daemon.signals() == ["SIGHUP"], "it was told more than once"
 
@@ -240,7 +272,9 @@ def test_one_that_was_started_again_meanwhile_is_told_in_its_predecessors_place(
     with fake_node.daemon(node.socket, home=node.root / "d") as daemon:
         place = scene(node)
         assert place.process is not None
-        earlier = replace(place, process=replace(place.process, start_ticks=place.process.start_ticks - 50))
+        earlier = replace(
+            place, process=replace(place.process, start_ticks=place.process.start_ticks - 50)
+        )
         first = daemon.pid
         perform(earlier)
         assert (first, "SIGHUP") in daemon.lines()
@@ -271,7 +305,9 @@ def watched(node: fake_node.Node) -> Target:
     """Return a target as k0s makes it: a change in its drop-in directory starts containerd."""
     place = scene(node)
     assert place.process is not None
-    desired = replace(place.desired, delivery=ConfigDelivery(kind=DeliveryKind.MERGED, watches=True))
+    desired = replace(
+        place.desired, delivery=ConfigDelivery(kind=DeliveryKind.MERGED, watches=True)
+    )
     unit = replace(place.process, unit="k0sworker.service")
     return replace(place, desired=desired, process=unit, host=systemd(node.root))
 
@@ -336,7 +372,9 @@ class Systemctl:
         if argv[1] == "restart" and not fails:
             assert self.daemon.process is not None
             self.daemon.process.kill()
-        return command.Result(argv=tuple(argv), code=int(fails), out="", err="refused" if fails else "")
+        return command.Result(
+            argv=tuple(argv), code=int(fails), out="", err="refused" if fails else ""
+        )
 
 
 UNIT = restart.RestartMethod(mode=RestartMode.SYSTEMD, unit="containerd.service", replaces=True)

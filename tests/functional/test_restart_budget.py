@@ -72,16 +72,18 @@ def test_the_last_one_allowed_is_allowed_and_the_next_is_not(path: Path) -> None
     noted(path, NOW - 30, NOW - 20)
     assert counted(path).refusal() == ""
     noted(path, NOW - 30, NOW - 20, NOW - 10)
-    assert counted(path).refusal() == (
-        "the runtime was restarted 3 times within 600 s, and --restart-budget is 3:"
+    assert (
+        counted(path).refusal()
+        == "the runtime was restarted 3 times within 600 s, and --restart-budget is 3:"
         " next restart allowed in 570 s"
     )
 
 
 def test_the_wait_is_until_enough_of_them_are_out_of_the_window(path: Path) -> None:
     noted(path, NOW - 500, NOW - 400, NOW - 300, NOW - 200)
-    assert counted(path, most=2).refusal() == (
-        "the runtime was restarted 4 times within 600 s, and --restart-budget is 2:"
+    assert (
+        counted(path, most=2).refusal()
+        == "the runtime was restarted 4 times within 600 s, and --restart-budget is 2:"
         " next restart allowed in 300 s"
     )
 
@@ -93,8 +95,9 @@ def test_the_order_of_the_notes_does_not_matter(path: Path) -> None:
 
 def test_a_window_that_is_no_whole_number_is_said_as_it_was_given(path: Path) -> None:
     noted(path, NOW - 0.25)
-    assert counted(path, most=1, window=1.5).refusal() == (
-        "the runtime was restarted 1 times within 1.5 s, and --restart-budget is 1:"
+    assert (
+        counted(path, most=1, window=1.5).refusal()
+        == "the runtime was restarted 1 times within 1.5 s, and --restart-budget is 1:"
         " next restart allowed in 1 s"
     )
 
@@ -206,7 +209,9 @@ def test_a_change_that_failed_again_waits_twice_as_long_each_time_up_to_a_day(
         at(monkeypatch, moment)
         counted(path).note_failed("a change")
         said = counted(path).postponement("a change")
-        waits.append(float(match[1]) if (match := re.search(r"next attempt in (\d+) s", said)) else 0.0)
+        waits.append(
+            float(match[1]) if (match := re.search(r"next attempt in (\d+) s", said)) else 0.0
+        )
         assert counted(path).postponement("another change") == ""
         moment += waits[-1]
         at(monkeypatch, moment)
@@ -220,7 +225,9 @@ def test_a_change_that_failed_again_waits_twice_as_long_each_time_up_to_a_day(
     assert counted(path).postponement("another change") == ""
 
 
-def test_restarts_add_up_until_the_budget_is_used(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_restarts_add_up_until_the_budget_is_used(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for turn in range(3):
         at(monkeypatch, NOW + turn)
         assert counted(path).refusal() == ""
@@ -340,7 +347,9 @@ def test_the_notes_lie_beside_the_pid_file_as_the_options_say(tmp_path: Path) ->
     assert (default.most, default.window) == (3, 600)
 
 
-def test_a_run_notes_one_restart_before_it_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_notes_one_restart_before_it_happens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.undo()
     node = fake_node.make_node(tmp_path / "node")
     notes = node.pid_file.with_name("restarts.json")

@@ -96,7 +96,9 @@ def fails_after(monkeypatch: pytest.MonkeyPatch, then: Callable[[], object] = la
 # --- a first install ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("config", [fake_node.KUBEADM, b"", None], ids=["kubeadm", "empty", "absent"])
+@pytest.mark.parametrize(
+    "config", [fake_node.KUBEADM, b"", None], ids=["kubeadm", "empty", "absent"]
+)
 def test_after_a_first_install_the_tree_is_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: bytes | None
 ) -> None:
@@ -159,7 +161,9 @@ def test_the_directory_of_another_installer_stands_where_it_stood(
     assert node.toolkit.stat().st_ino == inode
 
 
-def breaks(monkeypatch: pytest.MonkeyPatch, module: Any, step: str, *, after: Callable[[], object]) -> None:
+def breaks(
+    monkeypatch: pytest.MonkeyPatch, module: Any, step: str, *, after: Callable[[], object]
+) -> None:
     """Let a step fail the first time: it is done, something else happens, an error is raised."""
     real: Callable[..., Any] = getattr(module, step)
     calls: list[object] = []
@@ -243,7 +247,9 @@ def test_with_mode_none_the_files_go_back_and_the_rest_waits_until_somebody_rest
                 restart_mode="none",
                 toolkit_source_root=str(node.source if run == 0 else node.root),
             )
-        assert "no room; rollback failed: the runtime may have loaded the change" in str(caught.value)
+        assert "no room; rollback failed: the runtime may have loaded the change" in str(
+            caught.value
+        )
         assert node.config.read_bytes() == fake_node.KUBEADM
         opened = journal.load(node.install_dir).open
         assert opened is not None
@@ -251,7 +257,9 @@ def test_with_mode_none_the_files_go_back_and_the_rest_waits_until_somebody_rest
     start_anew(cri_runtime)
     monkeypatch.undo()
     transaction.recover(
-        Context(settings=node.settings(restart_mode="none"), adapter=containerd, stop=Cancellation())
+        Context(
+            settings=node.settings(restart_mode="none"), adapter=containerd, stop=Cancellation()
+        )
     )
     assert tree(node) == before
     assert cri_runtime.signals() == []
@@ -450,9 +458,14 @@ def test_a_runtime_that_a_killed_run_ended_is_started_again_beyond_the_budget(
     assert record.open is not None
     with ExitStack() as stack:
         monkeypatch.setattr(restart, "restart_unit", lambda *_: stack.enter_context(runtime(node)))
-        context = Context(settings=node.settings(**options), adapter=containerd, stop=Cancellation())
+        context = Context(
+            settings=node.settings(**options), adapter=containerd, stop=Cancellation()
+        )
         said = describe.reload_reason(make_plan(context))
-        assert said == "the runtime is stopped and has to be started (a run was killed while restarting it)"
+        assert (
+            said
+            == "the runtime is stopped and has to be started (a run was killed while restarting it)"
+        )
         converge(node, **options)
         assert asked == [True, True]
         assert set(cri.status(node.socket, timeout=5).handlers or ()) == {"runc", *OURS}
@@ -465,7 +478,9 @@ def test_a_start_that_fails_is_tried_again_by_the_next_run(
     """Whose it is that the runtime is down is not forgotten with the try."""
 
     def start_stopped(*_: object, even_if_stopped: bool) -> restart.RestartMethod | None:
-        unit = restart.RestartMethod(mode=RestartMode.SYSTEMD, unit="containerd.service", replaces=True)
+        unit = restart.RestartMethod(
+            mode=RestartMode.SYSTEMD, unit="containerd.service", replaces=True
+        )
         return unit if even_if_stopped else None
 
     def killed(*_: object) -> None:
@@ -554,7 +569,9 @@ def test_a_restart_that_a_signal_cut_short_may_be_tried_again(
 
     with monkeypatch.context() as patch:
         patch.setattr(restart, "perform", perform)
-        with pytest.raises(StepError, match=r"^interrupted by SIGTERM: it takes long; no file was changed$"):
+        with pytest.raises(
+            StepError, match=r"^interrupted by SIGTERM: it takes long; no file was changed$"
+        ):
             transaction.converge(node.settings(), containerd, stop)
     assert lacking(node).endswith("; no file was changed")
     assert cri_runtime.signals() == ["SIGHUP", "SIGHUP"]
@@ -575,7 +592,9 @@ def test_after_an_upgrade_the_old_version_stands_and_there_is_no_trace_of_the_ne
         converge(node, runtime_class="gpu")
     assert tree(node) == before
     assert os.readlink(node.toolkit) == link
-    assert [path.name for path in (node.install_dir / VERSIONS).iterdir()] == [link.rpartition("/")[2]]
+    assert [path.name for path in (node.install_dir / VERSIONS).iterdir()] == [
+        link.rpartition("/")[2]
+    ]
     now = journal.load(node.install_dir)
     assert replace(now, sequence=record.sequence) == record
     assert now.sequence > record.sequence
@@ -621,7 +640,10 @@ def test_a_version_that_does_not_run_on_this_node_is_taken_back_before_the_runti
     before = tree(node)
     with pytest.raises(RolledBack) as caught:
         converge(node)
-    why = "the new `nvidia-ctk.real --version` does not run on this node (exit 127): no such C library"
+    why = (
+        "the new `nvidia-ctk.real --version` does not run on this node (exit 127): no such C"
+        " library"
+    )
     assert str(caught.value) == why + TAKEN_BACK
     assert caught.value.hint == "is the toolkit for this node's architecture and C library?"
     assert tree(node) == before
@@ -785,7 +807,10 @@ def test_an_edit_during_an_upgrade_survives_it_and_the_revert_after_it(
 
 
 def test_an_edit_of_what_we_wrote_stays_and_is_named(
-    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    node: Node,
+    cri_runtime: Daemon,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     ours, theirs = b'default_runtime_name = "nvidia"', b'default_runtime_name = "runc"'
     fails_after(monkeypatch, lambda: edit(node.config, ours, theirs))
@@ -793,7 +818,11 @@ def test_an_edit_of_what_we_wrote_stays_and_is_named(
         converge(node)
     assert theirs in node.config.read_bytes()
     assert b"nvidia" not in node.config.read_bytes()
-    (said,) = [text for text in caplog.messages if text.startswith("kept, because it was modified meanwhile")]
+    (said,) = [
+        text
+        for text in caplog.messages
+        if text.startswith("kept, because it was modified meanwhile")
+    ]
     assert str(node.config) in said
     assert "default_runtime_name" in said
 
@@ -814,7 +843,9 @@ def test_a_file_that_somebody_gave_back_or_removed_meanwhile_stays_so_and_the_ru
     with runtime(node) as cri_runtime:
         with pytest.raises(RolledBack):
             converge(node)
-        assert (node.config.read_bytes() if restored else node.config.exists()) == (restored or False)
+        assert (node.config.read_bytes() if restored else node.config.exists()) == (
+            restored or False
+        )
         assert not node.install_dir.exists()
         assert cri_runtime.signals() == ["SIGHUP", "SIGHUP"]
 
@@ -822,7 +853,9 @@ def test_a_file_that_somebody_gave_back_or_removed_meanwhile_stays_so_and_the_ru
 # --- the way back fails -------------------------------------------------------------------------
 
 
-def stuck(node: Node, monkeypatch: pytest.MonkeyPatch, cri_runtime: Daemon, **options: str) -> NotRolledBack:
+def stuck(
+    node: Node, monkeypatch: pytest.MonkeyPatch, cri_runtime: Daemon, **options: str
+) -> NotRolledBack:
     """Run into a change that fails, after which nobody starts the runtime again."""
     with monkeypatch.context() as patch:
         patch.setattr(rollback, "deadline_of", lambda _: Deadline(0.3))
@@ -840,9 +873,12 @@ def test_where_the_way_back_fails_everything_is_kept_and_named(
     (original,) = (node.state.parent / "originals").iterdir()
     assert original.read_bytes() == fake_node.KUBEADM
     said = str(error)
-    assert said.startswith("it broke; rollback failed: the runtime did not restart or reload in time: ")
+    assert said.startswith(
+        "it broke; rollback failed: the runtime did not restart or reload in time: "
+    )
     assert said.endswith(
-        f"; everything needed is kept in {node.state.parent} ({node.config} was saved as {original})"
+        f"; everything needed is kept in {node.state.parent} ({node.config} was saved as"
+        f" {original})"
     )
     assert "run the same command again to continue the rollback" in error.hint
     # The files are the old ones already, and the toolkit is still there for whatever runs from it.
@@ -853,7 +889,9 @@ def test_where_the_way_back_fails_everything_is_kept_and_named(
     assert (opened.failure, opened.notified) == ("it broke", True)
 
 
-def test_a_file_that_was_not_there_is_named_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_was_not_there_is_named_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     node = fake_node.make_node(tmp_path / "node", None)
     say(node)
     with runtime(node) as cri_runtime:
@@ -907,8 +945,9 @@ def test_a_runtime_that_nobody_has_told_of_what_was_put_back_by_hand_is_told_by_
     node.config.write_bytes(fake_node.KUBEADM)
     with pytest.raises(StepError) as caught:
         revert(node, restart_mode="none")
-    assert str(caught.value) == (
-        f"PID {cri_runtime.pid} was not restarted and still has the toolkit's handlers,"
+    assert (
+        str(caught.value)
+        == f"PID {cri_runtime.pid} was not restarted and still has the toolkit's handlers,"
         " so their files are kept"
     )
     assert (node.toolkit / "nvidia-container-runtime").exists()
@@ -928,16 +967,19 @@ def test_a_runtime_that_does_not_say_what_it_has_keeps_the_files(
     say(node, "", {"cri_error": "no space left"})
     with pytest.raises(StepError) as caught:
         revert(node)
-    assert str(caught.value) == (
-        "its CRI plugin failed: no space left: cannot check whether the runtime still has the toolkit's"
-        " handlers, so their files are kept"
+    assert (
+        str(caught.value)
+        == "its CRI plugin failed: no space left: cannot check whether the runtime still has the"
+        " toolkit's handlers, so their files are kept"
     )
     assert (node.toolkit / "nvidia-container-runtime").exists()
     assert cri_runtime.signals() == ["SIGHUP"]
 
 
 # As from a pod into which the directory is not mounted: to it every file of ours is gone.
-def test_a_directory_that_a_revert_does_not_see_keeps_everything(node: Node, cri_runtime: Daemon) -> None:
+def test_a_directory_that_a_revert_does_not_see_keeps_everything(
+    node: Node, cri_runtime: Daemon
+) -> None:
     before = tree(node)
     converge(node)
     directory = node.config.parent
@@ -945,8 +987,9 @@ def test_a_directory_that_a_revert_does_not_see_keeps_everything(node: Node, cri
     installed = tree(node)
     with pytest.raises(StepError) as caught:
         revert(node)
-    assert str(caught.value) == (
-        f"{directory}, the directory of {node.config}, was not found: nothing was changed"
+    assert (
+        str(caught.value)
+        == f"{directory}, the directory of {node.config}, was not found: nothing was changed"
     )
     assert tree(node) == installed
     elsewhere.rename(directory)
@@ -1000,7 +1043,9 @@ def test_the_next_run_only_goes_back_where_it_is_killed_then(
     before = tree(node)
     stuck(node, monkeypatch, cri_runtime)
     with runtime(node):
-        transaction.recover(Context(settings=node.settings(), adapter=containerd, stop=Cancellation()))
+        transaction.recover(
+            Context(settings=node.settings(), adapter=containerd, stop=Cancellation())
+        )
     assert tree(node) == before
     assert not node.install_dir.exists()
 
@@ -1052,7 +1097,9 @@ def test_another_runtime_is_neither_told_nor_asked_on_the_way_back(
             with pytest.raises(UsageProblem) as caught:
                 run(settings, docker)
             assert str(caught.value) == "--runtime=docker: this node was set up for containerd"
-            assert caught.value.hint == "revert that first: nvidia-toolkit revert --runtime containerd"
+            assert (
+                caught.value.hint == "revert that first: nvidia-toolkit revert --runtime containerd"
+            )
         assert dockerd.signals() == []
     assert tree(node) == kept
     assert cri_runtime.signals() == ["SIGHUP"]
@@ -1095,7 +1142,9 @@ def test_an_upgrade_that_is_stuck_gets_its_old_version_back_once_the_runtime_is(
     fake_node.make_artifacts(node.source, release="2")
     stuck(node, monkeypatch, cri_runtime, runtime_class="gpu")
     with runtime(node):
-        transaction.recover(Context(settings=node.settings(), adapter=containerd, stop=Cancellation()))
+        transaction.recover(
+            Context(settings=node.settings(), adapter=containerd, stop=Cancellation())
+        )
     assert os.readlink(node.toolkit) == link
     after = tree(node)
     assert {n: s for n, s in after.items() if n.startswith(("etc", "usr"))} == {
@@ -1132,7 +1181,9 @@ def test_of_a_file_whose_original_is_gone_only_our_keys_can_be_taken_out(
     """By force only: the bytes of before us are what a revert promises."""
     text = {
         "containerd": fake_node.KUBEADM,
-        "docker": b'{"log-driver": "json-file",\n "runtimes": {"kata": {"path": "/usr/bin/kata"}}}\n',
+        "docker": (
+            b'{"log-driver": "json-file",\n "runtimes": {"kata": {"path": "/usr/bin/kata"}}}\n'
+        ),
         "crio": b'[crio.runtime]\nlog_level = "info" # theirs\n',
     }[name]
     node.config.write_bytes(text)
@@ -1148,7 +1199,9 @@ def test_of_a_file_whose_original_is_gone_only_our_keys_can_be_taken_out(
         uninstall.revert(settings, adapter)
     assert "--force" in caught.value.hint
     uninstall.revert(node.settings(**options, force="true"), adapter)
-    assert any("only the keys of the toolkit are removed from the file" in line for line in caplog.messages)
+    assert any(
+        "only the keys of the toolkit are removed from the file" in line for line in caplog.messages
+    )
     assert not (node.root / "usr").exists()
     read = json_editor.tree if name == "docker" else toml_editor.tree
     assert read(node.config.read_bytes(), "") == read(text, "")
@@ -1370,7 +1423,9 @@ def test_a_damaged_transaction_is_exit_3_and_nothing_is_touched(
 # --- before the first change --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("turn", [1, 2], ids=["what is about to be made", "what is about to change"])
+@pytest.mark.parametrize(
+    "turn", [1, 2], ids=["what is about to be made", "what is about to change"]
+)
 @pytest.mark.parametrize("is_first", [True, False], ids=["first install", "upgrade"])
 def test_what_cannot_be_remembered_is_not_begun(
     node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch, turn: int, *, is_first: bool
@@ -1405,7 +1460,9 @@ def test_a_file_that_changed_since_the_plan_is_not_begun_with(
         return real(*words)
 
     monkeypatch.setattr(transaction, "begin", changed)
-    with pytest.raises(Conflict, match=r"was modified while the change was planned; nothing was written$"):
+    with pytest.raises(
+        Conflict, match=r"was modified while the change was planned; nothing was written$"
+    ):
         converge(node)
     assert node.config.read_bytes() == fake_node.KUBEADM + THEIRS
     assert not node.install_dir.exists()
@@ -1446,7 +1503,9 @@ def test_where_the_version_did_not_change_nothing_does(root: Path, failed: str |
 
 
 @pytest.mark.parametrize("failed", [None, "one"], ids=["none was installed", "the one from before"])
-def test_a_link_that_a_killed_run_left_at_another_version_goes_back(root: Path, failed: str | None) -> None:
+def test_a_link_that_a_killed_run_left_at_another_version_goes_back(
+    root: Path, failed: str | None
+) -> None:
     versions.switch_back(root, "one", failed, None)
     assert stand(root) == ("one", ["one", "two"])
 
@@ -1489,7 +1548,9 @@ def test_a_version_is_tried_where_the_node_runs_it(tmp_path: Path) -> None:
     versions._run(target, Host(root=tmp_path / "host"))
 
 
-def test_a_version_that_does_not_answer_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_version_that_does_not_answer_does_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(versions, "TRIAL_SECONDS", 0.2)
     fake_node.write_program(tmp_path / "nvidia-ctk.real", "#!/bin/sh\nexec sleep 30\n")
     with pytest.raises(StepError, match=r"did not end within 0\.2 s and was killed$"):

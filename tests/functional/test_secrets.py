@@ -73,7 +73,9 @@ def node(tmp_path: Path) -> Node:
     node = fake_node.make_node(tmp_path / "node")
     fake_node.name_low_level(node)
     text = node.config.read_text(encoding="utf-8")
-    beside = text.replace('    snapshotter = "overlayfs"\n', f'    snapshotter = "overlayfs" # {CANARY}\n')
+    beside = text.replace(
+        '    snapshotter = "overlayfs"\n', f'    snapshotter = "overlayfs" # {CANARY}\n'
+    )
     assert beside != text
     node.config.write_text(beside + SECRETS, encoding="utf-8")
     return node
@@ -117,7 +119,9 @@ def test_no_command_shows_a_secret(node: Node, running: Daemon) -> None:
             assert CANARY not in shown(node, "run", "-n", "-o", "json")
         if state == "drifted":
             text = node.config.read_text(encoding="utf-8")
-            node.config.write_text(re.sub(r'default_runtime_name = "nvidia"\n', "", text), encoding="utf-8")
+            node.config.write_text(
+                re.sub(r'default_runtime_name = "nvidia"\n', "", text), encoding="utf-8"
+            )
         for name, printed in commands(node):
             assert CANARY not in printed, (state, name)
         assert ("default_runtime_name" in shown(node, "plan")) == (state != "installed")
@@ -130,7 +134,9 @@ def test_the_log_and_the_pages_of_an_agent_show_no_secret(node: Node, running: D
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = int(server.getsockname()[1])
     original = node.config.read_bytes()
-    with staying([*node.options(metrics_address=f"127.0.0.1:{port}", on_drift="report"), "--debug"]) as pod:
+    with staying(
+        [*node.options(metrics_address=f"127.0.0.1:{port}", on_drift="report"), "--debug"]
+    ) as pod:
         good = node.config.read_bytes()
         aside = node.config.with_name("aside")
         aside.write_bytes(original)
@@ -167,7 +173,9 @@ def test_a_terminal_gets_the_real_diff_and_others_only_if_they_ask_for_it(node: 
     assert CANARY not in fake_node.on_terminal("plan", "-o", "json", *quiet)
     assert CANARY not in fake_node.on_terminal("plan", "--diff=keys", *quiet)
     assert CANARY in fake_node.done("plan", "--diff=full", *quiet).stdout
-    (change,) = json.loads(fake_node.done("plan", "--diff=full", "-o", "json", *quiet).stdout)["changes"]
+    (change,) = json.loads(fake_node.done("plan", "--diff=full", "-o", "json", *quiet).stdout)[
+        "changes"
+    ]
     assert CANARY in change["diff"]
 
 
@@ -214,7 +222,10 @@ SPELLED: Final = st.text(max_size=10).map(lambda text: f"{CANARY}{text}{CANARY}"
     comment=st.sampled_from(["", f"# {CANARY}\n"]),
 )
 def test_no_secret_of_a_generated_file_leaves_the_program(
-    places: list[tuple[str, ...]], secret: object, comment: str, tmp_path_factory: pytest.TempPathFactory
+    places: list[tuple[str, ...]],
+    secret: object,
+    comment: str,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     node = fake_node.make_node(tmp_path_factory.mktemp("node"), None)
     tree: dict[str, Any] = {"version": 2}
@@ -227,7 +238,9 @@ def test_no_secret_of_a_generated_file_leaves_the_program(
     text = tomlkit.dumps(tree)
     node.config.write_text(text + comment, encoding="utf-8")
     context = Context(
-        settings=node.settings(), adapter=registry.ADAPTERS[RuntimeName.CONTAINERD], stop=Cancellation()
+        settings=node.settings(),
+        adapter=registry.ADAPTERS[RuntimeName.CONTAINERD],
+        stop=Cancellation(),
     )
     with suppress(ToolkitError):  # tomlkit does not write every character so that it is read again
         plan = make_plan(context)
@@ -264,9 +277,14 @@ def test_what_a_runtime_answers_is_masked() -> None:
 
 
 def test_what_a_refusal_quotes_of_a_file_is_masked() -> None:
-    said = f"the change would do more: registry.headers.X-Team would change from '{CANARY}' to '{CANARY}'"
+    said = (
+        f"the change would do more: registry.headers.X-Team would change from '{CANARY}' to"
+        f" '{CANARY}'"
+    )
     error = observe.not_understood(ConfigError("/etc/x", said))
-    assert error.message.endswith("the change would do more: registry.headers.X-Team would change from ***")
+    assert error.message.endswith(
+        "the change would do more: registry.headers.X-Team would change from ***"
+    )
 
 
 def test_the_command_that_starts_a_daemon_again_is_masked() -> None:

@@ -49,7 +49,9 @@ class Site:
     def root(self) -> Path:
         return self.node.root
 
-    def start(self, place: str, *, cri: bool = False, path: str = "", config: str = "") -> fake_node.Daemon:
+    def start(
+        self, place: str, *, cri: bool = False, path: str = "", config: str = ""
+    ) -> fake_node.Daemon:
         """Start a stand-in where one is expected, or at another path of the node."""
         socket = self.root / (path or SOCKETS[place])
         socket.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +73,9 @@ class Site:
     def says(self, endpoint: str, *, docker: bool = False) -> None:
         """Let a kubelet say which socket it uses."""
         by = "--container-runtime-endpoint"
-        self.words[:] = [KubeletConfig(pid=42, program="kubelet", endpoint=endpoint, by=by, docker=docker)]
+        self.words[:] = [
+            KubeletConfig(pid=42, program="kubelet", endpoint=endpoint, by=by, docker=docker)
+        ]
 
     def options(self, **more: str) -> dict[str, str]:
         return {
@@ -135,7 +139,9 @@ def against(settings: Settings) -> str:
         ("/run/crio/crio.sock", "crio"),
     ],
 )
-def test_the_kubelet_s_runtime_is_taken_whatever_else_runs(site: Site, endpoint: str, runtime: str) -> None:
+def test_the_kubelet_s_runtime_is_taken_whatever_else_runs(
+    site: Site, endpoint: str, runtime: str
+) -> None:
     for place in ("containerd", "docker", "crio"):
         site.start(place)
     site.says(endpoint)
@@ -193,7 +199,9 @@ def test_the_containerd_that_k3s_has_started_is_its_own(
 ) -> None:
     site.start("containerd", cri=True)
     site.start("k3s", cri=True)
-    site.words[:] = [KubeletConfig(pid=42, program="k3s-server", endpoint="", by="", embedder="k3s")]
+    site.words[:] = [
+        KubeletConfig(pid=42, program="k3s-server", endpoint="", by="", embedder="k3s")
+    ]
     monkeypatch.setattr(endpoints, "parent", lambda _found: (starter, "k3s-server"))
     if starter == 42:
         assert site.settle().socket == site.socket("k3s")
@@ -223,7 +231,9 @@ def test_two_containerds_are_refused_also_where_containerd_was_named(site: Site)
     site.start("k3s", cri=True)
     error = refused(site, runtime="containerd")
     assert f"--socket={site.socket('k3s')} (containerd of k3s)" in error.hint
-    assert site.settle(socket=site.socket("k3s")).config.endswith("k3s/agent/etc/containerd/config.toml")
+    assert site.settle(socket=site.socket("k3s")).config.endswith(
+        "k3s/agent/etc/containerd/config.toml"
+    )
 
 
 def test_docker_with_its_containerd_behind_it_is_docker(site: Site) -> None:
@@ -289,8 +299,8 @@ def test_a_user_s_own_socket_is_refused_and_never_asked(site: Site) -> None:
 def test_a_user_s_own_socket_that_was_given_is_refused(site: Site, named: str) -> None:
     error = refused(site, socket="/run/user/1000/docker.sock", runtime=named)
     (problem,) = error.problems
-    assert problem == (
-        "--socket=/run/user/1000/docker.sock: this is a user's rootless runtime,"
+    assert (
+        problem == "--socket=/run/user/1000/docker.sock: this is a user's rootless runtime,"
         " which a Kubernetes node does not use"
     )
 
@@ -304,11 +314,11 @@ def test_a_runtime_that_is_not_the_kubelet_s_is_refused(site: Site) -> None:
     site.says("/run/containerd/containerd.sock")
     before = fake_node.snapshot(site.root)
     settings = site.settle({"RUNTIME": "docker"})
-    assert against(settings) == (
-        "RUNTIME=docker: the kubelet (PID 42) uses containerd on /run/containerd/containerd.sock, set by"
-        " --container-runtime-endpoint -> leave --runtime out, or set --runtime=containerd; use"
-        " --allow-non-kubelet-runtime to configure docker anyway,"
-        " although kubelet's pods do not use it"
+    assert (
+        against(settings) == "RUNTIME=docker: the kubelet (PID 42) uses containerd on"
+        " /run/containerd/containerd.sock, set by --container-runtime-endpoint -> leave"
+        " --runtime out, or set --runtime=containerd; use --allow-non-kubelet-runtime to"
+        " configure docker anyway, although kubelet's pods do not use it"
     )
     with pytest.raises(UsageProblem, match="nothing was changed"):
         site.install(settings)
@@ -324,7 +334,10 @@ def test_a_socket_that_is_not_the_kubelet_s_is_refused(site: Site) -> None:
     said = against(site.settle(runtime="containerd", socket=given))
     assert f"set --socket={site.socket('k0s')}" in said
     assert (
-        site.settle(runtime="containerd", socket=given, allow_non_kubelet_runtime="true").contradictions == ()
+        site.settle(
+            runtime="containerd", socket=given, allow_non_kubelet_runtime="true"
+        ).contradictions
+        == ()
     )
     assert site.settle(runtime="containerd", socket=site.socket("k0s")).contradictions == ()
 
@@ -460,7 +473,9 @@ def test_a_migrated_node_is_left_alone_and_can_be_taken_back(site: Site) -> None
     site.says(str(site.root / "run/crio.sock"))
     settings = again(site)
     said = against(settings)
-    assert said.startswith("this node is configured for containerd, but the kubelet (PID 42) uses crio on")
+    assert said.startswith(
+        "this node is configured for containerd, but the kubelet (PID 42) uses crio on"
+    )
     assert "nvidia-toolkit revert --runtime containerd" in said
     with pytest.raises(UsageProblem):
         site.install(settings)
@@ -486,7 +501,9 @@ def test_the_usual_socket_is_nobody_s_in_particular(site: Site) -> None:
 
 def test_a_kubelet_s_socket_that_is_down_keeps_its_place(site: Site) -> None:
     """Where nobody can see it, the path is the node's and names no process."""
-    word = KubeletConfig(pid=1, program="kubelet", endpoint="/run/containerd/gone.sock", by="a test")
+    word = KubeletConfig(
+        pid=1, program="kubelet", endpoint="/run/containerd/gone.sock", by="a test"
+    )
     known = replace(word, endpoint="/run/k0s/containerd.sock")
     found = candidates.runtime_of_kubelet(Host(root=site.node.root), known)
     assert found is not None
@@ -497,7 +514,8 @@ def test_a_k3s_that_made_the_handlers_itself_is_remembered_by_its_unit(site: Sit
     install_dir = site.node.install_dir
     install_dir.mkdir(parents=True, exist_ok=True)
     journal.save(
-        install_dir, Record(runtime="containerd", unit="k3s.service", toolkit_digest="0123456789abcdef")
+        install_dir,
+        Record(runtime="containerd", unit="k3s.service", toolkit_digest="0123456789abcdef"),
     )
     question = selection.inputs_of(resolve({"toolkit_install_dir": str(install_dir)}, {}), {}, {})
     assert question.previous["runtime"] == "containerd"
@@ -527,7 +545,9 @@ def elsewhere(site: Site, data: str) -> tuple[fake_node.Daemon, Path]:
     return site.start("k3s", cri=True, config=config), rendered
 
 
-@pytest.mark.parametrize(("data", "name"), [("/ssd/rancher/k3s", "k3s"), ("/ssd/rancher/rke2", "rke2")])
+@pytest.mark.parametrize(
+    ("data", "name"), [("/ssd/rancher/k3s", "k3s"), ("/ssd/rancher/rke2", "rke2")]
+)
 def test_a_data_directory_is_the_one_that_the_daemon_was_started_with(
     site: Site, data: str, name: str
 ) -> None:
@@ -535,7 +555,9 @@ def test_a_data_directory_is_the_one_that_the_daemon_was_started_with(
     site.says("/run/k3s/containerd/containerd.sock")
     found = site.settle()
     assert found.config == str(site.root / f"{data}/agent/etc/containerd/config.toml".lstrip("/"))
-    assert found.drop_in_config.endswith(f"{data}/agent/etc/containerd/config-v3.toml.d/99-nvidia.toml")
+    assert found.drop_in_config.endswith(
+        f"{data}/agent/etc/containerd/config-v3.toml.d/99-nvidia.toml"
+    )
     place = locate.target(found, registry.ADAPTERS[RuntimeName.CONTAINERD])
     assert place.desired.config == f"{data}/agent/etc/containerd/config.toml"
     assert place.desired.delivery.is_regenerated

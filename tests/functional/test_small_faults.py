@@ -35,7 +35,9 @@ def node(tmp_path: Path) -> Node:
 
 @needs_root
 @pytest.mark.parametrize("which", ["config's directory", "install directory", "run directory"])
-def test_an_immutable_directory_is_found_before_the_change(node: Node, which: str, running: Daemon) -> None:
+def test_an_immutable_directory_is_found_before_the_change(
+    node: Node, which: str, running: Daemon
+) -> None:
     """Root may write there as far as its mode tells."""
     directory = {
         "config's directory": node.config.parent,
@@ -65,14 +67,19 @@ def test_a_drop_in_is_not_planned_for_an_immutable_directory(tmp_path: Path) -> 
     assert apply.unwritable(host, [change]) == []
     with fake_node.immutable(tmp_path):
         (problem,) = apply.unwritable(host, [change])
-    assert problem == f"{tmp_path} has the attribute i or a (lsattr): remove it with `chattr -ia {tmp_path}`"
+    assert (
+        problem
+        == f"{tmp_path} has the attribute i or a (lsattr): remove it with `chattr -ia {tmp_path}`"
+    )
 
 
 @needs_root
 @pytest.mark.parametrize(
     "which", [".toolkit-versions", "toolkit/nvidia-ctk.real", ".nvidia-toolkit/state.json"]
 )
-def test_an_immutable_file_is_found_before_a_revert(node: Node, which: str, running: Daemon) -> None:
+def test_an_immutable_file_is_found_before_a_revert(
+    node: Node, which: str, running: Daemon
+) -> None:
     """The configuration must not be taken back if the files then stay."""
     fake_node.done("run", "--no-daemon", *node.options())
     before, signals = fake_node.content(node.root), running.signals()
@@ -99,7 +106,9 @@ def test_a_binary_that_is_killed_has_not_refused_the_configuration(
     program = node.root / "opt/bin/containerd"
     fake_node.write_program(program, f"#!/bin/sh\n[ $1 = --version ] || {end}\n")
     before = node.config.read_bytes()
-    options = node.options(restart_mode="none", config_source="command", executable_path=str(program))
+    options = node.options(
+        restart_mode="none", config_source="command", executable_path=str(program)
+    )
     done = fake_node.cli("run", "--no-daemon", *options)
     assert done.returncode == 4, done.stderr
     assert f"was ended by {number.name}" in done.stderr
@@ -115,7 +124,9 @@ def test_a_host_root_that_is_empty_is_named(node: Node) -> None:
     root = node.root / "host"
     root.mkdir()
     for words in (["run", "--no-daemon"], ["plan"], ["revert"]):
-        done = fake_node.cli(*words, *node.options(host_root=str(root), runtime=None, restart_mode="none"))
+        done = fake_node.cli(
+            *words, *node.options(host_root=str(root), runtime=None, restart_mode="none")
+        )
         assert done.returncode == 2, (words, done.stdout, done.stderr)
         assert f"--host-root={root} is empty" in done.stderr
         assert "mount the node's / there" in done.stderr
@@ -149,7 +160,9 @@ def test_a_revert_of_files_alone_does_not_need_the_runtime_s_configuration(
 def test_files_that_a_broken_configuration_names_are_kept(node: Node) -> None:
     """Somebody configured the handlers by hand: without the files no container would start."""
     fake_node.done("run", "--no-daemon", *node.options(no_runtime_config="true"))
-    node.config.write_text(f'not [ toml "{node.toolkit}/nvidia-container-runtime"\n', encoding="utf-8")
+    node.config.write_text(
+        f'not [ toml "{node.toolkit}/nvidia-container-runtime"\n', encoding="utf-8"
+    )
     done = fake_node.cli("revert", *node.options(restart_mode="none"))
     assert done.returncode == 3, done.stderr
     assert (node.toolkit / "nvidia-container-runtime").exists()
@@ -159,10 +172,14 @@ def test_files_that_a_broken_configuration_names_are_kept(node: Node) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_entry_point_ends_while_it_waits_for_the_driver(tmp_path: Path, number: signal.Signals) -> None:
+def test_the_entry_point_ends_while_it_waits_for_the_driver(
+    tmp_path: Path, number: signal.Signals
+) -> None:
     """It does not wait for its `sleep`, which here takes longer than the test may."""
     note = tmp_path / "sleeps"
-    fake_node.write_program(tmp_path / "sleep", f"#!/bin/sh\necho $$ >{note}\nexec /bin/sleep 600\n")
+    fake_node.write_program(
+        tmp_path / "sleep", f"#!/bin/sh\necho $$ >{note}\nexec /bin/sleep 600\n"
+    )
     environment = {
         "PATH": f"{tmp_path}:/usr/bin:/bin",
         "WAIT_FOR_DRIVER": "1",
@@ -170,7 +187,9 @@ def test_the_entry_point_ends_while_it_waits_for_the_driver(tmp_path: Path, numb
     }
     program = fake_node.CHECKOUT / "entrypoint.sh"
     with subprocess.Popen([program], env=environment, stderr=subprocess.DEVNULL) as process:
-        fake_node.wait_for(lambda: note.exists() and note.read_text().endswith("\n"), "it does not wait")
+        fake_node.wait_for(
+            lambda: note.exists() and note.read_text().endswith("\n"), "it does not wait"
+        )
         process.send_signal(number)
         try:
             assert process.wait(60) == 143
@@ -203,5 +222,9 @@ def test_each_imported_file_is_parsed_a_few_times_however_many_there_are(
         return tree(data, path)
 
     monkeypatch.setattr(toml_editor, "tree", counted)
-    make_plan(Context(settings=node.settings(restart_mode="none"), adapter=containerd, stop=Cancellation()))
+    make_plan(
+        Context(
+            settings=node.settings(restart_mode="none"), adapter=containerd, stop=Cancellation()
+        )
+    )
     assert count <= parsed < 8 * count

@@ -85,10 +85,18 @@ class Runtime:
             case "ListPodSandbox":
                 self.selectors.add(request)
                 return b"".join(
-                    containers.encode({1: {1: key, 2: {1: name, 2: "uid", 3: namespace}}})
-                    if key in self.unlabelled
-                    else containers.encode(
-                        {1: {1: key, 2: {1: name, 2: "uid", 3: namespace}, 5: {1: LABEL, 2: "true"}}}
+                    (
+                        containers.encode({1: {1: key, 2: {1: name, 2: "uid", 3: namespace}}})
+                        if key in self.unlabelled
+                        else containers.encode(
+                            {
+                                1: {
+                                    1: key,
+                                    2: {1: name, 2: "uid", 3: namespace},
+                                    5: {1: LABEL, 2: "true"},
+                                }
+                            }
+                        )
                     )
                     for key, (name, namespace) in self.pods.items()
                 )
@@ -258,7 +266,9 @@ def test_image_that_is_missing_is_not_pulled(path: Path, runtime: Runtime) -> No
     assert "RunPodSandbox" in runtime.calls
 
 
-def test_image_of_which_nothing_is_told_is_left_to_the_runtime(path: Path, runtime: Runtime) -> None:
+def test_image_of_which_nothing_is_told_is_left_to_the_runtime(
+    path: Path, runtime: Runtime
+) -> None:
     runtime.instead["ImageStatus"] = refuse("no such service", "UNIMPLEMENTED")
     smoke_test.start_pod(path, "nvidia", cgroup_parent="", timeout=20, image="pause:1")
     assert "RunPodSandbox" in runtime.calls
@@ -269,14 +279,28 @@ def test_image_of_which_nothing_is_told_is_left_to_the_runtime(path: Path, runti
     [
         'failed to get sandbox runtime: no runtime for "nvidia" is configured',
         "failed to find runtime handler nvidia from runtime list map[runc:0x1]",
-        "failed to create containerd container: get snapshotter: snapshotter nydus was not found: not found",
-        'failed to get sandbox image "pause:1": failed to pull image: snapshotter nydus was not found',
-        "failed to start shim: start failed: invalid custom binary path: stat /opt/shim: no such file",
-        'failed to resolve runtime path: runtime "io.containerd.none.v1" binary not installed on the system',
+        (
+            "failed to create containerd container: get snapshotter: snapshotter nydus was not"
+            " found: not found"
+        ),
+        (
+            'failed to get sandbox image "pause:1": failed to pull image: snapshotter nydus was not'
+            " found"
+        ),
+        (
+            "failed to start shim: start failed: invalid custom binary path: stat /opt/shim: no"
+            " such file"
+        ),
+        (
+            'failed to resolve runtime path: runtime "io.containerd.none.v1" binary not installed'
+            " on the system"
+        ),
         "Can't convert yes(string) to bool",
     ],
 )
-def test_a_wrong_configuration_of_the_handler_is_certain(path: Path, runtime: Runtime, told: str) -> None:
+def test_a_wrong_configuration_of_the_handler_is_certain(
+    path: Path, runtime: Runtime, told: str
+) -> None:
     runtime.instead["RunPodSandbox"] = refuse(told)
     error = pod_failure(path)
     assert isinstance(error, HandlerFailed)
@@ -310,13 +334,24 @@ def test_what_is_of_the_node_is_not_the_handlers_fault(
     "told",
     [
         'failed to get sandbox image "registry.k8s.io/pause:3.6": failed to pull image "pause"',
-        'failed to start sandbox "1": failed to get sandbox image "registry.k8s.io/pause:3.10": not found',
-        'creating pod sandbox with name "k8s_x": unable to pull image: initializing source docker://x',
-        'error creating pod sandbox with name "k8s_x": Error initializing source docker://k8s.gcr.io/pause',
+        (
+            'failed to start sandbox "1": failed to get sandbox image "registry.k8s.io/pause:3.10":'
+            " not found"
+        ),
+        (
+            'creating pod sandbox with name "k8s_x": unable to pull image: initializing source'
+            " docker://x"
+        ),
+        (
+            'error creating pod sandbox with name "k8s_x": Error initializing source'
+            " docker://k8s.gcr.io/pause"
+        ),
     ],
     ids=["containerd 1", "containerd 2", "CRI-O 1.36", "CRI-O 1.18"],
 )
-def test_missing_sandbox_image_is_not_the_handlers_fault(path: Path, runtime: Runtime, told: str) -> None:
+def test_missing_sandbox_image_is_not_the_handlers_fault(
+    path: Path, runtime: Runtime, told: str
+) -> None:
     runtime.instead["RunPodSandbox"] = refuse(told)
     error = pod_failure(path)
     assert isinstance(error, NotTried)
@@ -347,7 +382,9 @@ def test_pod_that_hangs(path: Path, runtime: Runtime) -> None:
 
 
 @pytest.mark.timing
-def test_runtime_that_hangs_altogether_takes_no_longer_than_it_may(path: Path, runtime: Runtime) -> None:
+def test_runtime_that_hangs_altogether_takes_no_longer_than_it_may(
+    path: Path, runtime: Runtime
+) -> None:
     freed = threading.Event()
     runtime.instead["ListPodSandbox"] = waiting(freed)
     begun = time.monotonic()
@@ -386,7 +423,9 @@ def test_pod_that_stays_is_told(path: Path, runtime: Runtime) -> None:
     assert " failed: UNKNOWN: no" in str(error) or " failed: no answer within " in str(error)
 
 
-def test_pod_that_stays_does_not_hide_why_it_failed(path: Path, runtime: Runtime, story: list[str]) -> None:
+def test_pod_that_stays_does_not_hide_why_it_failed(
+    path: Path, runtime: Runtime, story: list[str]
+) -> None:
     def fail() -> None:
         runtime.pods["half"] = (NAME, "nvidia-toolkit")
         raise Refused("exec format error")
@@ -457,7 +496,9 @@ class Docker:
                 answer = (204, "")
             case "POST", ["containers", name, "wait"] if name in self.containers:
                 answer = (200, json.dumps({"StatusCode": self.ends_with}))
-            case "DELETE", ["containers", name] if name in self.containers and query["force"] == "1":
+            case "DELETE", ["containers", name] if (
+                name in self.containers and query["force"] == "1"
+            ):
                 del self.containers[name]
                 answer = (204, "")
             case "DELETE", ["images", name] if name in self.images:
@@ -472,9 +513,15 @@ class Docker:
         filters = json.loads(dict(urllib.parse.parse_qsl(query))["filters"])
         if path == "/containers/json":
             assert filters == {"label": [f"{LABEL}=true"]}
-            return [{"Id": name} for name, each in self.containers.items() if LABEL in each.get("Labels", {})]
+            return [
+                {"Id": name}
+                for name, each in self.containers.items()
+                if LABEL in each.get("Labels", {})
+            ]
         assert (path, filters) == ("/images/json", {"reference": [IMAGE.partition(":")[0]]})
-        return [{"RepoTags": [name]} for name in self.images if name.startswith(IMAGE.partition(":")[0])]
+        return [
+            {"RepoTags": [name]} for name in self.images if name.startswith(IMAGE.partition(":")[0])
+        ]
 
     @property
     def is_empty(self) -> bool:
@@ -586,7 +633,9 @@ def test_container_of_a_killed_run_goes_first_and_others_stay(path: Path, docker
     assert (list(docker.containers), list(docker.images)) == (["theirs"], ["theirs:1"])
 
 
-def test_containers_and_images_of_killed_runs_go_whatever_their_handler(path: Path, docker: Docker) -> None:
+def test_containers_and_images_of_killed_runs_go_whatever_their_handler(
+    path: Path, docker: Docker
+) -> None:
     label = {"Labels": {LABEL: "true"}}
     docker.containers |= {NAME: label, f"{NAME}-cdi": label, "theirs": {}}
     docker.images |= {IMAGE: b"", f"{IMAGE}-cdi": b"", "theirs:1": b""}
@@ -595,7 +644,10 @@ def test_containers_and_images_of_killed_runs_go_whatever_their_handler(path: Pa
 
 
 def test_full_disk_of_docker_is_not_the_handlers_fault(path: Path, docker: Docker) -> None:
-    docker.instead[f"POST /containers/{NAME}/start"] = lambda: (500, '{"message":"no space left on device"}')
+    docker.instead[f"POST /containers/{NAME}/start"] = lambda: (
+        500,
+        '{"message":"no space left on device"}',
+    )
     error = container_failure(path)
     assert isinstance(error, NotTried)
     assert str(error) == "disk full: no space left on device"
@@ -607,8 +659,10 @@ def test_refusal_of_a_step(path: Path, docker: Docker, step: str) -> None:
     told = json.dumps({"message": "OCI runtime create failed:\nstderr: no such file"})
     docker.instead[f"POST /containers/{step}"] = lambda: (400, told)
     error = container_failure(path)
-    assert str(error) == (
-        "no container starts through the handler nvidia: OCI runtime create failed: stderr: no such file"
+    assert (
+        str(error)
+        == "no container starts through the handler nvidia: OCI runtime create failed: stderr: no"
+        " such file"
     )
     assert not isinstance(error, NotTried)
     assert docker.is_empty
@@ -645,14 +699,18 @@ def test_end_that_is_not_told_is_no_success(path: Path, docker: Docker) -> None:
     ],
     ids=["at once", "later"],
 )
-def test_image_that_cannot_be_made(path: Path, docker: Docker, status: int, body: str, told: str) -> None:
+def test_image_that_cannot_be_made(
+    path: Path, docker: Docker, status: int, body: str, told: str
+) -> None:
     docker.instead["POST /images/create"] = lambda: (status, body)
     error = container_failure(path)
     assert isinstance(error, NotTried)
     assert str(error) == f"cannot create the image to start: {told}"
 
 
-def test_machine_without_a_program(path: Path, docker: Docker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_machine_without_a_program(
+    path: Path, docker: Docker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("platform.machine", lambda: "riscv64")
     error = container_failure(path)
     assert isinstance(error, NotTried)
@@ -669,7 +727,9 @@ def test_container_that_hangs(path: Path, docker: Docker) -> None:
         seconds = time.monotonic() - begun
     finally:
         freed.set()
-    assert str(error) == "no container starts through the handler nvidia: did not finish within 1.0 s"
+    assert (
+        str(error) == "no container starts through the handler nvidia: did not finish within 1.0 s"
+    )
     assert seconds < 1.5
     assert docker.is_empty
 

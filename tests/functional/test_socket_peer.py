@@ -96,8 +96,12 @@ def test_argv_is_what_the_kernel_says(
 
 
 def test_the_argv_of_a_process_that_runs_is_found() -> None:
-    with subprocess.Popen([sys.executable, "-c", "input()", "", "a b"], stdin=subprocess.PIPE) as process:
-        fake_node.wait_for(lambda: len(procfs.argv(process.pid)) == 5, "it did not become the program")
+    with subprocess.Popen(
+        [sys.executable, "-c", "input()", "", "a b"], stdin=subprocess.PIPE
+    ) as process:
+        fake_node.wait_for(
+            lambda: len(procfs.argv(process.pid)) == 5, "it did not become the program"
+        )
         assert procfs.argv(process.pid) == (sys.executable, "-c", "input()", "", "a b")
 
     with pytest.raises(OSError, match=str(process.pid)):
@@ -150,7 +154,9 @@ def test_a_name_counts_where_the_executable_does_not(path: Path) -> None:
         assert socket_peer.find(path, frozenset({"containerd", "dockerd"})).pid == daemon.pid
 
 
-def test_it_asks_for_credentials_before_it_connects(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_asks_for_credentials_before_it_connects(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # A server that speaks first may do so between the two, and then the PID reads 0.
     real, calls = socket.socket.connect, []
 
@@ -262,7 +268,11 @@ def test_nobody_is_found(
         ("silent", True, "{} was not answered within 0.8 s"),
         ("silent", False, "{} was not answered within 0.8 s"),
         ("http", True, "{} was not answered within 0.8 s"),
-        ("close", True, "the socket {} cannot be used: the server closed the connection without an answer"),
+        (
+            "close",
+            True,
+            "the socket {} cannot be used: the server closed the connection without an answer",
+        ),
     ],
     ids=["silent", "silent when spoken to", "waits to be spoken to", "closes"],
 )
@@ -283,8 +293,10 @@ def test_another_program_is_not_taken_for_the_runtime(path: Path) -> None:
         exe = os.readlink(f"/proc/{daemon.pid}/exe")
         with pytest.raises(socket_peer.NoPeer) as caught:
             socket_peer.find(path, frozenset({"containerd", "dockerd"}))
-        assert str(caught.value) == (
-            f"{path} is answered by PID {daemon.pid} ({exe}), which does not look like containerd or dockerd"
+        assert (
+            str(caught.value)
+            == f"{path} is answered by PID {daemon.pid} ({exe}), which does not look like"
+            " containerd or dockerd"
         )
         assert caught.value.hint == "name the runtime's own socket with --socket"
         assert daemon.signals() == []
@@ -300,7 +312,11 @@ def test_an_answer_of_a_process_that_cannot_be_seen_names_nobody(
     with fake_node.daemon(path, home=path.parent / "d") as daemon:
         with pytest.raises(socket_peer.NoPeer) as caught:
             socket_peer.find(path, CONTAINERD)
-        why = "which cannot be examined: permission denied" if is_there else "which has already exited"
+        why = (
+            "which cannot be examined: permission denied"
+            if is_there
+            else "which has already exited"
+        )
         assert str(caught.value) == f"{path} is answered by PID {daemon.pid}, {why}"
         assert ("SYS_PTRACE" in caught.value.hint) == is_there
 
@@ -312,8 +328,10 @@ def test_a_process_outside_of_our_pid_namespace_is_not_guessed_at(path: Path) ->
             ["unshare", "--pid", "--fork", "--kill-child", sys.executable, "-c", _FIND, str(path)],
             capture_output=True, text=True, timeout=20, check=True,
         )  # fmt: skip
-        assert shown.stdout == (
-            f"{path} is answered by a process outside of this PID namespace\nthe pod needs `hostPID: true`\n"
+        assert (
+            shown.stdout
+            == f"{path} is answered by a process outside of this PID namespace\nthe pod needs"
+            " `hostPID: true`\n"
         )
         assert daemon.signals() == []
 
@@ -325,8 +343,9 @@ def test_the_init_process_is_no_runtime(path: Path) -> None:
         ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", *words],
         capture_output=True, text=True, timeout=20, check=True,
     )  # fmt: skip
-    assert shown.stdout.strip() == (
-        f"{path} is answered by the init process (PID 1), which is not a container runtime"
+    assert (
+        shown.stdout.strip()
+        == f"{path} is answered by the init process (PID 1), which is not a container runtime"
     )
 
 
@@ -386,7 +405,9 @@ def test_a_deleted_executable_is_named_without_the_kernels_remark(
         "none",
     ],
 )
-def test_the_unit_is_read_from_the_control_group(fs: FakeFilesystem, cgroup: str, unit: str | None) -> None:
+def test_the_unit_is_read_from_the_control_group(
+    fs: FakeFilesystem, cgroup: str, unit: str | None
+) -> None:
     fs.create_file("/proc/4194000/cgroup", contents=cgroup)
     assert processes._unit(4194000) == unit
 

@@ -229,7 +229,9 @@ def test_a_process_is_ended_when_patience_is(monkeypatch: pytest.MonkeyPatch) ->
     with wished_after(0.3) as wanted:
         until = Deadline(60, wanted)
         begin = time.monotonic()
-        with pytest.raises(StepError, match=r"^`sleep 30` did not end within 0\.[4-9] s and was killed$"):
+        with pytest.raises(
+            StepError, match=r"^`sleep 30` did not end within 0\.[4-9] s and was killed$"
+        ):
             command.run(["sleep", "30"], timeout=lambda: until.left)
         assert 0.4 < time.monotonic() - begin < 5
 
@@ -276,7 +278,9 @@ def test_a_signal_while_the_plan_is_made_ends_it_with_nothing_touched(
     slow = node.root.parent / "containerd"
     script = f"#!/bin/sh\ntouch {asked}\nuntil [ -e {go} ]; do sleep 0.05; done\nexit 1\n"
     fake_node.write_program(slow, script)
-    options = node.options(executable_path=str(slow), config_source="command,file", log_format="text")
+    options = node.options(
+        executable_path=str(slow), config_source="command,file", log_format="text"
+    )
     with runtime(node) as running:
         before = files_of(node)
         # It stays where nobody asks it to stop, so -n is not what ends it.
@@ -375,7 +379,9 @@ def test_a_signal_while_the_runtime_is_away_for_long_is_answered_soon_and_never_
         assert node.state.exists()
 
 
-def test_what_a_signal_cut_short_is_gone_on_with_by_the_next_run(node: Node, impatient: float) -> None:
+def test_what_a_signal_cut_short_is_gone_on_with_by_the_next_run(
+    node: Node, impatient: float
+) -> None:
     before = tree_of(node)
     with (
         runtime(node, delay=60) as running,
@@ -403,7 +409,9 @@ def test_a_runtime_that_never_becomes_well_is_given_up_on_soon_after_the_wish(
         with pytest.raises(RolledBack) as caught:
             transaction.converge(node.settings(reload_timeout="60"), containerd, wanted)
         assert time.monotonic() - begin < 8
-        assert str(caught.value).startswith("interrupted by SIGTERM: the runtime did not apply the change: ")
+        assert str(caught.value).startswith(
+            "interrupted by SIGTERM: the runtime did not apply the change: "
+        )
         assert str(caught.value).endswith(
             "; the change was rolled back and the node is in its previous state"
         )
@@ -501,7 +509,9 @@ def test_a_signal_on_the_way_back_is_heard_as_well(
         _breaks(monkeypatch, away)
         begin = time.monotonic()
         with pytest.raises(NotRolledBack):
-            transaction.converge(node.settings(reload_timeout="6", restart_budget="0"), containerd, wanted)
+            transaction.converge(
+                node.settings(reload_timeout="6", restart_budget="0"), containerd, wanted
+            )
         assert time.monotonic() - begin < 5, "the signal did not cut the way back short"
 
 
@@ -523,7 +533,9 @@ def test_the_way_back_takes_no_longer_than_the_grace_in_all(
 
         _breaks(monkeypatch, slow_and_sick)
         with pytest.raises(NotRolledBack):
-            transaction.converge(node.settings(reload_timeout="60", restart_budget="0"), containerd, wanted)
+            transaction.converge(
+                node.settings(reload_timeout="60", restart_budget="0"), containerd, wanted
+            )
         assert time.monotonic() - wanted.since < grace + 1.2
 
 
@@ -536,9 +548,13 @@ def test_a_runtime_that_is_silent_after_its_restart_is_waited_for_only_as_long_a
     say(node, "nvidia", {"silent": True})
     with runtime(node) as running, wished_when(lambda: running.starts() == 2) as wanted:
         with pytest.raises(RolledBack) as caught:
-            transaction.converge(node.settings(reload_timeout="60", restart_budget="0"), containerd, wanted)
+            transaction.converge(
+                node.settings(reload_timeout="60", restart_budget="0"), containerd, wanted
+            )
         assert time.monotonic() - wanted.since < 2 * impatient + 2
-        assert str(caught.value).startswith("interrupted by SIGTERM: the runtime did not apply the change: ")
+        assert str(caught.value).startswith(
+            "interrupted by SIGTERM: the runtime did not apply the change: "
+        )
         assert tree_of(node) == before
 
 
@@ -613,7 +629,9 @@ def test_what_only_looks_ends_with_the_signal(node: Node, command: str) -> None:
     fake_node.write_program(slow, f"#!/bin/sh\necho $$ > {asked}\nexec sleep 60\n")
     options = node.options(executable_path=str(slow), config_source="command")
     with runtime(node), fake_node.started(fake_node.program(command, *options)) as look:
-        fake_node.wait_for(lambda: asked.exists() and asked.read_text() != "", "nobody asks the binary")
+        fake_node.wait_for(
+            lambda: asked.exists() and asked.read_text() != "", "nobody asks the binary"
+        )
         begin = time.monotonic()
         code, out, err = fake_node.ended(look, signal.SIGTERM)
         assert time.monotonic() - begin < 3
@@ -641,7 +659,9 @@ def test_what_is_owed_to_a_question_is_less_once_stopping_is_wished(clock: Clock
 
 
 @pytest.mark.timing
-def test_a_reload_is_waited_for_only_as_long_as_there_is_patience(node: Node, impatient: float) -> None:
+def test_a_reload_is_waited_for_only_as_long_as_there_is_patience(
+    node: Node, impatient: float
+) -> None:
     with runtime(node, delay=60), wished_after(0.2) as wanted:
         place = locate.target(node.settings(), containerd)
         restart_method = restart.restart_method(place, containerd, RestartMode.SIGNAL, None)

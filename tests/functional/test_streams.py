@@ -134,7 +134,12 @@ def applies(name: str, situation: str) -> bool:
 
 @pytest.mark.parametrize(
     ("name", "situation"),
-    [(name, situation) for name in COMMANDS for situation in SITUATIONS if applies(name, situation)],
+    [
+        (name, situation)
+        for name in COMMANDS
+        for situation in SITUATIONS
+        if applies(name, situation)
+    ],
 )
 def test_a_command_in_a_situation(node: Node, name: str, situation: str) -> None:
     options = [] if name in BARE else node.options(restart_mode="none")
@@ -184,7 +189,12 @@ def test_a_path_is_written_as_it_is_in_any_locale(node: Node, locale: str) -> No
     """A path decoded by another encoding than the files' would name another file in them."""
     variables = {"LC_ALL": locale, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = fake_node.done(
-        "plan", "-o", "json", "--diff=full", *node.options(restart_mode="none"), environment=variables
+        "plan",
+        "-o",
+        "json",
+        "--diff=full",
+        *node.options(restart_mode="none"),
+        environment=variables,
     )
     changed = "".join(each["diff"] for each in json.loads(done.stdout)["changes"])
     assert f'"{node.toolkit}/nvidia-container-runtime"' in changed
@@ -204,7 +214,15 @@ def test_an_epipe_of_the_node_is_not_taken_for_that_of_stdout(
 
 @pytest.mark.parametrize(
     "name",
-    ["no stdin", "no stdout", "no stderr", "none at all", "both full", "ASCII", "nobody reads stderr"],
+    [
+        "no stdin",
+        "no stdout",
+        "no stderr",
+        "none at all",
+        "both full",
+        "ASCII",
+        "nobody reads stderr",
+    ],
 )
 def test_an_agent_in_a_situation(node: Node, tmp_path: Path, name: str) -> None:
     situation = SITUATIONS[name]

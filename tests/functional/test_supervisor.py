@@ -28,7 +28,8 @@ from toolkit.settings.options import RestartMode
 NOTHING = "nothing is known to start it again: "
 HERE = Host(root=Path("/"))
 CHOICES = (
-    "(use --restart-mode none and restart it yourself, or --restart-mode signal if something does start it)"
+    "(use --restart-mode none and restart it yourself, or --restart-mode signal if something does"
+    " start it)"
 )
 
 
@@ -53,7 +54,9 @@ def test_auto_does_not_end_what_nothing_starts_again(node: Node) -> None:
         assert "but the runtime cannot be restarted" in plan.stdout
         result = fake_node.cli("run", "--no-daemon", *options)
         assert result.returncode == 4
-        assert f"error: SIGHUP would end containerd (PID {daemon.pid}), and {NOTHING}" in result.stderr
+        assert (
+            f"error: SIGHUP would end containerd (PID {daemon.pid}), and {NOTHING}" in result.stderr
+        )
         assert f"{CHOICES}: nothing was changed" in result.stderr
         assert (daemon.signals(), daemon.starts()) == ([], 1)
         node.pid_file.unlink()
@@ -71,8 +74,10 @@ def test_auto_ends_what_a_supervisor_starts_again(node: Node) -> None:
     with fake_runtime.runtime(node) as daemon:
         options = node.options(restart_mode="auto")
         plan = json.loads(fake_node.done("plan", "--output=json", *options).stdout)
-        assert plan["reload"]["how"] == (
-            f"SIGHUP to PID {daemon.pid}, which ends it: runsv (PID {os.getpid()}) starts it again"
+        assert (
+            plan["reload"]["how"]
+            == f"SIGHUP to PID {daemon.pid}, which ends it: runsv (PID {os.getpid()}) starts it"
+            " again"
         )
         result = fake_node.done("run", "--no-daemon", *options)
         assert NOTHING not in result.stderr
@@ -81,7 +86,9 @@ def test_auto_ends_what_a_supervisor_starts_again(node: Node) -> None:
 
 def test_a_start_with_nothing_to_do_does_not_ask_who_starts_it_again(node: Node) -> None:
     with unsupervised(node) as daemon:
-        fake_node.done("run", "--no-daemon", *node.options(restart_mode="signal", reload_timeout="4"))
+        fake_node.done(
+            "run", "--no-daemon", *node.options(restart_mode="signal", reload_timeout="4")
+        )
         result = fake_node.done("run", "--no-daemon", *node.options(restart_mode="auto"))
         assert result.stderr == fake_node.NOTHING_TO_DO
         assert daemon.signals() == ["SIGHUP"]
@@ -138,7 +145,9 @@ def test_a_change_without_effect_is_rolled_back_where_nothing_starts_it_again(no
     before = node.config.read_bytes()
     fake_runtime.say(node, sick_if="runtimes.nvidia", sick={"handlers": ["runc"]})
     with unsupervised(node) as daemon:
-        result = fake_node.cli("run", "--no-daemon", *node.options(restart_mode="signal", reload_timeout="4"))
+        result = fake_node.cli(
+            "run", "--no-daemon", *node.options(restart_mode="signal", reload_timeout="4")
+        )
         assert result.returncode == 6, result.stderr
         assert (daemon.signals(), daemon.starts()) == (["SIGHUP", "SIGHUP"], 3)
         assert processes.is_running(newest(daemon))
@@ -158,12 +167,15 @@ def test_how_to_start_it_is_said_where_it_cannot_be_started(
         assert how is not None
         assert how.words().startswith(f"cd {node.socket.parent} && {daemon.argv[0]} -I -S ")
         with pytest.raises(NotRolledBack) as caught:
-            transaction.converge(node.settings(restart_mode="signal", reload_timeout="2"), containerd)
+            transaction.converge(
+                node.settings(restart_mode="signal", reload_timeout="2"), containerd
+            )
         assert caught.value.exit_code == 7
         assert (
-            f"containerd ended and nothing started it again: start it yourself, with `{how.words()}`"
-            " (it ran in namespaces that cannot be entered)"
-        ) in caught.value.message
+            "containerd ended and nothing started it again: start it yourself, with"
+            f" `{how.words()}` (it ran in namespaces that cannot be entered)"
+            in caught.value.message
+        )
 
 
 def test_a_rollback_does_not_end_it_either(node: Node) -> None:
@@ -179,13 +191,17 @@ def test_what_would_be_started_with_fewer_rights_is_not_ended(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a pod with few capabilities a containerd that it starts could run no container."""
-    monkeypatch.setattr(procfs, "capabilities", lambda kind, *pid: 0 if kind == "CapBnd" else 1 << 21)
+    monkeypatch.setattr(
+        procfs, "capabilities", lambda kind, *pid: 0 if kind == "CapBnd" else 1 << 21
+    )
     with unsupervised(node) as daemon:
         settings = node.settings(restart_mode="signal", reload_timeout="4")
         with pytest.raises(StepError) as caught:
             transaction.converge(settings, containerd)
         assert caught.value.exit_code == 4
-        lacking = "because it has capabilities that this process lacks (the pod needs `privileged: true`;"
+        lacking = (
+            "because it has capabilities that this process lacks (the pod needs `privileged: true`;"
+        )
         assert lacking in caught.value.message
         assert "nothing was changed" in caught.value.message
         assert daemon.signals() == []
@@ -253,10 +269,16 @@ def test_a_run_with_fewer_rights_does_not_start_what_a_killed_run_has_ended(
             saved["launch"]["capabilities"] = 1 << 21
             launch_file(node).write_text(json.dumps(saved), encoding="utf-8")
             patch.setattr(procfs, "capabilities", lambda *_: 0)
-            with pytest.raises(StepError, match="containerd was ended by a killed run: it cannot be started"):
-                transaction.converge(node.settings(restart_mode="signal", reload_timeout="4"), containerd)
+            with pytest.raises(
+                StepError, match="containerd was ended by a killed run: it cannot be started"
+            ):
+                transaction.converge(
+                    node.settings(restart_mode="signal", reload_timeout="4"), containerd
+                )
         assert daemon.starts() == 1
-        fake_node.done("run", "--no-daemon", *node.options(restart_mode="signal", reload_timeout="4"))
+        fake_node.done(
+            "run", "--no-daemon", *node.options(restart_mode="signal", reload_timeout="4")
+        )
         assert daemon.starts() == 2
         assert is_up_as_it_was(node, daemon, was)
 
@@ -279,7 +301,9 @@ def test_a_rollback_that_was_killed_starts_it_with_the_old_files(node: Node) -> 
     with unsupervised(node) as daemon:
         options = node.options(restart_mode="signal", reload_timeout="4")
         argv = [sys.executable, "-m", "toolkit", "run", "--no-daemon", *options]
-        with subprocess.Popen(argv, env=fake_node.ENVIRONMENT, stderr=subprocess.DEVNULL) as process:
+        with subprocess.Popen(
+            argv, env=fake_node.ENVIRONMENT, stderr=subprocess.DEVNULL
+        ) as process:
             fake_node.wait_for(lambda: len(daemon.signals()) == 2, "it was not rolled back")
             fake_node.wait_for(lambda: not processes.is_running(newest(daemon)), "it did not end")
             process.kill()
@@ -350,7 +374,9 @@ def test_a_file_of_another_boot_or_process_or_mode_starts_nothing(
     caplog.clear()
     path.chmod(0o644)
     assert locate.target(node.settings(), containerd).supervisor is None
-    assert caplog.messages == [f"{path} is ignored: it is not a file that only root can read and write"]
+    assert caplog.messages == [
+        f"{path} is ignored: it is not a file that only root can read and write"
+    ]
 
 
 def test_without_the_file_it_is_not_ended(node: Node) -> None:
@@ -381,7 +407,10 @@ def test_output_goes_to_the_file_that_it_went_to(tmp_path: Path) -> None:
     )
     with log.open("w") as stream:
         first = subprocess.Popen(
-            [script, "one"], cwd=tmp_path, env={"GREETING": "hello", "PATH": os.defpath}, stdout=stream
+            [script, "one"],
+            cwd=tmp_path,
+            env={"GREETING": "hello", "PATH": os.defpath},
+            stdout=stream,
         )
     try:
         fake_node.wait_for(lambda: log.read_text().endswith("\n"), "it does not run")

@@ -14,7 +14,9 @@ import pytest
 from tests.support import fake_node
 from tests.support.fake_node import KUBEADM, NOTHING_TO_DO, Daemon, Node
 
-NOT_TOLD: Final = "in sync\nnot ready: the runtime is unhealthy or has not loaded the configuration\n"
+NOT_TOLD: Final = (
+    "in sync\nnot ready: the runtime is unhealthy or has not loaded the configuration\n"
+)
 READY: Final = "in sync\nready\n"
 NO_INSTALL: Final = {"no_install": "true", "toolkit_source_root": None}
 
@@ -60,7 +62,9 @@ def test_files_only_writes_nothing_where_nothing_can_be_written(node: Node) -> N
     assert done.returncode == 0, done.stderr
 
 
-def test_files_only_is_not_told_of_what_an_earlier_run_left_untold(node: Node, running: Daemon) -> None:
+def test_files_only_is_not_told_of_what_an_earlier_run_left_untold(
+    node: Node, running: Daemon
+) -> None:
     fake_node.done("-n", *node.options(restart_mode="none"))
     fake_node.done("-n", *files_only(node))
     assert running.signals() == []
@@ -76,7 +80,10 @@ def test_the_runtime_only(node: Node, running: Daemon) -> None:
     assert running.signals() == ["SIGHUP"]
     assert fake_node.done("status", *runtime_only(node)).stdout.startswith(READY)
     assert fake_node.done("-n", *runtime_only(node)).stderr == NOTHING_TO_DO
-    assert "using the node's own toolkit (--no-install)" in fake_node.done("plan", *runtime_only(node)).stdout
+    assert (
+        "using the node's own toolkit (--no-install)"
+        in fake_node.done("plan", *runtime_only(node)).stdout
+    )
     fake_node.done("revert", *runtime_only(node))
     assert node.config.read_bytes() == KUBEADM
     assert running.signals() == ["SIGHUP", "SIGHUP"]
@@ -114,11 +121,16 @@ def test_no_reload(node: Node, running: Daemon) -> None:
     assert running.signals() == []
 
 
-def test_a_default_handler_whose_program_the_node_lacks_is_refused(node: Node, running: Daemon) -> None:
+def test_a_default_handler_whose_program_the_node_lacks_is_refused(
+    node: Node, running: Daemon
+) -> None:
     own_toolkit(node, "nvidia-container-runtime")
     refused = fake_node.cli("-n", *runtime_only(node, runtime_class="nvidia-cdi"))
     assert refused.returncode == 2, refused.stderr
-    assert "nvidia-container-runtime.cdi, which the default handler runs, was not found" in refused.stderr
+    assert (
+        "nvidia-container-runtime.cdi, which the default handler runs, was not found"
+        in refused.stderr
+    )
     assert node.config.read_bytes() == KUBEADM
     assert running.signals() == []
 
@@ -158,7 +170,9 @@ def test_the_configuration_alone(node: Node, running: Daemon) -> None:
 
 @pytest.mark.parametrize("more", [{}, {"restart_mode": "none"}], ids=["with a reload", "without"])
 @pytest.mark.parametrize("command", ["run", "plan", "status"])
-def test_neither_files_nor_configuration_is_refused(node: Node, command: str, more: dict[str, str]) -> None:
+def test_neither_files_nor_configuration_is_refused(
+    node: Node, command: str, more: dict[str, str]
+) -> None:
     before = fake_node.snapshot(node.root)
     options = node.options(no_install="true", no_runtime_config="true", **more)
     done = fake_node.cli(command, *options)
@@ -172,16 +186,20 @@ def test_neither_files_nor_configuration_is_refused(node: Node, command: str, mo
 # --- a node that lacks what the handlers would run ------------------------------------------------
 
 
-@pytest.mark.parametrize("there", [(), ("nvidia-container-runtime.cdi",)], ids=["nothing", "only cdi"])
-def test_a_toolkit_that_is_not_there_is_refused(node: Node, running: Daemon, there: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    "there", [(), ("nvidia-container-runtime.cdi",)], ids=["nothing", "only cdi"]
+)
+def test_a_toolkit_that_is_not_there_is_refused(
+    node: Node, running: Daemon, there: tuple[str, ...]
+) -> None:
     directory = own_toolkit(node, *there) if there else node.root / "usr/bin"
     ignored = (node.pid_file.parent, node.pid_file, node.socket)  # the lock is held all the same
     before = fake_node.snapshot(node.root, *ignored)
     done = fake_node.cli("-n", *runtime_only(node))
     assert done.returncode == 2
     assert done.stderr.startswith(
-        f"error: {directory}/nvidia-container-runtime, which the handlers run,"
-        " was not found on the node\nhint: install it there, name its directory with --toolkit-bin-dir"
+        f"error: {directory}/nvidia-container-runtime, which the handlers run, was not found on the"
+        " node\nhint: install it there, name its directory with --toolkit-bin-dir"
     )
     assert fake_node.snapshot(node.root, *ignored) == before
     status = fake_node.done("status", *runtime_only(node)).stdout
@@ -204,7 +222,9 @@ def test_what_is_gone_does_not_keep_the_configuration_from_being_taken_back(
     assert node.config.read_bytes() == KUBEADM
 
 
-def test_a_diagnosis_does_not_miss_what_was_not_to_be_installed(node: Node, running: Daemon) -> None:
+def test_a_diagnosis_does_not_miss_what_was_not_to_be_installed(
+    node: Node, running: Daemon
+) -> None:
     own_toolkit(node)
     fake_node.done("-n", *runtime_only(node))
     found = json.loads(fake_node.done("diagnose", "--output=json", *runtime_only(node)).stdout)
@@ -243,7 +263,9 @@ def test_handlers_are_those_that_the_node_has_programs_for(node: Node, running: 
     shown = fake_node.done("plan", *runtime_only(node)).stdout
     for handler in ("cdi", "legacy"):
         path = f"{directory}/nvidia-container-runtime.{handler}"
-        assert f"# {path} not found on the node: the handler nvidia-{handler} is not added\n" in shown
+        assert (
+            f"# {path} not found on the node: the handler nvidia-{handler} is not added\n" in shown
+        )
     fake_node.done("-n", *runtime_only(node))
     written = node.config.read_text(encoding="utf-8")
     assert f'"{directory}/nvidia-container-runtime"' in written
@@ -272,8 +294,8 @@ def test_an_option_of_the_toolkit_s_own_is_refused_where_the_toolkit_is_the_node
     done = fake_node.cli("plan", *runtime_only(node, **{"nvidia_container_runtime.mode": "cdi"}))
     assert done.returncode == 2
     assert (
-        "--nvidia-container-runtime.mode: cannot be used with --no-install, which leaves the toolkit's files"
-        in done.stderr
+        "--nvidia-container-runtime.mode: cannot be used with --no-install, which leaves the"
+        " toolkit's files" in done.stderr
     )
 
 
@@ -282,7 +304,9 @@ def test_from_files_of_ours_to_the_node_s_own_and_back(node: Node, running: Daem
     fake_node.done("-n", *node.options())
     own_toolkit(node)
     fake_node.done("-n", *runtime_only(node))
-    assert f'"{node.root}/usr/bin/nvidia-container-runtime"' in node.config.read_text(encoding="utf-8")
+    assert f'"{node.root}/usr/bin/nvidia-container-runtime"' in node.config.read_text(
+        encoding="utf-8"
+    )
     assert node.toolkit.exists()
     fake_node.done("revert", *runtime_only(node))
     assert node.config.read_bytes() == KUBEADM
@@ -317,7 +341,9 @@ def test_drift_of_the_runtime_only(node: Node, running: Daemon) -> None:
         ready = node.pid_file.with_name("ready.json")
         fake_node.wait_for(ready.exists, "it does not become ready")
         node.config.write_bytes(KUBEADM)
-        fake_node.wait_for(lambda: b'"nvidia"' in node.config.read_bytes(), "it is not brought back")
+        fake_node.wait_for(
+            lambda: b'"nvidia"' in node.config.read_bytes(), "it is not brought back"
+        )
         fake_node.wait_for(ready.exists, "it does not become ready again")
         # A program that goes is no work of ours: it is told, and the node does not count as ready.
         written = node.config.read_bytes()
@@ -336,6 +362,8 @@ def test_drift_without_a_reload(node: Node, running: Daemon) -> None:
     with fake_node.started(fake_node.program(*options)) as pod:
         fake_node.wait_for(lambda: b'"nvidia"' in node.config.read_bytes(), "it is not written")
         node.config.write_bytes(KUBEADM)
-        fake_node.wait_for(lambda: b'"nvidia"' in node.config.read_bytes(), "it is not brought back")
+        fake_node.wait_for(
+            lambda: b'"nvidia"' in node.config.read_bytes(), "it is not brought back"
+        )
         fake_node.ended(pod, signal.SIGTERM)
     assert running.signals() == []

@@ -118,7 +118,9 @@ def test_an_install_shows_its_phases_and_leaves_the_story(tmp_path: Path) -> Non
         "verifying the runtime",
     ):
         assert f"\r\x1b[K  {phase} ..." in text
-    assert re.search(r"installing the toolkit, \d+ of \d+ files|installing the toolkit \.\.\.", text)
+    assert re.search(
+        r"installing the toolkit, \d+ of \d+ files|installing the toolkit \.\.\.", text
+    )
     left = as_seen(text)
     assert all(re.match(r"[IW] \w+: ", line) for line in left), left
     assert left[-1].startswith("I commit: done: ")

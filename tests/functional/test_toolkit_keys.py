@@ -99,19 +99,28 @@ def test_plan_names_the_keys_that_a_run_resets(node: Node) -> None:
     assert f"the toolkit's config.toml: {reset}" in planned
 
 
-def test_a_key_that_the_toolkit_does_not_know_is_refused_with_the_one_that_is_meant(node: Node) -> None:
+def test_a_key_that_the_toolkit_does_not_know_is_refused_with_the_one_that_is_meant(
+    node: Node,
+) -> None:
     told = refused(node, "no-cgroups=true,disable-requires=true,swarm-resource=1")
     option = "--toolkit-config"
     meant = "did you mean nvidia-container-cli.no-cgroups?"
     assert f"{option}=no-cgroups: this toolkit has no such key; {meant}" in told
-    assert f"{option}=disable-requires: this toolkit has no such key; did you mean disable-require?" in told
+    assert (
+        f"{option}=disable-requires: this toolkit has no such key; did you mean disable-require?"
+        in told
+    )
     assert f"{option}=swarm-resource" not in told
 
 
 def test_a_value_of_another_type_is_refused(node: Node) -> None:
-    assert "disable-require=perhaps: must be true or false" in refused(node, "disable-require=perhaps")
+    assert "disable-require=perhaps: must be true or false" in refused(
+        node, "disable-require=perhaps"
+    )
 
 
 def test_a_toolkit_that_cannot_say_is_refused(node: Node) -> None:
-    fake_node.write_program(node.source / "usr/bin/nvidia-ctk", "#!/bin/sh\necho broken >&2\nexit 3\n")
+    fake_node.write_program(
+        node.source / "usr/bin/nvidia-ctk", "#!/bin/sh\necho broken >&2\nexit 3\n"
+    )
     assert "the keys cannot be checked" in refused(node, "disable-require=true")

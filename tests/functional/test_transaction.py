@@ -121,7 +121,9 @@ def test_a_second_run_changes_nothing_and_tells_nobody(node: Node, running: Daem
     assert running.signals() == ["SIGHUP"]
 
 
-def test_files_that_change_without_the_configuration_need_no_reload(node: Node, running: Daemon) -> None:
+def test_files_that_change_without_the_configuration_need_no_reload(
+    node: Node, running: Daemon
+) -> None:
     install(node)
     fake_node.make_artifacts(node.source, release="2")
     install(node)
@@ -151,7 +153,9 @@ def test_a_run_without_runtime_config_leaves_the_runtime_alone(node: Node, runni
 
 def test_mode_none_signals_nobody(node: Node, running: Daemon) -> None:
     told = install(node, restart_mode="none")
-    assert "the runtime was not restarted (--restart-mode none): restart it to load the change" in told
+    assert (
+        "the runtime was not restarted (--restart-mode none): restart it to load the change" in told
+    )
     assert b'default_runtime_name = "nvidia"' in node.config.read_bytes()
     revert(node, restart_mode="none")
     assert running.signals() == []
@@ -169,8 +173,9 @@ def test_a_socket_that_nobody_answers_changes_nothing(node: Node) -> None:
         before = snapshot(node)
         done = fake_node.cli("-n", *node.options())
         assert (done.returncode, done.stdout) == (4, "")
-        assert done.stderr == (
-            f"error: the socket {node.socket} cannot be used: the server closed the connection"
+        assert (
+            done.stderr
+            == f"error: the socket {node.socket} cannot be used: the server closed the connection"
             " without an answer: nothing was changed\n"
             "hint: with --restart-mode none the files are changed and the restart is left to you\n"
         )
@@ -192,12 +197,18 @@ def test_a_runtime_that_does_not_come_back_gets_its_old_files_and_the_record_is_
     before = before_us(node)
     home = node.root.parent / "d"
     # It has a supervisor, which gives up.
-    with fake_node.daemon(node.socket, home=home, revives=False) as daemon, fake_node.named("runsv"):
+    with (
+        fake_node.daemon(node.socket, home=home, revives=False) as daemon,
+        fake_node.named("runsv"),
+    ):
         done = fake_node.cli("-n", *node.options(reload_timeout="0.4"))
         assert done.returncode == 7
         assert "error: the runtime did not restart or reload in time: " in done.stderr
         assert "; rollback failed: the runtime did not restart or reload in time: " in done.stderr
-        assert f"everything needed is kept in {node.state.parent} ({node.config} was saved as " in done.stderr
+        assert (
+            f"everything needed is kept in {node.state.parent} ({node.config} was saved as "
+            in done.stderr
+        )
         assert daemon.signals() == ["SIGHUP"]
     assert node.config.read_bytes() == fake_node.KUBEADM
     # Once the runtime can start, the next run goes on with the way back, and then begins anew.
@@ -238,7 +249,9 @@ def test_what_a_killed_run_left_is_swept_even_where_nothing_is_to_do(
     assert running.signals() == ["SIGHUP"]
 
 
-def test_what_mode_none_left_to_others_is_still_owed_in_another_mode(node: Node, running: Daemon) -> None:
+def test_what_mode_none_left_to_others_is_still_owed_in_another_mode(
+    node: Node, running: Daemon
+) -> None:
     install(node, restart_mode="none")
     assert running.signals() == []
     install(node)
@@ -315,7 +328,9 @@ def test_a_reload_that_is_owed_is_done_once(
     assert answer["reload"] == {
         "needed": True,
         "reason": "the configuration was changed, but the runtime has not loaded it",
-        "how": f"SIGHUP to PID {running.pid}, which ends it: runsv (PID {os.getpid()}) starts it again",
+        "how": (
+            f"SIGHUP to PID {running.pid}, which ends it: runsv (PID {os.getpid()}) starts it again"
+        ),
         "unavailable_s": None,
     }
     install(node)
@@ -334,7 +349,8 @@ def test_a_reload_that_is_owed_can_be_seen_in_the_state(
 
 def test_attributes_and_the_acl_are_kept_and_given_back(node: Node, running: Daemon) -> None:
     acl = bytes.fromhex(
-        "02000000 01000600ffffffff 02000400e8030000 04000000ffffffff 10000400ffffffff 20000000ffffffff"
+        "02000000 01000600ffffffff 02000400e8030000 04000000ffffffff 10000400ffffffff"
+        " 20000000ffffffff"
     )
     try:
         os.setxattr(node.config, "user.owner", b"ops")
@@ -396,7 +412,8 @@ def test_a_runtime_that_lost_cri_by_our_change_is_not_called_right_on_the_next_r
         files=record.owned,
     )
     journal.save(
-        node.install_dir, replace(record, pending_reload=PendingReload(since=time.time() - 1000), open=opened)
+        node.install_dir,
+        replace(record, pending_reload=PendingReload(since=time.time() - 1000), open=opened),
     )
     done = fake_node.cli("-n", *node.options(reload_timeout="0.5"))
     assert done.returncode == 7, "it does not with the old files either"
@@ -414,7 +431,9 @@ def test_a_killed_run_can_be_taken_back(
     assert before_us(node) == before
 
 
-@pytest.mark.parametrize("step", ["begin", "changes", "perform", "close_transaction", "remove", "forget"])
+@pytest.mark.parametrize(
+    "step", ["begin", "changes", "perform", "close_transaction", "remove", "forget"]
+)
 def test_a_killed_revert_can_be_done_again(
     node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -492,7 +511,9 @@ def test_what_somebody_changed_of_ours_stays_and_is_named(node: Node, running: D
     told = revert(node)
     assert b'default_runtime_name = "kata"' in node.config.read_bytes()
     assert b"nvidia" not in node.config.read_bytes()
-    (line,) = [line for line in told.splitlines() if line.startswith("kept, because it was modified: ")]
+    (line,) = [
+        line for line in told.splitlines() if line.startswith("kept, because it was modified: ")
+    ]
     assert str(node.config) in line
     assert "default_runtime_name" in line
 
@@ -605,8 +626,10 @@ def test_containers_that_use_the_handlers_keep_them_but_new_ones_do_not_get_them
     for _ in range(2):
         with pytest.raises(StepError) as caught:
             uninstall.revert(node.settings(), adapter)
-        assert str(caught.value) == (
-            "1 container still uses the toolkit's handlers: 0123abc; the handlers and their files are kept"
+        assert (
+            str(caught.value)
+            == "1 container still uses the toolkit's handlers: 0123abc; the handlers and their"
+            " files are kept"
         )
         assert "--force" in caught.value.hint
         assert b"default_runtime_name" not in node.config.read_bytes()
@@ -647,7 +670,9 @@ def test_containers_that_use_the_handlers_can_be_left_to_their_fate(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
-def test_the_end_of_the_pod_changes_nothing(node: Node, running: Daemon, number: signal.Signals) -> None:
+def test_the_end_of_the_pod_changes_nothing(
+    node: Node, running: Daemon, number: signal.Signals
+) -> None:
     with fake_node.started(fake_node.program(*node.options())) as pod:
         fake_node.wait_for(
             lambda: node.state.exists() and not pending(node) and running.signals() == ["SIGHUP"],
@@ -667,7 +692,9 @@ def test_the_end_of_the_pod_changes_nothing(node: Node, running: Daemon, number:
 
 def test_the_lock_is_held_while_the_pod_stays(node: Node, running: Daemon) -> None:
     with fake_node.started(fake_node.program(*node.options())) as pod:
-        fake_node.wait_for(lambda: node.state.exists() and not pending(node), "the node is not set up")
+        fake_node.wait_for(
+            lambda: node.state.exists() and not pending(node), "the node is not set up"
+        )
         assert node.pid_file.read_text(encoding="utf-8") == f"{pod.pid}\n"
         assert fake_node.cli("-n", *node.options()).returncode == 5
         fake_node.ended(pod, signal.SIGTERM)
@@ -697,20 +724,27 @@ runtime_type = "io.containerd.kata.v2"
 
 @pytest.mark.parametrize("driver", ["systemd", "cgroupfs", None])
 def test_pods_that_are_isolated_no_more_are_told_and_the_cgroup_driver_is_no_guess(
-    node: Node, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, driver: str | None
+    node: Node,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    driver: str | None,
 ) -> None:
     monkeypatch.setattr(kubelet, "cgroup_driver", lambda _root: driver)
     node.config.write_bytes(SANDBOX)
     said = "pods without a RuntimeClass are no longer isolated (--set-as-default=false keeps kata)"
     with fake_node.daemon(node.socket, home=node.root.parent / "d"):
         if driver is None:
-            with pytest.raises(StepError, match="no handler of runc shows the cgroup driver") as caught:
+            with pytest.raises(
+                StepError, match="no handler of runc shows the cgroup driver"
+            ) as caught:
                 transaction.converge(node.settings(), containerd)
             assert "RUNTIME_CONFIG_OVERRIDE" in caught.value.hint
             assert node.config.read_bytes() == SANDBOX
             return
         plan = transaction.converge(node.settings(), containerd)
-    assert any(said in record.message and record.levelname == "WARNING" for record in caplog.records)
+    assert any(
+        said in record.message and record.levelname == "WARNING" for record in caplog.records
+    )
     assert any(said in note for note in plan.config_plan.notes)
     tree = tomllib.loads(node.config.read_text(encoding="utf-8"))
     handler = tree["plugins"]["io.containerd.grpc.v1.cri"]["containerd"]["runtimes"]["nvidia"]

@@ -91,7 +91,9 @@ def alone(test: Callable[..., None]) -> Callable[..., None]:
             test(*arguments, **fixtures)
             return
         name = os.environ["PYTEST_CURRENT_TEST"].rpartition(" ")[0]
-        environment = {key: text for key, text in os.environ.items() if not key.startswith("PYTEST_")}
+        environment = {
+            key: text for key, text in os.environ.items() if not key.startswith("PYTEST_")
+        }
         spaces = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--")
         done = subprocess.run(
             [*spaces, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", name],
@@ -109,7 +111,9 @@ def _python_for_all() -> str:
     for python in ("/usr/bin/python3", os.path.realpath(sys.executable)):
         with suppress(OSError):
             if (
-                subprocess.run([*NOBODY, python, "-I", "-c", ""], check=False, capture_output=True).returncode
+                subprocess.run(
+                    [*NOBODY, python, "-I", "-c", ""], check=False, capture_output=True
+                ).returncode
                 == 0
             ):
                 return os.path.realpath(python)
@@ -140,7 +144,9 @@ def everything(node: Node, *more: str) -> dict[str, subprocess.CompletedProcess[
 
 
 @alone
-def test_a_user_s_kubelet_and_runtime_are_ignored_by_every_command(node: Node, attacker: Attacker) -> None:
+def test_a_user_s_kubelet_and_runtime_are_ignored_by_every_command(
+    node: Node, attacker: Attacker
+) -> None:
     """A process of nobody named kubelet names a socket where one named containerd answers."""
     socket = attacker.home / "c.sock"
     daemon = attacker.start("containerd", _SERVER, str(socket))
@@ -158,7 +164,9 @@ def test_a_user_s_kubelet_and_runtime_are_ignored_by_every_command(node: Node, a
     assert fake_node.snapshot(node.root, *kept) == before
 
 
-def test_a_user_s_runtime_is_not_believed_on_a_socket_that_was_given(node: Node, attacker: Attacker) -> None:
+def test_a_user_s_runtime_is_not_believed_on_a_socket_that_was_given(
+    node: Node, attacker: Attacker
+) -> None:
     """Whoever listens is known before anything is said, and the program is never run."""
     socket = attacker.home / "c.sock"
     pid = attacker.start("containerd", _SERVER, str(socket))
@@ -188,7 +196,9 @@ def test_a_root_s_listener_does_not_lend_its_name_to_a_user_s_process(attacker: 
 @alone
 def test_a_kubelet_that_root_runs_for_a_user_is_not_believed(attacker: Attacker) -> None:
     """The real user ID of a program with the set-user-ID bit is that of whoever started it."""
-    script = "import os, time; os.setresuid(65534, 0, 0); print('ready', flush=True); time.sleep(600)"
+    script = (
+        "import os, time; os.setresuid(65534, 0, 0); print('ready', flush=True); time.sleep(600)"
+    )
     pid = attacker.start("kubelet", script, "--container-runtime-endpoint=/x", prefix=())
     assert trust.process_problem(pid) == "runs as user ID 65534"
     assert pid in {each.pid for each in kubelet.ignored(Path("/"))}
@@ -210,11 +220,10 @@ def test_a_root_of_a_container_with_the_machine_s_processes_is_not_the_kubelet(
 ) -> None:
     """It is uid 0 in the same PID and user namespaces (hostPID), but has its own root directory."""
     script = (
-        "set -e\nmkdir -p $1/root\nmount -t tmpfs c $1/root\n"
-        "for d in usr lib lib64 bin root opt; do [ -e /$d ] || continue; mkdir -p $1/root/$d;"
-        " mount --rbind /$d $1/root/$d; done\n"
-        "mkdir -p $1/root$1 $1/root/proc\nmount --bind $1 $1/root$1\nmount --rbind /proc $1/root/proc\n"
-        'root=$1/root\nshift\nexec chroot $root "$@"'
+        "set -e\nmkdir -p $1/root\nmount -t tmpfs c $1/root\nfor d in usr lib lib64 bin root opt;"
+        " do [ -e /$d ] || continue; mkdir -p $1/root/$d; mount --rbind /$d $1/root/$d; done\nmkdir"
+        " -p $1/root$1 $1/root/proc\nmount --bind $1 $1/root$1\nmount --rbind /proc"
+        ' $1/root/proc\nroot=$1/root\nshift\nexec chroot $root "$@"'
     )
     prefix = ("unshare", "--mount", "--", "sh", "-c", script, "container", str(attacker.home))
     pid = attacker.start("kubelet", _SLEEPER, "--container-runtime-endpoint=/x", prefix=prefix)
@@ -274,7 +283,9 @@ def test_a_trusted_program_is_run(tmp_path: Path) -> None:
     assert command.run(["/bin/true"]).ok
 
 
-@pytest.mark.parametrize("kind", ["owner", "mode", "group", "directory's owner", "directory's mode", "link"])
+@pytest.mark.parametrize(
+    "kind", ["owner", "mode", "group", "directory's owner", "directory's mode", "link"]
+)
 def test_a_program_that_others_control_is_never_run(tmp_path: Path, kind: str) -> None:
     """The file, every directory above it and every link on the way have to be root's alone."""
     directory = tmp_path / "bin"
@@ -328,7 +339,9 @@ def test_a_program_that_is_named_without_its_path_is_looked_at_too(
     directory = tmp_path / "usr/local/sbin"
     directory.mkdir(parents=True)
     os.chown(program(directory / "systemctl"), 65534, 65534)
-    with pytest.raises(StepError, match="is not run: /usr/local/sbin/systemctl belongs to user ID 65534"):
+    with pytest.raises(
+        StepError, match="is not run: /usr/local/sbin/systemctl belongs to user ID 65534"
+    ):
         command.run(["systemctl", "daemon-reload"], root=tmp_path)
 
 
@@ -369,12 +382,16 @@ def test_a_configuration_that_others_control_is_planned_and_not_edited(
     assert done.returncode == 4, done.stderr
     assert f"{node.root}/{why}" in done.stderr
     assert "chown root:root" in done.stderr
-    changed = {name for name, trace in fake_node.snapshot(node.root).items() if before.get(name) != trace}
+    changed = {
+        name for name, trace in fake_node.snapshot(node.root).items() if before.get(name) != trace
+    }
     assert not {name for name in changed if name.startswith("etc/")}
 
 
 @pytest.mark.parametrize("kind", ["absent", "a link", "a link to a file of root's"])
-def test_a_drop_in_directory_of_a_user_is_not_written_to(node: Node, tmp_path: Path, kind: str) -> None:
+def test_a_drop_in_directory_of_a_user_is_not_written_to(
+    node: Node, tmp_path: Path, kind: str
+) -> None:
     """The user would choose which file root creates or edits."""
     node.config.write_text(f'version = 3\nimports = ["{node.drop_in.parent}/*.toml"]\n')
     node.drop_in.parent.mkdir()
@@ -389,7 +406,9 @@ def test_a_drop_in_directory_of_a_user_is_not_written_to(node: Node, tmp_path: P
     assert done.returncode == 4, done.stderr
     assert f"{node.drop_in.parent}: it belongs to user ID 65534" in done.stderr
     after = fake_node.content(tmp_path)
-    assert {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)} <= {
+    assert {
+        name for name in before.keys() | after.keys() if before.get(name) != after.get(name)
+    } <= {
         "node/run/toolkit.pid",
         "node/usr",
         "node/usr/local",
@@ -398,7 +417,9 @@ def test_a_drop_in_directory_of_a_user_is_not_written_to(node: Node, tmp_path: P
 
 
 @pytest.mark.parametrize("whose", ["a user's", "root's"])
-def test_the_entry_point_takes_over_settings_of_root_s_alone(attacker: Attacker, whose: str) -> None:
+def test_the_entry_point_takes_over_settings_of_root_s_alone(
+    attacker: Attacker, whose: str
+) -> None:
     """What it waits for is evaluated by a shell of root's."""
     ready = attacker.home / "run" / "driver-ready"
     ready.parent.mkdir()
@@ -406,7 +427,9 @@ def test_the_entry_point_takes_over_settings_of_root_s_alone(attacker: Attacker,
     if whose == "a user's":
         os.chown(ready, 65534, 65534)
     os.chown(attacker.home, 0, 0)
-    fake_node.write_program(attacker.home / "nvidia-toolkit", f"#!{sys.executable}\nprint('started')\n")
+    fake_node.write_program(
+        attacker.home / "nvidia-toolkit", f"#!{sys.executable}\nprint('started')\n"
+    )
     done = subprocess.run(
         [fake_node.CHECKOUT / "entrypoint.sh"],
         env={
@@ -425,7 +448,9 @@ def test_the_entry_point_takes_over_settings_of_root_s_alone(attacker: Attacker,
         assert "is not trusted" in done.stderr
 
 
-def test_an_environment_file_in_a_user_s_directory_is_refused(node: Node, attacker: Attacker) -> None:
+def test_an_environment_file_in_a_user_s_directory_is_refused(
+    node: Node, attacker: Attacker
+) -> None:
     """The user could put a link there to whatever root's file holds a line of their choice."""
     path = attacker.home / "env"
     path.write_text("RUNTIME=docker\n")
@@ -449,7 +474,9 @@ def test_a_read_only_volume_may_be_for_everybody(tmp_path: Path, node: Node) -> 
     assert fake_node.cli(*words, prefix=fake_node.read_only(volume)).returncode == 0
 
 
-def test_an_environment_file_that_is_a_fifo_or_a_user_s_is_refused(node: Node, attacker: Attacker) -> None:
+def test_an_environment_file_that_is_a_fifo_or_a_user_s_is_refused(
+    node: Node, attacker: Attacker
+) -> None:
     fifo, foreign = attacker.home / "fifo", attacker.home / "env"
     os.mkfifo(fifo)
     foreign.write_text("RUNTIME=docker\n")

@@ -28,7 +28,9 @@ UPGRADED: Final = r"runtimes\.gpu\]"
 
 # What a stand-in is like while it is sick, and the first words of what has to be said about it.
 SICKNESSES: Final = (
-    pytest.param({"die": True}, "the runtime did not restart or reload in time: ", id="does not come back"),
+    pytest.param(
+        {"die": True}, "the runtime did not restart or reload in time: ", id="does not come back"
+    ),
     pytest.param(
         {"cri_error": "no space left on device"},
         "the runtime did not apply the change: its CRI plugin failed: no space left on device",
@@ -51,7 +53,8 @@ SICKNESSES: Final = (
     ),
     pytest.param(
         {"network": False},
-        "the runtime did not apply the change: the network is no longer ready: NetworkReady is false",
+        "the runtime did not apply the change: the network is no longer ready: NetworkReady is"
+        " false",
         id="the network is gone",
     ),
     pytest.param(
@@ -180,7 +183,9 @@ def test_a_first_install_is_taken_back(
     ],
     ids=["does not come back", "not ready", "ignores the file"],
 )
-def test_an_upgrade_is_taken_back(node: Node, cri_runtime: Daemon, sick: dict[str, Any], says: str) -> None:
+def test_an_upgrade_is_taken_back(
+    node: Node, cri_runtime: Daemon, sick: dict[str, Any], says: str
+) -> None:
     install(node)
     before = state(node)
     fake_node.make_artifacts(node.source, release="2")
@@ -199,7 +204,9 @@ def test_an_upgrade_is_taken_back(node: Node, cri_runtime: Daemon, sick: dict[st
     assert node.config.read_bytes() == fake_node.KUBEADM
 
 
-def test_a_revert_is_taken_back_where_the_runtime_is_sick_without_us(node: Node, cri_runtime: Daemon) -> None:
+def test_a_revert_is_taken_back_where_the_runtime_is_sick_without_us(
+    node: Node, cri_runtime: Daemon
+) -> None:
     before = state(node)
     install(node)
     installed = state(node)
@@ -380,7 +387,9 @@ def test_a_runtime_that_nobody_starts_again_is_exit_7_without_any_fault_of_ours(
         assert not node.install_dir.exists()
 
 
-def test_a_runtime_that_is_sick_with_the_old_files_too_is_exit_7(node: Node, cri_runtime: Daemon) -> None:
+def test_a_runtime_that_is_sick_with_the_old_files_too_is_exit_7(
+    node: Node, cri_runtime: Daemon
+) -> None:
     # It was healthy, but not after the next restart, whoever does it and with any files.
     say(node, WITH_US, {"ready": False})
     options = node.options(restart_budget="0", reload_timeout="1.5")
@@ -401,14 +410,18 @@ def test_a_runtime_that_is_sick_with_the_old_files_too_is_exit_7(node: Node, cri
 
 BEFORE: Final = (
     pytest.param({"ready": False}, "RuntimeReady is false", id="not ready"),
-    pytest.param({"cri_error": "no space left"}, "its CRI plugin failed: no space left", id="CRI failed"),
+    pytest.param(
+        {"cri_error": "no space left"}, "its CRI plugin failed: no space left", id="CRI failed"
+    ),
     pytest.param({"silent": True}, "no answer within", id="CRI is not answered"),
 )
 
 
 @pytest.mark.parametrize(("sick", "says"), BEFORE)
 @pytest.mark.timeout(60)
-def test_a_runtime_that_is_sick_before_is_left_alone(node: Node, sick: dict[str, Any], says: str) -> None:
+def test_a_runtime_that_is_sick_before_is_left_alone(
+    node: Node, sick: dict[str, Any], says: str
+) -> None:
     say(node, ALWAYS, sick)
     with runtime(node) as cri_runtime:
         before, pid, rest = state(node), cri_runtime.pid, touched(node)

@@ -52,7 +52,9 @@ def test_p11_restarts_are_counted_whatever_becomes_of_the_pods(node: Node, runni
         node.config.write_bytes(original)
     done = fake_node.cli("-n", *node.options())
     assert done.returncode == 4
-    assert "the runtime was restarted 3 times within 600 s, and --restart-budget is 3" in done.stderr
+    assert (
+        "the runtime was restarted 3 times within 600 s, and --restart-budget is 3" in done.stderr
+    )
     assert done.stderr.splitlines()[0].endswith(": nothing was changed")
     assert "hint: find out what changes so often" in done.stderr
     assert node.config.read_bytes() == original

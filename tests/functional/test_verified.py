@@ -24,7 +24,9 @@ from toolkit.reconcile.context import Context
 OURS: Final = ["nvidia", "nvidia-cdi", "nvidia-legacy"]
 STARTED: Final = dict.fromkeys(OURS, "started")
 BROKEN: Final = "failed to create containerd task: OCI runtime create failed: exec format error"
-UNKNOWN_SNAPSHOTTER: Final = "failed to create containerd container: snapshotter nydus was not found"
+UNKNOWN_SNAPSHOTTER: Final = (
+    "failed to create containerd container: snapshotter nydus was not found"
+)
 
 
 @pytest.fixture
@@ -99,7 +101,9 @@ def test_another_process_of_the_runtime_is_verified_again(node: Node, daemon: Da
     assert len(daemon.signals()) == 1
 
 
-def test_a_new_toolkit_is_verified_though_the_runtime_is_not_restarted(node: Node, daemon: Daemon) -> None:
+def test_a_new_toolkit_is_verified_though_the_runtime_is_not_restarted(
+    node: Node, daemon: Daemon
+) -> None:
     run(node)
     fake_node.make_artifacts(node.source, release="2")
     run(node)
@@ -117,7 +121,9 @@ def test_with_status_nothing_is_started_and_the_record_says_so(node: Node) -> No
     by_status = dict.fromkeys(OURS, "status")
     assert (record(node)["verified"], status(node)["verified"]) == (by_status, by_status)
     shown = fake_node.done("status", *node.options()).stdout
-    assert shown == "in sync\nready\n  nvidia: status\n  nvidia-cdi: status\n  nvidia-legacy: status\n"
+    assert (
+        shown == "in sync\nready\n  nvidia: status\n  nvidia-cdi: status\n  nvidia-legacy: status\n"
+    )
     # What is known by status alone is not enough once more is asked for; the other way round it is.
     run(node)
     assert (record(node)["verified"], started_pods(node)) == (STARTED, OURS)
@@ -125,12 +131,16 @@ def test_with_status_nothing_is_started_and_the_record_says_so(node: Node) -> No
     assert record(node)["verified"] == STARTED
 
 
-def test_with_mode_none_nothing_is_started_before_the_runtime_has_it(node: Node, daemon: Daemon) -> None:
+def test_with_mode_none_nothing_is_started_before_the_runtime_has_it(
+    node: Node, daemon: Daemon
+) -> None:
     run(node, restart_mode="none")
     assert started_pods(node) == []
     pid = daemon.pid
     os.kill(pid, signal.SIGHUP)
-    fake_node.wait_for(lambda: daemon.starts() == 2 and daemon.lines()[-1][1] == "listens", "no runtime")
+    fake_node.wait_for(
+        lambda: daemon.starts() == 2 and daemon.lines()[-1][1] == "listens", "no runtime"
+    )
     run(node, restart_mode="none")
     assert (started_pods(node), record(node)["verified"]) == (OURS, STARTED)
 
@@ -143,14 +153,18 @@ def test_a_revert_starts_nothing(node: Node) -> None:
 
 def test_the_agent_reports_it_and_verifies_after_a_restart(node: Node, daemon: Daemon) -> None:
     context = Context(
-        settings=node.settings(metrics_address="127.0.0.1:0"), adapter=containerd, stop=Cancellation()
+        settings=node.settings(metrics_address="127.0.0.1:0"),
+        adapter=containerd,
+        stop=Cancellation(),
     )
     first = sync.first(context)
     assert first["verified"] == STARTED
     assert 'nvidia_toolkit_handler_verified{handler="nvidia-cdi"} 1.0' in first["metrics"]
     say(node, image=False)
     os.kill(daemon.pid, signal.SIGKILL)
-    fake_node.wait_for(lambda: daemon.starts() == 3 and daemon.lines()[-1][1] == "listens", "no runtime")
+    fake_node.wait_for(
+        lambda: daemon.starts() == 3 and daemon.lines()[-1][1] == "listens", "no runtime"
+    )
     later = sync.later(context, "converge", first)
     assert later["ready"]
     assert later["verified"] == not_verified("sandbox image not found: registry.k8s.io/pause:3.9")
@@ -164,7 +178,9 @@ def test_a_missing_image_is_told_and_nothing_is_rolled_back(node: Node, daemon: 
     say(node, image=False)
     why = "sandbox image not found: registry.k8s.io/pause:3.9"
     told = run(node)
-    words = f"not verified: no container was started through nvidia, nvidia-cdi, nvidia-legacy: {why}"
+    words = (
+        f"not verified: no container was started through nvidia, nvidia-cdi, nvidia-legacy: {why}"
+    )
     assert words in told
     assert (started_pods(node), record(node)["verified"]) == ([], not_verified(why))
     assert status(node)["ready"] is True
@@ -183,7 +199,10 @@ def test_a_missing_image_is_told_and_nothing_is_rolled_back(node: Node, daemon: 
 @pytest.mark.parametrize(
     ("error", "why"),
     [
-        ("mkdir /var/lib/x: no space left on device", "disk full: mkdir /var/lib/x: no space left on device"),
+        (
+            "mkdir /var/lib/x: no space left on device",
+            "disk full: mkdir /var/lib/x: no space left on device",
+        ),
         ("cni plugin not initialized", "network not ready: cni plugin not initialized"),
     ],
 )
@@ -199,7 +218,8 @@ def test_where_no_handler_starts_anything_ours_are_not_at_fault(node: Node) -> N
     run(node)
     no_pod = "no pod starts through the handler"
     why = (
-        f"{no_pod} nvidia: {BROKEN}, and through the handler runc none starts either: {no_pod} runc: {BROKEN}"
+        f"{no_pod} nvidia: {BROKEN}, and through the handler runc none starts either: {no_pod}"
+        f" runc: {BROKEN}"
     )
     assert record(node)["verified"] == not_verified(why)
     assert started_pods(node) == ["nvidia", "runc"]
@@ -209,7 +229,11 @@ def test_the_first_handlers_count_where_a_later_one_cannot_be_tried(node: Node) 
     say(node, no_pods={"nvidia-cdi": "no space left on device"})
     run(node)
     why = "not verified: disk full: no space left on device"
-    assert record(node)["verified"] == {"nvidia": "started", "nvidia-cdi": why, "nvidia-legacy": why}
+    assert record(node)["verified"] == {
+        "nvidia": "started",
+        "nvidia-cdi": why,
+        "nvidia-legacy": why,
+    }
 
 
 def test_a_runtime_without_cri(node: Node) -> None:
@@ -218,7 +242,9 @@ def test_a_runtime_without_cri(node: Node) -> None:
     assert record(node)["verified"] == not_verified("the runtime does not serve CRI")
 
 
-def with_handler(node: Node, daemon: Daemon, name: str, kind: str, *, default: bool = False) -> None:
+def with_handler(
+    node: Node, daemon: Daemon, name: str, kind: str, *, default: bool = False
+) -> None:
     """Add a handler to the configuration that the runtime has loaded; optionally as default."""
     text = node.config.read_text(encoding="utf-8")
     section = '[plugins."io.containerd.grpc.v1.cri".containerd'
@@ -227,7 +253,9 @@ def with_handler(node: Node, daemon: Daemon, name: str, kind: str, *, default: b
         text = text.replace('snapshotter = "overlayfs"', f'default_runtime_name = "{name}"')
     node.config.write_text(text, encoding="utf-8")
     os.kill(daemon.pid, signal.SIGHUP)
-    fake_node.wait_for(lambda: daemon.starts() == 2 and daemon.lines()[-1][1] == "listens", "no runtime")
+    fake_node.wait_for(
+        lambda: daemon.starts() == 2 and daemon.lines()[-1][1] == "listens", "no runtime"
+    )
 
 
 def test_the_handler_that_ours_inherit_from_decides(node: Node, daemon: Daemon) -> None:
@@ -237,12 +265,15 @@ def test_the_handler_that_ours_inherit_from_decides(node: Node, daemon: Daemon) 
     run(node)
     no_pod = "no pod starts through the handler"
     assert record(node)["verified"] == not_verified(
-        f"{no_pod} nvidia: {BROKEN}, and through the handler runc none starts either: {no_pod} runc: {BROKEN}"
+        f"{no_pod} nvidia: {BROKEN}, and through the handler runc none starts either: {no_pod}"
+        f" runc: {BROKEN}"
     )
     assert started_pods(node) == ["nvidia", "runc"]
 
 
-def test_a_default_that_works_is_not_replaced_by_one_that_does_not(node: Node, daemon: Daemon) -> None:
+def test_a_default_that_works_is_not_replaced_by_one_that_does_not(
+    node: Node, daemon: Daemon
+) -> None:
     """Pods without a RuntimeClass used kata before; runc, which ours inherit from, is broken."""
     with_handler(node, daemon, "kata", "io.containerd.kata.v2", default=True)
     before = node.config.read_bytes()
@@ -264,9 +295,9 @@ def test_a_handler_that_starts_nothing_is_rolled_back(node: Node) -> None:
     say(node, no_pods={"nvidia-cdi": BROKEN})
     told = run(node, code=6)
     assert (
-        f"no pod starts through the handler nvidia-cdi: {BROKEN} (through the handler runc one starts);"
-        " the change was rolled back and the node is in its previous state"
-    ) in told
+        f"no pod starts through the handler nvidia-cdi: {BROKEN} (through the handler runc one"
+        " starts); the change was rolled back and the node is in its previous state" in told
+    )
     assert node.config.read_bytes() == before
     # It was tried twice, and compared in between.
     assert started_pods(node) == ["nvidia", "nvidia-cdi", "runc", "nvidia-cdi"]
@@ -285,15 +316,21 @@ def test_a_handler_that_hangs(node: Node) -> None:
     say(node, "nvidia-cdi", {"slow_pods": 60})
     told = run(node, reload_timeout="3")
     # Nothing starts within the time, through whichever handler.
-    assert "not verified: no container was started through nvidia, nvidia-cdi, nvidia-legacy: " in told
+    assert (
+        "not verified: no container was started through nvidia, nvidia-cdi, nvidia-legacy: " in told
+    )
     assert "none starts either: no pod starts through the handler runc: not started within " in told
 
 
-def test_a_handler_that_starts_nothing_any_more_makes_the_node_not_ready(node: Node, daemon: Daemon) -> None:
+def test_a_handler_that_starts_nothing_any_more_makes_the_node_not_ready(
+    node: Node, daemon: Daemon
+) -> None:
     run(node)
     say(node, no_pods={"nvidia": BROKEN})
     os.kill(daemon.pid, signal.SIGKILL)
-    fake_node.wait_for(lambda: daemon.starts() == 3 and daemon.lines()[-1][1] == "listens", "no runtime")
+    fake_node.wait_for(
+        lambda: daemon.starts() == 3 and daemon.lines()[-1][1] == "listens", "no runtime"
+    )
     told = run(node, code=4)
     assert f"no pod starts through the handler nvidia: {BROKEN}" in told
     assert "; no file was changed" in told

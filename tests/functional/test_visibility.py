@@ -62,8 +62,12 @@ class Hidden(NamedTuple):
 
 
 HIDDEN: Final = {
-    "empty": Hidden(EMPTY, lambda n: n.install_dir.parent, "--toolkit-install-dir", "does not exist"),
-    "empty itself": Hidden(EMPTY, lambda n: n.install_dir, "--toolkit-install-dir", "is another directory"),
+    "empty": Hidden(
+        EMPTY, lambda n: n.install_dir.parent, "--toolkit-install-dir", "does not exist"
+    ),
+    "empty itself": Hidden(
+        EMPTY, lambda n: n.install_dir, "--toolkit-install-dir", "is another directory"
+    ),
     "inaccessible": Hidden(
         INACCESSIBLE, lambda n: n.install_dir, "--toolkit-install-dir", "is another directory"
     ),
@@ -82,8 +86,8 @@ def test_a_directory_that_the_runtime_does_not_see(node: Node, case: Hidden) -> 
     with runtime(node, prefix=fake_node.in_mounts(case.script, str(hidden))) as running:
         error, hint = refused(node, *node.options())
         assert running.signals() == []
-    assert error == (
-        f"containerd (PID {running.pid}) does not see {place}: in its mount"
+    assert (
+        error == f"containerd (PID {running.pid}) does not see {place}: in its mount"
         f" namespace that path {case.problem}: nothing was changed"
     )
     assert "choose a directory that the runtime sees, or change the settings of its unit" in hint
@@ -102,9 +106,10 @@ def test_a_directory_in_which_the_runtime_may_execute_nothing(node: Node) -> Non
     node.install_dir.mkdir(parents=True)
     with runtime(node, prefix=fake_node.in_mounts(NO_EXEC, str(node.install_dir))) as running:
         error, _ = refused(node, *node.options())
-    assert error == (
-        f"containerd (PID {running.pid}) can run no program in {node.install_dir}: its file system is"
-        " mounted noexec: nothing was changed"
+    assert (
+        error
+        == f"containerd (PID {running.pid}) can run no program in {node.install_dir}: its file"
+        " system is mounted noexec: nothing was changed"
     )
     assert list(node.install_dir.iterdir()) == []
 
@@ -122,7 +127,10 @@ def test_a_directory_of_cdi_specifications_that_the_runtime_does_not_see(node: N
     options = node.options(cdi_enabled="true", cdi_output_dir=str(directory))
     with runtime(node, prefix=fake_node.in_mounts(EMPTY, str(directory))):
         error, _ = refused(node, *options)
-    assert f"does not see --cdi-output-dir={directory}: in its mount namespace that path is another" in error
+    assert (
+        f"does not see --cdi-output-dir={directory}: in its mount namespace that path is another"
+        in error
+    )
 
 
 def test_a_toolkit_of_the_nodes_own_that_the_runtime_does_not_see(node: Node) -> None:
@@ -130,10 +138,15 @@ def test_a_toolkit_of_the_nodes_own_that_the_runtime_does_not_see(node: Node) ->
     bin_dir.mkdir(parents=True)
     for name in fake_node.PROGRAMS:
         fake_node.write_program(bin_dir / name, "#!/bin/sh\n")
-    options = node.options(no_install="true", toolkit_bin_dir=str(bin_dir), toolkit_source_root=None)
+    options = node.options(
+        no_install="true", toolkit_bin_dir=str(bin_dir), toolkit_source_root=None
+    )
     with runtime(node, prefix=fake_node.in_mounts(EMPTY, str(bin_dir))):
         error, _ = refused(node, *options)
-    assert f"does not see --toolkit-bin-dir={bin_dir}: in its mount namespace that path is another" in error
+    assert (
+        f"does not see --toolkit-bin-dir={bin_dir}: in its mount namespace that path is another"
+        in error
+    )
 
 
 def test_a_low_level_runtime_that_the_runtime_does_not_see(node: Node) -> None:
@@ -141,7 +154,9 @@ def test_a_low_level_runtime_that_the_runtime_does_not_see(node: Node) -> None:
     place = node.root.parent / "d/bin"
     place.mkdir(parents=True)
     option = b"SystemdCgroup = true"
-    config = KUBEADM.replace(option, option + f'\n        BinaryName = "{place}/only-here"\n#'.encode())
+    config = KUBEADM.replace(
+        option, option + f'\n        BinaryName = "{place}/only-here"\n#'.encode()
+    )
     assert config != KUBEADM
     node.config.write_bytes(config)
     fake_node.write_program(place / "only-here", "#!/bin/sh\n")
@@ -163,14 +178,18 @@ def test_a_runtime_that_stops_seeing_the_toolkit_is_not_ready(node: Node) -> Non
         assert node.pid_file.with_name("ready.json").exists()
     with runtime(node, prefix=fake_node.in_mounts(EMPTY, str(node.install_dir))) as running:
         error, _ = refused(node, *node.options())
-        expected = f"containerd (PID {running.pid}) does not see --toolkit-install-dir={node.install_dir}: "
+        expected = (
+            f"containerd (PID {running.pid}) does not see"
+            f" --toolkit-install-dir={node.install_dir}: "
+        )
         assert error.startswith(expected)
         status = fake_node.cli("status", *node.options())
         assert f"not ready: {expected}" in status.stdout
         report = json.loads(fake_node.cli("diagnose", "-o", "json", *node.options()).stdout)
         problems = [each["problem"] for each in report["findings"]]
         assert any(
-            problem.startswith("the handler nvidia of containerd runs ") and "does not exist" in problem
+            problem.startswith("the handler nvidia of containerd runs ")
+            and "does not exist" in problem
             for problem in problems
         ), problems
         # What it cannot see any more can be taken back all the same.
@@ -200,15 +219,27 @@ def test_a_directory_of_the_container_that_is_none_of_the_node(
         options = {"cdi_enabled": "true", "cdi_output_dir": str(directory)}
     script, words = EMPTY, [str(directory)]
     if root:
-        script, words = f'mount --rbind / "$2"\n{EMPTY}\nshift', [str(directory), str(tmp_path / "host")]
+        script, words = (
+            f'mount --rbind / "$2"\n{EMPTY}\nshift',
+            [
+                str(directory),
+                str(tmp_path / "host"),
+            ],
+        )
         (tmp_path / "host").mkdir()
         options["host_root"] = str(tmp_path / "host")
     with runtime(node) as running:
-        error, hint = refused(node, *node.options(**options), prefix=fake_node.in_mounts(script, *words))
+        error, hint = refused(
+            node, *node.options(**options), prefix=fake_node.in_mounts(script, *words)
+        )
         assert running.signals() == []
     if root:
-        assert error.startswith(f"{option}={directory} is not a directory of the node, but of this container")
-        assert hint.startswith("mount that directory of the node into this container at the same path")
+        assert error.startswith(
+            f"{option}={directory} is not a directory of the node, but of this container"
+        )
+        assert hint.startswith(
+            "mount that directory of the node into this container at the same path"
+        )
     else:
         # Where the node's first process may be examined, the directory is known to be the pod's.
         known = f"{option}={directory} is not a directory of the node, but of this container"

@@ -157,7 +157,9 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     return install(tmp_path_factory.mktemp("wrapper") / "toolkit")
 
 
-_WORDS: Final = some.text(some.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=10)
+_WORDS: Final = some.text(
+    some.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=10
+)
 
 
 @settings(max_examples=50, deadline=None)
@@ -247,7 +249,9 @@ def test_without_the_driver_the_low_level_runtime_runs(
 @pytest.mark.parametrize(
     "program", [p for p in fake_node.PROGRAMS if p not in {*RUNTIMES, "nvidia-cdi-hook"}]
 )
-def test_the_other_programs_run_whether_or_not_there_is_a_driver(tmp_path: Path, program: str) -> None:
+def test_the_other_programs_run_whether_or_not_there_is_a_driver(
+    tmp_path: Path, program: str
+) -> None:
     ran = install(tmp_path / "toolkit", program, driver=False).run("x")
     assert ran.program == f"{tmp_path}/toolkit/{program}.real"
 
@@ -302,7 +306,9 @@ def bundle(tmp_path: Path, text: str) -> Path:
     return place
 
 
-def oci(env: list[str], annotations: Mapping[str, str] | None = None, mounts: tuple[str, ...] = ()) -> str:
+def oci(
+    env: list[str], annotations: Mapping[str, str] | None = None, mounts: tuple[str, ...] = ()
+) -> str:
     """Return an OCI configuration as containerd writes it: one line without an end."""
     return json.dumps(
         {
@@ -321,8 +327,12 @@ ASKING: Final = {
     "annotation": oci([], {"cdi.k8s.io/x": "nvidia.com/gpu=0"}),
     "annotation of a strange prefix": oci([], {"it's/x": "nvidia.com/gpu=0"}),
     "mount": oci([], mounts=("/var/run/nvidia-container-devices/all",)),
-    "variable beside a mount `void`": oci(["NVIDIA_VISIBLE_DEVICES=all"], mounts=(f"{MOUNTS}/void",)),
-    "annotation beside a mount `void`": oci([], {"cdi.k8s.io/x": "a=0"}, mounts=(f"{MOUNTS}/void",)),
+    "variable beside a mount `void`": oci(
+        ["NVIDIA_VISIBLE_DEVICES=all"], mounts=(f"{MOUNTS}/void",)
+    ),
+    "annotation beside a mount `void`": oci(
+        [], {"cdi.k8s.io/x": "a=0"}, mounts=(f"{MOUNTS}/void",)
+    ),
     "indented": json.dumps(json.loads(oci(["NVIDIA_VISIBLE_DEVICES=all"])), indent=2) + "\n",
 }
 NOT_ASKING: Final = {
@@ -399,7 +409,9 @@ def test_with_the_driver_nobody_looks(tmp_path: Path) -> None:
 @pytest.mark.parametrize("driver", [True, False], ids=["with the driver", "without"])
 @pytest.mark.parametrize("shell", SHELLS, ids=["dash", "busybox"])
 @pytest.mark.parametrize("refuses", [False, True], ids=["passing", "refusing"])
-def test_it_forks_nothing(tmp_path: Path, shell: tuple[str, ...], *, driver: bool, refuses: bool) -> None:
+def test_it_forks_nothing(
+    tmp_path: Path, shell: tuple[str, ...], *, driver: bool, refuses: bool
+) -> None:
     log = tmp_path / "strace"
     wrapped = install(tmp_path / "toolkit", driver=driver, refuses=refuses)
     place = bundle(tmp_path, NOT_ASKING["void"])
@@ -455,7 +467,9 @@ def test_what_a_user_wrote_stays() -> None:
 
 @pytest.mark.parametrize("newer", [b"features = {\n  x = true,\n}\n", b'my-own = "\\xfc"\n'])
 def test_toml_that_the_toolkit_s_programs_do_not_read_is_refused(newer: bytes) -> None:
-    with pytest.raises(NodeConfigError, match=r"^config\.toml: the toolkit's programs do not read TOML 1\.1"):
+    with pytest.raises(
+        NodeConfigError, match=r"^config\.toml: the toolkit's programs do not read TOML 1\.1"
+    ):
         toolkit_config.configuration(newer, "config.toml", _ASKED)
 
 

@@ -57,9 +57,13 @@ class Findings:
     def _note(self, name: str, error: Exception, case: object) -> None:
         frames = traceback.extract_tb(error.__traceback__)
         ours = [
-            f for f in frames if f.filename.startswith(str(_CHECKOUT)) and "site-packages" not in f.filename
+            f
+            for f in frames
+            if f.filename.startswith(str(_CHECKOUT)) and "site-packages" not in f.filename
         ]
-        place = f"{Path(ours[-1].filename).relative_to(_CHECKOUT)}:{ours[-1].lineno}" if ours else "?"
+        place = (
+            f"{Path(ours[-1].filename).relative_to(_CHECKOUT)}:{ours[-1].lineno}" if ours else "?"
+        )
         key = f"{name}: {type(error).__name__} at {place}"
         if key in self.found:
             return

@@ -115,7 +115,11 @@ def fulfilled(tree: Mapping[str, Any], wants: Sequence[DesiredKey]) -> dict[str,
         name = want.key[-1]
         if want.new is ABSENT:
             del holder[name]
-        elif want.exact or not isinstance(want.new, Mapping) or not isinstance(holder.get(name), Mapping):
+        elif (
+            want.exact
+            or not isinstance(want.new, Mapping)
+            or not isinstance(holder.get(name), Mapping)
+        ):
             holder[name] = copy.deepcopy(want.new)
         else:
             holder[name] = overlaid(holder[name], want.new)
@@ -134,7 +138,9 @@ def overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, An
 # --- the laws -------------------------------------------------------------------------------------
 
 
-def edit(form: edits.Format, read: Read, data: bytes, wants: Sequence[DesiredKey]) -> FileChange | None:
+def edit(
+    form: edits.Format, read: Read, data: bytes, wants: Sequence[DesiredKey]
+) -> FileChange | None:
     """Apply wishes, and check the change in every way if one is made."""
     path = wants[0].path if wants else "/etc/x"
     change: FileChange | None = None
@@ -145,7 +151,9 @@ def edit(form: edits.Format, read: Read, data: bytes, wants: Sequence[DesiredKey
         except ConfigError as error:
             refusal = error
     if refusal is not None:
-        assert _BUG not in refusal.hint or _has_arrays(read, data, wants), f"cannot be edited: {refusal}"
+        assert _BUG not in refusal.hint or _has_arrays(read, data, wants), (
+            f"cannot be edited: {refusal}"
+        )
         return None
     before = read(data)
     if change is None:

@@ -83,7 +83,11 @@ CONTAINERD: Final = Dialect(
             for cri in _CRI
             for key in ("default_runtime_name", "default_runtime")
         ),
-        *(("plugins", cri, "containerd", "runtimes", name) for cri in _CRI for name in (*_OURS, "runc")),
+        *(
+            ("plugins", cri, "containerd", "runtimes", name)
+            for cri in _CRI
+            for name in (*_OURS, "runc")
+        ),
     ),
     comment=b"\n# mine\n",
 )
@@ -175,7 +179,9 @@ def _merged(question: BinaryQuery) -> BinaryResult:
         return BinaryResult(code=1, out="", err=str(error))
 
 
-def observe(of: Dialect, node: Node, files: Files, owned: tuple[Ownership, ...] = ()) -> Observation:
+def observe(
+    of: Dialect, node: Node, files: Files, owned: tuple[Ownership, ...] = ()
+) -> Observation:
     """Look at whatever the adapter wants to have looked at, among some files only."""
     wish = node.wish(of)
     seen = Observation(
@@ -210,7 +216,9 @@ def _globbed(pattern: str, files: Files) -> tuple[str, ...]:
     return tuple(sorted(path for path in there if globs.matches(pattern, path)))
 
 
-def plan(of: Dialect, node: Node, files: Files, owned: tuple[Ownership, ...] = ()) -> ConfigPlan | None:
+def plan(
+    of: Dialect, node: Node, files: Files, owned: tuple[Ownership, ...] = ()
+) -> ConfigPlan | None:
     """Return the plan as the program makes it, or None where the node is refused."""
     wish = node.wish(of)
     with laws.bounded():
@@ -218,7 +226,9 @@ def plan(of: Dialect, node: Node, files: Files, owned: tuple[Ownership, ...] = (
             seen = observe(of, node, files, owned)
             _told(of, wish, seen)
             found = planner.plan(of.adapter, wish, seen)
-            question = None if found.is_noop else planner.candidate_query(of.adapter, wish, seen, found)
+            question = (
+                None if found.is_noop else planner.candidate_query(of.adapter, wish, seen, found)
+            )
             if question is not None and seen.binary:
                 planner.check(of.adapter, wish, seen, node.ask(question))
         except (ConfigError, UnsupportedSetup):
@@ -234,7 +244,9 @@ def _told(of: Dialect, wish: Desired, seen: Observation) -> None:
     of.adapter.programs(wish, seen)
 
 
-def removal(of: Dialect, node: Node, files: Files, owned: tuple[Ownership, ...]) -> ConfigPlan | None:
+def removal(
+    of: Dialect, node: Node, files: Files, owned: tuple[Ownership, ...]
+) -> ConfigPlan | None:
     """Return the plan that takes everything back, or None where the node is refused."""
     with laws.bounded():
         try:
@@ -311,7 +323,9 @@ def _humble(of: Dialect, node: Node, files: Files, owned: tuple[Ownership, ...])
 def after(files: Files, found: ConfigPlan) -> dict[str, bytes]:
     """Return the files as a plan leaves them."""
     for change in found.changes:
-        assert files.get(change.path) == change.before, f"{change.path}: the plan is about other bytes"
+        assert files.get(change.path) == change.before, (
+            f"{change.path}: the plan is about other bytes"
+        )
     result = {**files, **{change.path: change.after for change in found.changes}}
     return {path: data for path, data in result.items() if data is not None}
 

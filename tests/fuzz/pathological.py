@@ -92,7 +92,9 @@ TOML: Final[Mapping[str, Make]] = {
     "keys of our handler": lambda n: f"[{_OURS}]\n".encode() + _numbered("k@ = 1\n")(n),
     "dotted keys of our handler": _numbered(f"{_OURS}.k@ = 1\n"),
     "tables of our handler": _numbered(f"[{_OURS}.k@]\n"),
-    "inline keys of our handler": lambda n: f"{_OURS} = {{a=1".encode() + _numbered(", k@=1")(n) + b"}\n",
+    "inline keys of our handler": (
+        lambda n: f"{_OURS} = {{a=1".encode() + _numbered(", k@=1")(n) + b"}\n"
+    ),
     "handlers": _numbered(f'[{_HANDLERS}.h@]\nruntime_type = "io.containerd.runc.v2"\n'),
     "inline handlers": lambda n: (
         f"{_HANDLERS} = {{ a = 1".encode() + _numbered(', h@ = { t = "x" }')(n) + b"}\n"
@@ -110,7 +112,9 @@ JSON: Final[Mapping[str, Make]] = {
     "members of our handler": lambda n: (
         b'{"runtimes": {"nvidia": {"a": 1' + _numbered(', "k@": 1')(n) + b"}}}"
     ),
-    "handlers": lambda n: b'{"runtimes": {"a": {}' + _numbered(', "h@": {"path": "/h@"}')(n) + b"}}",
+    "handlers": (
+        lambda n: b'{"runtimes": {"a": {}' + _numbered(', "h@": {"path": "/h@"}')(n) + b"}}"
+    ),
     "items": _around('{"a": [1', ", 1", "]}"),
     "blanks": _around("{", " ", "}"),
     "blank lines": _around('{"a": 1', "\n", "}"),
@@ -150,7 +154,9 @@ PATTERNS: Final[Mapping[str, Make]] = {
 
 _TOML_WANTS: Final = (
     DesiredKey(path=PATH, key=("version",), new=2),
-    DesiredKey(path=PATH, key=_KEY, new={"runtime_type": "t", "options": {"BinaryName": "/x"}}, exact=True),
+    DesiredKey(
+        path=PATH, key=_KEY, new={"runtime_type": "t", "options": {"BinaryName": "/x"}}, exact=True
+    ),
     DesiredKey(path=PATH, key=("imports",), new=["/a/*.toml"]),
     DesiredKey(path=PATH, key=("plugins", "cri", "gone"), new=ABSENT),
 )

@@ -80,7 +80,9 @@ HOOK: Final = b"""\
 
 
 def _files(*patterns: str) -> tuple[bytes, ...]:
-    paths = [path for root in (_EXAMPLES, _CORPUS) for pattern in patterns for path in root.glob(pattern)]
+    paths = [
+        path for root in (_EXAMPLES, _CORPUS) for pattern in patterns for path in root.glob(pattern)
+    ]
     found = {path.read_bytes() for path in sorted(paths)}
     return tuple(sorted(data for data in found if len(data) <= _LARGEST))
 

@@ -101,7 +101,9 @@ def _mutate(data: bytes, operation: str, at: int, size: int, token: bytes) -> by
         "delete": before + after,
         "repeat": before + piece + piece + after,
         "swap": after + before,
-        "flip": before + bytes(byte ^ (1 << size % 8) for byte in data[at : at + 1]) + data[at + 1 :],
+        "flip": (
+            before + bytes(byte ^ (1 << size % 8) for byte in data[at : at + 1]) + data[at + 1 :]
+        ),
         "cut": before,
         "crlf": before + data[at:].replace(b"\n", b"\r\n", size),
         "lf": before + data[at:].replace(b"\r\n", b"\n", size),
@@ -113,7 +115,9 @@ def _mutate(data: bytes, operation: str, at: int, size: int, token: bytes) -> by
 
 
 @st.composite
-def mutated(draw: st.DrawFn, texts: Sequence[bytes], tokens: Sequence[bytes], most: int = 6) -> bytes:
+def mutated(
+    draw: st.DrawFn, texts: Sequence[bytes], tokens: Sequence[bytes], most: int = 6
+) -> bytes:
     """Return one of some texts, perhaps with the end of another one, mutated a few times."""
     data = draw(st.sampled_from(texts))
     if draw(st.integers(0, 9)) == 9:
@@ -245,7 +249,8 @@ def _objects(draw: st.DrawFn, below: st.SearchStrategy[str]) -> str:
     names = draw(st.permutations(_JSON_NAMES))[:count]
     colon = draw(st.sampled_from([": ", ":", " : ", ":\n"]))
     members = [
-        (f"{json.dumps(name)}{colon}" if opening == "{" else "") + draw(below | _SCALARS) for name in names
+        (f"{json.dumps(name)}{colon}" if opening == "{" else "") + draw(below | _SCALARS)
+        for name in names
     ]
     return opening + blank + f",{gap}".join(members) + draw(st.just(blank) | _BLANKS) + closing
 
@@ -311,12 +316,18 @@ def _units(
 ) -> st.SearchStrategy[Parts]:
     """Return what stands before, again and again (with its number for `@`), and behind."""
     lines = sorted({line for data in real for line in data.splitlines(keepends=True)})
-    piece = st.sampled_from(tuple(tokens) + _NOISE[:-5]) | st.sampled_from(lines) | st.binary(max_size=2)
+    piece = (
+        st.sampled_from(tuple(tokens) + _NOISE[:-5])
+        | st.sampled_from(lines)
+        | st.binary(max_size=2)
+    )
     edge = st.lists(piece, max_size=2).map(b"".join)
     plain = st.lists(piece, min_size=1, max_size=3).map(b"".join)
     named = st.lists(st.sampled_from(numbered), min_size=1, max_size=3).map(b"".join)
     unit = st.one_of(plain, named, named).map(lambda unit: unit[:200])
-    return st.one_of(st.tuples(edge, unit, edge), st.tuples(st.sampled_from(real), named, st.just(b"")))
+    return st.one_of(
+        st.tuples(edge, unit, edge), st.tuples(st.sampled_from(real), named, st.just(b""))
+    )
 
 
 _HANDLERS: Final = b'plugins."io.containerd.grpc.v1.cri".containerd.runtimes.'
@@ -349,12 +360,16 @@ def unit_of_json() -> st.SearchStrategy[Parts]:
 
 def _leaves(*more: Any) -> st.SearchStrategy[Any]:
     return st.one_of(
-        st.sampled_from([1, 0, -5, True, "x", "", 'q"\n\\', "é\u2028", ["a"], [], ["a", "b"], 2.5, *more]),
+        st.sampled_from(
+            [1, 0, -5, True, "x", "", 'q"\n\\', "é\u2028", ["a"], [], ["a", "b"], 2.5, *more]
+        ),
         st.text(st.characters(codec="utf-8"), max_size=5),
     )
 
 
-def _trees(leaves: st.SearchStrategy[Any], names: Sequence[str]) -> st.SearchStrategy[dict[str, Any]]:
+def _trees(
+    leaves: st.SearchStrategy[Any], names: Sequence[str]
+) -> st.SearchStrategy[dict[str, Any]]:
     name = st.sampled_from(tuple(names))
     # An empty table says nothing in TOML, so nobody wishes for one.
     table = st.dictionaries(name, leaves, min_size=1, max_size=3)
@@ -396,7 +411,9 @@ _INLINE: Final = _inline_tables(st.recursive(_FLAT, _inline_tables, max_leaves=8
 def edited_inline(draw: st.DrawFn) -> Work:
     """Return a file with an inline table of TOML 1.1, and what is wanted of it."""
     data = f"version = 2\nk = {draw(_INLINE)} # end\n[last]\na = 1\n".encode()
-    return data, _wishes(draw, _tree(laws.read_toml, data), ("a", "b", "c", "d", "e", "i", "z"), _TOML_LEAVES)
+    return data, _wishes(
+        draw, _tree(laws.read_toml, data), ("a", "b", "c", "d", "e", "i", "z"), _TOML_LEAVES
+    )
 
 
 @st.composite

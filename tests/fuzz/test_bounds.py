@@ -56,7 +56,9 @@ def test_time_and_memory_grow_with_the_input(kind: str) -> None:
             suspects.append((less, more))
     # Once more, alone: a machine that is busy measures anything.
     for less, more in suspects:
-        again = measured([(kind, case["name"], case["size"]) for case in (less, more) for _ in range(3)])
+        again = measured(
+            [(kind, case["name"], case["size"]) for case in (less, more) for _ in range(3)]
+        )
         fastest = [min(case["seconds"] for case in again[start : start + 3]) for start in (0, 3)]
         assert fastest[1] < _SUPERLINEAR * fastest[0], (less, more, fastest)
 
@@ -65,14 +67,18 @@ def test_time_and_memory_grow_with_the_input(kind: str) -> None:
 @given(unit_of_toml(), st.integers(4, 12))
 @example((b"a = ", b" ", b"[1]\n"), 8)
 @example((b"a", b".a", b" = 1\n"), 8)
-def test_any_repetition_in_toml_takes_linear_work(parts: tuple[bytes, bytes, bytes], size: int) -> None:
+def test_any_repetition_in_toml_takes_linear_work(
+    parts: tuple[bytes, bytes, bytes], size: int
+) -> None:
     _linear("TOML", parts, size * 1024)
 
 
 @budget(25)
 @given(unit_of_json(), st.integers(4, 12))
 @example((b'{"a": ', b"[", b""), 8)
-def test_any_repetition_in_json_takes_linear_work(parts: tuple[bytes, bytes, bytes], size: int) -> None:
+def test_any_repetition_in_json_takes_linear_work(
+    parts: tuple[bytes, bytes, bytes], size: int
+) -> None:
     _linear("JSON", parts, size * 1024)
 
 

@@ -29,7 +29,9 @@ def _said(texts: Files) -> st.SearchStrategy[BinaryResult]:
     return st.one_of(good, good, good, good, bad)
 
 
-def _answers(questions: tuple[str, ...], texts: Files) -> st.SearchStrategy[Mapping[str, BinaryResult]]:
+def _answers(
+    questions: tuple[str, ...], texts: Files
+) -> st.SearchStrategy[Mapping[str, BinaryResult]]:
     """Return answers to some of the questions; the rest is answered as a binary does."""
     some = st.dictionaries(st.sampled_from(questions), _said(texts), max_size=len(questions))
     one = st.dictionaries(st.sampled_from(questions), _said(texts), max_size=1)
@@ -43,7 +45,9 @@ def _files(paths: tuple[str, ...], texts: Files) -> st.SearchStrategy[dict[str, 
 
 
 def _nodes(**more: st.SearchStrategy[Any]) -> st.SearchStrategy[Node]:
-    return st.builds(Node, default=_DEFAULTS, drop_in=_TRUE_OR_NOT, cdi=st.sampled_from([None, True]), **more)
+    return st.builds(
+        Node, default=_DEFAULTS, drop_in=_TRUE_OR_NOT, cdi=st.sampled_from([None, True]), **more
+    )
 
 
 _MERGES = st.sampled_from([_DEEP, "version = 2\n"]).map(
@@ -79,9 +83,9 @@ _CRIO_ASKED = _nodes(
 )
 _DOCKER = _nodes(
     files=_files(nodes.DOCKER.paths, DOCKER),
-    argv=st.lists(st.sampled_from(["dockerd", "-D", "--config-file", "--add-runtime=a=b"]), max_size=3).map(
-        tuple
-    ),
+    argv=st.lists(
+        st.sampled_from(["dockerd", "-D", "--config-file", "--add-runtime=a=b"]), max_size=3
+    ).map(tuple),
     answers=st.sampled_from([{}, {"candidate": BinaryResult(code=0, out="", err="")}]),
 )
 
@@ -125,6 +129,8 @@ def test_the_seeds_are_worth_mutating() -> None:
     )
     for of, files in kinds:
         found = [
-            nodes.plan(of, node, node.files) for data in files for node in [Node(files={of.paths[0]: data})]
+            nodes.plan(of, node, node.files)
+            for data in files
+            for node in [Node(files={of.paths[0]: data})]
         ]
         assert sum(each is not None and not each.is_noop for each in found) * 3 > len(files) * 2

@@ -12,7 +12,16 @@ from runtimes.errors import ConfigError
 from runtimes.formats import json_editor, toml_editor
 from runtimes.model import Absent
 from tests.fuzz import laws
-from tests.fuzz.strategies import JSON, PATH, TOML, Work, budget, edited_inline, edited_json, edited_toml
+from tests.fuzz.strategies import (
+    JSON,
+    PATH,
+    TOML,
+    Work,
+    budget,
+    edited_inline,
+    edited_json,
+    edited_toml,
+)
 
 
 @budget(200)

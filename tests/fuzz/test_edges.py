@@ -50,7 +50,9 @@ _WORDS: Final = st.one_of(
     ),
     st.text(max_size=8),
 )  # fmt: skip
-_OPTIONS: Final = st.dictionaries(st.sampled_from([row.name for row in SETTINGS]), _WORDS, max_size=8)
+_OPTIONS: Final = st.dictionaries(
+    st.sampled_from([row.name for row in SETTINGS]), _WORDS, max_size=8
+)
 _VARIABLES: Final = st.dictionaries(
     st.sampled_from(sorted({name for row in SETTINGS for name in row.variables})),
     _WORDS,
@@ -138,7 +140,9 @@ _IN_RECORDS: Final = (
     b'"edits": {}', b'"open": 1', b"1.5", b'"mode": 99999999999999999999', b'"owned": [[]]',
     b'"handlers": [1]', b'"job": "x"', b"[" * 3000, b'"\\ud800"',
 )  # fmt: skip
-_STATES: Final = st.one_of(mutated(_RECORDS, _IN_RECORDS, 4), altered(_RECORDS), altered(_RECORDS), JSON)
+_STATES: Final = st.one_of(
+    mutated(_RECORDS, _IN_RECORDS, 4), altered(_RECORDS), altered(_RECORDS), JSON
+)
 # A file of another kind than the record's: what it holds is no matter here.
 _OTHERS: Final = (
     b"",
@@ -204,7 +208,9 @@ def test_any_record_is_understood_or_refused(state: bytes) -> None:
         journal.ownerships(place, record.owned)
     for owned in record.owned:
         nodes.taken_back(nodes.CONTAINERD, _OTHERS, owned.edits)
-        nodes.taken_back(nodes.DOCKER, (b"", b'{"imports": ["/a", "/b"]}', b'{"version": 2}'), owned.edits)
+        nodes.taken_back(
+            nodes.DOCKER, (b"", b'{"imports": ["/a", "/b"]}', b'{"version": 2}'), owned.edits
+        )
 
 
 # --- what lies on the node beside -----------------------------------------------------------------
@@ -214,7 +220,9 @@ _RESTARTS: Final = (b'{"format": 1, "boot": "x", "restarts": [1.5, 2]}\n',)
 
 
 @budget(100)
-@given(mutated(_RESTARTS, (b"1e999", b"9" * 400, b"NaN", b"null", b"{}")) | altered(_RESTARTS) | JSON)
+@given(
+    mutated(_RESTARTS, (b"1e999", b"9" * 400, b"NaN", b"null", b"{}")) | altered(_RESTARTS) | JSON
+)
 def test_any_count_of_restarts_is_read(state: bytes) -> None:
     path = _place() / "restarts.json"
     path.write_bytes(state)
@@ -263,7 +271,9 @@ _ANSWERS: Final = (
             (1, protobuf.encode([(1, _CONDITION), (1, _CONDITION)])),
             (
                 2,
-                protobuf.encode([(1, "config"), (2, '{"containerd": {"runtimes": {"nvidia": {}}}}')]),
+                protobuf.encode(
+                    [(1, "config"), (2, '{"containerd": {"runtimes": {"nvidia": {}}}}')]
+                ),
             ),
             (3, protobuf.encode([(1, "nvidia")])),
         ]
@@ -374,8 +384,12 @@ def test_a_deep_answer_of_docker_is_a_value_error() -> None:
 @example('{"a": 1}', "{}")
 @example('[{"Id": 1}]', "{}")
 @example("[]", '{"HostConfig": []}')
-def test_any_containers_of_docker_are_understood_or_a_value_error(containers: str, one: str) -> None:
+def test_any_containers_of_docker_are_understood_or_a_value_error(
+    containers: str, one: str
+) -> None:
     with contextlib.suppress(ValueError):
         docker.usage(nodes.DOCKER.wish, {"/containers/json": containers})
     with contextlib.suppress(ValueError):
-        docker.usage(nodes.DOCKER.wish, {"/containers/json": '[{"Id": "a"}]', "/containers/a/json": one})
+        docker.usage(
+            nodes.DOCKER.wish, {"/containers/json": '[{"Id": "a"}]', "/containers/a/json": one}
+        )

@@ -63,14 +63,18 @@ def test_a_file_that_did_harm_does_none(path: Path) -> None:
         "a date that is lost",
     ],
 )
-def test_a_wish_that_cannot_come_true_is_refused_in_words(text: str, wants: Sequence[DesiredKey]) -> None:
+def test_a_wish_that_cannot_come_true_is_refused_in_words(
+    text: str, wants: Sequence[DesiredKey]
+) -> None:
     with pytest.raises(ConfigError, match=r"not a table|cannot be|cannot encode|cannot store"):
         edits.apply(toml_editor, PATH, text.encode(), wants)
 
 
 def test_an_array_of_tables_comes_back() -> None:
     text = b"[version]\r\nversion = [ { a = 1 }, { a = [ 2, { b = 3 } ] } ]\r\n"
-    assert laws.edit(toml_editor, laws.read_toml, text, [DesiredKey(path=PATH, key=("version",), new=1)])
+    assert laws.edit(
+        toml_editor, laws.read_toml, text, [DesiredKey(path=PATH, key=("version",), new=1)]
+    )
 
 
 def test_an_import_with_a_nul_is_refused() -> None:
@@ -88,8 +92,12 @@ _FOREIGN: Final = {
 
 
 @pytest.mark.parametrize("drop_in", _FOREIGN.values(), ids=_FOREIGN)
-@pytest.mark.parametrize("root", [None, b"", seeds.V2, seeds.V3], ids=["no root", "empty root", "v2", "v3"])
-def test_a_drop_in_of_somebody_else_that_nobody_imports_yet(root: bytes | None, drop_in: bytes) -> None:
+@pytest.mark.parametrize(
+    "root", [None, b"", seeds.V2, seeds.V3], ids=["no root", "empty root", "v2", "v3"]
+)
+def test_a_drop_in_of_somebody_else_that_nobody_imports_yet(
+    root: bytes | None, drop_in: bytes
+) -> None:
     files = {CONTAINERD.paths[1]: drop_in} | ({} if root is None else {CONTAINERD.paths[0]: root})
     nodes.check(CONTAINERD, Node(files=files, answers={"merge": _DEEP}))
 

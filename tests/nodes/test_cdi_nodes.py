@@ -83,7 +83,9 @@ def node() -> Iterator[Node]:
         for name in ("/run/cdi", "/run/nvidia/driver", "/etc/docker", "/etc/crio"):
             nodes.path(booted, name).mkdir(parents=True, exist_ok=True)
         load_image(booted)
-        nodes.path(booted, "/run/cdi/by-hand.yaml").write_text(json.dumps(BY_HAND), encoding="utf-8")
+        nodes.path(booted, "/run/cdi/by-hand.yaml").write_text(
+            json.dumps(BY_HAND), encoding="utf-8"
+        )
         nodes.path(booted, "/run/made-up").write_text("from the node\n", encoding="utf-8")
         yield booted
 
@@ -156,7 +158,9 @@ def test_docker_s_containers_get_it_too(node: Node, source: Path) -> None:
 
 
 @pytest.mark.usefixtures("loaded")
-def test_a_container_gets_the_whole_driver_of_the_management_specification(node: Node, source: Path) -> None:
+def test_a_container_gets_the_whole_driver_of_the_management_specification(
+    node: Node, source: Path
+) -> None:
     """Made by the real nvidia-ctk, resolved by containerd and toolkit, its hooks run by runc."""
     said = install(node, source)
     assert f"generated the CDI specification {MANAGEMENT.replace('/run/', '/var/run/')}" in said
@@ -230,5 +234,7 @@ def test_cri_o_tells_why_a_container_was_refused(with_crio: Node, source: Path) 
     install(with_crio, source, runtime="crio", CDI_ENABLED="false", REQUIRE_DRIVER="true")
     asks, none = (containers.wishing(NVIDIA_VISIBLE_DEVICES=value) for value in ("all", "void"))
     assert crio.run_pod(with_crio, handler="nvidia", argv=NO_LOOK, wishes=none).exit_code == 0
-    with pytest.raises(NodeError, match="requests GPUs, but the NVIDIA driver is not loaded on this node"):
+    with pytest.raises(
+        NodeError, match="requests GPUs, but the NVIDIA driver is not loaded on this node"
+    ):
         crio.run_pod(with_crio, handler="nvidia", argv=NO_LOOK, wishes=asks)

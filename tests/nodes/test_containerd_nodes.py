@@ -187,7 +187,9 @@ def test_pods_run_through_the_installed_wrapper(node: Node, tool: Tool) -> None:
         nodes.run(node, ["umount", "/sys/module"])
     calls = ran.read_text(encoding="utf-8").splitlines()
     ran.unlink()
-    assert any(line.startswith("nvidia-container-runtime.real ") and " create " in line for line in calls)
+    assert any(
+        line.startswith("nvidia-container-runtime.real ") and " create " in line for line in calls
+    )
 
 
 def test_a_handler_that_starts_nothing_is_taken_back_where_it_is_tried(
@@ -242,7 +244,9 @@ def test_pods_keep_their_handler_through_a_revert(node: Node, tool: Tool) -> Non
         pytest.skip(reason)
     tool("run", "--no-daemon")
     containers.prepare_images(node)
-    pods = [containers.start_pod(node, handler=h, argv=["sleep", "600"]) for h in ("nvidia-cdi", "")]
+    pods = [
+        containers.start_pod(node, handler=h, argv=["sleep", "600"]) for h in ("nvidia-cdi", "")
+    ]
     try:
         told = tool("revert", code=4)
         assert "2 containers still use the toolkit's handlers" in told
@@ -284,14 +288,18 @@ def test_sighup_reaches_the_owner_of_the_socket_and_comes_back(node: Node, tool:
     told = tool("run", "--no-daemon", "--restart-mode=signal")
     assert f"sending SIGHUP to PID {pid} " in told
     assert nodes.main_pid(node, "containerd") not in {0, pid}
-    journal = nodes.run(node, ["systemctl", "show", "--property=NRestarts", "--value", "containerd"])
+    journal = nodes.run(
+        node, ["systemctl", "show", "--property=NRestarts", "--value", "containerd"]
+    )
     assert int(journal.stdout) >= 1
 
 
 def test_without_the_hosts_pid_namespace_nothing_is_signalled(node: Node, tool: Tool) -> None:
     pid = nodes.main_pid(node, "containerd")
     before = picture(node)
-    done = containers.daemonset(node, [PROGRAM, "run", "--no-daemon", *tool.options], host_pid=False)
+    done = containers.daemonset(
+        node, [PROGRAM, "run", "--no-daemon", *tool.options], host_pid=False
+    )
     assert done.returncode == 4
     assert "hostPID" in done.stderr
     assert nodes.main_pid(node, "containerd") == pid
@@ -303,7 +311,10 @@ def test_default_that_was_there_comes_back(node: Node, tool: Tool) -> None:
     original = path.read_bytes()
     version = tomllib.loads(original.decode()).get("version", 1)
     section = "io.containerd.grpc.v1.cri" if version == 2 else "io.containerd.cri.v1.runtime"
-    runc = f'[plugins."{section}".containerd.runtimes.{{0}}]\n  runtime_type = "io.containerd.runc.v2"\n'
+    runc = (
+        f'[plugins."{section}".containerd.runtimes.{{0}}]\n  runtime_type ='
+        ' "io.containerd.runc.v2"\n'
+    )
     extra = f'\n# ours\n[plugins."{section}".containerd]\n  default_runtime_name = "mine"\n\n'
     edited = original + extra.encode() + (runc.format("runc") + runc.format("mine")).encode()
     path.write_bytes(edited)
@@ -364,7 +375,9 @@ def test_files_stay_under_a_runtime_that_was_not_told(node: Node, tool: Tool) ->
 def test_comments_in_a_list_of_imports_stay(node: Node, tool: Tool) -> None:
     path = nodes.path(node, CONFIG)
     original = path.read_bytes()
-    commented = b'imports = [\n  # of the other team\n  "/etc/containerd/theirs.d/*.toml", # keep\n]\n'
+    commented = (
+        b'imports = [\n  # of the other team\n  "/etc/containerd/theirs.d/*.toml", # keep\n]\n'
+    )
     lines = [line for line in original.splitlines(keepends=True) if not line.startswith(b"imports")]
     path.write_bytes(commented + b"".join(lines))
     restart(node)
@@ -411,9 +424,9 @@ def test_inline_tables_over_several_lines_are_edited_where_containerd_loads_them
             restart(node)
             tool("run", "--no-daemon")
             section = cri(dump(node))["containerd"]["runtimes"]
-            assert {name: section[name]["options"]["SystemdCgroup"] for name in HANDLERS} == dict.fromkeys(
-                HANDLERS, True
-            )
+            assert {
+                name: section[name]["options"]["SystemdCgroup"] for name in HANDLERS
+            } == dict.fromkeys(HANDLERS, True)
             assert b"    # the usual one\n    runc = {" in path.read_bytes()
             assert tool("status").startswith("in sync\nready\n")
             tool("revert")
@@ -429,7 +442,10 @@ def test_a_node_that_upstream_s_drop_in_broke_is_healed_by_its_replacement(
     node: Node, tool: Tool, *, is_up: bool
 ) -> None:
     """containerd 2.1 does not load version 4: it is up with its old config, or does not start."""
-    config, drop_in = nodes.path(node, CONFIG), nodes.path(node, "/etc/containerd/conf.d/99-nvidia.toml")
+    config, drop_in = (
+        nodes.path(node, CONFIG),
+        nodes.path(node, "/etc/containerd/conf.d/99-nvidia.toml"),
+    )
     original = config.read_bytes() if config.exists() else None
     config.parent.mkdir(exist_ok=True)
     drop_in.parent.mkdir(exist_ok=True)
@@ -441,7 +457,9 @@ def test_a_node_that_upstream_s_drop_in_broke_is_healed_by_its_replacement(
             nodes.run(node, ["systemctl", "restart", "containerd"], check=False)
             nodes.wait_for(node, lambda: not nodes.is_active(node, "containerd"))
         options = [] if is_up else ["--ignore-unhealthy"]
-        assert "99-nvidia.toml of another installer keeps containerd from starting" in tool("plan", *options)
+        assert "99-nvidia.toml of another installer keeps containerd from starting" in tool(
+            "plan", *options
+        )
         tool("run", "--no-daemon", *options)
         assert nodes.is_active(node, "containerd")
         assert set(HANDLERS) <= set(cri(dump(node))["containerd"]["runtimes"])
@@ -475,8 +493,14 @@ def test_an_override_that_no_pod_survives_is_refused(node: Node, tool: Tool) -> 
             "options.SystemdCgroup must be true or false, but is 'yes'",
         ),
         ('{"options": {"SystemdCgruop": true}}', "did you mean SystemdCgroup?"),
-        ('{"runtime_path": "/opt/none"}', "runtime_path names /opt/none, which is not an executable file"),
-        ('{"runtime_type": "io.containerd.kata.v2"}', "the shim containerd-shim-kata-v2 of runtime_type"),
+        (
+            '{"runtime_path": "/opt/none"}',
+            "runtime_path names /opt/none, which is not an executable file",
+        ),
+        (
+            '{"runtime_type": "io.containerd.kata.v2"}',
+            "the shim containerd-shim-kata-v2 of runtime_type",
+        ),
         ('{"snapshotter": "nydus"}', "has no snapshotter 'nydus'"),
     ):
         refused = tool("run", "--no-daemon", f"--runtime-config-override={keys}", code=4)

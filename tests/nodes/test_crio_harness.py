@@ -87,7 +87,9 @@ def test_pod_runs_through_the_handler_that_was_asked_for(pod_node: Node) -> None
         crio.run_pod(pod_node, handler="other", argv=["true"])
 
 
-def test_pod_runs_through_a_handler_of_a_drop_in_after_a_restart(pod_node: Node, drop_in: Path) -> None:
+def test_pod_runs_through_a_handler_of_a_drop_in_after_a_restart(
+    pod_node: Node, drop_in: Path
+) -> None:
     drop_in.write_text(HANDLER, encoding="utf-8")
     crio.start(pod_node)
     assert crio.run_pod(pod_node, handler="runc", argv=["true"]).exit_code == 0
@@ -152,7 +154,9 @@ def test_crio_conf_is_read_before_the_drop_ins() -> None:
             crio.prepare_images(node)
 
 
-def test_machine_that_cannot_run_crio_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_machine_that_cannot_run_crio_says_why(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(nodes, "why_not", lambda: None)
     monkeypatch.setenv("NVIDIA_TOOLKIT_TEST_CACHE", str(tmp_path))
     monkeypatch.setenv("PATH", "/nowhere")

@@ -190,7 +190,9 @@ def test_keys_go_into_crio_conf_where_no_drop_in_is_wanted(node: Node, tool: Too
         assert set(crio.handlers(node)) >= set(HANDLERS)
         assert not nodes.path(node, DROP_IN).exists()
         tool("revert", "--drop-in-config=")
-        assert path.read_text(encoding="utf-8") == '# mine\n[crio.image]\npause_command = "" # why\n'
+        assert (
+            path.read_text(encoding="utf-8") == '# mine\n[crio.image]\npause_command = "" # why\n'
+        )
     finally:
         path.unlink()
         crio.start(node)
@@ -198,7 +200,9 @@ def test_keys_go_into_crio_conf_where_no_drop_in_is_wanted(node: Node, tool: Too
 
 def test_toml_1_1_of_others_is_read(node: Node, tool: Tool) -> None:
     path = nodes.path(node, "/etc/crio/crio.conf.d/20-newer.conf")
-    path.write_bytes(b'[crio.runtime]\ndefault_env = ["A=\\x42"]\n[crio]\nx = {\n  y = 1, # why\n}\n')
+    path.write_bytes(
+        b'[crio.runtime]\ndefault_env = ["A=\\x42"]\n[crio]\nx = {\n  y = 1, # why\n}\n'
+    )
     try:
         tool("run", "--no-daemon")
         assert set(HANDLERS) <= set(crio.handlers(node))
@@ -248,7 +252,10 @@ allowed_annotations = ["io.containers.trace-syscall", "io.kubernetes.cri-o.Devic
         assert base["runtime_type"] == "pod"
         # No pod starts through the stand-in, not by fault of the handlers that inherit it.
         told = tool("run", "--no-daemon")
-        assert "not verified: no container was started through nvidia, nvidia-cdi, nvidia-legacy: " in told
+        assert (
+            "not verified: no container was started through nvidia, nvidia-cdi, nvidia-legacy: "
+            in told
+        )
         assert ", and through the handler pods none starts either: " in told
         found = crio.handlers(node)
         for name, path in HANDLERS.items():
@@ -334,7 +341,9 @@ def test_hook_mode(node: Node, tool: Tool) -> None:
 
 def test_foreign_hooks_stay_and_a_stale_one_of_the_toolkit_goes(node: Node, tool: Tool) -> None:
     foreign = nodes.path(node, f"{HOOKS}/10-mine.json")
-    foreign.write_text('{"version": "1.0.0", "hook": {"path": "/usr/bin/true"}, "when": {}, "stages": []}')
+    foreign.write_text(
+        '{"version": "1.0.0", "hook": {"path": "/usr/bin/true"}, "when": {}, "stages": []}'
+    )
     stale = nodes.path(node, HOOK)
     program = "/old/toolkit/nvidia-container-toolkit"
     text = json.dumps({"version": "1.0.0", "hook": {"path": program}, "when": {}, "stages": []})

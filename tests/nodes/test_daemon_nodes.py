@@ -51,7 +51,9 @@ def trixie() -> Iterator[Node]:
 @pytest.fixture(autouse=True)
 def _budget_of_its_own(request: pytest.FixtureRequest) -> None:
     """Let no test pay for the restarts of one that failed."""
-    forget_restarts(request.getfixturevalue("trixie" if "trixie" in request.fixturenames else "node"))
+    forget_restarts(
+        request.getfixturevalue("trixie" if "trixie" in request.fixturenames else "node")
+    )
 
 
 @contextmanager
@@ -139,7 +141,9 @@ def traces(node: Node) -> Mapping[str, tuple[int, int]]:
             found[str(path)] = (seen.st_ino, seen.st_mtime_ns)
     # The lock is taken by each start, and names who holds it.
     return {
-        path: trace for path, trace in found.items() if not path.endswith("/run/nvidia/toolkit/toolkit.pid")
+        path: trace
+        for path, trace in found.items()
+        if not path.endswith("/run/nvidia/toolkit/toolkit.pid")
     }
 
 
@@ -159,7 +163,9 @@ def test_an_overwritten_config_is_repaired_and_ready_again(node: Node, source: P
             pid = nodes.main_pid(node, "containerd")
             overwrite(node, old)
             began = time.monotonic()
-            pods.until(lambda: nodes.path(node, CONFIG).read_bytes() == good, "the config is not repaired")
+            pods.until(
+                lambda: nodes.path(node, CONFIG).read_bytes() == good, "the config is not repaired"
+            )
             pods.until(lambda: nodes.path(node, READY).exists(), "it does not become ready again")
             took.append(time.monotonic() - began)
             assert nodes.main_pid(node, "containerd") != pid
@@ -172,7 +178,9 @@ def test_an_overwritten_config_is_repaired_and_ready_again(node: Node, source: P
     real.USED.add(f"drift on a booted {node.suite} node: ready again after {min(took):.2f} s")
     assert min(took) < most
     assert after["nvidia_toolkit_repairs_total"] == len(took)
-    assert after["nvidia_toolkit_restarts_total"] - before["nvidia_toolkit_restarts_total"] == len(took)
+    assert after["nvidia_toolkit_restarts_total"] - before["nvidia_toolkit_restarts_total"] == len(
+        took
+    )
     assert after["nvidia_toolkit_in_sync"] == after["nvidia_toolkit_ready"] == 1
     forget_restarts(node)
     command(node, source, "revert")
@@ -180,7 +188,9 @@ def test_an_overwritten_config_is_repaired_and_ready_again(node: Node, source: P
     forget_restarts(node)
 
 
-def test_a_tool_that_overwrites_fifty_times_cannot_take_the_node_down(node: Node, source: Path) -> None:
+def test_a_tool_that_overwrites_fifty_times_cannot_take_the_node_down(
+    node: Node, source: Path
+) -> None:
     old = nodes.path(node, CONFIG).read_bytes()
     with staying(node, source) as pod:
         started = restarts(node)
@@ -200,7 +210,9 @@ def test_a_tool_that_overwrites_fifty_times_cannot_take_the_node_down(node: Node
         # The window of the budget is over: what is still wrong is put right.
         forget_restarts(node)
         pod.process.send_signal(signal.SIGHUP)
-        pods.until(lambda: nodes.path(node, CONFIG).read_bytes() != old, "the config is not repaired")
+        pods.until(
+            lambda: nodes.path(node, CONFIG).read_bytes() != old, "the config is not repaired"
+        )
         pods.until(lambda: is_ready(node, source), "it does not become ready again")
         assert pod.end() == 0
     forget_restarts(node)
@@ -226,7 +238,8 @@ def test_ten_starts_on_a_node_that_is_right_write_nothing_and_restart_nothing(
     assert traces(node) == before
     assert nodes.main_pid(node, "containerd") == pid
     real.USED.add(
-        f"ten starts on a booted {node.suite} node: ready after {min(took):.2f} to {max(took):.2f} s"
+        f"ten starts on a booted {node.suite} node: ready after {min(took):.2f} to"
+        f" {max(took):.2f} s"
     )
     assert min(took) < most
     forget_restarts(node)
@@ -263,7 +276,9 @@ def test_stopping_at_a_hundred_random_moments_leaves_no_half(trixie: Node, sourc
     assert nodes.main_pid(trixie, "containerd") == pid
     command(trixie, source, "revert", "--restart-budget=0")
     assert config.read_bytes() == old
-    real.USED.add(f"stops at random moments on a booted node, by exit code: {dict(codes)}, 0 halves")
+    real.USED.add(
+        f"stops at random moments on a booted node, by exit code: {dict(codes)}, 0 halves"
+    )
 
 
 def test_a_newer_runtime_under_us_is_planned_for_anew(trixie: Node, source: Path) -> None:

@@ -68,7 +68,8 @@ def collected(node: Node, source: Path, *, host_pid: bool = True) -> dict[str, A
 def picture(node: Node) -> dict[str, tuple[int, int, int]]:
     """Return what a write would change of every file that we might touch."""
     places = [
-        nodes.path(node, place) for place in ("/etc", "/usr/local", "/run/nvidia", "/usr/share/containers")
+        nodes.path(node, place)
+        for place in ("/etc", "/usr/local", "/run/nvidia", "/usr/share/containers")
     ]
     found = {str(path): path.lstat() for place in places for path in place.rglob("*")}
     # A directory that a pod mounts is made for it.

@@ -165,7 +165,10 @@ class Site:
         """Return every file of the distribution and of ours: its configuration, the toolkit."""
         places = (self.config, "/usr/local/nvidia")
         found = [p for place in places for p in sorted(nodes.path(self.node, place).rglob("*"))]
-        return {str(p.relative_to(self.node.root)): p.read_bytes() if p.is_file() else b"" for p in found}
+        return {
+            str(p.relative_to(self.node.root)): p.read_bytes() if p.is_file() else b""
+            for p in found
+        }
 
 
 def write(node: Node, path: str, data: bytes, *, mode: int = 0o644) -> None:
@@ -175,9 +178,13 @@ def write(node: Node, path: str, data: bytes, *, mode: int = 0o644) -> None:
     place.chmod(mode)
 
 
-def k3s_with(node: Node, source: Path, flags: str, *, name: str = "k3s", home: str = HOME) -> Iterator[Site]:
+def k3s_with(
+    node: Node, source: Path, flags: str, *, name: str = "k3s", home: str = HOME
+) -> Iterator[Site]:
     config = K3S.replace(HOME, home)
-    site = Site(node, source, unit=name, socket="/run/k3s/containerd/containerd.sock", config=config)
+    site = Site(
+        node, source, unit=name, socket="/run/k3s/containerd/containerd.sock", config=config
+    )
     programs = PROGRAMS.replace(HOME, home)
     unit = _K3S_UNIT.format(programs=programs, flags=f"{flags} -data={home}")
     write(node, f"/etc/systemd/system/{name}.service", unit.encode())
@@ -220,7 +227,9 @@ def test_p04_k3s_is_set_up_by_one_file_and_one_restart(k3s: Site) -> None:
     assert k3s.handlers() == (OURS, "runc")
     assert k3s.restarts() == 1
     pid = k3s.pid()
-    assert "nothing to do: the node is in sync" in k3s("run", "--no-daemon", "--set-as-default=false")
+    assert "nothing to do: the node is in sync" in k3s(
+        "run", "--no-daemon", "--set-as-default=false"
+    )
     assert k3s.pid() == pid
     k3s("run", "--no-daemon")
     assert k3s.handlers() == (OURS, "nvidia")
@@ -273,7 +282,9 @@ def test_a_k3s_with_another_data_directory_is_set_up_there(node: Node, source: P
         assert b"nvidia-legacy" not in rendered.read_bytes()
 
 
-def test_an_older_k3s_with_another_data_directory_makes_the_handlers_itself(node: Node, source: Path) -> None:
+def test_an_older_k3s_with_another_data_directory_makes_the_handlers_itself(
+    node: Node, source: Path
+) -> None:
     home = "/kubernetes"
     for site in k3s_with(node, source, "-imports=false -version=2", name="cluster", home=home):
         refused = site("run", "--no-daemon", code=4)
@@ -299,7 +310,9 @@ def test_p04_a_k3s_that_imports_nothing_makes_the_handlers_itself(older: Site) -
     assert older.restarts() == 1
     assert [path.name for path in nodes.path(older.node, K3S).rglob("*")] == ["config.toml"]
     pid = older.pid()
-    assert "nothing to do: the node is in sync" in older("run", "--no-daemon", "--set-as-default=false")
+    assert "nothing to do: the node is in sync" in older(
+        "run", "--no-daemon", "--set-as-default=false"
+    )
     assert older("status", "--set-as-default=false").startswith("in sync\nready\n")
     assert older.pid() == pid
     # What the documentation says of the default, done by an admin as the refusal told.
@@ -353,7 +366,9 @@ def as_operator(site: Site, source: Path, *, cdi: bool = True, **env: str) -> No
 @pytest.mark.parametrize(
     "flags", ["", "-imports=false", "-imports=false -version=2"], ids=["2026", "2025", "version 2"]
 )
-def test_rancher_s_values_of_the_gpu_operator_set_k3s_up(node: Node, source: Path, flags: str) -> None:
+def test_rancher_s_values_of_the_gpu_operator_set_k3s_up(
+    node: Node, source: Path, flags: str
+) -> None:
     """The operator mounts /etc/containerd then, which k3s does not read: k3s makes the handlers itself."""
     for site in k3s_with(node, source, flags):
         as_operator(site, source)
@@ -367,7 +382,9 @@ def test_rancher_s_values_of_the_gpu_operator_set_k3s_up(node: Node, source: Pat
         pid = site.pid()
         assert "nothing to do: the node is in sync" in site("run", "--no-daemon")
         assert site.pid() == pid
-        assert [path.name for path in nodes.path(node, K3S).rglob("*") if path.is_file()] == ["config.toml"]
+        assert [path.name for path in nodes.path(node, K3S).rglob("*") if path.is_file()] == [
+            "config.toml"
+        ]
         assert default_config(node) == before
 
 
@@ -384,7 +401,9 @@ def test_rancher_s_values_with_the_path_of_k3s_add_all_handlers(k3s: Site, sourc
     assert k3s.restarts() == 1
 
 
-def test_without_cdi_what_k3s_cannot_do_is_refused_with_the_value_to_set(k3s: Site, source: Path) -> None:
+def test_without_cdi_what_k3s_cannot_do_is_refused_with_the_value_to_set(
+    k3s: Site, source: Path
+) -> None:
     as_operator(k3s, source, cdi=False)
     refused = k3s("run", "--no-daemon", code=4)
     assert "the default handler cannot be set to nvidia: nothing was changed" in refused
@@ -394,7 +413,9 @@ def test_without_cdi_what_k3s_cannot_do_is_refused_with_the_value_to_set(k3s: Si
 
 def test_p14_k0s_starts_its_containerd_once_and_by_itself(node: Node, source: Path) -> None:
     """P14: our file lies where k0s watches; a restart of ours as well would be a second one."""
-    site = Site(node, source, unit="k0sworker", socket="/run/k0s/containerd.sock", config="/etc/k0s")
+    site = Site(
+        node, source, unit="k0sworker", socket="/run/k0s/containerd.sock", config="/etc/k0s"
+    )
     write(
         node,
         "/var/lib/k0s/bin/containerd",
@@ -423,7 +444,9 @@ def test_p14_k0s_starts_its_containerd_once_and_by_itself(node: Node, source: Pa
         nodes.run(node, ["systemctl", "stop", "k0sworker"], check=False)
 
 
-def test_cri_of_docker_s_package_is_enabled_where_that_is_asked_for(node: Node, source: Path) -> None:
+def test_cri_of_docker_s_package_is_enabled_where_that_is_asked_for(
+    node: Node, source: Path
+) -> None:
     """Its containerd.io has CRI off: changed only on request, and it is off again after revert."""
     socket, config = "/run/containerd/containerd.sock", "/etc/containerd"
     site = Site(node, source, unit="containerd", socket=socket, config=config)

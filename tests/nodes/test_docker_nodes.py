@@ -176,7 +176,9 @@ def test_containers_run_through_the_wrapper_and_survive(node: Node, tool: Tool) 
     start = ["docker", "run", "--detach", "--network=none", "test:1", "sleep", "600"]
     began = nodes.run(node, start, check=False)
     if began.returncode != 0:
-        pytest.skip(f"this machine lets docker on {node.suite} run no containers: {began.stderr.strip()}")
+        pytest.skip(
+            f"this machine lets docker on {node.suite} run no containers: {began.stderr.strip()}"
+        )
     survivor = began.stdout.strip()
     ran = nodes.path(node, artifacts.RAN)
     try:
@@ -227,7 +229,8 @@ def test_containers_run_through_the_wrapper_and_survive(node: Node, tool: Tool) 
         nodes.run(node, ["docker", "rm", "--force", held])
         tool("revert")
         assert (
-            nodes.run(node, ["docker", "inspect", "--format={{.State.Running}}", survivor]).stdout == "true\n"
+            nodes.run(node, ["docker", "inspect", "--format={{.State.Running}}", survivor]).stdout
+            == "true\n"
         )
     finally:
         nodes.run(node, ["docker", "rm", "--force", survivor])
@@ -263,9 +266,9 @@ def test_a_file_that_clashes_with_a_flag_as_it_is_is_refused(node: Node, tool: T
         before, pid = picture(node), nodes.main_pid(node, "docker")
         told = tool("run", "--no-daemon", code=3)
         assert (
-            "daemon.json: as it is, it keeps dockerd from starting: the running dockerd has options of it as"
-            " flags as well: `default-shm-size` (also --default-shm-size)"
-        ) in told
+            "daemon.json: as it is, it keeps dockerd from starting: the running dockerd has options"
+            " of it as flags as well: `default-shm-size` (also --default-shm-size)" in told
+        )
         assert "please report" not in told
         assert (picture(node), nodes.main_pid(node, "docker")) == (before, pid)
         config.write_text('{"mtu": 1400}\n', encoding="utf-8")

@@ -53,7 +53,9 @@ def test_the_last_line_of_the_plan_is_the_documented_one(node: Node) -> None:
         for block in documents.blocks(ROOT / "README.md")
         if block.kind == "text" and "unavailable for" in block.text
     ]
-    planned = in_container(node, f"nvidia-toolkit plan {OPTIONS} --toolkit-source-root=/artifacts/deb")
+    planned = in_container(
+        node, f"nvidia-toolkit plan {OPTIONS} --toolkit-source-root=/artifacts/deb"
+    )
     assert planned.splitlines()[-1] == shown
 
 

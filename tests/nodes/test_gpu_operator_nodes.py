@@ -17,7 +17,16 @@ from typing import Any
 
 import pytest
 
-from tests.support import artifacts, containers, crio, driver, gpu_operator, node_fixtures, nodes, real
+from tests.support import (
+    artifacts,
+    containers,
+    crio,
+    driver,
+    gpu_operator,
+    node_fixtures,
+    nodes,
+    real,
+)
 from tests.support.gpu_operator import Rendered
 from tests.support.nodes import Node
 
@@ -63,7 +72,9 @@ def node(request: pytest.FixtureRequest) -> Iterator[Node]:
     with node_fixtures.booted(request.param, units=("containerd", "docker")) as booted:
         # The image has its artifacts; here the node lends a directory for that. Its handlers are
         # stand-ins, which tell that they ran; what makes the specification is real.
-        artifacts.make_real(nodes.path(booted, "/srv/artifacts/deb"), ("nvidia-ctk", "nvidia-cdi-hook"))
+        artifacts.make_real(
+            nodes.path(booted, "/srv/artifacts/deb"), ("nvidia-ctk", "nvidia-cdi-hook")
+        )
         nodes.path(booted, gpu_operator.VALIDATIONS).mkdir(parents=True)
         nodes.path(booted, driver.ROOT).mkdir()
         nodes.path(booted, "/etc/docker").mkdir(exist_ok=True)
@@ -92,7 +103,9 @@ class Pod:
     def start(self) -> subprocess.Popen[str]:
         with open(self.home / "log", "w", encoding="utf-8") as log:
             argv = [SHELL, "-c", str(self.home / "entrypoint.sh")]
-            return containers.start_daemonset(self.node, argv, env=self.env, mounts=self.mounts, log=log)
+            return containers.start_daemonset(
+                self.node, argv, env=self.env, mounts=self.mounts, log=log
+            )
 
     def log(self) -> str:
         return (self.home / "log").read_text(encoding="utf-8")
@@ -100,7 +113,9 @@ class Pod:
     def settle(self, process: subprocess.Popen[str]) -> str:
         """Wait until the program stays, with the node ready; return its log."""
         stays = '"phase": "daemon"'
-        nodes.wait_for(self.node, lambda: stays in self.log() or process.poll() is not None, timeout=60)
+        nodes.wait_for(
+            self.node, lambda: stays in self.log() or process.poll() is not None, timeout=60
+        )
         assert process.poll() is None, self.log()
         return self.log()
 
@@ -110,13 +125,17 @@ class Pod:
 
     def run(self, *words: str) -> str:
         """Run another command in the container, as `kubectl exec` does."""
-        done = containers.daemonset(self.node, ["nvidia-toolkit", *words], env=self.env, mounts=self.mounts)
+        done = containers.daemonset(
+            self.node, ["nvidia-toolkit", *words], env=self.env, mounts=self.mounts
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
     def refused(self, code: int, *words: str) -> str:
         """Run another command that is refused; return why."""
-        done = containers.daemonset(self.node, ["nvidia-toolkit", *words], env=self.env, mounts=self.mounts)
+        done = containers.daemonset(
+            self.node, ["nvidia-toolkit", *words], env=self.env, mounts=self.mounts
+        )
         assert done.returncode == code, done.stdout + done.stderr
         return done.stderr
 
@@ -153,7 +172,9 @@ def handlers(node: Node, runtime: str) -> tuple[dict[str, str], str]:
     """Return the handlers with their binaries and the default, as the running daemon has them."""
     if runtime == "docker":
         found = json.loads(nodes.run(node, ["docker", "info", "--format", "{{json .}}"]).stdout)
-        return {name: each["path"] for name, each in found["Runtimes"].items()}, found["DefaultRuntime"]
+        return {name: each["path"] for name, each in found["Runtimes"].items()}, found[
+            "DefaultRuntime"
+        ]
     if runtime == "crio":
         said = crio.config(node)["crio"]["runtime"]
         return {name: each["runtime_path"] for name, each in said["runtimes"].items()}, said[
@@ -184,7 +205,9 @@ def runtime(request: pytest.FixtureRequest, node: Node) -> str:
             crio.install(node)
             crio.prepare_images(node)
             crio.start(node)
-            real.USED.add(f"crio {crio.VERSION} on a booted {node.suite} node, as the GPU Operator mounts it")
+            real.USED.add(
+                f"crio {crio.VERSION} on a booted {node.suite} node, as the GPU Operator mounts it"
+            )
     nodes.run(node, ["systemctl", "reset-failed", name])
     for left in ("/run/nvidia/toolkit/restarts.json", DRIVER_READY):
         nodes.path(node, left).unlink(missing_ok=True)
@@ -221,7 +244,9 @@ def goes_up_and_comes_back(node: Node, runtime: str, home: Path, *, cdi: bool) -
         assert {unit: nodes.main_pid(node, unit) for unit in others} == others
     finally:
         pod.end(process)
-    assert content(node) == installed, "SIGTERM takes nothing away: nobody says that the DaemonSet is gone"
+    assert content(node) == installed, (
+        "SIGTERM takes nothing away: nobody says that the DaemonSet is gone"
+    )
     again(node, runtime, pod)
     pod.run("revert")
     assert content(node) == before
@@ -246,7 +271,9 @@ def assert_told(node: Node, runtime: str, told: tuple[dict[str, str], str], *, c
 def assert_configured(node: Node, *, cdi: bool) -> None:
     """See the toolkit's own configuration, and with CDI the specification."""
     config = tomllib.loads(
-        nodes.path(node, f"{TOOLKIT}/.config/nvidia-container-runtime/config.toml").read_text("utf-8")
+        nodes.path(node, f"{TOOLKIT}/.config/nvidia-container-runtime/config.toml").read_text(
+            "utf-8"
+        )
     )
     section = config["nvidia-container-runtime"]
     assert section["mode"] == ("cdi" if cdi else "auto")
@@ -262,7 +289,9 @@ def assert_specified(node: Node) -> None:
     assert tree["kind"] == "management.nvidia.com/gpu"
     [device] = tree["devices"]
     devices = {each["path"]: each["hostPath"] for each in device["containerEdits"]["deviceNodes"]}
-    assert devices == {f"/dev/{name}": f"{driver.ROOT}/dev/{name}" for name in (*driver.CONTROL, "nvidia0")}
+    assert devices == {
+        f"/dev/{name}": f"{driver.ROOT}/dev/{name}" for name in (*driver.CONTROL, "nvidia0")
+    }
     edits = tree["containerEdits"]
     mounts = {each["containerPath"]: each["hostPath"] for each in edits["mounts"]}
     library = f"/usr/lib/x86_64-linux-gnu/libcuda.so.{driver.VERSION}"
@@ -275,11 +304,16 @@ def assert_specified(node: Node) -> None:
 
 def assert_written(node: Node, runtime: str, *, with_hook: bool) -> None:
     """See that the files are those that the node reads, and name each other as the node does."""
-    text = {name: data.decode() for name, data in content(node).items() if not name.startswith("usr/")}
+    text = {
+        name: data.decode() for name, data in content(node).items() if not name.startswith("usr/")
+    }
     assert not any("/runtime/" in each for each in text.values())
     drop_in = gpu_operator._DROP_INS.get(runtime, "").lstrip("/")
     if runtime == "docker":
-        assert json.loads(text["etc/docker/daemon.json"])["runtimes"]["nvidia"]["path"] == HANDLERS["nvidia"]
+        assert (
+            json.loads(text["etc/docker/daemon.json"])["runtimes"]["nvidia"]["path"]
+            == HANDLERS["nvidia"]
+        )
     elif runtime == "crio":
         assert (drop_in in text) != with_hook
         assert "etc/crio/config.toml" not in text
@@ -289,7 +323,10 @@ def assert_written(node: Node, runtime: str, *, with_hook: bool) -> None:
         assert drop_in not in text
     else:
         assert HANDLERS["nvidia"] in text[drop_in]
-        assert "/etc/containerd/conf.d/*.toml" in tomllib.loads(text["etc/containerd/config.toml"])["imports"]
+        assert (
+            "/etc/containerd/conf.d/*.toml"
+            in tomllib.loads(text["etc/containerd/config.toml"])["imports"]
+        )
 
 
 def changed(node: Node, before: dict[str, tuple[int, int, int]]) -> set[str]:
@@ -398,9 +435,13 @@ def test_a_driver_of_the_node_itself(plain: Node, tmp_path: Path) -> None:
 
 @FORKY
 def test_another_install_directory(plain: Node, tmp_path: Path) -> None:
-    pod = Pod(plain, gpu_operator.render("containerd", cdi=False, install_dir="/opt/nvidia"), tmp_path)
+    pod = Pod(
+        plain, gpu_operator.render("containerd", cdi=False, install_dir="/opt/nvidia"), tmp_path
+    )
     pod.run("-n")
-    assert handlers(plain, "containerd")[0]["nvidia"] == "/opt/nvidia/toolkit/nvidia-container-runtime"
+    assert (
+        handlers(plain, "containerd")[0]["nvidia"] == "/opt/nvidia/toolkit/nvidia-container-runtime"
+    )
     assert nodes.path(plain, "/opt/nvidia/toolkit/nvidia-container-runtime").exists()
     pod.run("revert")
     assert not list(nodes.path(plain, "/opt/nvidia").iterdir())
@@ -412,9 +453,14 @@ def test_a_node_that_ships_the_toolkit(plain: Node, tmp_path: Path) -> None:
     ran = nodes.path(plain, artifacts.RAN)
     env = {"NO_INSTALL": "true", "TOOLKIT_BIN_DIR": "/usr/bin"}
     pod = Pod(plain, gpu_operator.render("containerd", cdi=False, env=env), tmp_path)
-    assert "/usr/bin/nvidia-container-runtime, which the handlers run, was not found" in pod.refused(2, "-n")
+    assert (
+        "/usr/bin/nvidia-container-runtime, which the handlers run, was not found"
+        in pod.refused(2, "-n")
+    )
     program = nodes.path(plain, "/usr/bin/nvidia-container-runtime")
-    program.write_bytes(nodes.path(plain, "/srv/artifacts/deb/usr/bin/nvidia-container-runtime").read_bytes())
+    program.write_bytes(
+        nodes.path(plain, "/srv/artifacts/deb/usr/bin/nvidia-container-runtime").read_bytes()
+    )
     program.chmod(0o755)
     try:
         pod.run("-n")

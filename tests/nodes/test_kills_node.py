@@ -113,7 +113,9 @@ def test_a_runtime_that_a_killed_run_left_down_is_started(
 
 @pytest.mark.usefixtures("slow")
 @pytest.mark.parametrize("then", ["run", "revert"])
-def test_a_node_that_was_upgraded_after_a_kill_is_no_dead_end(node: Node, tmp_path: Path, then: str) -> None:
+def test_a_node_that_was_upgraded_after_a_kill_is_no_dead_end(
+    node: Node, tmp_path: Path, then: str
+) -> None:
     """Another edit, such as a Kubernetes upgrade makes, is no harm done by the killed run."""
     source = artifacts.make(tmp_path / "artifacts")
     settings = ["--runtime=containerd", f"--toolkit-source-root={source}", "--restart-budget=0"]

@@ -49,13 +49,17 @@ def picture(node: Node) -> dict[str, str]:
     found = {}
     for place in ("/etc/containerd", "/srv/containerd", "/usr/local/nvidia"):
         for path in sorted(nodes.path(node, place).rglob("*")):
-            content = path.read_text(encoding="utf-8") if path.is_file() and not path.is_symlink() else ""
+            content = (
+                path.read_text(encoding="utf-8") if path.is_file() and not path.is_symlink() else ""
+            )
             found[str(path.relative_to(node.root))] = content
     return found
 
 
 class Pod:
-    def __init__(self, node: Node, source: Path, mounts: Mapping[str, str], env: Mapping[str, str]) -> None:
+    def __init__(
+        self, node: Node, source: Path, mounts: Mapping[str, str], env: Mapping[str, str]
+    ) -> None:
         self.node, self.mounts, self.env = node, mounts, env
         self.options = ["--runtime=containerd", f"--toolkit-source-root={source}"]
 
@@ -68,7 +72,9 @@ class Pod:
 
 def handlers(node: Node) -> set[str]:
     dump = nodes.run(node, ["containerd", "config", "dump"]).stdout
-    return {name for name in ("nvidia", "nvidia-cdi", "nvidia-legacy") if f"runtimes.{name}]" in dump}
+    return {
+        name for name in ("nvidia", "nvidia-cdi", "nvidia-legacy") if f"runtimes.{name}]" in dump
+    }
 
 
 @pytest.mark.parametrize("relative", [False, True], ids=["absolute", "relative"])
@@ -80,9 +86,9 @@ def test_a_link_to_what_the_pod_cannot_write_is_refused_before_anything_is_chang
     pod = Pod(node, source, containers.DEFAULT_MOUNTS, {})
     said = pod("run", "--no-daemon", code=4)
     assert (
-        f"/host{ELSEWHERE} is on a read-only file system ({LINK}/99-nvidia.toml leads there by a link:"
-        " mount that directory writable)"
-    ) in said
+        f"/host{ELSEWHERE} is on a read-only file system ({LINK}/99-nvidia.toml leads there by a"
+        " link: mount that directory writable)" in said
+    )
     assert ": nothing was changed" in said
     assert (picture(node), nodes.main_pid(node, "containerd")) == (before, pid)
 
@@ -96,14 +102,27 @@ def test_a_link_to_what_the_pod_cannot_write_is_refused_before_anything_is_chang
         (INSIDE, INSIDE, AT_ANOTHER_PATH, NAMED),
         ("real.d", INSIDE, AT_ANOTHER_PATH, NAMED),
     ],
-    ids=["mounted, absolute", "mounted, relative", "inside", "inside, at another path", "beside it"],
+    ids=[
+        "mounted, absolute",
+        "mounted, relative",
+        "inside",
+        "inside, at another path",
+        "beside it",
+    ],
 )
 def test_a_link_is_followed_as_the_node_does(
-    node: Node, source: Path, to: str, directory: str, mounts: Mapping[str, str], env: Mapping[str, str]
+    node: Node,
+    source: Path,
+    to: str,
+    directory: str,
+    mounts: Mapping[str, str],
+    env: Mapping[str, str],
 ) -> None:
     linked(node, to, directory)
     before = picture(node)
-    mounted = {path: place for path, place in {**containers.DEFAULT_MOUNTS, **mounts}.items() if place}
+    mounted = {
+        path: place for path, place in {**containers.DEFAULT_MOUNTS, **mounts}.items() if place
+    }
     pod = Pod(node, source, mounted, env)
     pod("run", "--no-daemon")
     assert nodes.path(node, f"{directory}/99-nvidia.toml").is_file()

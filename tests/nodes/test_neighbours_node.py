@@ -96,7 +96,9 @@ def node() -> Iterator[Node]:
         crio.start(booted)
         nodes.path(booted, "/etc/docker").mkdir(exist_ok=True)
         start_k3s(booted)
-        real.USED.add("containerd, dockerd, crio and a k3s' containerd together on a booted trixie node")
+        real.USED.add(
+            "containerd, dockerd, crio and a k3s' containerd together on a booted trixie node"
+        )
         yield booted
 
 
@@ -132,14 +134,24 @@ def test_only_the_chosen_one_changes(node: Node, source: Path, chosen: str) -> N
     done = containers.daemonset(node, [PROGRAM, "run", "--no-daemon", *options], mounts=MOUNTS)
     assert done.returncode == 0, done.stderr
     assert picture(node, chosen) != before[chosen]
-    assert {other: picture(node, other) for other in others} == {other: before[other] for other in others}
-    assert {other: pids(node)[other] for other in others} == {other: running[other] for other in others}
+    assert {other: picture(node, other) for other in others} == {
+        other: before[other] for other in others
+    }
+    assert {other: pids(node)[other] for other in others} == {
+        other: running[other] for other in others
+    }
 
     undone = containers.daemonset(node, [PROGRAM, "revert", *options], mounts=MOUNTS)
     assert undone.returncode == 0, undone.stderr
-    assert {p: c[2] for p, c in picture(node, chosen).items()} == {p: c[2] for p, c in before[chosen].items()}
-    assert {other: picture(node, other) for other in others} == {other: before[other] for other in others}
-    assert {other: pids(node)[other] for other in others} == {other: running[other] for other in others}
+    assert {p: c[2] for p, c in picture(node, chosen).items()} == {
+        p: c[2] for p, c in before[chosen].items()
+    }
+    assert {other: picture(node, other) for other in others} == {
+        other: before[other] for other in others
+    }
+    assert {other: pids(node)[other] for other in others} == {
+        other: running[other] for other in others
+    }
 
 
 def test_each_is_named_with_its_own_program_config_and_owner(node: Node) -> None:
@@ -147,7 +159,8 @@ def test_each_is_named_with_its_own_program_config_and_owner(node: Node) -> None
     code, found = detect(node)
     seen = {each["distribution"]: each for each in found["runtimes"]}
     assert {
-        name: (each["executable"], each["config"]["path"], each["unit"]) for name, each in seen.items()
+        name: (each["executable"], each["config"]["path"], each["unit"])
+        for name, each in seen.items()
     } == {
         "containerd": ("/usr/bin/containerd", "/etc/containerd/config.toml", "containerd.service"),
         "docker": ("/usr/sbin/dockerd", "/etc/docker/daemon.json", "docker.service"),
@@ -169,7 +182,9 @@ def run(node: Node, *options: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("used", ["containerd", "crio"])
-def test_the_kubelet_s_is_set_up_without_a_word_from_us(node: Node, source: Path, used: str) -> None:
+def test_the_kubelet_s_is_set_up_without_a_word_from_us(
+    node: Node, source: Path, used: str
+) -> None:
     before = {runtime: picture(node, runtime) for runtime in FILES}
     running = pids(node)
     others = [other for other in FILES if other != used]
@@ -185,11 +200,17 @@ def test_the_kubelet_s_is_set_up_without_a_word_from_us(node: Node, source: Path
         code, said = run(node, f"--toolkit-source-root={source}")
         assert code == 0, said
         assert picture(node, used) != before[used]
-        undone = containers.daemonset(node, [PROGRAM, "revert", "--restart-budget=0"], mounts=MOUNTS)
+        undone = containers.daemonset(
+            node, [PROGRAM, "revert", "--restart-budget=0"], mounts=MOUNTS
+        )
         assert undone.returncode == 0, undone.stderr
     assert contents(node, used) == {path: each[2] for path, each in before[used].items()}
-    assert {other: picture(node, other) for other in others} == {other: before[other] for other in others}
-    assert {other: pids(node)[other] for other in others} == {other: running[other] for other in others}
+    assert {other: picture(node, other) for other in others} == {
+        other: before[other] for other in others
+    }
+    assert {other: pids(node)[other] for other in others} == {
+        other: running[other] for other in others
+    }
 
 
 def test_a_kubelet_on_k3s_leads_to_k3s_files_and_to_no_others(node: Node, source: Path) -> None:

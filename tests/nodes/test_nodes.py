@@ -165,7 +165,10 @@ def test_daemonset_gets_its_signals(node: Node, *, host_pid: bool) -> None:
 def test_docker_can_be_asked_for(node_machine: None, suite: str) -> None:
     with nodes.boot(suite, units=("containerd", "docker")) as node:
         assert nodes.is_active(node, "docker")
-        assert nodes.run(node, ("docker", "info", "--format", "{{.DefaultRuntime}}")).stdout == ("runc\n")
+        assert (
+            nodes.run(node, ("docker", "info", "--format", "{{.DefaultRuntime}}")).stdout
+            == "runc\n"
+        )
 
 
 def test_failed_test_leaves_nothing_behind(node_machine: None) -> None:

@@ -48,7 +48,9 @@ BY_HAND: Final = {
             "name": name,
             "containerEdits": {
                 "env": [f"GPUS=gpu {name}"],
-                "deviceNodes": [{"path": f"/dev/made-up{name}", "type": "c", "major": 1, "minor": 3}],
+                "deviceNodes": [
+                    {"path": f"/dev/made-up{name}", "type": "c", "major": 1, "minor": 3}
+                ],
             },
         }
         for name in map(str, range(600))
@@ -99,11 +101,15 @@ def node() -> Iterator[Node]:
         if reason := containers.why_no_containers(booted):
             pytest.skip(reason)
         containers.prepare_images(booted)
-        artifacts.make_real(nodes.path(booted, "/srv/artifacts/deb"), ("nvidia-ctk", "nvidia-cdi-hook"))
+        artifacts.make_real(
+            nodes.path(booted, "/srv/artifacts/deb"), ("nvidia-ctk", "nvidia-cdi-hook")
+        )
         for name in (gpu_operator.VALIDATIONS, driver.ROOT, "/run/cdi"):
             nodes.path(booted, name).mkdir(parents=True, exist_ok=True)
         nodes.path(booted, DRIVER_READY).write_text(gpu_operator.DRIVER_READY, encoding="utf-8")
-        nodes.path(booted, "/run/cdi/by-hand.json").write_text(json.dumps(BY_HAND), encoding="utf-8")
+        nodes.path(booted, "/run/cdi/by-hand.json").write_text(
+            json.dumps(BY_HAND), encoding="utf-8"
+        )
         with driver.on_node(booted):
             yield booted
 
@@ -122,27 +128,39 @@ def plugin(node: Node, tmp_path: Path) -> Iterator[Plugin]:
 
 def look(node: Node, namespace: str, annotations: Mapping[str, str]) -> set[str]:
     """Return what a container of a pod says that it has."""
-    done = containers.run_pod(node, handler="", argv=LOOK, namespace=namespace, annotations=annotations)
+    done = containers.run_pod(
+        node, handler="", argv=LOOK, namespace=namespace, annotations=annotations
+    )
     assert done.exit_code == 0, done.output
     return set(done.output.splitlines())
 
 
 def test_each_container_gets_what_it_may_have(node: Node, plugin: Plugin) -> None:
     before = nodes.main_pid(node, "containerd")
-    files = {path: path.read_bytes() for path in nodes.path(node, "/etc/containerd").rglob("*.toml")}
+    files = {
+        path: path.read_bytes() for path in nodes.path(node, "/etc/containerd").rglob("*.toml")
+    }
     gpus = {"nvidia0", "nvidiactl", "nvidia-uvm"}
     assert gpus <= look(node, OPERATOR, {KEY: MANAGEMENT})
     assert not gpus & look(node, "default", {KEY: MANAGEMENT})
-    plugin.says("asks for management.nvidia.com/gpu=all, but its namespace is not among gpu-operator")
+    plugin.says(
+        "asks for management.nvidia.com/gpu=all, but its namespace is not among gpu-operator"
+    )
     assert {"gpu 0", "made-up0"} <= look(node, "default", {KEY: GPU})
-    assert {"made-up0", "made-up1"} <= look(node, "default", {f"{KEY}/pod": f" {GPU}, nvidia.com/gpu=1 "})
-    assert "made-up0" in look(node, "default", {f"{KEY}/container.test": GPU, KEY: "nvidia.com/gpu=1"})
+    assert {"made-up0", "made-up1"} <= look(
+        node, "default", {f"{KEY}/pod": f" {GPU}, nvidia.com/gpu=1 "}
+    )
+    assert "made-up0" in look(
+        node, "default", {f"{KEY}/container.test": GPU, KEY: "nvidia.com/gpu=1"}
+    )
     assert not {"made-up0", "made-up1"} & look(node, "default", {})
     with pytest.raises(NodeError, match="unresolvable CDI devices"):
         look(node, "default", {KEY: "nvidia.com/gpu=none"})
     assert {"made-up0", "made-up599"} <= look(node, "default", {KEY: MANY})
     assert nodes.main_pid(node, "containerd") == before
-    assert {path: path.read_bytes() for path in nodes.path(node, "/etc/containerd").rglob("*.toml")} == files
+    assert {
+        path: path.read_bytes() for path in nodes.path(node, "/etc/containerd").rglob("*.toml")
+    } == files
     assert pods.memory(plugin.pid) < PEER
 
 
@@ -169,7 +187,9 @@ def test_containers_that_were_created_while_it_was_away_are_named(
     after = Plugin(node, tmp_path / "after")
     try:
         after.start()
-        after.says("asks for nvidia.com/gpu=0, but started without, while the plugin was not connected")
+        after.says(
+            "asks for nvidia.com/gpu=0, but started without, while the plugin was not connected"
+        )
         after.says("is registered with containerd")
         nodes.wait_for(node, after.is_ready)
         assert after.pod.log().count("but started without") == 1, after.pod.log()
@@ -195,7 +215,9 @@ def test_the_handlers_are_removed_once_no_pod_uses_them(node: Node, tmp_path: Pa
     plugin.pod.mounts = {**handlers.mounts, **plugin.pod.mounts}
     try:
         plugin.start()
-        plugin.says("the handlers stay beside the NRI plugin: 1 container still uses the toolkit's handlers")
+        plugin.says(
+            "the handlers stay beside the NRI plugin: 1 container still uses the toolkit's handlers"
+        )
         nodes.wait_for(node, plugin.is_ready)
         assert {"gpu 0", "made-up0"} <= look(node, "default", {KEY: GPU})
         containers.stop_pod(node, using)
@@ -236,7 +258,9 @@ def test_cri_o_has_it_on_as_well(node: Node, tmp_path: Path) -> None:
         nodes.wait_for(node, plugin.is_ready)
 
         def look_at(namespace: str, annotations: Mapping[str, str]) -> set[str]:
-            done = crio.run_pod(node, handler="", argv=LOOK, namespace=namespace, annotations=annotations)
+            done = crio.run_pod(
+                node, handler="", argv=LOOK, namespace=namespace, annotations=annotations
+            )
             return set(done.output.splitlines())
 
         assert {"nvidia0", "nvidiactl"} <= look_at(OPERATOR, {KEY: MANAGEMENT})

@@ -70,7 +70,9 @@ class Place:
         return done.stdout + done.stderr
 
     def verified(self) -> dict[str, str]:
-        done = containers.daemonset(self.node, self.argv("status", "--output=json"), mounts=self.mounts)
+        done = containers.daemonset(
+            self.node, self.argv("status", "--output=json"), mounts=self.mounts
+        )
         assert done.returncode == 0, done.stderr
         found = json.loads(done.stdout)
         assert found["ready"], found["unready"]
@@ -122,7 +124,9 @@ class Place:
         return after
 
 
-PROCESSES: Final = "cat /proc/[0-9]*/comm 2>/dev/null | grep -E 'shim|runc|conmon|pause|hangs|exit' || true"
+PROCESSES: Final = (
+    "cat /proc/[0-9]*/comm 2>/dev/null | grep -E 'shim|runc|conmon|pause|hangs|exit' || true"
+)
 LISTS: Final[Mapping[str, Mapping[str, str]]] = {
     "containerd": {
         name: f"ctr --namespace=k8s.io {command}"
@@ -181,14 +185,18 @@ def install(
 def is_verified_by_default(place: Place) -> None:
     """Revert, install and repeat; every handler is started once, and nothing is left."""
     place.tool("revert")
-    started = re.compile(rf"a container was started through each handler in (\S+) s: {', '.join(OURS)}\n")
+    started = re.compile(
+        rf"a container was started through each handler in (\S+) s: {', '.join(OURS)}\n"
+    )
     place.tool("run", "--no-daemon")
     before = place.traces(cgroups=False)
     place.tool("revert")
     told = place.tool("run", "--no-daemon")
     found = started.search(told)
     assert found is not None, told
-    real.USED.add(f"{place.unit} on {place.node.suite}: a container through 3 handlers in {found[1]} s")
+    real.USED.add(
+        f"{place.unit} on {place.node.suite}: a container through 3 handlers in {found[1]} s"
+    )
     assert place.verified() == dict.fromkeys(OURS, "started")
     after = {**before, "daemon": nodes.main_pid(place.node, place.unit)}
     place.assert_nothing_left(after)
@@ -249,7 +257,9 @@ def try_with_the_driver(place: Place, handler: str) -> None:
         nodes.run(place.node, ["umount", "/sys/module"])
     calls = ran.read_text(encoding="utf-8").splitlines()
     ran.unlink()
-    assert any(line.startswith("nvidia-container-runtime.real ") and " create " in line for line in calls)
+    assert any(
+        line.startswith("nvidia-container-runtime.real ") and " create " in line for line in calls
+    )
 
 
 def try_without_the_binary(place: Place) -> None:
@@ -278,9 +288,15 @@ def containerd_config() -> str:
         "gone-slice": GONE,
         **BINARIES,
     }
-    text = 'version = 2\n[plugins."io.containerd.grpc.v1.cri".containerd]\ndefault_runtime_name = "runc"\n'
+    text = (
+        'version = 2\n[plugins."io.containerd.grpc.v1.cri".containerd]\ndefault_runtime_name ='
+        ' "runc"\n'
+    )
     for name, binary in handlers.items():
-        text += f'[{RUNTIMES}.{name}]\nruntime_type = "io.containerd.runc.v2"\n[{RUNTIMES}.{name}.options]\n'
+        text += (
+            f"[{RUNTIMES}.{name}]\nruntime_type ="
+            f' "io.containerd.runc.v2"\n[{RUNTIMES}.{name}.options]\n'
+        )
         text += f'BinaryName = "{binary}"\nSystemdCgroup = {str("slice" in name).lower()}\n'
     return text
 
@@ -358,7 +374,9 @@ def test_pod_in_a_slice(containerd: Place) -> None:
     containerd.start("slice", parent=SLICE)
     assert WHY["gone"] in str(containerd.failure("gone-slice", parent=SLICE))
     # runc says what is wrong where the parent is none for systemd.
-    assert 'expected cgroupsPath to be of format "slice:prefix:name"' in str(containerd.failure("slice"))
+    assert 'expected cgroupsPath to be of format "slice:prefix:name"' in str(
+        containerd.failure("slice")
+    )
     containerd.assert_nothing_left(before)
 
 
@@ -442,7 +460,10 @@ def crio_config(manager: str = "systemd") -> str:
     text = f'[crio.runtime]\ncgroup_manager = "{manager}"\n'
     text += f'conmon_cgroup = "{"pod" if manager == "cgroupfs" else SLICE}"\n'
     for name, binary in BINARIES.items():
-        text += f'[crio.runtime.runtimes.{name}]\nruntime_path = "{binary}"\nruntime_root = "/run/runc"\n'
+        text += (
+            f'[crio.runtime.runtimes.{name}]\nruntime_path = "{binary}"\nruntime_root ='
+            ' "/run/runc"\n'
+        )
         text += 'monitor_path = "/usr/libexec/crio/conmon"\n'
     return text
 
@@ -470,7 +491,12 @@ def bare_crio(request: pytest.FixtureRequest, source: Path) -> Iterator[Place]:
         nodes.path(booted, GONE).unlink()
         socket = nodes.path(booted, crio.SOCKET)
         yield Place(
-            node=booted, socket=socket, unit="crio", parent=SLICE, mounts=CRIO_MOUNTS, options=options
+            node=booted,
+            socket=socket,
+            unit="crio",
+            parent=SLICE,
+            mounts=CRIO_MOUNTS,
+            options=options,
         )
 
 
@@ -552,7 +578,9 @@ def test_crio_is_verified_by_default(crio_place: Place) -> None:
 
 def test_wrong_parent_is_told_by_crio(crio_place: Place) -> None:
     told = str(crio_place.failure("nvidia", parent=""))
-    assert "cri-o configured with systemd cgroup manager, but did not receive slice as parent" in told
+    assert (
+        "cri-o configured with systemd cgroup manager, but did not receive slice as parent" in told
+    )
 
 
 def test_pod_of_crio_without_systemd(crio_place: Place) -> None:
@@ -594,9 +622,13 @@ def docker(request: pytest.FixtureRequest, source: Path) -> Iterator[Place]:
         options = install(booted, source, "docker", DOCKER_MOUNTS, "/runtime/sock-dir/docker.sock")
         nodes.path(booted, GONE).unlink()
         info = docker_info(booted)
-        real.USED.add(f"dockerd {info['ServerVersion']}, handlers tried on a booted {booted.suite} node")
+        real.USED.add(
+            f"dockerd {info['ServerVersion']}, handlers tried on a booted {booted.suite} node"
+        )
         socket = nodes.path(booted, nodes.SOCKETS["docker"])
-        place = Place(node=booted, socket=socket, unit="docker", mounts=DOCKER_MOUNTS, options=options)
+        place = Place(
+            node=booted, socket=socket, unit="docker", mounts=DOCKER_MOUNTS, options=options
+        )
         try:
             place.start("runc")
         except StepError as error:
@@ -643,7 +675,9 @@ def test_container_of_a_killed_run_goes(docker: Place, monkeypatch: pytest.Monke
         # As far as a run comes that is killed before it could clear up.
         patch.setattr(smoke_test, "delete", lambda *_: None)
         docker.start("nvidia")
-    assert run(docker.node, "docker ps --all --format '{{.Names}}'") == "nvidia-toolkit-check-nvidia\n"
+    assert (
+        run(docker.node, "docker ps --all --format '{{.Names}}'") == "nvidia-toolkit-check-nvidia\n"
+    )
     left = docker.traces()
     assert {key for key in before if left[key] != before[key]} == {"containers", "images", "files"}
     docker.start("nvidia-cdi")
@@ -656,7 +690,9 @@ def test_docker_is_verified_by_default(docker: Place) -> None:
     names = "docker ps --all --format '{{.Names}}'; docker images --format '{{.Repository}}'"
     try:
         is_verified_by_default(docker)
-        leaves_nothing_when_killed(docker, lambda: "nvidia-toolkit-check" in run(docker.node, names))
+        leaves_nothing_when_killed(
+            docker, lambda: "nvidia-toolkit-check" in run(docker.node, names)
+        )
         docker.tool("run", "--no-daemon")
     finally:
         nodes.path(docker.node, GONE).unlink()
@@ -668,9 +704,13 @@ def test_container_that_hangs_is_told_and_goes_with_the_next_try(docker: Place) 
     begun = time.monotonic()
     error = docker.failure("hangs", timeout=3)
     assert time.monotonic() - begun < 3.5
-    assert str(error) == "no container starts through the handler hangs: did not finish within 2.0 s"
+    assert (
+        str(error) == "no container starts through the handler hangs: did not finish within 2.0 s"
+    )
     # dockerd goes on with it although nobody waits any more, and removes nothing meanwhile. Other
     # handlers can be tried, and the next try of this one clears up.
     docker.start("nvidia")
-    assert "no container starts through the handler hangs" in str(docker.failure("hangs", timeout=60))
+    assert "no container starts through the handler hangs" in str(
+        docker.failure("hangs", timeout=60)
+    )
     docker.assert_nothing_left(before)

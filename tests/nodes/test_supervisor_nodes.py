@@ -32,7 +32,8 @@ KINDS: Final = {
 NAMES: Final = sorted(f"{kind}.service" for kind in KINDS)
 NOTHING: Final = "nothing is known to start it again"
 CHOICES: Final = (
-    "(use --restart-mode none and restart it yourself, or --restart-mode signal if something does start it)"
+    "(use --restart-mode none and restart it yourself, or --restart-mode signal if something does"
+    " start it)"
 )
 AGENT: Final = """#!/bin/sh
 # A node agent that starts containerd once and has other things to do.
@@ -68,7 +69,11 @@ class Tool:
 
     def __init__(self, node: Node, source: Path) -> None:
         self.node = node
-        self.options = ["--runtime=containerd", f"--toolkit-source-root={source}", "--reload-timeout=20"]
+        self.options = [
+            "--runtime=containerd",
+            f"--toolkit-source-root={source}",
+            "--reload-timeout=20",
+        ]
 
     def __call__(
         self,
@@ -104,7 +109,9 @@ def depending(node: Node) -> dict[str, int]:
     """Start a unit with each kind of dependency; return the PIDs."""
     for kind, lines in KINDS.items():
         write_unit(
-            node, f"{kind}.service", f"[Unit]\n{lines}\n[Service]\nExecStart=/usr/bin/sleep infinity\n"
+            node,
+            f"{kind}.service",
+            f"[Unit]\n{lines}\n[Service]\nExecStart=/usr/bin/sleep infinity\n",
         )
     nodes.run(node, ["systemctl", "daemon-reload"])
     nodes.run(node, ["systemctl", "start", *NAMES])
@@ -160,7 +167,8 @@ def test_a_signal_to_a_unit_with_restart_no_is_followed_by_a_start(node: Node, t
     )
     said = tool("run", "--no-daemon", "--restart-mode=signal")
     assert (
-        f"SIGHUP would end containerd (PID {pid}), and {NOTHING}: containerd.service has Restart=no" in said
+        f"SIGHUP would end containerd (PID {pid}), and {NOTHING}: containerd.service has Restart=no"
+        in said
     )
     assert nodes.main_pid(node, "containerd") not in {0, pid}
     assert is_installed(node)
@@ -192,11 +200,15 @@ def started_by_agent(node: Node) -> int:
     return pid
 
 
-def test_the_unit_of_a_node_agent_is_not_restarted_for_its_containerd(node: Node, tool: Tool) -> None:
+def test_the_unit_of_a_node_agent_is_not_restarted_for_its_containerd(
+    node: Node, tool: Tool
+) -> None:
     pid = started_by_agent(node)
     agent = nodes.main_pid(node, "node-agent")
     plan = tool("plan")
-    assert f"SIGHUP would end containerd (PID {pid}), and {NOTHING}: PID {pid} was started in" in plan
+    assert (
+        f"SIGHUP would end containerd (PID {pid}), and {NOTHING}: PID {pid} was started in" in plan
+    )
     assert f"node-agent.service, but is not its service: the main process is PID {agent}" in plan
     assert "node-agent.service to restart" not in plan
     for mode in ("auto", "systemd"):
@@ -206,7 +218,9 @@ def test_the_unit_of_a_node_agent_is_not_restarted_for_its_containerd(node: Node
     assert nodes.main_pid(node, "node-agent") == agent
     assert not is_installed(node)
     found = problems(tool)
-    assert any(each.startswith("nothing is known to start containerd again if it ends") for each in found)
+    assert any(
+        each.startswith("nothing is known to start containerd again if it ends") for each in found
+    )
 
 
 def killed_after_the_signal(node: Node, tool: Tool) -> None:
@@ -221,8 +235,12 @@ def killed_after_the_signal(node: Node, tool: Tool) -> None:
     assert (stat.S_IMODE(saved.st_mode), saved.st_uid) == (0o600, 0)
 
 
-@pytest.mark.parametrize("killed", [False, True], ids=["in one run", "by the run after a killed one"])
-def test_the_containerd_of_a_node_agent_is_started_as_it_was(node: Node, tool: Tool, *, killed: bool) -> None:
+@pytest.mark.parametrize(
+    "killed", [False, True], ids=["in one run", "by the run after a killed one"]
+)
+def test_the_containerd_of_a_node_agent_is_started_as_it_was(
+    node: Node, tool: Tool, *, killed: bool
+) -> None:
     pid = started_by_agent(node)
     agent = nodes.main_pid(node, "node-agent")
     group = nodes.path(node, f"/proc/{pid}/cgroup").read_text(encoding="utf-8")
@@ -246,19 +264,29 @@ def test_the_containerd_of_a_node_agent_is_started_as_it_was(node: Node, tool: T
     assert tool("status").startswith("in sync\nready\n")
 
 
-def test_a_pod_with_few_capabilities_does_not_end_what_only_it_could_start(node: Node, tool: Tool) -> None:
+def test_a_pod_with_few_capabilities_does_not_end_what_only_it_could_start(
+    node: Node, tool: Tool
+) -> None:
     pid = started_by_agent(node)
     few = containers.FEW
     said = tool("run", "--no-daemon", "--restart-mode=signal", code=4, capabilities=few)
-    assert "it cannot be started from here, because it has capabilities that this process lacks" in said
-    assert "(the pod needs `privileged: true`; or use --restart-mode none and restart it yourself)" in said
+    assert (
+        "it cannot be started from here, because it has capabilities that this process lacks"
+        in said
+    )
+    assert (
+        "(the pod needs `privileged: true`; or use --restart-mode none and restart it yourself)"
+        in said
+    )
     assert containerds(node) == [pid]
     assert not is_installed(node)
     tool("run", "--no-daemon", "--restart-mode=none", capabilities=few)
     assert is_installed(node)
 
 
-@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare: apt-get install util-linux")
+@pytest.mark.skipif(
+    shutil.which("unshare") is None, reason="needs unshare: apt-get install util-linux"
+)
 def test_a_containerd_in_namespaces_of_its_own_is_left_to_the_user(node: Node, tool: Tool) -> None:
     nodes.run(node, ["systemctl", "disable", "--now", "containerd"])
     nodes.run(
@@ -277,7 +305,9 @@ def test_a_containerd_in_namespaces_of_its_own_is_left_to_the_user(node: Node, t
 
 
 @every_suite
-def test_units_that_depend_on_the_runtime_are_named_and_keep_running(node: Node, tool: Tool) -> None:
+def test_units_that_depend_on_the_runtime_are_named_and_keep_running(
+    node: Node, tool: Tool
+) -> None:
     before, pid = depending(node), nodes.main_pid(node, "containerd")
     assert sorted(before) == NAMES
     plan = tool("plan")
@@ -286,7 +316,10 @@ def test_units_that_depend_on_the_runtime_are_named_and_keep_running(node: Node,
     assert f"# {alone}: {units}\n" in plan
     assert "containerd.service to restart (unavailable for about 0.1 s)" in plan
     said = tool("run", "--no-daemon")
-    assert f"restarting containerd.service alone: the units that depend on it keep running: {units}\n" in said
+    assert (
+        f"restarting containerd.service alone: the units that depend on it keep running: {units}\n"
+        in said
+    )
     assert nodes.main_pid(node, "containerd") not in {0, pid}
     assert pids(node) == before
     assert f"a restart of containerd.service also restarts or stops {units}" in problems(tool)
@@ -328,11 +361,14 @@ def test_a_signal_takes_the_units_along_and_they_run_again(node: Node, tool: Too
     plan = tool("plan", "--restart-mode=signal")
     units = ", ".join(NAMES)
     assert (
-        f"# systemd restarts or stops the units that depend on containerd.service as well: {units}\n" in plan
+        "# systemd restarts or stops the units that depend on containerd.service as well:"
+        f" {units}\n" in plan
     )
     assert "unavailable for" not in plan
     said = tool("run", "--no-daemon", "--restart-mode=signal")
-    assert f"systemd restarts or stops the units that depend on containerd.service: {units}\n" in said
+    assert (
+        f"systemd restarts or stops the units that depend on containerd.service: {units}\n" in said
+    )
     after = pids(node)
     assert sorted(after) == NAMES
     assert after["binds-to.service"] != before["binds-to.service"]
@@ -374,7 +410,16 @@ def docker_container(node: Node) -> str:
     nodes.run(node, ["docker", "load", "--input", "/run/image.tar"])
     done = nodes.run(
         node,
-        ["docker", "run", "--detach", "--network=none", "--name=survivor", "test:1", "sleep", "600"],
+        [
+            "docker",
+            "run",
+            "--detach",
+            "--network=none",
+            "--name=survivor",
+            "test:1",
+            "sleep",
+            "600",
+        ],
         check=False,
     )
     if done.returncode != 0:

@@ -213,7 +213,9 @@ def test_restarts_by_others_in_between_leave_nothing_mixed(
     with bench.sick(fault) if is_sick else contextlib.nullcontext():
         others = threading.Thread(target=restart_often, args=(bench, pause))
         others.start()
-        done = bench.run("run", "--no-daemon", "--reload-timeout=20", *(fault.options if is_sick else ()))
+        done = bench.run(
+            "run", "--no-daemon", "--reload-timeout=20", *(fault.options if is_sick else ())
+        )
         others.join()
         assert done.returncode in ({4, 6} if is_sick else {0, 4, 6}), done.stderr
         nodes.wait_for(bench.node, bench.is_well)

@@ -21,12 +21,16 @@ pytestmark = [pytest.mark.node, pytest.mark.timeout(300)]
 
 INSTALL_DIR: Final = "/usr/local/nvidia"
 SETTING: Final = "/etc/systemd/system/containerd.service.d/hide.conf"
-UNSEEN: Final = f"does not see --toolkit-install-dir={INSTALL_DIR}: in its mount namespace that path "
+UNSEEN: Final = (
+    f"does not see --toolkit-install-dir={INSTALL_DIR}: in its mount namespace that path "
+)
 HIDDEN: Final = {
     f"TemporaryFileSystem={INSTALL_DIR}": f"{UNSEEN}is another directory",
     "TemporaryFileSystem=/usr/local": f"{UNSEEN}does not exist",
     f"InaccessiblePaths={INSTALL_DIR}": f"{UNSEEN}is another directory",
-    f"NoExecPaths={INSTALL_DIR}": f"can run no program in {INSTALL_DIR}: its file system is mounted noexec",
+    f"NoExecPaths={INSTALL_DIR}": (
+        f"can run no program in {INSTALL_DIR}: its file system is mounted noexec"
+    ),
 }
 
 
@@ -73,7 +77,9 @@ def test_a_unit_that_hides_the_toolkit(node: Node, source: Path, setting: str) -
     assert picture(node) == before
 
 
-def test_an_install_directory_that_the_operators_container_does_not_mount(node: Node, source: Path) -> None:
+def test_an_install_directory_that_the_operators_container_does_not_mount(
+    node: Node, source: Path
+) -> None:
     """Case 06: the files would lie in the container, and every new pod of the node would fail."""
     set_unit(node, "")
     rendered = gpu_operator.render(

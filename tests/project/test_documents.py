@@ -67,7 +67,9 @@ def test_the_versions_of_containerd_are_those_that_are_tested() -> None:
 @pytest.mark.parametrize("document", documents.DOCUMENTS, ids=lambda path: path.name)
 def test_every_block_belongs_to_a_class(document: Path) -> None:
     strange = [
-        f"{b.place}: {b.kind!r}" for b in documents.blocks(document) if b.kind not in documents.CLASSES
+        f"{b.place}: {b.kind!r}"
+        for b in documents.blocks(document)
+        if b.kind not in documents.CLASSES
     ]
     assert strange == [], "CONTRIBUTING.md lists the classes"
 
@@ -96,7 +98,9 @@ def test_make_and_pytest_know_what_is_named(block: Block) -> None:
         words = shlex.split(command, comments=True)
         if words[:3] == [".venv/bin/python", "-m", "pytest"]:
             collect = [sys.executable, *words[1:], "--collect-only", "--quiet"]
-            subprocess.run(collect, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+            subprocess.run(
+                collect, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+            )
             continue
         assert words[0] == "make", command
         subprocess.run(
@@ -108,7 +112,9 @@ def test_the_plan_in_the_readme_is_the_one_that_is_printed() -> None:
     [shown] = [b.text for b in documents.blocks(ROOT / "README.md") if "--- /src/" in b.text]
     config = ROOT / "examples/containerd/config.toml"
     done = fake_node.done("plan", "--diff=full", "--runtime", "containerd", "--config", str(config))
-    diff = "".join(line for line in done.stdout.splitlines(keepends=True) if not line.startswith("#"))
+    diff = "".join(
+        line for line in done.stdout.splitlines(keepends=True) if not line.startswith("#")
+    )
     assert diff.replace(str(ROOT), "/src/nvidia-toolkit") == shown
 
 
@@ -119,24 +125,34 @@ def test_the_plan_in_the_readme_is_the_one_that_is_printed() -> None:
     "block", [b for name in documents.SHELL for b in documents.of_kind(f"sh {name}")], ids=named
 )
 def test_the_shell_and_the_command_line_take_it(block: Block) -> None:
-    subprocess.run(["bash", "-n", "-c", block.text], capture_output=True, text=True, timeout=20, check=True)
+    subprocess.run(
+        ["bash", "-n", "-c", block.text], capture_output=True, text=True, timeout=20, check=True
+    )
     for words in ours(block):
         parse(words)
 
 
 def test_the_image_has_the_arguments() -> None:
-    known = set(re.findall(r"^ARG (\w+)", (ROOT / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE))
+    known = set(
+        re.findall(r"^ARG (\w+)", (ROOT / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)
+    )
     given = {
-        arg for b in documents.of_kind("sh image") for arg in re.findall(r"--build-arg[ =](\w+)", b.text)
+        arg
+        for b in documents.of_kind("sh image")
+        for arg in re.findall(r"--build-arg[ =](\w+)", b.text)
     }
     assert given <= known
 
 
 @pytest.mark.parametrize("block", documents.of_kind("sh operator"), ids=named)
 def test_the_operator_is_given_variables_that_there_are(block: Block) -> None:
-    keys = [key for command in block.commands for key in values(shlex.split(command, comments=True))]
+    keys = [
+        key for command in block.commands for key in values(shlex.split(command, comments=True))
+    ]
     assert keys
-    assert [key for key in keys if key.partition(".")[0] not in {"cdi", "operator", "toolkit"}] == []
+    assert [
+        key for key in keys if key.partition(".")[0] not in {"cdi", "operator", "toolkit"}
+    ] == []
     assert set(re.findall(r"\.name=(\w+)", block.text)) <= VARIABLES
 
 
@@ -144,7 +160,9 @@ def test_the_operator_is_given_variables_that_there_are(block: Block) -> None:
     "block", [*documents.of_kind("sh cluster"), *documents.of_kind("sh fleet")], ids=named
 )
 def test_the_chart_has_the_values(block: Block) -> None:
-    keys = [key for command in block.commands for key in values(shlex.split(command, comments=True))]
+    keys = [
+        key for command in block.commands for key in values(shlex.split(command, comments=True))
+    ]
     if keys or "helm " in block.text:
         [path] = (ROOT / "deploy/helm").glob("*/values.schema.json")
         schema = json.loads(path.read_text(encoding="utf-8"))
@@ -166,7 +184,9 @@ def test_data_and_code_can_be_read(block: Block) -> None:
 
 def test_a_manifest_sets_variables_that_there_are() -> None:
     given = {
-        name for b in documents.of_kind("yaml") for name in re.findall(r"name: ([A-Z][A-Z0-9_]+)\b", b.text)
+        name
+        for b in documents.of_kind("yaml")
+        for name in re.findall(r"name: ([A-Z][A-Z0-9_]+)\b", b.text)
     }
     assert given <= VARIABLES
 

@@ -78,7 +78,11 @@ def test_the_manual_page_is_one() -> None:
     )  # fmt: skip
     assert shown.stderr == ""
     flat = re.sub(r"\s+", "", shown.stdout)
-    lost = [row.name for row in SETTINGS if row.flags[0] not in flat or row.help.replace(" ", "") not in flat]
+    lost = [
+        row.name
+        for row in SETTINGS
+        if row.flags[0] not in flat or row.help.replace(" ", "") not in flat
+    ]
     assert lost == []
 
 
@@ -114,7 +118,9 @@ def test_no_path_of_a_machine_is_in_the_tree() -> None:
 def test_every_test_that_the_documents_name_exists() -> None:
     named = set()
     for path in (ROOT / "docs").rglob("*.md"):
-        named |= set(re.findall(r"`(tests/[\w/]+(?:\.py)?)(?:::(\w+))?`", path.read_text(encoding="utf-8")))
+        named |= set(
+            re.findall(r"`(tests/[\w/]+(?:\.py)?)(?:::(\w+))?`", path.read_text(encoding="utf-8"))
+        )
     assert len(named) > 20
     missing = [
         f"{file}::{name}"

@@ -59,7 +59,9 @@ def in_code() -> set[str]:
 def rows() -> list[list[str]]:
     lines = TABLE.read_text(encoding="utf-8").splitlines()
     cells = [
-        [cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| `")
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in lines
+        if line.startswith("| `")
     ]
     return [row for row in cells if ".py:" in row[0]]
 

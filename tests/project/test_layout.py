@@ -37,7 +37,11 @@ def test_a_folder_is_small(folder: Path) -> None:
 def test_a_package_says_what_it_may_import_and_where_to_start(folder: Path) -> None:
     text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))) or ""
     assert "\nMay import" in text
-    starts = [line for line in text.replace(", then\n", ", then ").splitlines() if "tart reading at" in line]
+    starts = [
+        line
+        for line in text.replace(", then\n", ", then ").splitlines()
+        if "tart reading at" in line
+    ]
     assert starts
     named = [word.strip("(),.") for word in starts[0].split() if word.strip("(),.").endswith(".py")]
     assert named
@@ -47,7 +51,9 @@ def test_a_package_says_what_it_may_import_and_where_to_start(folder: Path) -> N
 
 def test_no_modules_import_each_other() -> None:
     graph = grimp.build_graph("runtimes", "toolkit", include_external_packages=False)
-    assert cycle({each: graph.find_modules_directly_imported_by(each) for each in graph.modules}) == []
+    assert (
+        cycle({each: graph.find_modules_directly_imported_by(each) for each in graph.modules}) == []
+    )
 
 
 def test_a_cycle_is_found() -> None:

@@ -22,7 +22,9 @@ from runtimes.formats import json_scanner, toml_scanner
 from toolkit import redact
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = sorted(path for package in ("runtimes", "toolkit") for path in (ROOT / package).rglob("*.py"))
+FILES = sorted(
+    path for package in ("runtimes", "toolkit") for path in (ROOT / package).rglob("*.py")
+)
 PARSER = importlib.import_module("re._parser")  # the way `re` itself reads an expression
 SINGLE = {"LITERAL", "NOT_LITERAL", "ANY", "IN"}
 
@@ -31,7 +33,9 @@ Items = Sequence[tuple[Any, Any]]
 
 def wrong_groups(expression: re.Pattern[str] | re.Pattern[bytes] | str) -> int:
     """Return how many possessive groups an expression has that not every Python matches rightly."""
-    flags, text = (0, expression) if isinstance(expression, str) else (expression.flags, expression.pattern)
+    flags, text = (
+        (0, expression) if isinstance(expression, str) else (expression.flags, expression.pattern)
+    )
     if isinstance(text, bytes):
         text, flags = text.decode("latin-1"), flags & ~re.ASCII
     return sum(not is_right(body) for body in possessive(PARSER.parse(text, flags)))

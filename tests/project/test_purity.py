@@ -31,11 +31,13 @@ _FORBIDDEN: Final = (
     "ctypes.",
 )
 _ROOT: Final = (
-    b'version = 2\n[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]\nruntime_type = ""\n'
+    b'version = 2\n[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]\nruntime_type ='
+    b' ""\n'
 )
 _MODERN: Final = (
-    'version = 3\nimports = []\n[plugins."io.containerd.cri.v1.runtime".containerd]\n'
-    'default_runtime_name = "runc"\n[plugins."io.containerd.cri.v1.runtime".cni]\nconf_dir = "/probe/root"\n'
+    "version = 3\nimports ="
+    ' []\n[plugins."io.containerd.cri.v1.runtime".containerd]\ndefault_runtime_name ='
+    ' "runc"\n[plugins."io.containerd.cri.v1.runtime".cni]\nconf_dir = "/probe/root"\n'
 )
 
 

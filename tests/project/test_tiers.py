@@ -16,7 +16,9 @@ STARTS = {"cli", "done", "started", "on_terminal", "daemon"}
 PREPARED = frozenset({"binaries", "cluster", "crio", "images"})
 """Modules of tests/support for what is downloaded or built first."""
 
-EVERYWHERE = frozenset({"bash", "cp", "ls", "mkfifo", "mount", "nsenter", "sh", "umount", "unshare"})
+EVERYWHERE = frozenset(
+    {"bash", "cp", "ls", "mkfifo", "mount", "nsenter", "sh", "umount", "unshare"}
+)
 """Programs of packages that Debian calls essential, and mount: the bare machine has no more."""
 
 
@@ -24,7 +26,9 @@ def upper_bounds(source: str) -> list[str]:
     """Return the tests and helpers with an upper bound on time that are not marked `timing`."""
     found = []
     for function in ast.parse(source).body:
-        nodes = [function, *ast.walk(function)] if isinstance(function, ast.ClassDef) else [function]
+        nodes = (
+            [function, *ast.walk(function)] if isinstance(function, ast.ClassDef) else [function]
+        )
         functions = [node for node in nodes if isinstance(node, ast.FunctionDef)]
         found += [each.name for each in functions if not _is_marked(each) and _bounds(each)]
     return found
@@ -43,7 +47,9 @@ def _bounds(function: ast.FunctionDef) -> bool:
             if isinstance(node, ast.Compare):
                 sides = [node.left, *node.comparators]
                 below = (side for side, op in zip(sides, node.ops, strict=False) if _is_less(op))
-                above = (side for side, op in zip(sides[1:], node.ops, strict=False) if _is_greater(op))
+                above = (
+                    side for side, op in zip(sides[1:], node.ops, strict=False) if _is_greater(op)
+                )
                 if any(_is_time(side, names) for side in (*below, *above)):
                     return True
     return False
@@ -133,13 +139,18 @@ def test_a_functional_test_needs_nothing_that_is_built(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [*sorted((ROOT / "tests/functional").glob("*.py")), *sorted((ROOT / "tests/support").glob("fake_*.py"))],
+    [
+        *sorted((ROOT / "tests/functional").glob("*.py")),
+        *sorted((ROOT / "tests/support").glob("fake_*.py")),
+    ],
     ids=lambda path: path.name,
 )
 def test_a_functional_test_starts_what_every_machine_has(path: Path) -> None:
     """Any other program needs `needs_program`, so that the final table names its package."""
     source = path.read_text(encoding="utf-8")
-    assert {name for name in started(source) if f'needs_program("{name}"' not in source} <= EVERYWHERE
+    assert {
+        name for name in started(source) if f'needs_program("{name}"' not in source
+    } <= EVERYWHERE
 
 
 def test_a_program_that_is_started_is_found() -> None:
@@ -149,13 +160,19 @@ def test_a_program_that_is_started_is_found() -> None:
 
 def started(source: str) -> set[str]:
     """Return the programs that a test starts by their names."""
-    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call) and node.args]
+    calls = [
+        node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call) and node.args
+    ]
     commands = [call.args[0] for call in calls if ast.unparse(call.func).startswith("subprocess.")]
-    first = [word.elts[0] for word in commands if isinstance(word, ast.List | ast.Tuple) and word.elts]
+    first = [
+        word.elts[0] for word in commands if isinstance(word, ast.List | ast.Tuple) and word.elts
+    ]
     return {str(word.value) for word in first if isinstance(word, ast.Constant)}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "tests/unit").glob("test_*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "tests/unit").glob("test_*.py")), ids=lambda path: path.name
+)
 def test_a_unit_test_starts_no_program_and_measures_no_time(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     modules, imported = set(), set()
@@ -180,7 +197,9 @@ def test_no_test_replaces_what_is_private(path: Path) -> None:
 
 def test_a_replaced_private_name_is_found() -> None:
     assert patched('patch.setattr(files, "_lease", lambda *_: False)') == ["files._lease"]
-    assert patched('monkeypatch.setattr("toolkit.node.files._lease", None)') == ["toolkit.node.files._lease"]
+    assert patched('monkeypatch.setattr("toolkit.node.files._lease", None)') == [
+        "toolkit.node.files._lease"
+    ]
 
 
 def patched(source: str) -> list[str]:

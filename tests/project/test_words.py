@@ -13,10 +13,15 @@ from typing import Final
 import pytest
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-CODE: Final = sorted(path for package in ("runtimes", "toolkit") for path in (ROOT / package).rglob("*.py"))
+CODE: Final = sorted(
+    path for package in ("runtimes", "toolkit") for path in (ROOT / package).rglob("*.py")
+)
 DOCUMENTS: Final = [
     *sorted((ROOT / "docs").rglob("*.md")),
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "deploy/helm/nvidia-toolkit/values.yaml")),
+    *(
+        ROOT / name
+        for name in ("README.md", "CONTRIBUTING.md", "deploy/helm/nvidia-toolkit/values.yaml")
+    ),
 ]
 PRIVATE: Final = (
     r"told",
@@ -67,7 +72,9 @@ def texts(source: str) -> Iterator[tuple[int, str]]:
 def private_words(lines: Iterator[tuple[int, str]]) -> list[str]:
     """Return the private words in some lines, each with its place."""
     return [
-        f"{number}: {word[0]}: {line.strip()}" for number, line in lines for word in _PRIVATE.finditer(line)
+        f"{number}: {word[0]}: {line.strip()}"
+        for number, line in lines
+        for word in _PRIVATE.finditer(line)
     ]
 
 
@@ -106,7 +113,9 @@ def complaints(path: Path) -> list[str]:
     return private_words(outside_of_words(text))
 
 
-@pytest.mark.parametrize("path", [*CODE, *DOCUMENTS], ids=lambda path: path.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize(
+    "path", [*CODE, *DOCUMENTS], ids=lambda path: path.relative_to(ROOT).as_posix()
+)
 def test_it_is_plain_english(path: Path) -> None:
     assert complaints(path) == []
 

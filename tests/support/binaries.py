@@ -96,7 +96,9 @@ def load(binary: Binary, config: str, files: frozenset[tuple[str, bytes]]) -> Bi
 
     Nothing of the program has a hand in it: it is what the program's own staging is held against.
     """
-    root, program = (binary.root, "") if binary.root != Path("/") else (_image("trixie"), binary.path)
+    root, program = (
+        (binary.root, "") if binary.root != Path("/") else (_image("trixie"), binary.path)
+    )
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as archive:
         for path, data in sorted(files):

@@ -109,7 +109,9 @@ def _build(scratch: Path, missing: Sequence[str]) -> None:
     )
     wanted = [f"k8s.io/kubernetes v{VERSION}", *(f"{part} v0{VERSION[1:]}" for part in parts)]
     lines = "".join(f"\t{line}\n" for line in wanted)
-    (scratch / "go.mod").write_text(f"module cluster\n\ngo 1.26.0\n\nrequire (\n{lines})\n", encoding="utf-8")
+    (scratch / "go.mod").write_text(
+        f"module cluster\n\ngo 1.26.0\n\nrequire (\n{lines})\n", encoding="utf-8"
+    )
     version = "k8s.io/component-base/version"
     major, minor, _ = VERSION.split(".")
     told = {"gitVersion": f"v{VERSION}", "gitMajor": major, "gitMinor": minor}
@@ -166,7 +168,9 @@ class Cluster:
         self.enter = ("nsenter", f"--target={node.pid}", "--net", "--")
         self.processes: list[subprocess.Popen[bytes]] = []
 
-    def kubectl(self, *words: str, check: bool = True, text: str = "") -> subprocess.CompletedProcess[str]:
+    def kubectl(
+        self, *words: str, check: bool = True, text: str = ""
+    ) -> subprocess.CompletedProcess[str]:
         """Run kubectl; refuse its failure, unless told otherwise."""
         done = subprocess.run(
             (*self.enter, str(programs() / "kubectl"), f"--kubeconfig={self.kubeconfig}", *words),
@@ -273,7 +277,9 @@ class Cluster:
             "--unsafe-no-fsync",
         )
         pki = self.home / "pki"
-        (self.home / "tokens.csv").write_text(f'{_TOKEN},admin,admin,"system:masters"\n', encoding="utf-8")
+        (self.home / "tokens.csv").write_text(
+            f'{_TOKEN},admin,admin,"system:masters"\n', encoding="utf-8"
+        )
         self._run(
             "kube-apiserver",
             "--etcd-servers=http://127.0.0.1:2379",

@@ -78,7 +78,13 @@ _CLONE_NEWNET: Final = 0x40000000
 _PR_SET_PDEATHSIG: Final = 1
 _PR_CAPBSET_DROP: Final = 24
 _PR_SET_NO_NEW_PRIVS: Final = 38
-CAPABILITIES: Final = {"CHOWN": 0, "DAC_OVERRIDE": 1, "SYS_CHROOT": 18, "SYS_PTRACE": 19, "SYS_ADMIN": 21}
+CAPABILITIES: Final = {
+    "CHOWN": 0,
+    "DAC_OVERRIDE": 1,
+    "SYS_CHROOT": 18,
+    "SYS_PTRACE": 19,
+    "SYS_ADMIN": 21,
+}
 """The numbers of the capabilities that a container may be given."""
 FEW: Final = ("CHOWN", "DAC_OVERRIDE", "SYS_CHROOT", "SYS_PTRACE")
 """What the chart gives by default."""
@@ -187,7 +193,9 @@ class Pod:
 def is_whole(node: Node) -> bool:
     """Return whether containerd loads its configuration and all our programs in it can be run."""
     text = path(node, "/etc/containerd/config.toml").read_text(encoding="utf-8")
-    named = [line.split('"')[1] for line in text.splitlines() if "/usr/local/nvidia/toolkit" in line]
+    named = [
+        line.split('"')[1] for line in text.splitlines() if "/usr/local/nvidia/toolkit" in line
+    ]
     found = [run(node, ("test", "-x", binary), check=False).returncode == 0 for binary in named]
     return all(found) and run(node, ("containerd", "config", "dump"), check=False).returncode == 0
 

@@ -130,7 +130,9 @@ def prepare_images(node: Node) -> None:
     if known.exists() and containers.IMAGE in known.read_text(encoding="utf-8"):
         return
     if nodes.is_active(node, "crio"):
-        raise NodeError("images are prepared before CRI-O starts: it does not expect its store to change")
+        raise NodeError(
+            "images are prepared before CRI-O starts: it does not expect its store to change"
+        )
     busybox = nodes.path(node, "/usr/bin/busybox").read_bytes()
     shutil.copytree(_store(busybox), nodes.path(node, _STORE), symlinks=True, dirs_exist_ok=True)
 
@@ -157,7 +159,9 @@ def hang_up(node: Node) -> None:
 
 def log(node: Node) -> str:
     """Return what CRI-O wrote since it was started last, and systemd about it."""
-    shown = nodes.run(node, ("systemctl", "show", "--property=InvocationID", "--value", "crio")).stdout
+    shown = nodes.run(
+        node, ("systemctl", "show", "--property=InvocationID", "--value", "crio")
+    ).stdout
     nodes.run(node, ("journalctl", "--sync"))
     words = ("journalctl", "--output=cat", f"_SYSTEMD_INVOCATION_ID={shown.strip()}")
     return nodes.run(node, words, check=False).stdout
@@ -189,10 +193,16 @@ def why_no_pods(node: Node) -> str | None:
         done = run_pod(node, handler="", argv=("true",))
     except NodeError as error:
         return f"this machine lets CRI-O on {node.suite} run no pods: {error}"
-    return None if done.exit_code == 0 else f"a pod of CRI-O on {node.suite} ended with {done.exit_code}"
+    return (
+        None
+        if done.exit_code == 0
+        else f"a pod of CRI-O on {node.suite} ended with {done.exit_code}"
+    )
 
 
-def run_pod(node: Node, *, handler: str, argv: Sequence[str], timeout: float = 60, **more: Any) -> PodResult:
+def run_pod(
+    node: Node, *, handler: str, argv: Sequence[str], timeout: float = 60, **more: Any
+) -> PodResult:
     """Run a command in a pod of a runtime handler, as kubelet does; "" is the default handler."""
     more |= {"socket": SOCKET, "cgroup_parent": _cgroup_parent(node)}
     return containers.run_pod(node, handler=handler, argv=argv, timeout=timeout, **more)
@@ -246,7 +256,9 @@ def _build(out: Path, names: Sequence[str]) -> None:
         _make((*words, "-o", str(out / "crio"), "./cmd/crio"), cwd=source, env={"CGO_ENABLED": "1"})
     if "pinns" in names:
         files = sorted(str(file) for file in (source / "pinns/src").glob("*.c"))
-        _make(("gcc", "-std=c99", "-Os", "-s", "-static", "-o", str(out / "pinns"), *files), cwd=out)
+        _make(
+            ("gcc", "-std=c99", "-Os", "-s", "-static", "-o", str(out / "pinns"), *files), cwd=out
+        )
     if "crio.service" in names:
         (out / "crio.service").write_bytes((source / "contrib/systemd/crio.service").read_bytes())
 

@@ -133,8 +133,11 @@ def k0s(drop_ins: Mapping[str, bytes], *, before_136: bool) -> dict[str, bytes]:
     managed = b"# k0s_managed=true\n"
     if not before_136:
         return {
-            "/etc/k0s/containerd.toml": managed + b'version = 3\nimports = ["/etc/k0s/containerd.d/*.toml"]\n'
-            b"[plugins.'io.containerd.cri.v1.images'.pinned_images]\nsandbox = \"quay.io/k0s/pause:3.10\"\n",
+            "/etc/k0s/containerd.toml": (
+                managed + b"version = 3\nimports ="
+                b" [\"/etc/k0s/containerd.d/*.toml\"]\n[plugins.'io.containerd.cri.v1.images'.pinned_images]\nsandbox"
+                b' = "quay.io/k0s/pause:3.10"\n'
+            ),
         }
     cri = 'plugins."io.containerd.grpc.v1.cri"'
     text = (
@@ -148,15 +151,21 @@ def k0s(drop_ins: Mapping[str, bytes], *, before_136: bool) -> dict[str, bytes]:
         for key, item in _leaves(toml_editor.tree(data, path)):
             document = toml_editor.put(document, key, item)
     return {
-        "/etc/k0s/containerd.toml": managed + b'version = 2\nimports = ["/run/k0s/containerd-cri.toml"]\n',
+        "/etc/k0s/containerd.toml": (
+            managed + b'version = 2\nimports = ["/run/k0s/containerd-cri.toml"]\n'
+        ),
         "/run/k0s/containerd-cri.toml": document.encode(),
     }
 
 
-def _leaves(tree: Mapping[str, object], prefix: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], object]]:
+def _leaves(
+    tree: Mapping[str, object], prefix: tuple[str, ...] = ()
+) -> list[tuple[tuple[str, ...], object]]:
     found: list[tuple[tuple[str, ...], object]] = []
     for name, item in tree.items():
-        found += _leaves(item, (*prefix, name)) if isinstance(item, dict) else [((*prefix, name), item)]
+        found += (
+            _leaves(item, (*prefix, name)) if isinstance(item, dict) else [((*prefix, name), item)]
+        )
     return found
 
 

@@ -52,7 +52,9 @@ def blocks(document: Path) -> Iterator[Block]:
         if begun is None and fence:
             begun, held = (number, fence[2], fence[3].strip()), []
         elif begun is not None and fence and fence[2].startswith(begun[1]) and not fence[3].strip():
-            yield Block(document=document, line=begun[0], kind=begun[2], text="\n".join(held) + "\n")
+            yield Block(
+                document=document, line=begun[0], kind=begun[2], text="\n".join(held) + "\n"
+            )
             begun = None
         elif begun is not None:
             held.append(line)

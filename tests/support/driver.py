@@ -48,7 +48,9 @@ def make(root: Path, version: str = VERSION, *, nodes: bool = True) -> Path:
     fake_node.write_program(root / "usr/bin/nvidia-smi", "#!/bin/sh\necho made up\n")
     (root / "version").write_text(f"{version}\n", encoding="ascii")
     # The machine's own stay: runc and systemd look for them there.
-    devices = Path("/proc/devices").read_text(encoding="ascii").replace("Character devices:\n", _DEVICES)
+    devices = (
+        Path("/proc/devices").read_text(encoding="ascii").replace("Character devices:\n", _DEVICES)
+    )
     (root / "devices").write_text(devices, encoding="ascii")
     if nodes:
         for names, major in ((_NODES, _MAJOR), (_UVM, _MAJOR + 1)):

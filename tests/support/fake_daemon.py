@@ -74,7 +74,9 @@ _UNHEARD: Final = {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD, signal.SIGPIP
 _RUNTIME: Final = "/runtime.v1.RuntimeService/"
 _SERVICES: Final = (_RUNTIME, "/runtime.v1.ImageService/")
 _PLUGINS: Final = "/containerd.services.introspection.v1.Introspection/Plugins"
-_RUNC: Final = {"runc": {"runtime_type": "io.containerd.runc.v2", "options": {"SystemdCgroup": True}}}
+_RUNC: Final = {
+    "runc": {"runtime_type": "io.containerd.runc.v2", "options": {"SystemdCgroup": True}}
+}
 _IMAGE: Final = "registry.k8s.io/pause:3.8"
 # The newest first: what names the section of CRI, from version 3 of the config down to 1.
 _SECTIONS: Final = ("io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri", "cri")
@@ -267,7 +269,12 @@ class Pods:
 def _sandbox(key: str, *, name: str, namespace: str, label: str, value: str, handler: str) -> bytes:
     metadata = _field(1, name.encode()) + _field(3, namespace.encode())
     entry = _field(1, label.encode()) + _field(2, value.encode())
-    found = _field(1, key.encode()) + _field(2, metadata) + _field(5, entry) + _field(7, handler.encode())
+    found = (
+        _field(1, key.encode())
+        + _field(2, metadata)
+        + _field(5, entry)
+        + _field(7, handler.encode())
+    )
     return _field(1, found)
 
 
@@ -296,7 +303,9 @@ class Cri:
         """Return how the daemon has to be now."""
         said = self.said()
         regex = said.get("sick_if")
-        is_sick = regex is not None and re.search(regex.encode(), b"\n".join(self.texts)) is not None
+        is_sick = (
+            regex is not None and re.search(regex.encode(), b"\n".join(self.texts)) is not None
+        )
         found = {**MANNER, **said.get("well", {}), **(said.get("sick", {}) if is_sick else {})}
         if unknown := found.keys() - MANNER.keys():
             raise ValueError(f"{self.told}: unknown {unknown}")
@@ -377,7 +386,9 @@ def _kill(client: socket.socket) -> None:
 
 def _fail(client: socket.socket, number: int, text: str) -> None:
     message = urllib.parse.quote(text, safe=" \"':,/()").encode()
-    headers = HEADERS + b"\x00\x0bgrpc-status\x012" + b"\x00\x0cgrpc-message" + _length(message) + message
+    headers = (
+        HEADERS + b"\x00\x0bgrpc-status\x012" + b"\x00\x0cgrpc-message" + _length(message) + message
+    )
     client.sendall(_frame(_HEADERS, _END_STREAM | _END_HEADERS, number, headers))
 
 
@@ -427,7 +438,9 @@ def _body(method: str, manner: Mapping[str, Any], section: Mapping[str, Any]) ->
     if name == "Status":
         return _status(manner, section)
     return {
-        "Version": b"".join(_field(i, word) for i, word in enumerate((b"0.1.0", b"containerd", b"1.7.0"), 1)),
+        "Version": b"".join(
+            _field(i, word) for i, word in enumerate((b"0.1.0", b"containerd", b"1.7.0"), 1)
+        ),
         **dict.fromkeys(("ListContainers", *POD_METHODS), b""),
     }.get(name)
 
@@ -479,7 +492,9 @@ def _texts(path: Path) -> list[bytes]:
     text = path.read_bytes()
     patterns = tomllib.loads(text.decode()).get("imports", [])
     imported = [
-        found for pattern in patterns for found in sorted(glob.glob(os.path.join(path.parent, pattern)))
+        found
+        for pattern in patterns
+        for found in sorted(glob.glob(os.path.join(path.parent, pattern)))
     ]
     return [text, *(part for found in imported for part in _texts(Path(found)))]
 

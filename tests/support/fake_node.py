@@ -130,7 +130,11 @@ class Node:
             "reload_timeout": "10",
             **changed,
         }
-        return [f"--{name.replace('_', '-')}={text}" for name, text in options.items() if text is not None]
+        return [
+            f"--{name.replace('_', '-')}={text}"
+            for name, text in options.items()
+            if text is not None
+        ]
 
     def settings(self, **changed: str) -> resolve.Settings:
         """Return the same as settings, for a test that stays in this process."""
@@ -442,7 +446,16 @@ def daemon(  # noqa: PLR0913  # each is a property of the stand-in
     where = (f"--fd={fd}",) if fd is not None else (f"--socket={path}",)
     options = [f"--{option.replace('_', '-')}={text}" for option, text in manner.items()]
     running = Daemon(
-        argv=(*prefix, str(program), "-I", "-S", fake_daemon.__file__, *where, f"--log={log}", *options),
+        argv=(
+            *prefix,
+            str(program),
+            "-I",
+            "-S",
+            fake_daemon.__file__,
+            *where,
+            f"--log={log}",
+            *options,
+        ),
         log=log,
         revives=revives,
         delay=delay,
@@ -453,7 +466,9 @@ def daemon(  # noqa: PLR0913  # each is a property of the stand-in
     thread = threading.Thread(target=running.supervise, daemon=True)
     thread.start()
     try:
-        wait_for(lambda: (running.pid, "listens") in running.lines(), "the stand-in does not listen")
+        wait_for(
+            lambda: (running.pid, "listens") in running.lines(), "the stand-in does not listen"
+        )
         with named("runsv" if revives else "python"):
             yield running
     finally:
@@ -510,7 +525,9 @@ def program(*words: str) -> list[str]:
     return [sys.executable, "-m", "toolkit", *words]
 
 
-def ended(process: subprocess.Popen[str], number: signal.Signals | None = None) -> tuple[int, str, str]:
+def ended(
+    process: subprocess.Popen[str], number: signal.Signals | None = None
+) -> tuple[int, str, str]:
     """Wait for a process, after a signal if one is given; return its exit status and streams."""
     if number is not None:
         process.send_signal(number)

@@ -58,14 +58,18 @@ def decode(data: bytes) -> dict[int, list[Any]]:
     return found
 
 
-def frame(connection: int, stream: int, kind: int, payload: bytes, *, piece: int = 1 << 20) -> bytes:
+def frame(
+    connection: int, stream: int, kind: int, payload: bytes, *, piece: int = 1 << 20
+) -> bytes:
     """Return a message in pieces of this size."""
     message = _HEADER.pack(len(payload), stream, kind, 0) + payload
     parts = [message[at : at + piece] for at in range(0, len(message), piece)]
     return b"".join(_TRUNK.pack(connection, len(part)) + part for part in parts)
 
 
-def call(stream: int, method: str, payload: bytes, *, service: str = PLUGIN, piece: int = 1 << 20) -> bytes:
+def call(
+    stream: int, method: str, payload: bytes, *, service: str = PLUGIN, piece: int = 1 << 20
+) -> bytes:
     """Return a request to the plugin."""
     request = encode((1, service), (2, method), (3, payload), (4, 2_000_000_000))
     return frame(1, stream, 1, request, piece=piece)
@@ -80,7 +84,14 @@ def pod(namespace: str, name: str, annotations: Mapping[str, str]) -> bytes:
 def container(sandbox: str, name: str, *, state: int = 3, devices: Iterable[str] = ()) -> bytes:
     """Return a Container, with device nodes as the runtime's specification has them."""
     linux = encode(*((2, encode((1, path), (2, "c"))) for path in devices))
-    fields = ((1, f"ctr-{name}"), (2, f"id-{sandbox}"), (3, name), (4, state), (8, "PATH=/bin"), (11, linux))
+    fields = (
+        (1, f"ctr-{name}"),
+        (2, f"id-{sandbox}"),
+        (3, name),
+        (4, state),
+        (8, "PATH=/bin"),
+        (11, linux),
+    )
     return encode(*fields)
 
 
@@ -115,7 +126,10 @@ class Runtime:
         more = []
         for part in range(parts):
             is_last = part == parts - 1
-            listed = (*((1, each) for each in pods[part::parts]), *((2, c) for c in containers[part::parts]))
+            listed = (
+                *((1, each) for each in pods[part::parts]),
+                *((2, c) for c in containers[part::parts]),
+            )
             answer = decode(self.ask("Synchronize", encode(*listed, (3, int(not is_last)))))
             more.append(answer.get(2, [0])[0])
         return {
@@ -148,7 +162,9 @@ class Runtime:
         assert set(adjustment) <= {8}, adjustment
         return [decode(device)[1][0].decode() for device in adjustment.get(8, [])]
 
-    def ask(self, method: str, payload: bytes, *, service: str = PLUGIN, piece: int = 1 << 20) -> bytes:
+    def ask(
+        self, method: str, payload: bytes, *, service: str = PLUGIN, piece: int = 1 << 20
+    ) -> bytes:
         """Call the plugin and return its response."""
         stream, self.stream = self.stream, self.stream + 2
         self.send(call(stream, method, payload, service=service, piece=piece))
@@ -241,7 +257,9 @@ def process(path: Path, home: Path, *, name: str = "containerd") -> Iterator[Pro
     program.unlink(missing_ok=True)
     program.symlink_to(sys.executable)
     argv = [str(program), "-I", "-S", __file__, str(path)]
-    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running:
+    with subprocess.Popen(
+        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as running:
         try:
             yield Process(running)
         finally:

@@ -25,7 +25,9 @@ def runtime(node: Node, **more: Any) -> Iterator[Daemon]:
         yield daemon
 
 
-def say(node: Node, sick_if: str | None = None, sick: dict[str, Any] | None = None, **well: Any) -> None:
+def say(
+    node: Node, sick_if: str | None = None, sick: dict[str, Any] | None = None, **well: Any
+) -> None:
     """Set the behaviour: `well`, or `sick` if the configuration held `sick_if` at the start."""
     content = {"config": str(node.config), "well": well, "sick": sick or {}, "sick_if": sick_if}
     new = behaviour(node).with_suffix(".new")
@@ -63,5 +65,7 @@ def _write_pods(node: Node, pods: dict[str, Any]) -> None:
 
 def _pods(node: Node) -> dict[str, Any]:
     path = node.root.parent / "d" / fake_daemon.PODS
-    content: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {"run": [], "pods": {}}
+    content: dict[str, Any] = (
+        json.loads(path.read_bytes()) if path.exists() else {"run": [], "pods": {}}
+    )
     return content

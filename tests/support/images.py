@@ -58,7 +58,11 @@ def _wheels() -> Path:
 
 def lacking() -> str:
     """Return why an image would have to fetch something first; empty where all is there."""
-    return "" if _base().exists() and _wheels().exists() else "its base is not there (`make test` makes it)"
+    return (
+        ""
+        if _base().exists() and _wheels().exists()
+        else "its base is not there (`make test` makes it)"
+    )
 
 
 def sizes(said: str) -> tuple[float, float]:
@@ -216,7 +220,10 @@ class Container:
             *_privileges(wanted["securityContext"]),
             *(("--with-ns=pid:/proc/1/ns/pid",) if pod["hostPID"] else ()),
             *(f"--mount={each}" for each in _mounts(found)),
-            *(f"--env={name}={value}" for name, value in (helm.environment(found) | variables).items()),
+            *(
+                f"--env={name}={value}"
+                for name, value in (helm.environment(found) | variables).items()
+            ),
         )
         argv = (*wanted.get("command", ()), *wanted.get("args", ()))
         nodes.run(node, ("ctr", "--namespace=k8s.io", "run", "--detach", f"--log-uri=file://{self.log}",
@@ -229,7 +236,9 @@ class Container:
     def waits_for(self, words: str, timeout: float = 60) -> None:
         """Wait until it wrote something."""
         try:
-            nodes.wait_for(self.node, lambda: words in self.told() or not self.is_running(), timeout)
+            nodes.wait_for(
+                self.node, lambda: words in self.told() or not self.is_running(), timeout
+            )
         except NodeError as error:
             raise NodeError(f"{error}: {self.told()}") from error
         assert words in self.told(), self.told()
@@ -252,7 +261,9 @@ class Container:
 
         def answers() -> bool:
             # It is being restarted by this very container, now and then.
-            listed = nodes.run(self.node, ("ctr", "--namespace=k8s.io", "tasks", "list"), check=False)
+            listed = nodes.run(
+                self.node, ("ctr", "--namespace=k8s.io", "tasks", "list"), check=False
+            )
             said[:] = listed.stdout.splitlines()
             return listed.returncode == 0
 
@@ -315,5 +326,7 @@ def _run(*argv: str, cwd: Path | None = None) -> str:
         stdin=subprocess.DEVNULL,
     )  # fmt: skip
     if done.returncode != 0:
-        raise NodeError(f"{argv[0]} ended with {done.returncode}: {(done.stderr or done.stdout)[-3000:]}")
+        raise NodeError(
+            f"{argv[0]} ended with {done.returncode}: {(done.stderr or done.stdout)[-3000:]}"
+        )
     return done.stdout + done.stderr

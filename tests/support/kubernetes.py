@@ -74,7 +74,9 @@ class Authority:
             by=self.name,
         )
         both = self.home / f"{name}.both.pem"
-        both.write_bytes(b"".join((self.home / f"{name}.{end}").read_bytes() for end in ("key", "pem")))
+        both.write_bytes(
+            b"".join((self.home / f"{name}.{end}").read_bytes() for end in ("key", "pem"))
+        )
         return both
 
 
@@ -83,7 +85,9 @@ def _general(alternative: str) -> x509.GeneralName:
     return x509.IPAddress(ipaddress.ip_address(name)) if kind == "IP" else x509.DNSName(name)
 
 
-def _certify(home: Path, name: str, extension: x509.ExtensionType, *, by: str | None = None) -> None:
+def _certify(
+    home: Path, name: str, extension: x509.ExtensionType, *, by: str | None = None
+) -> None:
     """Write NAME.key and NAME.pem, signed by another name's key or by its own.
 
     Python 3.13 verifies strictly (ssl.VERIFY_X509_STRICT), so both key identifiers are needed.
@@ -263,7 +267,9 @@ def pod(*owners: object) -> dict[str, Any]:
     return object_of("Pod", "toolkit-x7k2p", ownerReferences=list(owners))
 
 
-def status_of(code: int, reason: str, name: str = "toolkit", resource: str = "daemonsets") -> dict[str, Any]:
+def status_of(
+    code: int, reason: str, name: str = "toolkit", resource: str = "daemonsets"
+) -> dict[str, Any]:
     """Return a failure as apimachinery writes it."""
     message = f'{resource}.apps "{name}" not found'
     details = {"name": name, "group": "apps", "kind": resource}

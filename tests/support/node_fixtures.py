@@ -19,7 +19,9 @@ def node_machine() -> None:
 
 
 @contextmanager
-def booted(suite: str, about: str = "", *, units: Sequence[str] = ("containerd",)) -> Iterator[Node]:
+def booted(
+    suite: str, about: str = "", *, units: Sequence[str] = ("containerd",)
+) -> Iterator[Node]:
     """Boot a node, or skip if that is impossible; note that its containerd was used for it."""
     if reason := nodes.why_not():
         pytest.skip(reason)

@@ -225,7 +225,9 @@ def image(suite: str) -> Path:
 
 
 @contextlib.contextmanager
-def boot(suite: str, *, units: Sequence[str] = ("containerd",), timeout: float = 60) -> Iterator[Node]:
+def boot(
+    suite: str, *, units: Sequence[str] = ("containerd",), timeout: float = 60
+) -> Iterator[Node]:
     """Boot a fresh node of a suite and yield it once the sockets of its units answer.
 
     A unit that is not asked for is disabled, not masked: a test may start it later.
@@ -356,7 +358,9 @@ def _is_up(node: Node, units: Sequence[str]) -> bool:
     # unit is wanted is up when its own units are: what is written before that may be gone with a
     # mount.
     wanted = ("basic.target", *units)
-    return all(answers(node, unit) for unit in units) and all(is_active(node, unit) for unit in wanted)
+    return all(answers(node, unit) for unit in units) and all(
+        is_active(node, unit) for unit in wanted
+    )
 
 
 def _lay(layer: Path, *, suite: str, units: Sequence[str]) -> None:
@@ -531,7 +535,11 @@ def _prefix() -> str:
 def _abandoned(directory: Path) -> list[Path]:
     """Return what test processes that were killed have left behind in a directory."""
     owned = [(each, each.name.split("-")) for each in directory.glob("node-*-*")]
-    return [each for each, name in owned if name[1].isdecimal() and not Path(f"/proc/{name[1]}").exists()]
+    return [
+        each
+        for each, name in owned
+        if name[1].isdecimal() and not Path(f"/proc/{name[1]}").exists()
+    ]
 
 
 def _delegating(hierarchy: _Hierarchy) -> Path:

@@ -91,7 +91,9 @@ class Pod:
 
 
 @contextmanager
-def staying(argv: Sequence[str], *, prefix: Sequence[str] = (), **environment: str) -> Iterator[Pod]:
+def staying(
+    argv: Sequence[str], *, prefix: Sequence[str] = (), **environment: str
+) -> Iterator[Pod]:
     """Start the program and wait until it stays."""
     with fake_node.started([*prefix, *fake_node.program(*argv)], **environment) as process:
         pod = Pod(process)
@@ -108,16 +110,18 @@ def staying(argv: Sequence[str], *, prefix: Sequence[str] = (), **environment: s
 
 
 _FETCH: Final = (
-    "import http.client, sys; c = http.client.HTTPConnection('127.0.0.1', int(sys.argv[1]), timeout=5);"
-    "c.request('GET', sys.argv[2]); a = c.getresponse();"
-    "print(a.status, a.read().decode(), sep='\\n', end='')"
+    "import http.client, sys; c = http.client.HTTPConnection('127.0.0.1', int(sys.argv[1]),"
+    " timeout=5);c.request('GET', sys.argv[2]); a = c.getresponse();print(a.status,"
+    " a.read().decode(), sep='\\n', end='')"
 )
 
 
 def page_of(pid: int, port: int, path: str) -> tuple[int, str]:
     """Ask for a page of the exporter in the network of a process."""
     ask = ["nsenter", f"--target={pid}", "--net", sys.executable, "-c", _FETCH, str(port), path]
-    status, _, text = subprocess.run(ask, capture_output=True, text=True, check=True).stdout.partition("\n")
+    status, _, text = subprocess.run(
+        ask, capture_output=True, text=True, check=True
+    ).stdout.partition("\n")
     return int(status), text
 
 

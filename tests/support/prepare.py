@@ -26,7 +26,9 @@ def main(words: Sequence[str] | None = None) -> None:
     """Make everything that the tiers need, one after the other."""
     parser = argparse.ArgumentParser(prog="python -m tests.support.prepare")
     parser.add_argument("tiers", nargs="*", default=sorted(_BOOTED))
-    parser.add_argument("--whole", action="store_true", help="what all tests need, and not the smoke tests")
+    parser.add_argument(
+        "--whole", action="store_true", help="what all tests need, and not the smoke tests"
+    )
     asked = parser.parse_args(words)
     parts = dict(_parts(set(asked.tiers), whole=asked.whole))
     if not parts:
@@ -69,7 +71,10 @@ def _make(what: str, make: Callable[[], object]) -> None:
     began = time.monotonic()
     try:
         make()
-    except (Exception, pytest.skip.Exception) as error:  # noqa: BLE001  # the tests decide what it means
+    except (
+        Exception,
+        pytest.skip.Exception,
+    ) as error:  # the tests decide what it means
         _say(f"{what}: not to be had: {error}")
     else:
         _say(f"{what}: there ({time.monotonic() - began:.1f} s)")

@@ -89,7 +89,9 @@ def plan(
     return found
 
 
-def removal(wish: Desired, files: Files, owned: tuple[Ownership, ...], ask: Ask | None = None) -> ConfigPlan:
+def removal(
+    wish: Desired, files: Files, owned: tuple[Ownership, ...], ask: Ask | None = None
+) -> ConfigPlan:
     """Return the plan that takes everything back, judged likewise. Raises NotUnderstood."""
     seen = observe(wish, files, ask, owned)
     found = planner.removal(ADAPTER, seen)
@@ -102,7 +104,9 @@ def removal(wish: Desired, files: Files, owned: tuple[Ownership, ...], ask: Ask 
 def after(files: Files, found: ConfigPlan) -> dict[str, bytes]:
     """Return the files as a plan leaves them."""
     for change in found.changes:
-        assert files.get(change.path) == change.before, f"{change.path}: the plan is about other bytes"
+        assert files.get(change.path) == change.before, (
+            f"{change.path}: the plan is about other bytes"
+        )
     result = {**files, **{change.path: change.after for change in found.changes}}
     return {path: data for path, data in result.items() if data is not None}
 

@@ -156,7 +156,9 @@ def _displaced(path: str, *, by_a_file: bool = True) -> Shell:
 
 def _occupied(path: str) -> Shell:
     """Make a socket's path a directory, which no daemon removes."""
-    return Shell(breaks=f"rm -f {path}; mkdir -p {path}/occupied", mends=f"[ ! -d {path} ] || rm -r {path}")
+    return Shell(
+        breaks=f"rm -f {path}; mkdir -p {path}/occupied", mends=f"[ ! -d {path} ] || rm -r {path}"
+    )
 
 
 _DID_NOT_START: Final = "`systemctl restart {0}.service` failed: "
@@ -337,7 +339,9 @@ class Bench:
 
     def times(self) -> dict[str, tuple[int, int]]:
         """Return each file's inode and mtime: a write of the same bytes changes them too."""
-        return {name: (path.lstat().st_ino, path.lstat().st_mtime_ns) for name, path in self.files()}
+        return {
+            name: (path.lstat().st_ino, path.lstat().st_mtime_ns) for name, path in self.files()
+        }
 
     def pid(self) -> int:
         return nodes.main_pid(self.node, self.runtime.unit)
@@ -358,7 +362,9 @@ class Bench:
             if not info.get("Runtimes"):
                 raise nodes.NodeError("dockerd does not answer")
             # 20.10 lists containerd's own only until it reads its file again.
-            names = frozenset(name for name in info["Runtimes"] if not name.startswith("io.containerd."))
+            names = frozenset(
+                name for name in info["Runtimes"] if not name.startswith("io.containerd.")
+            )
             return names, info["DefaultRuntime"], True
         said = cri.status(nodes.path(self.node, self.runtime.socket), timeout=5)
         if not said.runtime_ready:
@@ -392,7 +398,9 @@ class Bench:
     # What makes it sick
 
     @contextlib.contextmanager
-    def sick(self, cause: Fault, when: When = When.WITH_US, *, unit: Sequence[str] = ()) -> Iterator[None]:
+    def sick(
+        self, cause: Fault, when: When = When.WITH_US, *, unit: Sequence[str] = ()
+    ) -> Iterator[None]:
         """Make the daemon fail at each start while the configuration is so; mend it afterwards.
 
         `unit` are further lines of the unit's `[Unit]` section.
@@ -407,7 +415,9 @@ class Bench:
         if cause.is_stale:
             lines += ["ExecStart=", f"ExecStart=/bin/sh {_HOME}/start"]
         self._put(f"{_HOME}/script", script)
-        self._put(f"{_HOME}/start", _STALE.format(config=self.runtime.config, start=self.runtime.start))
+        self._put(
+            f"{_HOME}/start", _STALE.format(config=self.runtime.config, start=self.runtime.start)
+        )
         drop_in = f"/run/systemd/system/{self.runtime.unit}.d/sick.conf"
         try:
             if cause.is_stale:

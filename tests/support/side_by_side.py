@@ -31,7 +31,8 @@ from toolkit.settings.resolve import resolve
 RUNTIMES: Final = ("containerd", "docker", "crio")
 _CRI: Final = 'plugins."io.containerd.grpc.v1.cri".containerd'
 _CONFIGS: Final[Mapping[str, str]] = {
-    "containerd": f"""\
+    "containerd": (
+        f"""\
 version = 2
 [{_CRI}]
 default_runtime_name = "runc"
@@ -39,14 +40,17 @@ default_runtime_name = "runc"
 runtime_type = "io.containerd.runc.v2"
 [{_CRI}.runtimes.runc.options]
 SystemdCgroup = true
-""",
+"""
+    ),
     "docker": '{"log-driver": "journald"}',
-    "crio": """\
+    "crio": (
+        """\
 [crio.runtime]
 default_runtime = "runc"
 [crio.runtime.runtimes.runc]
 runtime_path = "/usr/bin/runc"
-""",
+"""
+    ),
 }
 _COMMON: Final[Mapping[str, str]] = {
     "--no-daemon": "true",
@@ -174,13 +178,19 @@ def installer() -> Path:
 
 def upstream_help() -> list[tuple[str, str]]:
     """Return the options with their aliases, and the variables, that upstream's --help shows."""
-    said = subprocess.run((installer(), "--help"), capture_output=True, text=True, check=True).stdout
-    rows = [re.split(r"\s{3,}", line.strip()) for line in said.splitlines() if line.startswith("   --")]
+    said = subprocess.run(
+        (installer(), "--help"), capture_output=True, text=True, check=True
+    ).stdout
+    rows = [
+        re.split(r"\s{3,}", line.strip()) for line in said.splitlines() if line.startswith("   --")
+    ]
     found = []
     for names, *rest in rows:
         flags = dict.fromkeys(re.findall(r"(?<![\w-])--?[a-z][\w.-]*", names))
         variables = re.search(r"\[(\$[A-Z_, $]+)\]$", rest[-1] if rest else names)
-        found.append((" ".join(flags), variables[1].replace("$", "").replace(",", "") if variables else ""))
+        found.append(
+            (" ".join(flags), variables[1].replace("$", "").replace(",", "") if variables else "")
+        )
     return found
 
 
@@ -244,7 +254,9 @@ def here(case: Case, place: Path) -> Effect | None:
             return None
         raise
     host = plan.target.host
-    written = {str(host.local(path)): data for path, data in plan.files_after.items() if data is not None}
+    written = {
+        str(host.local(path)): data for path, data in plan.files_after.items() if data is not None
+    }
     if not written:  # --no-runtime-config
         written = {f"{place}/etc/config": (place / "etc/config").read_bytes()}
     entries = plan.version.entries if plan.version is not None else ()
@@ -306,5 +318,7 @@ def difference(one: Any, other: Any, where: str = "") -> Sequence[str]:
         ]
     if one == other:
         return []
-    shown = ("refused" if isinstance(each, type(None)) and not where else each for each in (one, other))
+    shown = (
+        "refused" if isinstance(each, type(None)) and not where else each for each in (one, other)
+    )
     return ["{}: {} | {}".format(where, *shown)]

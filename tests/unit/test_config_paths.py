@@ -40,7 +40,12 @@ def find(
 ) -> ConfigPaths:
     chosen = resolve.resolve({"runtime": adapter.name, "host_root": str(root), **options}, {})
     return config_paths.find(
-        chosen, Host(root=root), adapter, found, config_argument=config_argument, directory_argument=None
+        chosen,
+        Host(root=root),
+        adapter,
+        found,
+        config_argument=config_argument,
+        directory_argument=None,
     )
 
 
@@ -57,7 +62,9 @@ def test_a_containerd_of_nobody_in_particular(tmp_path: Path) -> None:
 @pytest.mark.parametrize("home", ["/var/lib/rancher/k3s", "/data/k3s"])
 def test_k3s_s_directories_go_with_its_data(tmp_path: Path, home: str) -> None:
     made = f"{home}/agent/etc/containerd"
-    where = find(tmp_path, daemon(f"{home}/data/01ab/bin/k3s", "k3s.service"), f"{made}/config.toml")
+    where = find(
+        tmp_path, daemon(f"{home}/data/01ab/bin/k3s", "k3s.service"), f"{made}/config.toml"
+    )
     assert where.config == f"{made}/config.toml"
     assert where.drop_in == f"{made}/config-v3.toml.d/99-nvidia.toml"
     assert where.delivery.drop_ins == (f"{made}/config.toml.d/99-nvidia.toml",)
@@ -98,7 +105,9 @@ def test_microk8s_template_has_the_name_that_stays(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["containerd-template.toml", "containerd.toml"])
-def test_microk8s_template_is_meant_where_what_is_made_of_it_is_given(tmp_path: Path, name: str) -> None:
+def test_microk8s_template_is_meant_where_what_is_made_of_it_is_given(
+    tmp_path: Path, name: str
+) -> None:
     args = tmp_path / SNAP.lstrip("/") / "7394/args"
     args.mkdir(parents=True)
     (args / name).write_bytes(distros.MICROK8S)
@@ -129,7 +138,9 @@ def test_a_k0s_config_that_a_person_took_over_is_read_as_it_is(
     assert where.drop_in == "/etc/k0s/containerd.d/nvidia.toml"
 
 
-def operators(root: Path, found: RuntimeProcess | None, config: str | None, **options: str) -> ConfigPaths:
+def operators(
+    root: Path, found: RuntimeProcess | None, config: str | None, **options: str
+) -> ConfigPaths:
     """Return the paths where the GPU Operator mounts /etc/containerd, whatever the runtime is."""
     (root / "etc/containerd").mkdir(parents=True)
     home = Path(f"{root}{config or f'{K3S}/config.toml'}").parent
@@ -147,7 +158,11 @@ def operators(root: Path, found: RuntimeProcess | None, config: str | None, **op
     ("executable", "unit", "config"),
     [
         ("/var/lib/rancher/k3s/data/01ab/bin/containerd", "k3s.service", f"{K3S}/config.toml"),
-        ("/data/k3s/data/01ab/bin/k3s", "gpu.service", "/data/k3s/agent/etc/containerd/config.toml"),
+        (
+            "/data/k3s/data/01ab/bin/k3s",
+            "gpu.service",
+            "/data/k3s/agent/etc/containerd/config.toml",
+        ),
         (
             "/var/lib/rancher/rke2/data/v1.35.0-rke2r1-01ab/bin/containerd",
             "rke2-agent.service",
@@ -162,7 +177,9 @@ def test_the_gpu_operator_s_default_config_is_not_meant_where_k3s_generates_its_
     where = operators(tmp_path, daemon(executable, unit), config)
     assert (where.config, where.delivery.kind) == (config, DeliveryKind.AUTO_DETECTED)
     assert where.host.local(where.config).exists()
-    assert where.note.startswith("--config=/etc/containerd/config.toml is the default of containerd")
+    assert where.note.startswith(
+        "--config=/etc/containerd/config.toml is the default of containerd"
+    )
     assert config in where.note
 
 
@@ -189,8 +206,12 @@ def test_it_is_meant_everywhere_else(tmp_path: Path, executable: str, config: st
 def test_no_drop_in_is_wanted_in_a_directory_of_k3s_that_is_read_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "immutable_reason", lambda path: "is read-only" if K3S in str(path) else "")
-    where = operators(tmp_path, daemon("/var/lib/rancher/k3s/data/01ab/bin/k3s"), f"{K3S}/config.toml")
+    monkeypatch.setattr(
+        files, "immutable_reason", lambda path: "is read-only" if K3S in str(path) else ""
+    )
+    where = operators(
+        tmp_path, daemon("/var/lib/rancher/k3s/data/01ab/bin/k3s"), f"{K3S}/config.toml"
+    )
     assert (where.drop_in, where.delivery.drop_ins) == ("", ())
     assert f"CONTAINERD_CONFIG={K3S}/config.toml" in where.note
 
@@ -235,7 +256,9 @@ def test_files_of_a_distribution_in_another_directory_are_where_the_daemon_has_t
             "runtime": "containerd",
             "socket": str(tmp_path / socket.lstrip("/")),
             "config": str(tmp_path / f"{usual}/config.toml".lstrip("/")),
-            "drop_in_config": str(tmp_path / f"{usual}/config-v3.toml.d/99-nvidia.toml".lstrip("/")),
+            "drop_in_config": str(
+                tmp_path / f"{usual}/config-v3.toml.d/99-nvidia.toml".lstrip("/")
+            ),
         },
     )
     where = config_paths.find(
@@ -252,8 +275,14 @@ def test_files_of_a_distribution_in_another_directory_are_where_the_daemon_has_t
     assert f"/etc/rancher/{name}/config.yaml" in where.delivery.default_step
 
 
-def test_what_was_discovered_does_not_outlast_a_daemon_that_is_started_otherwise(tmp_path: Path) -> None:
-    found = {"runtime": "containerd", "config": "/srv/c.toml", "drop_in_config": "/srv/c.d/99-nvidia.toml"}
+def test_what_was_discovered_does_not_outlast_a_daemon_that_is_started_otherwise(
+    tmp_path: Path,
+) -> None:
+    found = {
+        "runtime": "containerd",
+        "config": "/srv/c.toml",
+        "drop_in_config": "/srv/c.d/99-nvidia.toml",
+    }
     chosen = resolve.resolve({"host_root": str(tmp_path)}, {}, found)
     where = config_paths.find(
         chosen,

@@ -105,8 +105,9 @@ def test_an_unknown_version_is_refused_with_the_known_ones(version: str) -> None
     with pytest.raises(ConfigError) as caught:
         planned(f"version = {version}\n")
     said = repr(tomllib.loads(f"v = {version}")["v"])
-    assert str(caught.value) == (
-        f"{pure_plan.CONFIG}: schema version {said} is not supported: must be one of 1, 2, 3, 4"
+    assert (
+        str(caught.value)
+        == f"{pure_plan.CONFIG}: schema version {said} is not supported: must be one of 1, 2, 3, 4"
     )
     assert caught.value.hint == "a newer nvidia-toolkit may support it"
 
@@ -139,7 +140,9 @@ def test_a_default_of_ours_is_given_back_when_it_is_no_longer_wanted() -> None:
     files = {pure_plan.CONFIG: RUNC.replace('"runc"', '"crun"', 1).encode()}
     first = pure_plan.plan(pure_plan.desired(), files)
     found = pure_plan.plan(
-        pure_plan.desired(default=None), pure_plan.after(files, first), owned=pure_plan.ownership(first)
+        pure_plan.desired(default=None),
+        pure_plan.after(files, first),
+        owned=pure_plan.ownership(first),
     )
     assert section(found)["containerd"]["default_runtime_name"] == "crun"
 
@@ -226,7 +229,9 @@ def written(source: Source) -> str:
 
 def toml(value: Any) -> str:
     return (
-        {True: "true", False: "false"}.get(value, f'"{value}"') if isinstance(value, bool) else f'"{value}"'
+        {True: "true", False: "false"}.get(value, f'"{value}"')
+        if isinstance(value, bool)
+        else f'"{value}"'
     )
 
 
@@ -278,8 +283,10 @@ def test_without_a_handler_of_runc_the_cgroup_driver_is_the_kubelet_s(
     assert nvidia(planned(text, systemd_cgroup=driver))["options"]["SystemdCgroup"] is driver
     with pytest.raises(NoCgroupDriver) as caught:
         planned(text, systemd_cgroup=None)
-    assert caught.value.why == (
-        f"no handler of runc shows the cgroup driver (the default is {name}), and no kubelet was found"
+    assert (
+        caught.value.why
+        == f"no handler of runc shows the cgroup driver (the default is {name}), and no kubelet was"
+        " found"
     )
     override = {"options": {"SystemdCgroup": driver}}
     found = planned(text, systemd_cgroup=None, override=override)
@@ -296,8 +303,8 @@ def test_a_default_that_isolates_pods_is_not_replaced_without_a_word(
     text = SANDBOX % (name, name, kind)
     found = planned(text, systemd_cgroup=True)
     said = (
-        f"the default handler {name} isolates pods: with nvidia as the default, pods without a RuntimeClass"
-        f" are no longer isolated (--set-as-default=false keeps {name})"
+        f"the default handler {name} isolates pods: with nvidia as the default, pods without a"
+        f" RuntimeClass are no longer isolated (--set-as-default=false keeps {name})"
     )
     assert found.warnings == ((said,) if is_sandbox else ())
     assert set(found.warnings) <= set(found.notes)
@@ -310,7 +317,9 @@ def test_the_wished_type_is_for_a_handler_that_inherits_none() -> None:
 
 
 def test_annotations_are_added_to_those_that_are_inherited() -> None:
-    text = RUNC.replace("\nruntime_type", '\ncontainer_annotations = ["a*", "cdi.k8s.io*"]\nruntime_type')
+    text = RUNC.replace(
+        "\nruntime_type", '\ncontainer_annotations = ["a*", "cdi.k8s.io*"]\nruntime_type'
+    )
     found = planned(text, annotations=("cdi.k8s.io*", "nvidia.cdi.k8s.io*"))
     assert nvidia(found)["container_annotations"] == ["a*", "cdi.k8s.io*", "nvidia.cdi.k8s.io*"]
 
@@ -375,7 +384,10 @@ WRONG: Final = {
         f"{pure_plan.CONFIG}: its `containerd` is not a table",
     ),
     "imports": ('imports = "x"\n', f"{pure_plan.CONFIG}: its `imports` is not an array of strings"),
-    "an import": ("imports = [1]\n", f"{pure_plan.CONFIG}: its `imports` is not an array of strings"),
+    "an import": (
+        "imports = [1]\n",
+        f"{pure_plan.CONFIG}: its `imports` is not an array of strings",
+    ),
 }
 
 
@@ -396,7 +408,9 @@ def test_a_section_that_is_no_table_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize("wish", [True, None], ids=["wanted", "left alone"])
-def test_cdi_is_switched_on_in_the_section_itself(wish: bool | None) -> None:  # noqa: FBT001 - a parameter
+def test_cdi_is_switched_on_in_the_section_itself(
+    wish: bool | None,
+) -> None:
     found = planned(RUNC, enable_cdi=wish)
     assert section(found).get("enable_cdi", ABSENT) == (wish or ABSENT)
     assert "enable_cdi" not in section(found)["containerd"]
@@ -443,7 +457,10 @@ GRAPHS: Final[Mapping[str, tuple[pure_plan.Files, list[str]]]] = {
     "itself": ({pure_plan.CONFIG: imports(pure_plan.CONFIG)}, []),
     "itself by glob": ({pure_plan.CONFIG: imports("/etc/containerd/*.toml"), A: NOTHING}, [A]),
     "twice": ({pure_plan.CONFIG: imports(A, "/etc/containerd/*.toml", A), A: NOTHING}, [A]),
-    "in a circle": ({pure_plan.CONFIG: imports(A), A: imports(B), B: imports(pure_plan.CONFIG)}, [A, B]),
+    "in a circle": (
+        {pure_plan.CONFIG: imports(A), A: imports(B), B: imports(pure_plan.CONFIG)},
+        [A, B],
+    ),
     "breadth first": (
         {pure_plan.CONFIG: imports(A, B), A: imports(HIDDEN), B: NOTHING, HIDDEN: NOTHING},
         [A, B, HIDDEN],
@@ -487,8 +504,8 @@ def test_a_pattern_matches_as_in_go(pattern: str, path: str, expected: bool) -> 
 def test_without_a_binary_the_plan_says_so() -> None:
     assert planned(RUNC).notes == (
         (
-            "no containerd binary was found: only the structure of the files was checked, the change was"
-            " not validated by containerd"
+            "no containerd binary was found: only the structure of the files was checked, the"
+            " change was not validated by containerd"
         ),
     )
 
@@ -510,21 +527,30 @@ def test_a_binary_that_does_not_print_its_defaults_is_named() -> None:
 def test_a_root_that_its_own_binary_does_not_load_is_refused() -> None:
     def ask(question: BinaryQuery) -> BinaryResult:
         if question.name == "effective":
-            return BinaryResult(code=1, out="", err="warning\ncontainerd: invalid disabled plugin URI\n")
+            return BinaryResult(
+                code=1, out="", err="warning\ncontainerd: invalid disabled plugin URI\n"
+            )
         return BinaryResult(code=0, out="version = 2\n", err="")
 
     with pytest.raises(ConfigError) as caught:
         pure_plan.plan(pure_plan.desired(), {pure_plan.CONFIG: RUNC.encode()}, ask)
-    assert str(caught.value) == (
-        f"{pure_plan.CONFIG}: /usr/bin/containerd does not load it: invalid disabled plugin URI"
+    assert (
+        str(caught.value)
+        == f"{pure_plan.CONFIG}: /usr/bin/containerd does not load it: invalid disabled plugin URI"
     )
-    assert caught.value.hint == "containerd would not start with this configuration; repair it first"
+    assert (
+        caught.value.hint == "containerd would not start with this configuration; repair it first"
+    )
 
 
-def test_a_root_in_toml_1_1_is_refused_with_what_to_write_where_its_binary_does_not_read_it() -> None:
+def test_a_root_in_toml_1_1_is_refused_with_what_to_write_where_its_binary_does_not_read_it() -> (
+    None
+):
     def ask(question: BinaryQuery) -> BinaryResult:
         if question.name == "effective":
-            return BinaryResult(code=1, out="", err="containerd: toml: invalid character at start of key: \n")
+            return BinaryResult(
+                code=1, out="", err="containerd: toml: invalid character at start of key: \n"
+            )
         return BinaryResult(code=0, out="version = 2\n", err="")
 
     with pytest.raises(ConfigError) as caught:

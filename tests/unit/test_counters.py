@@ -66,7 +66,9 @@ def test_a_round_counts(done: SyncReport, account: RunStats, wanted: dict[str, f
 def test_failed_checks_are_counted_by_name() -> None:
     counts = counters.initial()
     for check in ("preflight", "verify", "preflight", ""):
-        counts = counters.after(counts, report("failed" if check else "in sync", check=check), tally())
+        counts = counters.after(
+            counts, report("failed" if check else "in sync", check=check), tally()
+        )
     assert counts["failed"] == {"preflight": 2, "verify": 1}
 
 
@@ -84,7 +86,11 @@ def test_metrics_are_what_prometheus_reads() -> None:
     assert samples[f"{prefix}_driver_loaded",] == 0
     assert samples[f"{prefix}_repairs_total",] == samples[f"{prefix}_restarts_total",] == 1
     assert samples[f"{prefix}_syncs_total", "in_sync"] == 0
-    assert samples[f"{prefix}_syncs_total", "failed"] == samples[f"{prefix}_syncs_total", "changed"] == 1
+    assert (
+        samples[f"{prefix}_syncs_total", "failed"]
+        == samples[f"{prefix}_syncs_total", "changed"]
+        == 1
+    )
     assert samples[f"{prefix}_checks_failed_total", "preflight"] == 1
     assert samples[f"{prefix}_check_failing", "preflight"] == 1
     assert samples[f"{prefix}_last_restart_unavailable_seconds",] == 0.1

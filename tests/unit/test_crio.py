@@ -85,7 +85,9 @@ BUILT_IN: Final[Content] = {
         "timezone": "",
         "disable_hostport_mapping": False,
         "hostnetwork_disable_selinux": True,
-        "runtimes": {"crun": {"runtime_path": "", "runtime_type": "oci", "runtime_root": "/run/crun"}},
+        "runtimes": {
+            "crun": {"runtime_path": "", "runtime_type": "oci", "runtime_root": "/run/crun"}
+        },
     },
     "image": {"pause_image": "registry.example/pause:1"},
 }
@@ -303,7 +305,9 @@ SOURCES: Final = {
     "a default without a handler falls back": Source(
         files={CONFIG: toml("gone", runc=crun("/runc"))}, root="/runc"
     ),
-    "no default said": Source(files={CONFIG: toml(runc=crun("/runc"), crun=crun("/crun"))}, root="/crun"),
+    "no default said": Source(
+        files={CONFIG: toml(runc=crun("/runc"), crun=crun("/crun"))}, root="/crun"
+    ),
     "a virtual machine is no source": Source(
         files={CONFIG: toml("kata", kata=crun("/kata", runtime_type="vm"), runc=crun("/runc"))},
         root="/runc",
@@ -379,7 +383,9 @@ def test_a_handler_of_conmonrs_is_inherited_whole(ask: pure_plan.Ask | None) -> 
     found = plan(desired(), files)
     assert found.low_level == ("/usr/bin/crun",)
     assert found.origin == Origin(source="crun", settings=table, default="crun")
-    files[PACKAGE] = files[PACKAGE].replace(b'default_runtime = "crun"', b'default_runtime = "kata"')
+    files[PACKAGE] = files[PACKAGE].replace(
+        b'default_runtime = "crun"', b'default_runtime = "kata"'
+    )
     assert plan(desired(), files).origin == Origin(source="crun", settings=table, default="kata")
     assert plan(desired(default=None), files).origin.default == ""
 
@@ -398,8 +404,8 @@ def test_a_default_that_isolates_pods_is_not_replaced_without_a_word(
     files = {CONFIG: toml("x", x=table, crun={"runtime_path": "/usr/bin/crun"})}
     found = plan(desired(), files)
     said = (
-        "the default handler x isolates pods: with nvidia as the default, pods without a RuntimeClass are no"
-        " longer isolated (--set-as-default=false keeps x)"
+        "the default handler x isolates pods: with nvidia as the default, pods without a"
+        " RuntimeClass are no longer isolated (--set-as-default=false keeps x)"
     )
     assert found.warnings == ((said,) if is_sandbox else ())
     assert plan(desired(default=None), files).warnings == ()
@@ -410,8 +416,9 @@ def test_a_default_handler_on_the_command_line_is_refused(words: tuple[str, ...]
     seen = replace(observe(desired(), {}), argv=("/usr/bin/crio", *words))
     with pytest.raises(UnsupportedSetup) as caught:
         planner.plan(ADAPTER, desired(), seen)
-    assert caught.value.why == (
-        "crio runs with --default-runtime, which takes precedence over its configuration files"
+    assert (
+        caught.value.why
+        == "crio runs with --default-runtime, which takes precedence over its configuration files"
     )
     assert not planner.plan(ADAPTER, desired(default=None), seen).is_noop
     same = replace(seen, argv=("/usr/bin/crio", "--default-runtime=nvidia"))
@@ -454,12 +461,16 @@ def test_a_fresh_drop_in_holds_our_keys_alone_below_the_banner() -> None:
     assert content.keys() == {"crio"}
     assert content["crio"].keys() == {"runtime"}
     assert content["crio"]["runtime"].keys() == {"default_runtime", "runtimes"}
-    assert list(content["crio"]["runtime"]["runtimes"]) == [handler.name for handler in pure_plan.HANDLERS]
+    assert list(content["crio"]["runtime"]["runtimes"]) == [
+        handler.name for handler in pure_plan.HANDLERS
+    ]
 
 
 def test_a_drop_in_of_ours_is_written_anew() -> None:
     """What ours inherited and the source has no more goes."""
-    first, owned = installed(desired(), {CONFIG: toml("crun", crun=crun("/conf", monitor_path="/m"))})
+    first, owned = installed(
+        desired(), {CONFIG: toml("crun", crun=crun("/conf", monitor_path="/m"))}
+    )
     assert handlers(first[DROP_IN])["nvidia"]["monitor_path"] == "/m"
     changed = {**first, CONFIG: toml("crun", crun=crun("/new"))}
     second, owned = installed(desired(), changed, owned)
@@ -478,7 +489,9 @@ def test_a_drop_in_of_ours_has_no_history() -> None:
 
 
 def test_in_place_too_a_key_goes_with_its_source() -> None:
-    first, owned = installed(IN_PLACE, {CONFIG: toml("crun", crun=crun("/conf", monitor_path="/m"))})
+    first, owned = installed(
+        IN_PLACE, {CONFIG: toml("crun", crun=crun("/conf", monitor_path="/m"))}
+    )
     assert first[CONFIG].count(b'monitor_path = "/m"\n') == 1 + len(NAMES)
     changed = {CONFIG: first[CONFIG].replace(b'monitor_path = "/m"\n', b"", 1)}
     assert "monitor_path" not in handlers(changed[CONFIG])["crun"]
@@ -500,7 +513,10 @@ def test_a_drop_in_that_somebody_edited_is_edited() -> None:
 
 
 def test_a_drop_in_that_was_there_is_edited_and_given_back() -> None:
-    before = b'# theirs\n[crio.runtime.runtimes.nvidia]\nruntime_path = "/v"\nruntime_config_path = "/c"\n'
+    before = (
+        b'# theirs\n[crio.runtime.runtimes.nvidia]\nruntime_path = "/v"\nruntime_config_path ='
+        b' "/c"\n'
+    )
     files = {DROP_IN: before}
     after, owned = installed(desired(), files)
     assert after[DROP_IN].startswith(b"# theirs\n")
@@ -532,8 +548,8 @@ def test_an_absent_crio_conf_is_made_where_there_is_no_drop_in_and_taken_away(wa
 def test_it_is_said_that_no_binary_looked_at_it() -> None:
     assert plan(desired(), {}).notes == (
         (
-            "no crio binary was found: only the structure of the files was checked, the change was not"
-            " validated by CRI-O"
+            "no crio binary was found: only the structure of the files was checked, the change was"
+            " not validated by CRI-O"
         ),
     )
     assert plan(desired(), {}, ask=model).notes == ()
@@ -544,7 +560,9 @@ def test_it_is_said_that_no_binary_looked_at_it() -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("wish", [desired(), IN_PLACE], ids=["drop-in", "in place"])
-def test_a_default_that_is_wished_no_more_gives_way_to_the_one_before(wish: Desired, way: str) -> None:
+def test_a_default_that_is_wished_no_more_gives_way_to_the_one_before(
+    wish: Desired, way: str
+) -> None:
     ask, files = WAYS[way], {CONFIG: toml("runc", runc=crun("/runc"))}
     first, owned = installed(wish, files, ask=ask)
     assert effective(first)["runtime"]["default_runtime"] == "nvidia"
@@ -562,7 +580,9 @@ def test_a_default_that_is_not_wished_is_not_written() -> None:
 
 def test_in_place_a_default_of_somebody_else_stays_where_ours_is_not_wished() -> None:
     first, owned = installed(IN_PLACE, {CONFIG: toml("runc", runc=crun("/runc"))})
-    edited = {CONFIG: first[CONFIG].replace(b'default_runtime = "nvidia"', b'default_runtime = "kata"')}
+    edited = {
+        CONFIG: first[CONFIG].replace(b'default_runtime = "nvidia"', b'default_runtime = "kata"')
+    }
     assert runtime(edited[CONFIG])["default_runtime"] == "kata"
     assert plan(replace(IN_PLACE, default=None), edited, owned).is_noop
 
@@ -615,7 +635,9 @@ def hook(path: str) -> bytes:
     return json.dumps({"version": "1.0.0", "hook": {"path": path}, "stages": ["prestart"]}).encode()
 
 
-@pytest.mark.parametrize("before", [None, b"{}", hook("/x"), b"broken"], ids=["none", "{}", "x", "broken"])
+@pytest.mark.parametrize(
+    "before", [None, b"{}", hook("/x"), b"broken"], ids=["none", "{}", "x", "broken"]
+)
 def test_in_hook_mode_the_hook_takes_the_place_of_the_handlers(before: bytes | None) -> None:
     files = {CONFIG: toml("crun", crun=crun("/conf"))} | ({} if before is None else {HOOK: before})
     after, owned = installed(HOOK_MODE, files)
@@ -626,7 +648,9 @@ def test_in_hook_mode_the_hook_takes_the_place_of_the_handlers(before: bytes | N
         "hook": {
             "path": HOOK_BINARY,
             "args": ["nvidia-container-runtime-hook", "prestart"],
-            "env": [f"PATH={pure_plan.TOOLKIT}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
+            "env": [
+                f"PATH={pure_plan.TOOLKIT}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+            ],
         },
         "when": {"always": True, "commands": [".*"]},
         "stages": ["prestart"],
@@ -659,11 +683,15 @@ def test_a_hook_that_crio_would_not_read_is_refused_with_where_it_reads(place: s
         b"[crio.runtime]\n", f"[crio.runtime]\nhooks_dir = {json.dumps(read)}\n".encode(), 1
     )
     assert b"hooks_dir" in root
-    with pytest.raises(UnsupportedSetup, match="CRI-O reads no hooks in /usr/share/containers/oci/") as no:
+    with pytest.raises(
+        UnsupportedSetup, match="CRI-O reads no hooks in /usr/share/containers/oci/"
+    ) as no:
         plan(HOOK_MODE, {CONFIG: root}, ask=model)
     assert no.value.hint == f"use --hooks-dir={read[-1]}"
     there = desired(hook_mode=True, hook=f"{place}/oci-nvidia-hook.json")
-    assert [change.path for change in plan(there, {CONFIG: root}, ask=model).changes] == [there.hook]
+    assert [change.path for change in plan(there, {CONFIG: root}, ask=model).changes] == [
+        there.hook
+    ]
 
 
 OWN_HOOKS: Final = {
@@ -791,13 +819,17 @@ def test_a_wrong_type_is_refused_with_its_file(data: bytes, why: str, path: str)
 def test_a_configuration_that_does_not_load_today_is_refused() -> None:
     def ask(question: BinaryQuery) -> BinaryResult:
         if question.name == "effective":
-            return BinaryResult(code=1, out="", err="level=debug\nvalidating runtime config: no crun\n\n")
+            return BinaryResult(
+                code=1, out="", err="level=debug\nvalidating runtime config: no crun\n\n"
+            )
         return model(question)
 
     with pytest.raises(ConfigError) as caught:
         plan(desired(), {}, ask=ask)
-    assert str(caught.value) == (
-        f"{CONFIG}: /usr/bin/crio does not load its configuration: validating runtime config: no crun"
+    assert (
+        str(caught.value)
+        == f"{CONFIG}: /usr/bin/crio does not load its configuration: validating runtime config: no"
+        " crun"
     )
     assert caught.value.hint == "CRI-O would not start with it; repair it first"
 
@@ -813,7 +845,9 @@ def test_toml_1_1_is_read_by_crio_or_refused() -> None:
 # --- what the binary says -------------------------------------------------------------------------
 
 
-def lying(*, handlers: Content | None = None, runtime: Content | None = None, **crio: Any) -> pure_plan.Ask:
+def lying(
+    *, handlers: Content | None = None, runtime: Content | None = None, **crio: Any
+) -> pure_plan.Ask:
     """Return the model, but for some keys that it says of a candidate."""
 
     def ask(question: BinaryQuery) -> BinaryResult:
@@ -846,7 +880,10 @@ LIES: Final = {
     ),
     "another binary": (
         lying(handlers={"nvidia-cdi": {"runtime_path": "/x"}}),
-        "the handler nvidia-cdi would run '/x', not /usr/local/nvidia/toolkit/nvidia-container-runtime.cdi",
+        (
+            "the handler nvidia-cdi would run '/x', not"
+            " /usr/local/nvidia/toolkit/nvidia-container-runtime.cdi"
+        ),
     ),
     "another default": (
         lying(runtime={"default_runtime": "crun"}),
@@ -903,16 +940,24 @@ def test_a_candidate_that_does_not_load_is_refused_with_the_binary_s_words() -> 
             return BinaryResult(code=1, out="", err="level=info\ninvalid runtime_path\n")
         return model(question)
 
-    with pytest.raises(ConfigError, match="/usr/bin/crio does not load the change: invalid runtime_path"):
+    with pytest.raises(
+        ConfigError, match="/usr/bin/crio does not load the change: invalid runtime_path"
+    ):
         plan(desired(), {}, ask=ask)
 
 
 def test_a_removal_that_leaves_what_does_not_load_is_refused() -> None:
     def ask(question: BinaryQuery) -> BinaryResult:
-        return BinaryResult(code=1, out="", err="") if question.name == "candidate" else model(question)
+        return (
+            BinaryResult(code=1, out="", err="")
+            if question.name == "candidate"
+            else model(question)
+        )
 
     after, owned = installed(desired(), {}, ask=model)
-    with pytest.raises(ConfigError, match="/usr/bin/crio does not load what the removal leaves: no error"):
+    with pytest.raises(
+        ConfigError, match="/usr/bin/crio does not load what the removal leaves: no error"
+    ):
         removal(desired(), after, owned, ask)
 
 
@@ -941,7 +986,11 @@ def test_the_candidate_is_the_plan_among_all_other_files(drop_in: str) -> None:
     assert question is not None
     after = pure_plan.after(files, found)
     assert (question.files, question.names) == ((after[CONFIG],), (CONFIG,))
-    inside = {path.removeprefix(f"{DIRECTORY}/"): data for path, data in after.items() if DIRECTORY in path}
+    inside = {
+        path.removeprefix(f"{DIRECTORY}/"): data
+        for path, data in after.items()
+        if DIRECTORY in path
+    }
     assert question.directories == (inside,)
     assert ("99-nvidia.toml" in inside) == bool(drop_in)
 
@@ -1081,7 +1130,9 @@ def test_the_low_level_runtimes(files: pure_plan.Files, expected: tuple[str, ...
 # --- laws -----------------------------------------------------------------------------------------
 
 _KEYS: Final = st.dictionaries(
-    st.sampled_from(["runtime_root", "monitor_path", "allowed_annotations", "container_min_memory"]),
+    st.sampled_from(
+        ["runtime_root", "monitor_path", "allowed_annotations", "container_min_memory"]
+    ),
     st.sampled_from(['"/run/x"', "'y'", '["a", "b"]', "[\n    'a', # one\n]"]),
     max_size=3,
 )
@@ -1094,7 +1145,9 @@ def tables(draw: st.DrawFn, name: str) -> str:
     lines += draw(st.sampled_from([[], ['runtime_type = "oci"'], ['runtime_type = "vm"']]))
     kind = draw(st.sampled_from(["header", "dotted", "inline"]))
     if kind == "header":
-        return f"[crio.runtime.runtimes.{name}] # {name}\n" + "".join(f"\t{line}\n" for line in lines)
+        return f"[crio.runtime.runtimes.{name}] # {name}\n" + "".join(
+            f"\t{line}\n" for line in lines
+        )
     if kind == "inline":
         inline = ", ".join(line for line in lines if "\n" not in line)
         return f"[crio.runtime.runtimes]\n{name} = {{ {inline} }}\n"
@@ -1104,16 +1157,24 @@ def tables(draw: st.DrawFn, name: str) -> str:
 @st.composite
 def texts(draw: st.DrawFn) -> bytes:
     """Return one file, its sections in some order."""
-    names = draw(st.lists(st.sampled_from(["crun", "runc", "kata", "nvidia", "nvidia-old"]), unique=True))
+    names = draw(
+        st.lists(st.sampled_from(["crun", "runc", "kata", "nvidia", "nvidia-old"]), unique=True)
+    )
     parts = [draw(tables(name)) for name in names]
     # TOML has a table once only.
     while sum(part.startswith("[crio.runtime.runtimes]\n") for part in parts) > 1:
         parts.remove(next(part for part in parts if part.startswith("[crio.runtime.runtimes]\n")))
     default = draw(st.sampled_from(["", *names, "crun"]))
-    parts.append(f"[crio.runtime]\nselinux = true\n{default and f'default_runtime = {default!r}'}\n")
-    parts += draw(st.sampled_from([[], ["[crio.image]\npause_image = 'p' # pause\n"], ["# nothing\n"]]))
+    parts.append(
+        f"[crio.runtime]\nselinux = true\n{default and f'default_runtime = {default!r}'}\n"
+    )
+    parts += draw(
+        st.sampled_from([[], ["[crio.image]\npause_image = 'p' # pause\n"], ["# nothing\n"]])
+    )
     parts = draw(st.permutations(parts))
-    text = draw(st.sampled_from(["", "# top\n", "\n"])) + draw(st.sampled_from(["", "\n"])).join(parts)
+    text = draw(st.sampled_from(["", "# top\n", "\n"])) + draw(st.sampled_from(["", "\n"])).join(
+        parts
+    )
     text = draw(st.sampled_from([text, text.removesuffix("\n"), text.replace("\n", "\r\n"), ""]))
     return text.encode()
 
@@ -1172,7 +1233,9 @@ def test_reversible(wish: Desired, files: pure_plan.Files, ask: pure_plan.Ask | 
 
 @ROOM
 @given(machines(), st.lists(WISHES, min_size=2, max_size=3), st.sampled_from([DROP_IN, ""]))
-def test_reversible_after_any_wishes(files: pure_plan.Files, wishes: list[Desired], drop_in: str) -> None:
+def test_reversible_after_any_wishes(
+    files: pure_plan.Files, wishes: list[Desired], drop_in: str
+) -> None:
     after, owned = dict(files), cast("Owned", ())
     for wish in wishes:
         after, owned = installed(replace(wish, drop_in=drop_in), after, owned)
@@ -1197,9 +1260,13 @@ def test_humble(wish: Desired, files: pure_plan.Files) -> None:
     assert back.stayed == ()
     left = pure_plan.after(edited, back)
     before = tomli.loads(files.get(path, b"").decode())
-    assert solid(tomli.loads(left[path].decode())) == solid(deep(before, {"crio": {"foreign": {"x": 1}}}))
+    assert solid(tomli.loads(left[path].decode())) == solid(
+        deep(before, {"crio": {"foreign": {"x": 1}}})
+    )
     assert b"# mine" in left[path]
-    assert {k: v for k, v in left.items() if k != path} == {k: v for k, v in files.items() if k != path}
+    assert {k: v for k, v in left.items() if k != path} == {
+        k: v for k, v in files.items() if k != path
+    }
 
 
 @ROOM
@@ -1260,4 +1327,6 @@ def test_the_corpus_leads_there_and_back(name: str, place: str, way: str) -> Non
     own = wish.drop_in or wish.config
     edited = {**after, own: after[own] + b"\n# mine\n"}
     left = pure_plan.after(edited, removal(wish, edited, owned, ask))
-    assert solid(tomli.loads(left.get(own, b"").decode())) == solid(tomli.loads(files.get(own, b"").decode()))
+    assert solid(tomli.loads(left.get(own, b"").decode())) == solid(
+        tomli.loads(files.get(own, b"").decode())
+    )

@@ -34,7 +34,9 @@ def owned(found: Plan, restart_method: RestartMethod, unit: str | None) -> Plan:
     owner = RuntimeProcess(
         pid=7, start_ticks=1, executable="/usr/bin/containerd", argv=("containerd",), unit=unit
     )
-    return replace(found, restart_method=restart_method, target=replace(found.target, process=owner))
+    return replace(
+        found, restart_method=restart_method, target=replace(found.target, process=owner)
+    )
 
 
 @pytest.mark.parametrize(

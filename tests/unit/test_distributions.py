@@ -28,15 +28,24 @@ from runtimes.model import RuntimeName
         ("", "/var/snap/microk8s/7394/args/containerd.toml", "", "microk8s"),
         ("/var/lib/k0s/bin/containerd", "/etc/k0s/containerd.toml", "", "k0s"),
         ("/snap/k8s/3000/bin/containerd", "/etc/containerd/config.toml", "", "canonical-k8s"),
-        ("/opt/bin/containerd", "/kubernetes/agent/etc/containerd/config.toml", "k3s-blue.service", "k3s"),
+        (
+            "/opt/bin/containerd",
+            "/kubernetes/agent/etc/containerd/config.toml",
+            "k3s-blue.service",
+            "k3s",
+        ),
         ("/opt/bin/containerd", "/kubernetes/config.toml", "rke2-server.service", "rke2"),
         ("/data/v1.2/bin/containerd", "/srv/containerd.toml", "", "containerd"),
         ("/usr/bin/containerd", "/etc/containerd/config.toml", "containerd.service", "containerd"),
         ("/opt/bin/containerd", "/srv/containerd.toml", "my.service", "containerd"),
     ],
 )
-def test_a_daemon_s_distribution_is_known(executable: str, config: str, unit: str, name: str) -> None:
-    found = distributions.of(RuntimeName.CONTAINERD, executable=executable, config=config, unit=unit)
+def test_a_daemon_s_distribution_is_known(
+    executable: str, config: str, unit: str, name: str
+) -> None:
+    found = distributions.of(
+        RuntimeName.CONTAINERD, executable=executable, config=config, unit=unit
+    )
     assert found.name == name
 
 
@@ -48,21 +57,38 @@ K3S_SOCKET = "/run/k3s/containerd/containerd.sock"
     [
         ("/ssd/rancher/k3s/data/0123abcd/bin/containerd", "", K3S_SOCKET, "k3s"),
         ("/data/data/0123abcd/bin/k3s", "", K3S_SOCKET, "k3s"),
-        ("/data/app/bin/containerd", "/srv/c.toml", "/run/containerd/containerd.sock", "containerd"),
+        (
+            "/data/app/bin/containerd",
+            "/srv/c.toml",
+            "/run/containerd/containerd.sock",
+            "containerd",
+        ),
         ("", "/ssd/rancher/k3s/agent/etc/containerd/config.toml", K3S_SOCKET, "k3s"),
         ("", "/ssd/rke2/agent/etc/containerd/config.toml", K3S_SOCKET, "rke2"),
         ("", "/kubernetes/agent/etc/containerd/config.toml", K3S_SOCKET, "k3s"),
-        ("/k/data/v1.30.2-rke2r1-ab/bin/containerd", "/k/containerd/config.toml", K3S_SOCKET, "rke2"),
+        (
+            "/k/data/v1.30.2-rke2r1-ab/bin/containerd",
+            "/k/containerd/config.toml",
+            K3S_SOCKET,
+            "rke2",
+        ),
         ("/usr/bin/containerd", "/srv/config.toml", K3S_SOCKET, "k3s"),
         ("/usr/bin/containerd", "/etc/containerd/config.toml", K3S_SOCKET, "containerd"),
-        ("", "/srv/agent/etc/containerd/config.toml", "/run/containerd/containerd.sock", "containerd"),
+        (
+            "",
+            "/srv/agent/etc/containerd/config.toml",
+            "/run/containerd/containerd.sock",
+            "containerd",
+        ),
         ("/opt/bin/containerd", "/opt/k0s.toml", "/run/k0s/containerd.sock", "k0s"),
     ],
 )
 def test_a_daemon_with_other_directories_is_known_by_its_socket(
     executable: str, config: str, socket: str, name: str
 ) -> None:
-    found = distributions.of(RuntimeName.CONTAINERD, executable=executable, config=config, socket=socket)
+    found = distributions.of(
+        RuntimeName.CONTAINERD, executable=executable, config=config, socket=socket
+    )
     assert found.name == name
 
 

@@ -84,7 +84,9 @@ def removal(data: bytes | None, owned: tuple[Ownership, ...]) -> ConfigPlan:
     return planner.removal(ADAPTER, observe(data, owned))
 
 
-def record(adapter: Adapter, found: ConfigPlan, owned: tuple[Ownership, ...] = ()) -> tuple[Ownership, ...]:
+def record(
+    adapter: Adapter, found: ConfigPlan, owned: tuple[Ownership, ...] = ()
+) -> tuple[Ownership, ...]:
     """Return what is owned once a plan is in effect, as the journal writes it down."""
     books = {each.path: each for each in owned}
     for change in found.changes:
@@ -162,8 +164,8 @@ LAYOUTS: Final = {
     "carriage returns": (
         b'{\r\n  "debug": false\r\n}\r\n',
         (
-            b'{\r\n  "debug": false,\r\n  "runtimes": {\r\n    "nvidia": {\r\n      "path": "/nv",\r\n'
-            b'      "args": []\r\n    }\r\n  }\r\n}\r\n'
+            b'{\r\n  "debug": false,\r\n  "runtimes": {\r\n    "nvidia": {\r\n      "path":'
+            b' "/nv",\r\n      "args": []\r\n    }\r\n  }\r\n}\r\n'
         ),
     ),
 }
@@ -233,14 +235,18 @@ _INDENTS: Final[list[int | str | None]] = [None, 1, 2, 4, "\t"]
 @st.composite
 def trees(draw: st.DrawFn) -> dict[str, Any]:
     members: dict[str, Any] = draw(
-        st.dictionaries(st.sampled_from(["log-opts", "debug", "hosts", "ü", "cdi"]), _VALUES, max_size=4)
+        st.dictionaries(
+            st.sampled_from(["log-opts", "debug", "hosts", "ü", "cdi"]), _VALUES, max_size=4
+        )
     )
     if draw(st.booleans()):
         members["runtimes"] = draw(_RUNTIMES)
     if draw(st.booleans()):
         members["features"] = draw(_FEATURES)
     if draw(st.booleans()):
-        members["default-runtime"] = draw(st.sampled_from(["runc", "crun", "nvidia", "io.containerd.x"]))
+        members["default-runtime"] = draw(
+            st.sampled_from(["runc", "crun", "nvidia", "io.containerd.x"])
+        )
     return {name: members[name] for name in draw(st.permutations(sorted(members)))}
 
 
@@ -284,7 +290,9 @@ def foreign(content: dict[str, Any], wish: Desired) -> str:
 def check_only_our_keys_change(edit: Callable[[Desired, bytes | None], bytes | None]) -> None:
     """Hold an edit against generated files: what is wished is there, and all else as it was."""
 
-    @settings(ROOM, database=None, phases=[Phase.generate], report_multiple_bugs=False, derandomize=True)
+    @settings(
+        ROOM, database=None, phases=[Phase.generate], report_multiple_bugs=False, derandomize=True
+    )
     @given(WISHES, files())
     def holds(wish: Desired, data: bytes | None) -> None:
         if wish.default is None and tree(data).get("default-runtime") in wish.names:
@@ -359,7 +367,9 @@ def test_reversible(wish: Desired, data: bytes | None) -> None:
 
 def solid(content: dict[str, Any]) -> dict[str, Any]:
     """Return a tree without the objects that ours left empty."""
-    return {name: item for name, item in content.items() if name not in {"runtimes", "features"} or item}
+    return {
+        name: item for name, item in content.items() if name not in {"runtimes", "features"} or item
+    }
 
 
 @ROOM
@@ -457,15 +467,21 @@ FLAGS: Final = {
 
 
 @pytest.mark.parametrize(("words", "flag", "key"), FLAGS.values(), ids=FLAGS)
-def test_a_flag_that_clashes_with_the_file_is_refused(words: tuple[str, ...], flag: str, key: str) -> None:
+def test_a_flag_that_clashes_with_the_file_is_refused(
+    words: tuple[str, ...], flag: str, key: str
+) -> None:
     seen = observe(b"{}", argv=("/usr/bin/dockerd", "-H", "fd://", *words, "--debug"))
     with pytest.raises(UnsupportedSetup) as caught:
         planner.plan(ADAPTER, desired(), seen)
-    assert str(caught.value) == (
-        f"dockerd runs with {flag}, so it would not start again with `{key}` in its"
+    assert (
+        str(caught.value)
+        == f"dockerd runs with {flag}, so it would not start again with `{key}` in its"
         " configuration file as well"
     )
-    assert caught.value.hint == f"remove {flag} from the unit's command line and set `{key}` in the file"
+    assert (
+        caught.value.hint
+        == f"remove {flag} from the unit's command line and set `{key}` in the file"
+    )
 
 
 NULLS: Final = (
@@ -558,11 +574,23 @@ CLASHES: Final = {
         "`insecure-registries` (also --insecure-registry)",
     ),
     "null": (b'{"mtu": null}', ("--mtu=1",), "`mtu` (also --mtu)"),
-    "a proxy": (b'{"proxies": {"http-proxy": "x"}}', ("--http-proxy=y",), "`http-proxy` (also --http-proxy)"),
-    "two": (b'{"mtu": 1, "debug": true}', ("--mtu=1", "-D"), "`mtu` (also --mtu), `debug` (also -D)"),
+    "a proxy": (
+        b'{"proxies": {"http-proxy": "x"}}',
+        ("--http-proxy=y",),
+        "`http-proxy` (also --http-proxy)",
+    ),
+    "two": (
+        b'{"mtu": 1, "debug": true}',
+        ("--mtu=1", "-D"),
+        "`mtu` (also --mtu), `debug` (also -D)",
+    ),
 }
-_OLD: Final = BinaryResult(code=125, out="", err="unknown flag: --validate\nSee 'dockerd --help'.\n")
-_REFUSES: Final = BinaryResult(code=1, out="", err="the following directives are specified both as a flag\n")
+_OLD: Final = BinaryResult(
+    code=125, out="", err="unknown flag: --validate\nSee 'dockerd --help'.\n"
+)
+_REFUSES: Final = BinaryResult(
+    code=1, out="", err="the following directives are specified both as a flag\n"
+)
 
 
 @pytest.mark.parametrize(("data", "words", "said"), CLASHES.values(), ids=CLASHES)
@@ -571,7 +599,9 @@ def test_a_file_that_clashes_with_a_flag_as_it_is_is_named(
     data: bytes, words: tuple[str, ...], said: str, answer: BinaryResult | None
 ) -> None:
     seen = replace(
-        observe(data, argv=("dockerd", "-H", "tcp://x" if b"hosts" not in data else "fd://", *words)),
+        observe(
+            data, argv=("dockerd", "-H", "tcp://x" if b"hosts" not in data else "fd://", *words)
+        ),
         binary="/usr/bin/dockerd" if answer else None,
     )
 
@@ -582,9 +612,10 @@ def test_a_file_that_clashes_with_a_flag_as_it_is_is_named(
 
     with pytest.raises(ConfigError) as caught:
         judged()
-    assert caught.value.why == (
-        "as it is, it keeps dockerd from starting: the running dockerd has options of it as flags as well:"
-        f" {said}"
+    assert (
+        caught.value.why
+        == "as it is, it keeps dockerd from starting: the running dockerd has options of it as"
+        f" flags as well: {said}"
     )
     assert "please report" not in caught.value.hint
 
@@ -597,14 +628,18 @@ def test_a_file_that_clashes_with_a_flag_as_it_is_is_named(
         (b'{"proxies": null, "l": 1}', ("--http-proxy=y",)),
     ],
 )
-def test_a_flag_for_what_the_file_does_not_set_is_no_clash(data: bytes, words: tuple[str, ...]) -> None:
+def test_a_flag_for_what_the_file_does_not_set_is_no_clash(
+    data: bytes, words: tuple[str, ...]
+) -> None:
     seen = replace(observe(data, argv=("dockerd", *words)), binary="/usr/bin/dockerd")
     planner.check(ADAPTER, desired(), seen, _OLD)
 
 
 def test_a_flag_for_a_key_that_is_not_set_is_no_obstacle() -> None:
     wish = desired(default=None)
-    found = planner.plan(ADAPTER, wish, observe(b"{}", argv=("dockerd", "--default-runtime=crun"), wish=wish))
+    found = planner.plan(
+        ADAPTER, wish, observe(b"{}", argv=("dockerd", "--default-runtime=crun"), wish=wish)
+    )
     assert tree(after(b"{}", found)) == {"runtimes": OURS}
 
 
@@ -685,17 +720,22 @@ def test_an_entry_of_somebody_under_our_former_name_stays() -> None:
     content = tree(second)
     content["runtimes"]["nvidia"] = {"path": "/theirs"}
     edited = json.dumps(content).encode()
-    assert tree(after(edited, plan(wish, edited, owned)))["runtimes"]["nvidia"] == {"path": "/theirs"}
+    assert tree(after(edited, plan(wish, edited, owned)))["runtimes"]["nvidia"] == {
+        "path": "/theirs"
+    }
 
 
 # --- the vendor's entry ---------------------------------------------------------------------------
 
 VENDORS: Final = {
     "arguments of old": (
-        b'{\n    "runtimes": {\n        "nvidia": {\n            "path": "nvidia-container-runtime",\n'
-        b'            "runtimeArgs": []\n        }\n    },\n\n    "default-runtime": "nvidia"\n}'
+        b'{\n    "runtimes": {\n        "nvidia": {\n            "path":'
+        b' "nvidia-container-runtime",\n            "runtimeArgs": []\n        }\n    },\n\n   '
+        b' "default-runtime": "nvidia"\n}'
     ),
-    "arguments": b'{"runtimes":{"nvidia":{"path":"nvidia-container-runtime","runtimeArgs":["--debug"]}}}\n',
+    "arguments": (
+        b'{"runtimes":{"nvidia":{"path":"nvidia-container-runtime","runtimeArgs":["--debug"]}}}\n'
+    ),
     "a shim": (
         b'{\n\t"runtimes": {\n\t\t"nvidia": { "runtimeType": "io.containerd.runc.v2",\n'
         b'\t\t  "options": { "BinaryName": "/v" } }\n\t}\n}\n'
@@ -845,7 +885,9 @@ def test_the_daemon_s_word_is_held_against_the_file(
 
 def test_our_handlers_are_found_in_a_file() -> None:
     assert docker.defined(desired(), _FILE) == NAMES
-    assert docker.defined(desired(), {CONFIG: b'{"runtimes": {"nvidia-cdi": {}, "x": {}}}'}) == {"nvidia-cdi"}
+    assert docker.defined(desired(), {CONFIG: b'{"runtimes": {"nvidia-cdi": {}, "x": {}}}'}) == {
+        "nvidia-cdi"
+    }
     assert docker.defined(desired(), {CONFIG: None}) == frozenset()
 
 
@@ -898,7 +940,9 @@ def test_what_is_not_answered_yet_is_asked_for_again() -> None:
     answers = {LIST: listing(), f"/containers/{IDS[0]}/json": detail("nvidia-cdi")}
     found = docker.usage(desired(), answers)
     assert found.using == ("cuda",)
-    assert [request.path for request in found.requests] == [f"/containers/{key}/json" for key in IDS[1:]]
+    assert [request.path for request in found.requests] == [
+        f"/containers/{key}/json" for key in IDS[1:]
+    ]
 
 
 def test_a_container_that_has_ended_meanwhile_uses_nothing() -> None:
@@ -964,7 +1008,9 @@ VERDICTS: Final = {
         [],
     ),
     "refused": (
-        BinaryResult(code=1, out="", err="warning: x\nunable to configure the Docker daemon: y\n\n"),
+        BinaryResult(
+            code=1, out="", err="warning: x\nunable to configure the Docker daemon: y\n\n"
+        ),
         ["/usr/bin/dockerd refuses the change: unable to configure the Docker daemon: y"],
     ),
     "another flag": (
@@ -989,8 +1035,9 @@ def test_a_refused_candidate_is_no_plan() -> None:
     answer = BinaryResult(code=1, out="", err="conflict\n")
     with pytest.raises(ConfigError) as caught:
         planner.check(ADAPTER, desired(), observe(b"{}"), answer)
-    assert str(caught.value) == (
-        f"{CONFIG}: the change is refused: /usr/bin/dockerd refuses the change: conflict"
+    assert (
+        str(caught.value)
+        == f"{CONFIG}: the change is refused: /usr/bin/dockerd refuses the change: conflict"
     )
 
 
@@ -1039,7 +1086,9 @@ def test_the_low_level_runtimes(content: dict[str, Any], expected: tuple[str, ..
 
 
 def test_the_default_before_us_stays_the_first_low_level_runtime() -> None:
-    before = b'{"default-runtime": "crun", "runtimes": {"kata": {"path": "/k"}, "crun": {"path": "/c"}}}'
+    before = (
+        b'{"default-runtime": "crun", "runtimes": {"kata": {"path": "/k"}, "crun": {"path": "/c"}}}'
+    )
     result, owned = installed(desired(), before)
     assert plan(desired(), result, owned).low_level == ("/c", "/k")
 
@@ -1049,11 +1098,16 @@ def test_the_default_before_us_stays_the_first_low_level_runtime() -> None:
     [
         ({}, ("runc", "runc")),
         ({"default-runtime": "c", "runtimes": {"c": {"path": "/c"}}}, ("c", "c")),
-        ({"default-runtime": "k", "runtimes": {"k": {"runtimeType": "io.containerd.k.v2"}}}, ("runc", "k")),
+        (
+            {"default-runtime": "k", "runtimes": {"k": {"runtimeType": "io.containerd.k.v2"}}},
+            ("runc", "k"),
+        ),
         ({"default-runtime": "nvidia", "runtimes": {"nvidia": {"path": "/v"}}}, ("runc", "runc")),
     ],
 )
-def test_the_runtimes_that_ours_are_made_from(content: dict[str, Any], origin: tuple[str, str]) -> None:
+def test_the_runtimes_that_ours_are_made_from(
+    content: dict[str, Any], origin: tuple[str, str]
+) -> None:
     before = json.dumps(content).encode()
     assert plan(desired(), before).origin == Origin(source=origin[0], default=origin[1])
     result, owned = installed(desired(), before)
@@ -1063,7 +1117,9 @@ def test_the_runtimes_that_ours_are_made_from(content: dict[str, Any], origin: t
 
 # --- the corpus -----------------------------------------------------------------------------------
 
-REFUSED: Final = {"duplicate-runtimes-keys.json": "a key is there twice, and Go and Python take another one"}
+REFUSED: Final = {
+    "duplicate-runtimes-keys.json": "a key is there twice, and Go and Python take another one"
+}
 
 
 @pytest.mark.parametrize("default", ["nvidia", None])
@@ -1090,6 +1146,10 @@ def test_the_corpus_leads_there_and_back(name: str, default: str | None) -> None
     # Every line that was there is there, but for the commas and the vendor's own entry.
     if default and not before.get("runtimes", {}).keys() & NAMES:
         lines = {line.strip().rstrip(b",") for line in (result or b"").splitlines()}
-        kept = [line.strip().rstrip(b",") for line in data.splitlines() if b"default-runtime" not in line]
+        kept = [
+            line.strip().rstrip(b",")
+            for line in data.splitlines()
+            if b"default-runtime" not in line
+        ]
         if len(kept) > 1:
             assert [line for line in kept if line not in lines] == []

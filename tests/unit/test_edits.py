@@ -85,7 +85,10 @@ def test_an_edit_is_done_once_and_taken_back(wants: list[DesiredKey]) -> None:
 
 
 def test_a_wish_that_is_true_already_is_no_change() -> None:
-    assert edits.apply(toml_editor, PATH, FILE.encode(), [want("version", 2), want("r.runc", {})]) is None
+    assert (
+        edits.apply(toml_editor, PATH, FILE.encode(), [want("version", 2), want("r.runc", {})])
+        is None
+    )
     assert edits.apply(toml_editor, PATH, None, [want("version", ABSENT)]) is None
 
 
@@ -110,7 +113,9 @@ def test_merging_keeps_what_a_table_had_and_exact_does_not() -> None:
 def test_a_key_of_a_table_can_be_wished_away() -> None:
     change = applied(FILE, want("r.nvidia", {"other": ABSENT}))
     assert tree(change.after)["r"]["nvidia"] == {"runtime_type": "old"}
-    assert edits.apply(toml_editor, PATH, change.after, [want("r.nvidia", {"other": ABSENT})]) is None
+    assert (
+        edits.apply(toml_editor, PATH, change.after, [want("r.nvidia", {"other": ABSENT})]) is None
+    )
 
 
 # --- what others did since ------------------------------------------------------------------------
@@ -193,9 +198,13 @@ def test_what_others_wrote_since_stays_and_is_named(case: Since) -> None:
 
 
 def test_a_version_that_nothing_needs_goes() -> None:
-    change = edits.apply(toml_editor, PATH, None, [want("version", 2, required_keys=("version",)), NVIDIA])
+    change = edits.apply(
+        toml_editor, PATH, None, [want("version", 2, required_keys=("version",)), NVIDIA]
+    )
     assert change is not None
-    back, stayed = edits.reverse(toml_editor, PATH, (change.after or b"") + b"# mine\n", change.edits)
+    back, stayed = edits.reverse(
+        toml_editor, PATH, (change.after or b"") + b"# mine\n", change.edits
+    )
     assert tree(back) == {}
     assert stayed == ()
     assert b"# mine\n" in back
@@ -294,8 +303,9 @@ def test_an_edit_that_would_change_more_is_refused() -> None:
     with pytest.raises(ConfigError) as caught:
         edits.apply(Careless(), PATH, FILE.encode(), [want("version", 3)])
     assert str(caught.value) == f"{PATH}: it cannot be edited without changing r.runc.lost too"
-    assert caught.value.hint == (
-        "please report this file: it is written in a way that the editor does not handle"
+    assert (
+        caught.value.hint
+        == "please report this file: it is written in a way that the editor does not handle"
     )
 
 
@@ -329,7 +339,9 @@ def dumped(content: dict[str, Any]) -> bytes:
 
 @settings(deadline=None, max_examples=100)
 @given(_TREES, _WANTS)
-def test_any_edit_is_idempotent_and_reversible(content: dict[str, Any], wanted: list[DesiredKey]) -> None:
+def test_any_edit_is_idempotent_and_reversible(
+    content: dict[str, Any], wanted: list[DesiredKey]
+) -> None:
     data = dumped(content)
     wants = [replace(w, key=("root", *w.key)) for w in wanted]
     wants = [w for w in wants if len(w.key) == 2 or isinstance(content.get(w.key[1], {}), dict)]

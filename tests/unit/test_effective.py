@@ -107,7 +107,9 @@ default_runtime_name = ""
 DUMPS: Final = {
     "1.6": (
         DUMP_1_6,
-        Effective(handlers=names("runc"), default="runc", sandbox_image="registry.k8s.io/pause:3.6"),
+        Effective(
+            handlers=names("runc"), default="runc", sandbox_image="registry.k8s.io/pause:3.6"
+        ),
     ),
     "1.7": (
         DUMP_1_7,
@@ -185,7 +187,9 @@ SAID_1_7: Final = {
 SAID_2: Final = {
     "containerd": {
         "defaultRuntimeName": "runc",
-        "runtimes": {"runc": {"runtimeType": "io.containerd.runc.v2", "options": {"SystemdCgroup": True}}},
+        "runtimes": {
+            "runc": {"runtimeType": "io.containerd.runc.v2", "options": {"SystemdCgroup": True}}
+        },
     },
     "enableCDI": True,
 }
@@ -199,7 +203,10 @@ SAID: Final[dict[str, tuple[Mapping[str, Any] | None, Effective]]] = {
             systemd_cgroup=names("runc"),
         ),
     ),
-    "2.x": (SAID_2, Effective(handlers=names("runc"), default="runc", systemd_cgroup=names("runc"))),
+    "2.x": (
+        SAID_2,
+        Effective(handlers=names("runc"), default="runc", systemd_cgroup=names("runc")),
+    ),
     "nothing": (None, Effective()),
     "no key": ({}, Effective()),
     "an empty image": ({"sandboxImage": ""}, Effective()),
@@ -286,7 +293,9 @@ pause_image = "registry.k8s.io/pause:3.10"
 
 def test_crio_s_own_word_says_what_it_has() -> None:
     assert crio.running(None, CONFIG) == CRIO_HAS
-    assert crio.running({"containerd": {}}, CONFIG) == CRIO_HAS, "the status over CRI says nothing of it"
+    assert crio.running({"containerd": {}}, CONFIG) == CRIO_HAS, (
+        "the status over CRI says nothing of it"
+    )
 
 
 def test_crio_that_does_cgroups_itself_has_no_handler_by_systemd() -> None:
@@ -386,7 +395,9 @@ INFOS: Final = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("info", "handlers", "default", "is_by_systemd"), INFOS.values(), ids=INFOS)
+@pytest.mark.parametrize(
+    ("info", "handlers", "default", "is_by_systemd"), INFOS.values(), ids=INFOS
+)
 def test_dockerd_s_own_word_says_what_it_has_without_its_aliases(
     info: dict[str, Any],
     handlers: frozenset[str],
@@ -434,14 +445,20 @@ FILES: Final = {
 def test_docker_s_file_says_what_the_daemon_will_have(
     data: bytes | None, handlers: frozenset[str], default: str
 ) -> None:
-    wish = pure_plan.desired(runtime=RuntimeName.DOCKER, config="/etc/docker/daemon.json", drop_in="")
+    wish = pure_plan.desired(
+        runtime=RuntimeName.DOCKER, config="/etc/docker/daemon.json", drop_in=""
+    )
     seen = Observation(files={"/etc/docker/daemon.json": data})
     assert docker.effective(wish, seen) == Effective(handlers=handlers, default=default)
 
 
 def test_what_docker_s_file_says_is_what_the_daemon_says_once_it_was_read() -> None:
-    data = json.dumps({"runtimes": {"nvidia": {"path": "/n"}}, "default-runtime": "nvidia"}).encode()
-    wish = pure_plan.desired(runtime=RuntimeName.DOCKER, config="/etc/docker/daemon.json", drop_in="")
+    data = json.dumps(
+        {"runtimes": {"nvidia": {"path": "/n"}}, "default-runtime": "nvidia"}
+    ).encode()
+    wish = pure_plan.desired(
+        runtime=RuntimeName.DOCKER, config="/etc/docker/daemon.json", drop_in=""
+    )
     said = docker.effective(wish, Observation(files={"/etc/docker/daemon.json": data}))
     now = docker.running(None, json.dumps(INFO_28))
     assert (said.handlers, said.default) == (now.handlers, now.default)
@@ -461,7 +478,9 @@ def test_what_docker_s_file_says_is_what_the_daemon_says_once_it_was_read() -> N
     ],
 )
 def test_a_file_of_docker_with_values_of_another_kind_is_refused_or_read(text: str) -> None:
-    wish = pure_plan.desired(runtime=RuntimeName.DOCKER, config="/etc/docker/daemon.json", drop_in="")
+    wish = pure_plan.desired(
+        runtime=RuntimeName.DOCKER, config="/etc/docker/daemon.json", drop_in=""
+    )
     seen = Observation(files={"/etc/docker/daemon.json": text.encode()})
     try:
         found = docker.effective(wish, seen)

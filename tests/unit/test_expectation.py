@@ -28,7 +28,9 @@ from toolkit.state.record import Baseline
 OURS: Final = frozenset({"nvidia", "nvidia-cdi", "nvidia-legacy"})
 _FOR_EVER: Final = 3600
 """In seconds: a test that waits that long times out."""
-BEFORE: Final = Effective(handlers=frozenset({"runc", "kata"}), default="runc", sandbox_image="pause:1")
+BEFORE: Final = Effective(
+    handlers=frozenset({"runc", "kata"}), default="runc", sandbox_image="pause:1"
+)
 AFTER: Final = Effective(
     handlers=frozenset({"runc", "kata"}) | OURS, default="nvidia", sandbox_image="pause:1"
 )
@@ -73,7 +75,9 @@ def test_handlers_of_ours_may_go() -> None:
     before = has(handlers=names("runc", "nvidia", "old-name"))
     now = has(handlers=names("runc"))
     assert regressions(now, before, default=None, ours=OURS | {"old-name"}) == []
-    assert regressions(now, before, default=None) == ["the handler old-name is missing; it existed before"]
+    assert regressions(now, before, default=None) == [
+        "the handler old-name is missing; it existed before"
+    ]
 
 
 def test_a_handler_that_somebody_had_taken_out_of_the_files_may_go() -> None:
@@ -122,7 +126,10 @@ def test_a_default_that_nobody_asked_for_stays() -> None:
 
 def test_a_default_of_ours_may_be_given_back_to_whomever() -> None:
     assert regressions(has(default="kata"), has(default="nvidia"), default=None) == []
-    assert regressions(has(default="kata"), has(default="kata"), has(default="nvidia"), default=None) == []
+    assert (
+        regressions(has(default="kata"), has(default="kata"), has(default="nvidia"), default=None)
+        == []
+    )
 
 
 def test_a_handler_of_others_that_we_made_the_default_may_be_it_no_more() -> None:
@@ -183,7 +190,9 @@ def test_former_names_of_ours_are_known_by_the_record() -> None:
 @pytest.mark.parametrize("runtime", RuntimeName)
 def test_what_we_made_the_default_is_known_by_the_record(runtime: RuntimeName) -> None:
     adapter, desired = registry.ADAPTERS[runtime], pure_plan.desired(runtime=runtime)
-    made = planner.plan(adapter, desired, Observation(files={desired.config: None, desired.drop_in: None}))
+    made = planner.plan(
+        adapter, desired, Observation(files={desired.config: None, desired.drop_in: None})
+    )
     owned = [Ownership(path=c.path, original=None, written=(), edits=c.edits) for c in made.changes]
     assert planner.defaults(Observation(owned=tuple(owned))) == {"nvidia"}
     assert planner.defaults(Observation()) == frozenset()
@@ -252,9 +261,13 @@ def test_a_network_that_was_ready_has_to_be_so_again() -> None:
 
 
 def test_without_a_baseline_only_what_was_asked_for_counts() -> None:
-    sparse = Health(effective=Effective(handlers=OURS, default="nvidia", sandbox_image="x"), network="none")
+    sparse = Health(
+        effective=Effective(handlers=OURS, default="nvidia", sandbox_image="x"), network="none"
+    )
     assert lacking(sparse, baseline=None) == []
-    assert lacking(Health(effective=Effective(handlers=names(), default="runc")), baseline=None) == [
+    assert lacking(
+        Health(effective=Effective(handlers=names(), default="runc")), baseline=None
+    ) == [
         "the runtime does not know the handler nvidia",
         "the runtime does not know the handler nvidia-cdi",
         "the runtime does not know the handler nvidia-legacy",
@@ -262,7 +275,9 @@ def test_without_a_baseline_only_what_was_asked_for_counts() -> None:
     ]
 
 
-def test_a_runtime_that_serves_cri_and_names_no_handler_in_any_way_has_not_said_that_it_has_ours() -> None:
+def test_a_runtime_that_serves_cri_and_names_no_handler_in_any_way_has_not_said_that_it_has_ours() -> (
+    None
+):
     silent = Health(effective=has(AFTER, handlers=None))
     assert lacking(silent) == ["the runtime does not list its handlers"]
     assert lacking(silent, present=frozenset()) == []
@@ -335,7 +350,9 @@ def test_dockerd_is_held_against_its_file() -> None:
 
 
 def test_dockerd_that_lost_somebody_s_runtime_is_told_so() -> None:
-    assert of_docker(Runtimes=runtimes("runc", *OURS)) == ["the handler kata is missing; it existed before"]
+    assert of_docker(Runtimes=runtimes("runc", *OURS)) == [
+        "the handler kata is missing; it existed before"
+    ]
 
 
 def test_dockerd_with_another_default_is_told_so() -> None:
@@ -428,7 +445,9 @@ def test_a_well_runtime_that_did_not_take_it_up_is_not_waited_for_to_the_end(
     monkeypatch.setattr(expectation, "SETTLING", 0.3)
     Runtime(monkeypatch, SICK, SICK, OLD)
     begin = time.monotonic()
-    with pytest.raises(ReloadError, match=r"does not know the handler nvidia;.*the default handler is runc"):
+    with pytest.raises(
+        ReloadError, match=r"does not know the handler nvidia;.*the default handler is runc"
+    ):
         confirmed(_FOR_EVER)
     assert time.monotonic() - begin >= 0.3
 

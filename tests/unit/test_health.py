@@ -134,9 +134,11 @@ def page(body: str, status: str = "200 OK") -> bytes:
 def nested(*fields: tuple[int, int | str | bytes]) -> bytes:
     """Encode a message whose fields may be messages."""
     return b"".join(
-        bytes([number << 3 | 2]) + _size(len(value)) + value
-        if isinstance(value, bytes)
-        else protobuf.encode([(number, value)])
+        (
+            bytes([number << 3 | 2]) + _size(len(value)) + value
+            if isinstance(value, bytes)
+            else protobuf.encode([(number, value)])
+        )
         for number, value in fields
     )
 
@@ -167,7 +169,9 @@ def status(
 
 
 def condition(name: str, reason: str, *, well: bool) -> bytes:
-    why: tuple[tuple[int, int | str], ...] = ((2, 1),) if well else ((3, reason), (4, "as the test wants it"))
+    why: tuple[tuple[int, int | str], ...] = (
+        ((2, 1),) if well else ((3, reason), (4, "as the test wants it"))
+    )
     return nested((1, name), *why)
 
 
@@ -243,7 +247,9 @@ def test_a_runtime_that_does_not_tell_how_it_is_ails(path: Path) -> None:
     [{}, {"Plugins": listing()}, {"Plugins": listing(plugin("cri"))}],
     ids=["no introspection", "no such plugin", "a plugin that did not fail"],
 )
-def test_a_cri_that_is_switched_off_is_no_ailment(path: Path, methods: dict[str, BinaryResult]) -> None:
+def test_a_cri_that_is_switched_off_is_no_ailment(
+    path: Path, methods: dict[str, BinaryResult]
+) -> None:
     with serving(path, **methods):
         found = once(path)
     assert found.problems == ()
@@ -274,7 +280,9 @@ def test_nobody_asks_for_plugins_where_cri_answers(path: Path) -> None:
 
 
 @pytest.mark.parametrize("code", ["UNAVAILABLE", "INTERNAL", "PERMISSION_DENIED", "UNKNOWN"])
-def test_a_cri_that_answers_with_an_error_ails_and_its_plugins_are_not_asked(path: Path, code: str) -> None:
+def test_a_cri_that_answers_with_an_error_ails_and_its_plugins_are_not_asked(
+    path: Path, code: str
+) -> None:
     grpc: Any = importlib.import_module("grpc")
 
     def refuse(_: bytes, context: Any) -> bytes:
@@ -307,7 +315,9 @@ def test_a_socket_that_nobody_answers_ails(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as silent:
         silent.bind(str(path))
         silent.listen()
-        assert once(path, timeout=0.3).problems == (f"Status on {path} failed: no answer within 0.3 s",)
+        assert once(path, timeout=0.3).problems == (
+            f"Status on {path} failed: no answer within 0.3 s",
+        )
 
 
 # --- plugins ------------------------------------------------------------------------------------
@@ -331,7 +341,9 @@ def test_the_first_failure_among_several_plugins_is_told(path: Path) -> None:
         assert cri.cri_failure(path, timeout=5) == "first"
 
 
-@pytest.mark.parametrize("answer", [b"\x0a", b"\x0a\x01\x0a", b"\xff" * 30], ids=["cut", "nested", "noise"])
+@pytest.mark.parametrize(
+    "answer", [b"\x0a", b"\x0a\x01\x0a", b"\xff" * 30], ids=["cut", "nested", "noise"]
+)
 def test_what_is_no_list_of_plugins_tells_of_no_failure(path: Path, answer: bytes) -> None:
     with serving(path, Plugins=lambda _: answer):
         assert cri.cri_failure(path, timeout=5) == ""
@@ -412,7 +424,9 @@ def test_docker_that_cannot_be_understood_ails(path: Path, body: str) -> None:
 
 def test_docker_that_answers_with_an_error_ails(path: Path) -> None:
     with http(path, page("no", "500 Internal Server Error")):
-        assert once(path, docker).problems == (f"GET /info on {path} failed: 500 Internal Server Error",)
+        assert once(path, docker).problems == (
+            f"GET /info on {path} failed: 500 Internal Server Error",
+        )
 
 
 def test_docker_that_does_not_answer_ails(path: Path) -> None:
@@ -443,7 +457,9 @@ def over_both(monkeypatch: pytest.MonkeyPatch, body: str, answer: cri.Status | S
 
 
 def well() -> cri.Status:
-    return cri.Status(runtime_ready=True, network_ready=True, reasons=(), handlers=None, config=None)
+    return cri.Status(
+        runtime_ready=True, network_ready=True, reasons=(), handlers=None, config=None
+    )
 
 
 def test_crio_is_asked_both_ways(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -460,7 +476,9 @@ def test_crio_whose_cri_fails_ails_and_what_it_said_before_is_kept(
     assert (found.problems, found.body, found.supports_cri) == (("it broke",), CRIO, False)
 
 
-def test_crio_whose_configuration_cannot_be_read_ails(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_crio_whose_configuration_cannot_be_read_ails(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     over_both(monkeypatch, "<html>", well())
     (ailment,) = once(path, crio).problems
     assert ailment.startswith("CRI-O's answer cannot be read (")

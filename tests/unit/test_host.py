@@ -13,7 +13,9 @@ from tests.support import fake_node
 from toolkit.errors import StepError
 from toolkit.node.host import Host
 
-NAMES = some.text(some.characters(categories=["L", "N", "P"], exclude_characters="/"), min_size=1, max_size=6)
+NAMES = some.text(
+    some.characters(categories=["L", "N", "P"], exclude_characters="/"), min_size=1, max_size=6
+)
 PATHS = some.lists(NAMES.filter(lambda n: n not in {".", ".."}), min_size=1, max_size=4).map(
     lambda names: "/" + "/".join(names)
 )
@@ -60,7 +62,11 @@ def test_the_node_knows_a_local_path_by_the_name_it_was_found_by(path: str) -> N
 
 
 def test_the_innermost_place_wins() -> None:
-    host = Host(root=Path("/host")).mapped("/etc", Path("/a")).mapped("/etc/containerd/conf.d", Path("/b"))
+    host = (
+        Host(root=Path("/host"))
+        .mapped("/etc", Path("/a"))
+        .mapped("/etc/containerd/conf.d", Path("/b"))
+    )
     host = host.mapped("/etc/containerd", Path("/c"))
     assert host.local("/etc/containerd/conf.d/x.toml") == Path("/b/x.toml")
     assert host.local("/etc/containerd/config.toml") == Path("/c/config.toml")
@@ -75,7 +81,9 @@ def test_a_mounted_directory_is_known_by_its_inode(root: Path, *, exists: bool) 
     mounted = root.parent / "config-dir"
     mounted.symlink_to(root / "etc/containerd")
     host = Host(root=root)
-    found = host.node(mounted / "config.toml", "/etc/other/config.toml", "/etc/containerd/config.toml")
+    found = host.node(
+        mounted / "config.toml", "/etc/other/config.toml", "/etc/containerd/config.toml"
+    )
     assert found == "/etc/containerd/config.toml"
 
 
@@ -131,7 +139,10 @@ def test_a_link_out_of_what_is_seen_is_refused(root: Path, tmp_path: Path) -> No
     host = Host(root=root).mapped("/etc/containerd", mounted)
     with pytest.raises(StepError) as caught:
         host.target(link)
-    assert str(caught.value) == (f"{link} is a link to ../elsewhere.toml, which is not mounted from the node")
+    assert (
+        str(caught.value)
+        == f"{link} is a link to ../elsewhere.toml, which is not mounted from the node"
+    )
     assert caught.value.hint == "name the target file itself, or mount its directory from the node"
 
 
@@ -193,7 +204,9 @@ def test_a_directory_in_a_mounted_one_may_be_a_link_although_it_was_named(mounte
     assert named.file("/etc/containerd/conf.d/x.toml") == mounted.root / "opt/conf.d/x.toml"
 
 
-def test_a_mounted_directory_that_is_a_link_on_the_node_has_the_parent_of_its_target(root: Path) -> None:
+def test_a_mounted_directory_that_is_a_link_on_the_node_has_the_parent_of_its_target(
+    root: Path,
+) -> None:
     (root / "opt/real").mkdir()
     (root / "etc/linked").symlink_to("/opt/real")
     (root / "opt/real/up").symlink_to("../beside")
@@ -203,13 +216,17 @@ def test_a_mounted_directory_that_is_a_link_on_the_node_has_the_parent_of_its_ta
     assert host.file("/etc/linked/up/x") == root / "opt/beside/x"
 
 
-def test_a_link_in_a_mounted_directory_never_leads_into_this_machine(mounted: Host, tmp_path: Path) -> None:
+def test_a_link_in_a_mounted_directory_never_leads_into_this_machine(
+    mounted: Host, tmp_path: Path
+) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     (mounted.root / "etc/containerd/conf.d").rmdir()
     (mounted.root / "etc/containerd/conf.d").symlink_to(outside)
     (outside / "x.toml").touch()
-    assert mounted.file("/etc/containerd/conf.d/x.toml") == mounted.root / str(outside)[1:] / "x.toml"
+    assert (
+        mounted.file("/etc/containerd/conf.d/x.toml") == mounted.root / str(outside)[1:] / "x.toml"
+    )
     assert mounted.glob("/etc/containerd/conf.d/*") == ()
 
 
@@ -289,7 +306,9 @@ def test_a_linked_directory_of_programs_is_the_nodes_own(root: Path) -> None:
     assert Host(root=root).executable("/bin/containerd") == "/bin/containerd"
 
 
-@pytest.mark.parametrize("make", ["directory", "not executable", "dangling", "circle", "of this machine"])
+@pytest.mark.parametrize(
+    "make", ["directory", "not executable", "dangling", "circle", "of this machine"]
+)
 def test_what_is_no_program_of_the_node_is_not_found(root: Path, make: str) -> None:
     path = root / "usr/bin/containerd"
     outside = program(root.parent / "outside")

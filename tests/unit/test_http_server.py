@@ -51,14 +51,18 @@ def test_a_page_is_an_answer_that_a_library_reads(port: int) -> None:
     assert pods.page(port, "/healthz") == (200, "ok\n")
     assert pods.page(port, "/readyz") == (503, "not ready\n")
     assert pods.page(port, "/healthz?verbose") == (200, "ok\n")
-    assert pods.page(port, "/") == (404, "not found; the pages are /healthz, /readyz and /metrics\n")
+    assert pods.page(port, "/") == (
+        404,
+        "not found; the pages are /healthz, /readyz and /metrics\n",
+    )
     assert pods.page(port, "/healthz", "HEAD") == (200, "")
     assert pods.page(port, "/healthz", "DELETE")[0] == 405
 
 
 def test_the_answer_to_a_probe_is_this(port: int) -> None:
-    assert said(port, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", closes=False) == (
-        b"HTTP/1.1 200 OK\r\nContent-Type: text/plain; charset=utf-8\r\n"
+    assert (
+        said(port, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", closes=False)
+        == b"HTTP/1.1 200 OK\r\nContent-Type: text/plain; charset=utf-8\r\n"
         b"Content-Length: 3\r\nConnection: close\r\n\r\nok\n"
     )
 

@@ -164,8 +164,12 @@ def test_an_open_transaction_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert journal.load(tmp_path) == saved
 
 
-@pytest.mark.parametrize("damage", ["operation", "previous", "baseline", "files", "notified", "failure"])
-def test_an_open_transaction_that_is_damaged_is_refused(tmp_path: Path, state: Path, damage: str) -> None:
+@pytest.mark.parametrize(
+    "damage", ["operation", "previous", "baseline", "files", "notified", "failure"]
+)
+def test_an_open_transaction_that_is_damaged_is_refused(
+    tmp_path: Path, state: Path, damage: str
+) -> None:
     journal.save(tmp_path, OPEN)
     content = json.loads(state.read_bytes())
     content["open"][damage] = 7
@@ -186,7 +190,9 @@ def test_what_is_not_needed_any_more_is_pruned(tmp_path: Path) -> None:
     )
     record = replace(
         record,
-        open=Transaction(operation=Operation.INSTALL, previous=Record(), baseline=Baseline(), files=opened),
+        open=Transaction(
+            operation=Operation.INSTALL, previous=Record(), baseline=Baseline(), files=opened
+        ),
     )
     kept = InstallDir(tmp_path).originals
     journal.prune(tmp_path, record)
@@ -240,7 +246,10 @@ def test_a_record_for_later_versions_only_is_refused(tmp_path: Path, state: Path
     state.write_text('{"format": 3, "readable_by": 3, "tool": "9.9.9"}', encoding="utf-8")
     with pytest.raises(NodeConfigError) as caught:
         journal.load(tmp_path)
-    assert str(caught.value) == f"{state} was written by nvidia-toolkit 9.9.9 and needs a newer version"
+    assert (
+        str(caught.value)
+        == f"{state} was written by nvidia-toolkit 9.9.9 and needs a newer version"
+    )
     assert caught.value.hint == "use that version or a newer one"
 
 
@@ -274,13 +283,16 @@ def test_a_damaged_record_is_refused(tmp_path: Path, state: Path, text: str) -> 
     with pytest.raises(NodeConfigError) as caught:
         journal.load(tmp_path)
     assert str(caught.value).startswith(f"{state} is damaged: ")
-    assert caught.value.hint == (
-        f"keep {state.parent} and report the problem; if you remove it, the original files can no longer"
-        " be restored"
+    assert (
+        caught.value.hint
+        == f"keep {state.parent} and report the problem; if you remove it, the original files can"
+        " no longer be restored"
     )
 
 
-def test_every_save_replaces_the_record_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_save_replaces_the_record_in_one_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     journal.save(tmp_path, RECORD)
 
     def fail(*_: Any, **__: Any) -> None:
@@ -297,9 +309,13 @@ def test_every_save_replaces_the_record_in_one_step(tmp_path: Path, monkeypatch:
 
 
 def test_the_oldest_original_wins_over_two_upgrades(tmp_path: Path) -> None:
-    record = remember(tmp_path, Record(), change(ORIGINAL, b"one", a=(1, 2)), without_us=ORIGINAL, mode=0o640)
+    record = remember(
+        tmp_path, Record(), change(ORIGINAL, b"one", a=(1, 2)), without_us=ORIGINAL, mode=0o640
+    )
     record = journal.close_transaction(record)
-    record = remember(tmp_path, record, change(b"one", b"two", a=(2, 3)), without_us=b"never asked for")
+    record = remember(
+        tmp_path, record, change(b"one", b"two", a=(2, 3)), without_us=b"never asked for"
+    )
     assert record.owned[0].written == (sha(b"two"), sha(b"one"))
     record = journal.close_transaction(record)
     record = remember(
@@ -375,7 +391,10 @@ def test_an_original_that_is_lost_is_not_replaced_by_a_guess(tmp_path: Path, dam
     assert str(caught.value) == f"the original of {PATH} was not found in {kept}"
     assert "revert --force" in caught.value.hint
     forced = journal.ownerships(tmp_path, record.owned, even_if_gone=True)[0]
-    assert (forced.original, forced.written) == (b"", ()), "it counts as edited since, and as there before us"
+    assert (forced.original, forced.written) == (
+        b"",
+        (),
+    ), "it counts as edited since, and as there before us"
 
 
 def test_the_bytes_of_an_original_that_is_lost_may_lie_in_its_place(tmp_path: Path) -> None:

@@ -22,7 +22,9 @@ CORPUS = Path(__file__).parents[3] / "shared" / "corpus" / "docker"
 BROKEN = {
     "broken-toplevel-string.json": "it is not a JSON object",
     "broken-truncated.json": "it is not valid JSON: unterminated string",
-    "duplicate-runtimes-keys.json": 'it is ambiguous: the key "runtimes" occurs twice in one object',
+    "duplicate-runtimes-keys.json": (
+        'it is ambiguous: the key "runtimes" occurs twice in one object'
+    ),
 }
 
 # --- JSON texts, written in many ways -----------------------------------------------------------
@@ -98,13 +100,20 @@ class Writer:
 
     def document(self, content: Any) -> bytes:
         bom = self.rng.choice([b"", b"", b"\xef\xbb\xbf"])
-        text = self.space() + self.value(content, "") + self.rng.choice(["", self.newline]) + self.space()
+        text = (
+            self.space()
+            + self.value(content, "")
+            + self.rng.choice(["", self.newline])
+            + self.space()
+        )
         return bom + text.encode()
 
     def space(self) -> str:
         if self.style != "chaos":
             return ""
-        return "".join(self.rng.choices([" ", "\t", self.newline, "\n"], k=self.rng.choice([0, 0, 1, 2])))
+        return "".join(
+            self.rng.choices([" ", "\t", self.newline, "\n"], k=self.rng.choice([0, 0, 1, 2]))
+        )
 
     def value(self, content: Any, indent: str) -> str:
         if isinstance(content, Number):
@@ -113,10 +122,15 @@ class Writer:
             return self.string(content)
         if isinstance(content, dict):
             inner = indent + self.unit
-            items = [self.string(k) + self.gap(self.colon) + self.value(v, inner) for k, v in content.items()]
+            items = [
+                self.string(k) + self.gap(self.colon) + self.value(v, inner)
+                for k, v in content.items()
+            ]
             return self.block("{", items, "}", indent)
         if isinstance(content, list):
-            return self.block("[", [self.value(item, indent + self.unit) for item in content], "]", indent)
+            return self.block(
+                "[", [self.value(item, indent + self.unit) for item in content], "]", indent
+            )
         return json.dumps(content)
 
     def gap(self, sign: str) -> str:
@@ -173,7 +187,9 @@ def spelled(content: Any) -> str:
 
 def edited(data: bytes, key: Key, new: Any) -> bytes:
     document = json_editor.parse(data, PATH)
-    changed = json_editor.drop(document, key) if new is ABSENT else json_editor.put(document, key, new)
+    changed = (
+        json_editor.drop(document, key) if new is ABSENT else json_editor.put(document, key, new)
+    )
     after: bytes = changed.encode()
     return after
 
@@ -215,7 +231,9 @@ def touched(before: bytes, after: bytes) -> tuple[bytes, bytes]:
 
 # --- properties ---------------------------------------------------------------------------------
 
-calm = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+calm = settings(
+    deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
 
 
 @calm
@@ -246,9 +264,13 @@ def test_put_changes_exactly_one_key(data: bytes, chance: st.DataObject, new: An
 
 @calm
 @given(documents(), st.lists(names, min_size=1, max_size=3).map(tuple), wishes)
-def test_a_new_key_is_only_added_text_and_leaves_without_a_trace(data: bytes, key: Key, new: Any) -> None:
+def test_a_new_key_is_only_added_text_and_leaves_without_a_trace(
+    data: bytes, key: Key, new: Any
+) -> None:
     before = reference(data)
-    missing = next((key[:n] for n in range(1, len(key) + 1) if edits.value(before, key[:n]) is ABSENT), None)
+    missing = next(
+        (key[:n] for n in range(1, len(key) + 1) if edits.value(before, key[:n]) is ABSENT), None
+    )
     if missing is None or not reachable(before, key):
         return
     after = edited(data, key, new)
@@ -278,7 +300,9 @@ def test_drop_takes_exactly_one_key(data: bytes, chance: st.DataObject) -> None:
 
 @calm
 @given(documents(), st.data(), st.one_of(st.booleans(), st.text(max_size=3), st.integers()))
-def test_a_new_value_replaces_the_old_one_alone(data: bytes, chance: st.DataObject, new: Any) -> None:
+def test_a_new_value_replaces_the_old_one_alone(
+    data: bytes, chance: st.DataObject, new: Any
+) -> None:
     found = list(keys(reference(data)))
     if not found:
         return
@@ -522,7 +546,7 @@ def test_refusals_say_where(data: bytes, line: int, column: int, why: str) -> No
 def test_put_below_what_is_no_object_is_refused() -> None:
     with pytest.raises(ConfigError) as caught:
         edited(b'{"features":\n ["cdi"]}', ("features", "cdi"), "x")
-    assert str(caught.value) == (f"{PATH}:2:2: cdi cannot be set: features is not an object")
+    assert str(caught.value) == f"{PATH}:2:2: cdi cannot be set: features is not an object"
 
 
 @pytest.mark.parametrize(("start", "end"), [("[", "]"), ('{"a":', "}")])
@@ -615,7 +639,10 @@ def test_real_files_change_only_where_asked(file: Path) -> None:
             "bottlerocket-nvidia.json",
             [
                 '-  "default-runtime": "shimpei",',
-                '-  "runtimes": { "shimpei": { "path": "shimpei" }, "nvidia": { "path": "nvidia-oci" } },',
+                (
+                    '-  "runtimes": { "shimpei": { "path": "shimpei" }, "nvidia": { "path":'
+                    ' "nvidia-oci" } },'
+                ),
                 '-  "selinux-enabled": true',
                 '+  "default-runtime": "nvidia",',
                 (

@@ -192,7 +192,11 @@ def test_to_look_through_a_thousand_processes_opens_one_file_of_each(
     ("argv", "text", "driver"),
     [
         (("--cgroup-driver=systemd",), "cgroupDriver: cgroupfs\n", "systemd"),
-        (("--config=/k.yaml",), "kind: KubeletConfiguration\ncgroupDriver: systemd # kubeadm\n", "systemd"),
+        (
+            ("--config=/k.yaml",),
+            "kind: KubeletConfiguration\ncgroupDriver: systemd # kubeadm\n",
+            "systemd",
+        ),
         (("--config=/k.yaml",), '{"cgroupDriver": "systemd"}', "systemd"),
         (("--config=/k.yaml",), "kind: KubeletConfiguration\n", "cgroupfs"),
         ((), "cgroupDriver: systemd\n", "cgroupfs"),

@@ -75,7 +75,10 @@ def test_a_wait_that_gets_shorter_is_the_same_message() -> None:
     for seconds in (1200, 890, 7):
         log.LOGGER.error("this change was rolled back 2 times: next attempt in %d s", seconds)
     log.LOGGER.error("this change was rolled back 3 times: next attempt in 2400 s")
-    assert [line.rpartition(" in ")[2] for line in stream.getvalue().splitlines()] == ["1200 s", "2400 s"]
+    assert [line.rpartition(" in ")[2] for line in stream.getvalue().splitlines()] == [
+        "1200 s",
+        "2400 s",
+    ]
 
 
 def test_one_command_says_everything() -> None:
@@ -122,7 +125,9 @@ def test_a_child_that_tells_too_much_is_not_told_on() -> None:
     assert stream.getvalue() == ""
 
 
-@given(st.binary(max_size=60) | st.sampled_from([b"[]", b"1", b'{"level": "loud"}', b'{"level": []}']))
+@given(
+    st.binary(max_size=60) | st.sampled_from([b"[]", b"1", b'{"level": "loud"}', b'{"level": []}'])
+)
 def test_any_line_of_a_child_is_told(line: bytes) -> None:
     stream = started()
     log.relay(line)

@@ -164,14 +164,18 @@ def test_a_long_answer_comes_in_pieces_that_the_runtime_takes(
     assert runtime.create("default", {KEY: ",".join(devices)}, piece=7) == devices
 
 
-def test_an_annotation_longer_than_any_pods_gets_nothing(plugin: Plugin, runtime: fake_nri.Runtime) -> None:
+def test_an_annotation_longer_than_any_pods_gets_nothing(
+    plugin: Plugin, runtime: fake_nri.Runtime
+) -> None:
     runtime.register()
     assert runtime.create("default", {KEY: "x" * (256 * 1024 + 1)}) == []
     assert plugin.results["unanswered"] == 1
     assert plugin.is_registered
 
 
-def test_what_it_does_not_know_is_refused_and_it_stays(plugin: Plugin, runtime: fake_nri.Runtime) -> None:
+def test_what_it_does_not_know_is_refused_and_it_stays(
+    plugin: Plugin, runtime: fake_nri.Runtime
+) -> None:
     runtime.register()
     with pytest.raises(AssertionError, match=r"NewMethod: not supported \(12\)"):
         runtime.ask("NewMethod", b"")
@@ -195,7 +199,9 @@ def test_a_request_that_is_not_valid_lets_the_container_start(
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3])
-def test_containers_that_got_nothing_are_named(plugin: Plugin, runtime: fake_nri.Runtime, parts: int) -> None:
+def test_containers_that_got_nothing_are_named(
+    plugin: Plugin, runtime: fake_nri.Runtime, parts: int
+) -> None:
     pods = [
         fake_nri.pod("default", "asks", {f"{KEY}/container.gpu": GPU}),
         fake_nri.pod("default", "may-not", {KEY: MANAGEMENT}),
@@ -226,7 +232,9 @@ def test_containers_that_got_nothing_are_named(plugin: Plugin, runtime: fake_nri
 # --- a connection that is lost ------------------------------------------------------------------------
 
 
-def test_it_connects_again_after_a_restart_of_the_runtime(plugin: Plugin, runtime: fake_nri.Runtime) -> None:
+def test_it_connects_again_after_a_restart_of_the_runtime(
+    plugin: Plugin, runtime: fake_nri.Runtime
+) -> None:
     for _ in range(3):
         runtime.register()
         assert runtime.create("default", {KEY: GPU}) == [GPU]
@@ -246,7 +254,9 @@ def test_the_pause_grows_and_a_missing_socket_is_tried_every_two_seconds(tmp_pat
     assert pauses == [0.25, 0.5, 1, 2, 2, 2]
 
 
-def test_a_runtime_that_refuses_is_left_alone_longer(tmp_path: Path, runtime: fake_nri.Runtime) -> None:
+def test_a_runtime_that_refuses_is_left_alone_longer(
+    tmp_path: Path, runtime: fake_nri.Runtime
+) -> None:
     clock = Clock()
     plugin = Plugin(settings(tmp_path / "nri.sock"), clock, lambda *_: None)
     pauses = []
@@ -255,7 +265,9 @@ def test_a_runtime_that_refuses_is_left_alone_longer(tmp_path: Path, runtime: fa
         step(plugin)
         runtime.accept()
         _, stream, _ = runtime.receive(2)
-        runtime.send(fake_nri.frame(2, stream, 2, fake_nri.encode((1, fake_nri.encode((1, 3), (2, "no"))))))
+        runtime.send(
+            fake_nri.frame(2, stream, 2, fake_nri.encode((1, fake_nri.encode((1, 3), (2, "no")))))
+        )
         plugin.serve()
         assert plugin.problem == f"{tmp_path}/nri.sock: the registration was refused: no"
         runtime.drop()
@@ -264,7 +276,9 @@ def test_a_runtime_that_refuses_is_left_alone_longer(tmp_path: Path, runtime: fa
     assert pauses == [0.25, 0.5, 1, 2, 4, 8, 16, 30, 30]
 
 
-def test_a_registration_that_never_ends_is_given_up(tmp_path: Path, runtime: fake_nri.Runtime) -> None:
+def test_a_registration_that_never_ends_is_given_up(
+    tmp_path: Path, runtime: fake_nri.Runtime
+) -> None:
     clock = Clock()
     plugin = Plugin(settings(tmp_path / "nri.sock"), clock, lambda *_: None)
     plugin.tick()
@@ -275,7 +289,9 @@ def test_a_registration_that_never_ends_is_given_up(tmp_path: Path, runtime: fak
     assert "does not finish the registration" in plugin.problem
 
 
-def test_a_peer_that_is_not_trusted_is_not_answered(tmp_path: Path, runtime: fake_nri.Runtime) -> None:
+def test_a_peer_that_is_not_trusted_is_not_answered(
+    tmp_path: Path, runtime: fake_nri.Runtime
+) -> None:
     def examine(*_: object) -> None:
         raise StepError("it is somebody else")
 
@@ -303,8 +319,12 @@ def hostile(chance: random.Random) -> bytes:
     makes: list[Callable[[], bytes]] = [
         lambda: chance.randbytes(chance.randrange(64)),
         lambda: fake_nri.call(chance.randrange(1 << 32), method, request),
-        lambda: fake_nri.call(chance.randrange(1, 99, 2), method, chance.randbytes(chance.randrange(64))),
-        lambda: fake_nri.frame(chance.randrange(4), chance.randrange(4), chance.randrange(5), request),
+        lambda: fake_nri.call(
+            chance.randrange(1, 99, 2), method, chance.randbytes(chance.randrange(64))
+        ),
+        lambda: fake_nri.frame(
+            chance.randrange(4), chance.randrange(4), chance.randrange(5), request
+        ),
         lambda: chance.randrange(1 << 64).to_bytes(8),
         lambda: (1).to_bytes(4) + (20).to_bytes(4) + ((1 << 32) - 1).to_bytes(4) + b"\0\0\0\1\1\0",
         lambda: (1).to_bytes(4) + ((4 << 20) + 11).to_bytes(4),
@@ -349,7 +369,9 @@ def test_a_runtime_that_reads_nothing_is_not_answered_without_end(
     assert runtime.client is not None
     runtime.client.settimeout(0)
     devices = ",".join(f"nvidia.com/gpu={number}" for number in range(2000))
-    request = fake_nri.encode((1, fake_nri.pod("d", "p", {KEY: devices})), (2, fake_nri.container("p", "c")))
+    request = fake_nri.encode(
+        (1, fake_nri.pod("d", "p", {KEY: devices})), (2, fake_nri.container("p", "c"))
+    )
     waiting = b""
     for stream in range(1, 4001, 2):
         waiting = waiting or fake_nri.call(stream, "CreateContainer", request)
@@ -370,7 +392,8 @@ def test_a_message_of_millions_of_fields_is_not_read_to_its_end(
     with contextlib.suppress(fake_nri.ThrownOutError):
         assert runtime.ask(method, junk * ((4 << 20) // len(junk) - 100)) == b""
     fake_node.wait_for(
-        lambda: plugin.is_registered is (method == "CreateContainer"), "the connection is kept, or not"
+        lambda: plugin.is_registered is (method == "CreateContainer"),
+        "the connection is kept, or not",
     )
 
 

@@ -77,7 +77,9 @@ def wish(case: Case) -> Desired:
     return pure_plan.desired(
         config=text(args.get("top_level_config_path")) or pure_plan.CONFIG,
         drop_in=text(args.get("drop_in_config")) or "",
-        handlers=tuple(Handler(name=runtime["name"], binary=runtime["path"]) for runtime in runtimes),
+        handlers=tuple(
+            Handler(name=runtime["name"], binary=runtime["path"]) for runtime in runtimes
+        ),
         default=default[0] if default else None,
         enable_cdi=args["enable_cdi"] or None,
         runtime_type=args["runtime_type"],
@@ -145,10 +147,16 @@ def test_set_up_has_the_peer_s_effect(name: str) -> None:
 
 # What the peer leaves behind or takes with it, and we do not.
 CLEANED_OTHERWISE: Final = {
-    "installer/containerd-v1/lifecycle/0/cleanup": "enable_cdi stays in a table where nothing reads it",
-    "installer/containerd-v1/lifecycle/3/cleanup": "the default that was there before is not restored",
+    "installer/containerd-v1/lifecycle/0/cleanup": (
+        "enable_cdi stays in a table where nothing reads it"
+    ),
+    "installer/containerd-v1/lifecycle/3/cleanup": (
+        "the default that was there before is not restored"
+    ),
     "installer/containerd-v2/lifecycle/6/cleanup": "the import that set-up added stays",
-    "installer/containerd-v2/lifecycle/7/cleanup": "the import stays; the user's own nvidia and default go",
+    "installer/containerd-v2/lifecycle/7/cleanup": (
+        "the import stays; the user's own nvidia and default go"
+    ),
     "installer/containerd-v2/lifecycle/8/cleanup": "the import that set-up added stays",
     "installer/containerd-v2/lifecycle/9/cleanup": "the import that set-up added stays",
     "installer/containerd-v2/lifecycle/10/cleanup": "the import that set-up added stays",
@@ -168,7 +176,10 @@ def test_clean_up_gives_the_original_bytes(name: str) -> None:
     files = before(case, wanted)
     found = pure_plan.plan(wanted, files)
     after = pure_plan.after(files, found)
-    assert pure_plan.after(after, pure_plan.removal(wanted, after, pure_plan.ownership(found))) == files
+    assert (
+        pure_plan.after(after, pure_plan.removal(wanted, after, pure_plan.ownership(found)))
+        == files
+    )
     is_same = solid(tree(cleaned["expected"])) == solid(tree(case["input"]))
     assert is_same == (name not in CLEANED_OTHERWISE)
 
@@ -178,7 +189,9 @@ def test_the_drop_in_is_imported_as_the_peer_does(name: str) -> None:
     case = case_of(name)
     drop_in = case["args"]["drop_in_path"]
     root = f"version = 2\n{case['input'] or ''}"
-    found = pure_plan.plan(pure_plan.desired(drop_in=drop_in), {pure_plan.CONFIG: root.encode()}, modern)
+    found = pure_plan.plan(
+        pure_plan.desired(drop_in=drop_in), {pure_plan.CONFIG: root.encode()}, modern
+    )
     [change] = [change for change in found.changes if change.path == pure_plan.CONFIG]
     assert tomllib.loads((change.after or b"").decode())["imports"] == case["expected"]
     assert PurePosixPath(drop_in).suffix == ".toml"

@@ -40,7 +40,9 @@ def cases(names: tuple[str, ...]) -> dict[str, Case]:
 
 
 def ids(names: tuple[str, ...], *operations: str) -> list[str]:
-    return [key for key, case in cases(names).items() if case["operation"] in operations] or ["absent"]
+    return [key for key, case in cases(names).items() if case["operation"] in operations] or [
+        "absent"
+    ]
 
 
 def case_of(names: tuple[str, ...], key: str) -> Case:
@@ -65,7 +67,9 @@ def wish_of(case: Case, base: Desired, **changed: Any) -> Desired:
     default = [r["name"] for r in runtimes if r.get("set_as_default", args["set_as_default"])]
     return replace(
         base,
-        handlers=tuple(Handler(name=runtime["name"], binary=runtime["path"]) for runtime in runtimes),
+        handlers=tuple(
+            Handler(name=runtime["name"], binary=runtime["path"]) for runtime in runtimes
+        ),
         default=default[0] if default else None,
         enable_cdi=args.get("enable_cdi") or None,
         **changed,
@@ -117,7 +121,9 @@ def test_docker_is_cleaned_up_with_the_peer_s_effect(key: str) -> None:
     back = test_docker.removal(data, as_recorded(json.loads(data)))
     assert back.stayed == ()
     ours = {
-        name: item for name, item in test_docker.tree(test_docker.after(data, back)).items() if item != {}
+        name: item
+        for name, item in test_docker.tree(test_docker.after(data, back)).items()
+        if item != {}
     }
     assert (ours == json.loads(case["expected"])) == (key not in DOCKER_CLEANED_OTHERWISE), ours
     if key in DOCKER_CLEANED_OTHERWISE:
@@ -162,7 +168,9 @@ def before(case: Case, wish: Desired) -> dict[str, bytes]:
     return {wish.hook if wish.hook_mode else wish.config: text(case["input"]).encode()}
 
 
-def observe(wish: Desired, files: pure_plan.Files, owned: tuple[Ownership, ...] = ()) -> Observation:
+def observe(
+    wish: Desired, files: pure_plan.Files, owned: tuple[Ownership, ...] = ()
+) -> Observation:
     """Look without a binary: the peer's tests have none on their path either."""
     return Observation(
         files={path: files.get(path) for path in (wish.config, wish.drop_in, wish.hook)},
@@ -187,7 +195,9 @@ def test_crio_is_set_up_with_the_peer_s_effect(key: str) -> None:
     after, _ = set_up(case, wish)
     peer = tomllib.loads(text(case["expected_drop_in"]))
     assert tomllib.loads(after[wish.drop_in].decode()) == peer
-    assert {path: data for path, data in after.items() if path != wish.drop_in} == before(case, wish)
+    assert {path: data for path, data in after.items() if path != wish.drop_in} == before(
+        case, wish
+    )
 
 
 @pytest.mark.parametrize("key", HOOK_MODE)
@@ -205,10 +215,18 @@ def test_crio_s_hook_is_the_peer_s_but_for_its_path(key: str) -> None:
 
 # What the peer leaves behind or takes with it, and we do not.
 CRIO_CLEANED_OTHERWISE: Final = {
-    "installer/crio-config/lifecycle/0/cleanup": "the drop-in stays and names binaries that go away",
-    "installer/crio-config/lifecycle/1/cleanup": "the drop-in stays and names binaries that go away",
-    "installer/crio-config/lifecycle/2/cleanup": "the drop-in stays and names binaries that go away",
-    "installer/crio-config/lifecycle/3/cleanup": "the drop-in stays and names binaries that go away",
+    "installer/crio-config/lifecycle/0/cleanup": (
+        "the drop-in stays and names binaries that go away"
+    ),
+    "installer/crio-config/lifecycle/1/cleanup": (
+        "the drop-in stays and names binaries that go away"
+    ),
+    "installer/crio-config/lifecycle/2/cleanup": (
+        "the drop-in stays and names binaries that go away"
+    ),
+    "installer/crio-config/lifecycle/3/cleanup": (
+        "the drop-in stays and names binaries that go away"
+    ),
     "installer/crio-hook/lifecycle/5/cleanup": "the hook that was there before is not given back",
 }
 
@@ -230,7 +248,9 @@ def test_crio_gets_its_original_files_back(key: str) -> None:
 def test_crio_s_low_level_runtime_is_the_peer_s(key: str) -> None:
     """The toolkit runs what the default handler ran; a handler that is not there adds nothing."""
     case = case_of(CRIO, key)
-    found = test_crio.plan(test_crio.desired(), {test_crio.CONFIG: case["input"].encode()}).low_level
+    found = test_crio.plan(
+        test_crio.desired(), {test_crio.CONFIG: case["input"].encode()}
+    ).low_level
     assert found == ("/usr/libexec/crio/crun", "/usr/libexec/crio/runc")
     assert case["expected"] in {"", found[0]}
 

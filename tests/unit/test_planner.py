@@ -63,7 +63,9 @@ def deep(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     result = dict(one)
     for key, item in other.items():
         below = result.get(key)
-        result[key] = deep(below, item) if isinstance(item, dict) and isinstance(below, dict) else item
+        result[key] = (
+            deep(below, item) if isinstance(item, dict) and isinstance(below, dict) else item
+        )
     return result
 
 
@@ -105,7 +107,9 @@ def handlers(draw: st.DrawFn, prefix: str, name: str) -> list[str]:
 def roots(draw: st.DrawFn, versions: tuple[int, ...]) -> bytes:
     version = draw(st.sampled_from(versions))
     cri = draw(st.sampled_from([f'plugins."{CRI[version]}"', f"plugins.'{CRI[version]}'"]))
-    names = draw(st.lists(st.sampled_from(["runc", "crun", "kata", "nvidia", "nvidia-cdi"]), unique=True))
+    names = draw(
+        st.lists(st.sampled_from(["runc", "crun", "kata", "nvidia", "nvidia-cdi"]), unique=True)
+    )
     sections = [
         f'[{cri}.cni]\n  bin_dir = "/opt/cni/bin" # cni\n',
         "[grpc]\nuid = 0\n",
@@ -114,13 +118,19 @@ def roots(draw: st.DrawFn, versions: tuple[int, ...]) -> bytes:
     for name in names:
         sections += draw(handlers(f"{cri}.containerd.runtimes", name))
     if draw(st.booleans()):
-        default = draw(st.sampled_from(["", "snapshotter = 'overlayfs'\n", *map(named, [*names, "runc"])]))
+        default = draw(
+            st.sampled_from(["", "snapshotter = 'overlayfs'\n", *map(named, [*names, "runc"])])
+        )
         sections.append(f"[{cri}.containerd]\n{default}\n")
     sections = draw(st.permutations(sections))
     gap = draw(st.sampled_from(["", "\n", "\n# between\n"]))
     head = draw(st.sampled_from(["", "## template: jinja\n", "\n", 'root = "/r"\n']))
     text = head + f"version = {version}\n" * (version > 1) + gap.join(sections)
-    text = draw(st.sampled_from([text, text.removesuffix("\n"), text.replace("\n", "\r\n"), "\ufeff" + text]))
+    text = draw(
+        st.sampled_from(
+            [text, text.removesuffix("\n"), text.replace("\n", "\r\n"), "\ufeff" + text]
+        )
+    )
     return text.encode()
 
 
@@ -141,7 +151,9 @@ def machines(draw: st.DrawFn) -> Node:
     ask = draw(st.sampled_from([None, modern]))
     if draw(st.integers(0, 12)) == 0:
         return Node(
-            files=draw(st.sampled_from([{}, {pure_plan.CONFIG: b""}, {pure_plan.CONFIG: b"# only\n"}])),
+            files=draw(
+                st.sampled_from([{}, {pure_plan.CONFIG: b""}, {pure_plan.CONFIG: b"# only\n"}])
+            ),
             ask=ask,
         )
     versions = (1, 2, 3, 4) if ask is None else (2, 3)
@@ -209,7 +221,9 @@ def test_reversible(wish: Any, node: Node) -> None:
 def test_reversible_without_the_original_bytes(wish: Any, node: Node) -> None:
     """The edits alone lead back to what the files said, whatever was added to them since."""
     found = pure_plan.plan(wish, node.files, node.ask)
-    after = {path: data + b"\n# seen\n" for path, data in pure_plan.after(node.files, found).items()}
+    after = {
+        path: data + b"\n# seen\n" for path, data in pure_plan.after(node.files, found).items()
+    }
     back = pure_plan.removal(wish, after, pure_plan.ownership(found))
     left = pure_plan.after(after, back)
     assert {path: solid(data) for path, data in left.items() if solid(data)} == {
@@ -233,7 +247,9 @@ def test_polite(wish: Any, node: Node) -> None:
     # A file that said nothing gets a version; one without handlers gets the built-in runc.
     added = {key for key in kept if key not in before}
     assert {key: kept.get(key) for key in before} == before
-    assert all(key == ("version",) or key[2:5] == ("containerd", "runtimes", "runc") for key in added)
+    assert all(
+        key == ("version",) or key[2:5] == ("containerd", "runtimes", "runc") for key in added
+    )
     # The drop-in holds nothing but ours.
     assert foreign(after.get(pure_plan.DROP_IN)).keys() <= {("version",)}
 
@@ -329,13 +345,17 @@ def test_a_file_that_is_as_it_was_is_no_work_for_a_removal() -> None:
 
 def test_what_we_wrote_before_counts_as_ours_too() -> None:
     """After a crash between the record and the write, the file may be of either writing."""
-    owned = Ownership(path=pure_plan.CONFIG, original=b"a = 1\n", written=(sha(b"new"), sha(ROOT)), edits=())
+    owned = Ownership(
+        path=pure_plan.CONFIG, original=b"a = 1\n", written=(sha(b"new"), sha(ROOT)), edits=()
+    )
     back = pure_plan.removal(pure_plan.desired(), {pure_plan.CONFIG: ROOT}, (owned,))
     assert back.changes == (FileChange(path=pure_plan.CONFIG, before=ROOT, after=b"a = 1\n"),)
 
 
 def sha(data: bytes) -> str:
-    owned = pure_plan.ownership(ConfigPlan(changes=(FileChange(path="x", before=None, after=data),)))
+    owned = pure_plan.ownership(
+        ConfigPlan(changes=(FileChange(path="x", before=None, after=data),))
+    )
     return owned[0].written[0]
 
 
@@ -361,7 +381,9 @@ def test_a_drop_in_is_removed_with_its_import() -> None:
         (pure_plan.DROP_IN, "create"),
         (pure_plan.CONFIG, "modify"),
     ]
-    back = pure_plan.removal(pure_plan.desired(), pure_plan.after(files, found), pure_plan.ownership(found))
+    back = pure_plan.removal(
+        pure_plan.desired(), pure_plan.after(files, found), pure_plan.ownership(found)
+    )
     # The import goes before the file that it names.
     assert [(change.path, change.action) for change in back.changes] == [
         (pure_plan.CONFIG, "modify"),
@@ -477,8 +499,10 @@ def test_a_candidate_that_does_not_load_is_refused_with_the_binary_s_words() -> 
 
     with pytest.raises(ConfigError) as caught:
         pure_plan.plan(pure_plan.desired(), {pure_plan.CONFIG: ROOT}, ask)
-    assert str(caught.value) == (
-        f"{pure_plan.CONFIG}: the change is refused: /usr/bin/containerd does not load the change:"
+    assert (
+        str(caught.value)
+        == f"{pure_plan.CONFIG}: the change is refused: /usr/bin/containerd does not load the"
+        " change:"
         " drop-in config version 4 higher"
     )
 
@@ -492,7 +516,9 @@ def test_a_removal_that_leaves_a_default_without_a_handler_is_refused() -> None:
     end = after[pure_plan.CONFIG].index(f"[{V2}.containerd.runtimes.nvidia]".encode())
     edited = {pure_plan.CONFIG: after[pure_plan.CONFIG][:start] + after[pure_plan.CONFIG][end:]}
     with pytest.raises(ConfigError, match="the default handler crun would not exist"):
-        pure_plan.removal(pure_plan.desired(drop_in=""), edited, pure_plan.ownership(found), with_handlers)
+        pure_plan.removal(
+            pure_plan.desired(drop_in=""), edited, pure_plan.ownership(found), with_handlers
+        )
 
 
 def with_handlers(question: BinaryQuery) -> BinaryResult:

@@ -47,7 +47,9 @@ SAMPLE: Final = """version = 2
 
 
 @given(st.sampled_from(KEYS), WILD, OTHERS, st.sampled_from([None, 1, 4]))
-def test_json_keeps_no_secret_and_stays_json(key: str, secret: str, others: Any, indent: int | None) -> None:
+def test_json_keeps_no_secret_and_stays_json(
+    key: str, secret: str, others: Any, indent: int | None
+) -> None:
     tree = {**others, "nested": [{"x": {key: secret}}], key: secret, "last": "stays"}
     written = json.dumps(tree, indent=indent)
     shown = redact.text(written)
@@ -64,7 +66,9 @@ def test_json_keeps_no_secret_and_stays_json(key: str, secret: str, others: Any,
 @given(st.sampled_from(KEYS), st.lists(st.one_of(WILD, SECRETS), min_size=1, max_size=4))
 def test_json_keeps_no_list_of_secrets(key: str, secrets: list[str]) -> None:
     for indent in (None, 2):
-        written = json.dumps({key: secrets, "inner": {key: {"a": {"b": secrets}}}, "last": 1}, indent=indent)
+        written = json.dumps(
+            {key: secrets, "inner": {key: {"a": {"b": secrets}}}, "last": 1}, indent=indent
+        )
         shown = redact.text(written)
         assert "Zq7" not in shown
         assert '"last": 1' in shown
@@ -129,7 +133,11 @@ def test_a_url_keeps_no_login(secret: str, scheme: str, login: str) -> None:
     assert "Zq7" not in redact.text(f"proxy=u:{secret}@proxy.example:3128")
 
 
-@given(st.recursive(st.one_of(WILD, st.none(), st.integers()), lambda inner: st.lists(inner, max_size=3)))
+@given(
+    st.recursive(
+        st.one_of(WILD, st.none(), st.integers()), lambda inner: st.lists(inner, max_size=3)
+    )
+)
 def test_values_keep_nothing_below_a_secret_key(inner: Any) -> None:
     shown = redact.value({"a": [{"token": inner, "kept": 1}], "b": ("--token", "Zq7")})
     assert "Zq7" not in repr(shown)
@@ -183,7 +191,9 @@ def test_a_table_of_secrets_is_masked_as_a_whole() -> None:
             "io.containerd.grpc.v1.cri": {
                 "registry": {
                     "configs": {
-                        "reg.example": {"auth": dict.fromkeys(("username", "password", "other"), "***")}
+                        "reg.example": {
+                            "auth": dict.fromkeys(("username", "password", "other"), "***")
+                        }
                     }
                 },
                 "containerd": {"default_runtime_name": "runc"},

@@ -36,7 +36,9 @@ def _strings(draw: st.DrawFn) -> str:
     quote, inside = draw(_QUOTES), draw(_SIGNS)
     if quote[0] == '"':
         # An escape is whole, so that few examples are thrown away.
-        inside = inside.replace("\\", "\\\\") if draw(st.booleans()) else inside.replace("\\", '\\"')
+        inside = (
+            inside.replace("\\", "\\\\") if draw(st.booleans()) else inside.replace("\\", '\\"')
+        )
     if len(quote) == 1:
         inside = inside.replace("\n", "")
     spelled = f"{quote}{inside}{quote}"
@@ -44,7 +46,9 @@ def _strings(draw: st.DrawFn) -> str:
     return spelled
 
 
-_VALUES: Final = _strings() | st.lists(_strings(), max_size=3).map(lambda each: f"[{', '.join(each)}]")
+_VALUES: Final = _strings() | st.lists(_strings(), max_size=3).map(
+    lambda each: f"[{', '.join(each)}]"
+)
 _ALL_KINDS: Final = (
     '"""\nof\n\\"\\\\ "" two\\\n  lines"""', '"""ends in two\\n"""""', "'''\n''o'\n'''", "'''x'''''",
     '{\n  x = 1, # }\n  "y" = "}",\n}', "{ # {\n}", '{ a = [ {\n} ], }', '"\\x22 \\e"', "07:32",
@@ -58,7 +62,9 @@ _ALL_KINDS: Final = (
 def test_a_toml_value_ends_where_tomli_says(values: list[str]) -> None:
     text = "".join(f"k{number} = {spelled} # {number}\n" for number, spelled in enumerate(values))
     found = list(toml_scanner.statements(text))
-    assert [statement.path for statement in found] == [(f"k{number}",) for number in range(len(values))]
+    assert [statement.path for statement in found] == [
+        (f"k{number}",) for number in range(len(values))
+    ]
     alone = [tomli.loads(text[statement.start : statement.end]) for statement in found]
     assert {key: value for each in alone for key, value in each.items()} == tomli.loads(text)
 

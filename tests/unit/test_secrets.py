@@ -20,7 +20,9 @@ from toolkit.reconcile import describe
 CANARY: Final = "Zq7canary7qZ"
 CRI: Final = 'plugins."io.containerd.grpc.v1.cri"'
 JWT: Final = f"eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIx{CANARY}.c2lnbmF0dXJl"
-PEM: Final = f"-----BEGIN RSA PRIVATE KEY-----\n{CANARY}\nMIIE{CANARY}\n-----END RSA PRIVATE KEY-----\n"
+PEM: Final = (
+    f"-----BEGIN RSA PRIVATE KEY-----\n{CANARY}\nMIIE{CANARY}\n-----END RSA PRIVATE KEY-----\n"
+)
 
 # --- configuration files, masked by their parsed place --------------------------------------------
 
@@ -210,7 +212,15 @@ def test_a_secret_in_a_text_is_masked(template: str) -> None:
     assert CANARY not in shown
     assert "***" in shown
     assert redact.text(shown) == shown
-    for stays in ("next: 1", "h.example", "p.example:3128", "C=d", '"b": 2', "--level=info", "after"):
+    for stays in (
+        "next: 1",
+        "h.example",
+        "p.example:3128",
+        "C=d",
+        '"b": 2',
+        "--level=info",
+        "after",
+    ):
         assert stays not in said or stays in shown
 
 
@@ -245,7 +255,10 @@ def test_there_are_enough_cases() -> None:
         "containerd --config /etc/containerd/config.toml --log-level info -l=debug",
         "/usr/bin/dockerd -H fd:// --containerd=/run/containerd/containerd.sock --tlsverify=false",
         "kubelet --anonymous-auth=false --tls-private-key-file=/etc/k/pki/kubelet.key --v=2",
-        "kubelet --authorization-mode=Webhook --token-auth-file=/etc/k/x --rotate-certificates=true",
+        (
+            "kubelet --authorization-mode=Webhook --token-auth-file=/etc/k/x"
+            " --rotate-certificates=true"
+        ),
         'sandbox_image = "registry.k8s.io/pause:3.9@sha256:abcdef0123"',
         "docker.io/library/x@sha256:abcdef0123 and https://r.example:5000/x@sha256:abcdef0123",
         "nvidia.com/gpu=all of nvidia-container-runtime.cdi 1.17.8, PID 4711, exit code 1",
@@ -256,10 +269,19 @@ def test_there_are_enough_cases() -> None:
         "failed to pull: unauthorized: authentication required",
         "/etc/containerd/config.toml:3:7: it is not valid TOML: invalid key: expected '='",
         "env: 'containerd': No such file or directory",
-        'time="2026-01-02T03:04:05Z" level=info msg="starting containerd" revision=abc version=v2.1.4',
+        (
+            'time="2026-01-02T03:04:05Z" level=info msg="starting containerd" revision=abc'
+            " version=v2.1.4"
+        ),
         "Jan 02 03:04:05 node containerd[4711]: loading plugin io.containerd.grpc.v1.cri",
-        '{"path": "/usr/bin/runc", "default-runtime": "nvidia", "runtimes": {"nvidia": {"args": []}}}',
-        '[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.nvidia.options]\n  BinaryName = "/n"\n',
+        (
+            '{"path": "/usr/bin/runc", "default-runtime": "nvidia", "runtimes": {"nvidia": {"args":'
+            " []}}}"
+        ),
+        (
+            '[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.nvidia.options]\n  BinaryName'
+            ' = "/n"\n'
+        ),
         '[plugins."io.containerd.grpc.v1.cri".image_decryption]\n  key_model = "node"\n',
         "user@host.example, git@github.com:a/b, systemd unit getty@tty1.service",
         "unix:///run/containerd/containerd.sock",
@@ -286,7 +308,10 @@ def test_empty_values_stay() -> None:
 
 def test_the_names_of_others_registries_stay() -> None:
     tree = {
-        "registry": {"config_path": "/etc/certs.d", "mirrors": {"docker.io": {"endpoint": ["https://m"]}}}
+        "registry": {
+            "config_path": "/etc/certs.d",
+            "mirrors": {"docker.io": {"endpoint": ["https://m"]}},
+        }
     }
     assert redact.value(tree) == tree
 
@@ -300,9 +325,13 @@ HIDDEN: Final = st.sampled_from(
         ("x-api-token",), ("client_secret",), ("password",), ("credentials", "any"),
     ]
 )  # fmt: skip
-ABOVE: Final = st.lists(st.sampled_from(["plugins", "io.containerd.grpc.v1.cri", "a b", "x"]), max_size=3)
+ABOVE: Final = st.lists(
+    st.sampled_from(["plugins", "io.containerd.grpc.v1.cri", "a b", "x"]), max_size=3
+)
 SECRET: Final = st.text(max_size=12).map(lambda text: f"{CANARY}{text}{CANARY}")
-SHAPE: Final = st.recursive(SECRET, lambda inner: st.lists(inner, min_size=1, max_size=2), max_leaves=3)
+SHAPE: Final = st.recursive(
+    SECRET, lambda inner: st.lists(inner, min_size=1, max_size=2), max_leaves=3
+)
 
 
 def nested(path: list[str], item: Any) -> dict[str, Any]:

@@ -110,7 +110,9 @@ def test_what_the_daemon_was_started_with_counts(host: Host, tmp_path: Path) -> 
     ],
     ids=["the usual one", "another", "not the daemon's", "the daemon's", "by a link", "relative"],
 )
-def test_a_root_config_that_is_not_read(host: Host, given: str | None, config: str, says: str) -> None:
+def test_a_root_config_that_is_not_read(
+    host: Host, given: str | None, config: str, says: str
+) -> None:
     for directory in ("srv", "etc/containerd"):
         (host.root / directory).mkdir()
     (host.root / "srv/c.toml").write_bytes(b"")
@@ -128,13 +130,24 @@ def test_straight_on_a_node_a_daemon_that_was_told_nothing_is_believed() -> None
 # --- names on the node ----------------------------------------------------------------------------
 
 
-def test_a_file_is_named_by_the_directory_that_is_seen_under_another_name(host: Host, tmp_path: Path) -> None:
+def test_a_file_is_named_by_the_directory_that_is_seen_under_another_name(
+    host: Host, tmp_path: Path
+) -> None:
     local = tmp_path / "config-dir/config.toml"
     assert host.node(local, "/etc/crio/crio.conf") == "/etc/crio/config.toml"
-    assert host.node(tmp_path / "config-dir/crio.conf", "/etc/crio/crio.conf") == "/etc/crio/crio.conf"
-    assert host.node(tmp_path / "elsewhere/x", "/etc/crio/crio.conf") == str(tmp_path / "elsewhere/x")
+    assert (
+        host.node(tmp_path / "config-dir/crio.conf", "/etc/crio/crio.conf") == "/etc/crio/crio.conf"
+    )
+    assert host.node(tmp_path / "elsewhere/x", "/etc/crio/crio.conf") == str(
+        tmp_path / "elsewhere/x"
+    )
 
 
 def test_the_drop_in_has_its_own_name_in_the_directory_that_is_given(host: Host) -> None:
-    found = crio(drop_in_config="/d/99-nvidia.conf", drop_in_config_host_path="/etc/crio/crio.conf.d/1.toml")
-    assert config_paths.find_drop_in(found, host, adapter("crio")) == "/etc/crio/crio.conf.d/99-nvidia.conf"
+    found = crio(
+        drop_in_config="/d/99-nvidia.conf", drop_in_config_host_path="/etc/crio/crio.conf.d/1.toml"
+    )
+    assert (
+        config_paths.find_drop_in(found, host, adapter("crio"))
+        == "/etc/crio/crio.conf.d/99-nvidia.conf"
+    )

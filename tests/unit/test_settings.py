@@ -184,7 +184,9 @@ def parsed(*words: str) -> dict[str, Any]:
     command = parser.app().commands["run"]
     context = command.make_context("run", parser.explicit(["run", *words])[1:])
     rows = {row.name for row in SETTINGS}
-    return {name: text for name, text in context.params.items() if text is not None and name in rows}
+    return {
+        name: text for name, text in context.params.items() if text is not None and name in rows
+    }
 
 
 # --- the same as upstream -----------------------------------------------------------------------
@@ -197,7 +199,9 @@ def test_an_option_of_upstream_is_ours(flags: str, variables: str, default: str)
     rows = {row_of(flag) for flag in flags.split()}
     assert len(rows) == 1, "the aliases are different options"
     row = rows.pop()
-    assert [v for v in row.variables if v in variables.split()] == variables.split(), "in this order"
+    assert [v for v in row.variables if v in variables.split()] == variables.split(), (
+        "in this order"
+    )
     if default == "RUNTIME_SPECIFIC_DEFAULT" and row.flags[0] not in OURS:
         assert row.default is None
         for runtime, defaults in RUNTIME_DEFAULTS.items():
@@ -277,7 +281,9 @@ def test_what_the_gpu_operator_sets_is_understood() -> None:
 
 
 def test_an_option_wins_over_its_variables() -> None:
-    found = resolve({"socket": "/option.sock"}, RUNTIME="containerd", RUNTIME_SOCKET="/variable.sock")
+    found = resolve(
+        {"socket": "/option.sock"}, RUNTIME="containerd", RUNTIME_SOCKET="/variable.sock"
+    )
     assert (found.socket, found.origins["socket"]) == ("/option.sock", "--socket")
 
 
@@ -311,14 +317,21 @@ def test_the_variables_of_another_runtime_do_not_count(runtime: str, prefix: str
 
 @pytest.mark.parametrize("runtime", ["docker", "containerd", "crio"])
 @pytest.mark.parametrize("prefix", ["DOCKER_", "CONTAINERD_"])
-def test_the_default_handler_may_be_set_by_the_variable_of_another_runtime(runtime: str, prefix: str) -> None:
+def test_the_default_handler_may_be_set_by_the_variable_of_another_runtime(
+    runtime: str, prefix: str
+) -> None:
     found = resolve({"runtime": runtime}, **{f"{prefix}SET_AS_DEFAULT": "false"})
-    assert (found.set_as_default, found.origins["set_as_default"]) == (False, f"{prefix}SET_AS_DEFAULT")
+    assert (found.set_as_default, found.origins["set_as_default"]) == (
+        False,
+        f"{prefix}SET_AS_DEFAULT",
+    )
 
 
 @pytest.mark.parametrize("runtime", ["docker", "containerd", "crio"])
 @pytest.mark.parametrize("variable", ["CONTAINERD_RUNTIME_CLASS", "DOCKER_RUNTIME_NAME"])
-def test_the_handler_may_be_named_by_the_variable_of_another_runtime(runtime: str, variable: str) -> None:
+def test_the_handler_may_be_named_by_the_variable_of_another_runtime(
+    runtime: str, variable: str
+) -> None:
     found = resolve({"runtime": runtime}, **{variable: "gpu"})
     assert (found.runtime_class, found.remarks) == ("gpu", ())
 
@@ -421,7 +434,10 @@ def test_what_is_neither_names_the_option() -> None:
     ],
 )
 def test_a_list_is_split_at_commas(text: str, items: tuple[str, ...]) -> None:
-    assert resolve({"nvidia_container_runtime_runtimes": text}).nvidia_container_runtime_runtimes == items
+    assert (
+        resolve({"nvidia_container_runtime_runtimes": text}).nvidia_container_runtime_runtimes
+        == items
+    )
 
 
 def test_a_list_can_be_given_word_by_word() -> None:
@@ -503,13 +519,22 @@ def test_what_cannot_be_honoured_yet_is_refused_not_ignored(row: Setting) -> Non
         (
             {"runtime": "crio", "drop_in_config_host_path": "/etc/crio/crio.conf.d"},
             (
-                "--drop-in-config-host-path=/etc/crio/crio.conf.d: must be the path of a file, such as"
-                " /etc/crio/crio.conf.d/99-nvidia.toml"
+                "--drop-in-config-host-path=/etc/crio/crio.conf.d: must be the path of a file, such"
+                " as /etc/crio/crio.conf.d/99-nvidia.toml"
             ),
         ),
-        ({"runtime_class": "a b"}, "--runtime-class=a b: must be a name without spaces, quotes and slashes"),
-        ({"runtime_class": 'a"b'}, '--runtime-class=a"b: must be a name without spaces, quotes and slashes'),
-        ({"runtime_class": ""}, "--runtime-class=: must not be empty; leave it out to use the default"),
+        (
+            {"runtime_class": "a b"},
+            "--runtime-class=a b: must be a name without spaces, quotes and slashes",
+        ),
+        (
+            {"runtime_class": 'a"b'},
+            '--runtime-class=a"b: must be a name without spaces, quotes and slashes',
+        ),
+        (
+            {"runtime_class": ""},
+            "--runtime-class=: must not be empty; leave it out to use the default",
+        ),
         ({"config_source": "binary"}, "--config-source=binary: must be command or file"),
         (
             {"runtime": "docker", "runtime_type": "x"},
@@ -544,7 +569,10 @@ def test_a_drop_in_of_cri_o_needs_no_suffix() -> None:
 def test_a_runtime_class_that_another_handler_has_is_remarked_unless_it_is_the_default() -> None:
     environment = {"CONTAINERD_RUNTIME_CLASS": "nvidia-cdi"}
     options = {"runtime": "containerd", "set_as_default": "false"}
-    said = "CONTAINERD_RUNTIME_CLASS=nvidia-cdi: this handler always exists, so nvidia is the main handler"
+    said = (
+        "CONTAINERD_RUNTIME_CLASS=nvidia-cdi: this handler always exists, so nvidia is the main"
+        " handler"
+    )
     assert resolve(options, **environment).remarks == ((logging.WARNING, said),)
     assert resolve({"runtime": "containerd"}, **environment).remarks == ()
 
@@ -561,7 +589,10 @@ def test_a_value_of_the_toolkit_s_config_may_contain_commas() -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("no-cgroups", "no-cgroups: must be KEY=VALUE, such as nvidia-container-cli.no-cgroups=true"),
+        (
+            "no-cgroups",
+            "no-cgroups: must be KEY=VALUE, such as nvidia-container-cli.no-cgroups=true",
+        ),
         ("nvidia-container-cli.root=/x", "nvidia-container-cli.root: use --driver-root instead"),
         ("features.x=true", "features.x: use --opt-in-features instead"),
         (

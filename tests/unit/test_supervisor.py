@@ -30,7 +30,9 @@ def decided(
         pid=PID, start_ticks=1, executable="/usr/bin/containerd", argv=("containerd",), unit=unit
     )
     texts = {name: str(text) for name, text in properties.items()}
-    return supervisor.decide(process, ancestors, texts, names=frozenset({"containerd"}), problem=problem)
+    return supervisor.decide(
+        process, ancestors, texts, names=frozenset({"containerd"}), problem=problem
+    )
 
 
 # --- whose service it is --------------------------------------------------------------------------
@@ -70,7 +72,10 @@ def test_the_name_of_a_runtime_among_the_arguments_of_a_program_is_no_proof() ->
     [
         pytest.param([INIT], 50, "the main process is PID 50", id="started in the background"),
         pytest.param(
-            [Ancestor(50, "agent.sh"), INIT], 50, "the main process is PID 50", id="a child of the agent"
+            [Ancestor(50, "agent.sh"), INIT],
+            50,
+            "the main process is PID 50",
+            id="a child of the agent",
         ),
         pytest.param([INIT], 0, "the main process has ended", id="a unit that ran once"),
     ],
@@ -78,7 +83,9 @@ def test_the_name_of_a_runtime_among_the_arguments_of_a_program_is_no_proof() ->
 def test_a_unit_that_only_started_it_is_not_its_service(
     ancestors: list[Ancestor], main: int, why: str
 ) -> None:
-    found = decided("node-agent.service", *ancestors, MainPID=main, Restart="always", ExecStart=AGENT)
+    found = decided(
+        "node-agent.service", *ancestors, MainPID=main, Restart="always", ExecStart=AGENT
+    )
     no_unit = f"PID 100 was started in node-agent.service, but is not its service: {why}"
     assert (found.unit, found.no_unit, found.after_signal) == (None, no_unit, "")
     parent = ancestors[0].words()
@@ -105,9 +112,15 @@ def test_a_unit_that_only_started_it_is_not_its_service(
         ),
     ],
 )
-def test_systemd_starts_a_service_again_as_its_unit_says(settings: Mapping[str, str], doubt: str) -> None:
+def test_systemd_starts_a_service_again_as_its_unit_says(
+    settings: Mapping[str, str], doubt: str
+) -> None:
     found = decided("a.service", INIT, MainPID=PID, ExecStart=CONTAINERD, **settings)
-    assert (found.unit, found.doubt, found.after_signal) == ("a.service", doubt, "" if doubt else "a.service")
+    assert (found.unit, found.doubt, found.after_signal) == (
+        "a.service",
+        doubt,
+        "" if doubt else "a.service",
+    )
 
 
 @pytest.mark.parametrize("name", ["runsv", "s6-supervise", "supervise-daemo", "supervise", "k0s"])
@@ -117,7 +130,9 @@ def test_another_supervisor_starts_its_child_again(name: str) -> None:
     assert found.no_unit == "PID 100 does not belong to a systemd service"
 
 
-@pytest.mark.parametrize("name", ["sh", "python3", "sshd", "systemd", "init", "runsvdir", "containerd-shim"])
+@pytest.mark.parametrize(
+    "name", ["sh", "python3", "sshd", "systemd", "init", "runsvdir", "containerd-shim"]
+)
 def test_any_other_parent_is_not_known_to(name: str) -> None:
     found = decided(None, Ancestor(7, name), INIT)
     assert found.after_signal == ""
@@ -131,7 +146,13 @@ def test_any_other_parent_is_not_known_to(name: str) -> None:
         ("k3s.service", INIT, {"MainPID": 50, "Restart": "on-failure"}, "k3s.service", ""),
         ("k3s.service", INIT, {"MainPID": 50, "Restart": "no"}, "", "k3s.service has Restart=no"),
         (None, Ancestor(9, "supervise-daemo"), {}, "supervise-daemo (PID 9)", ""),
-        (None, INIT, {}, "", f"{NO_UNIT}, and its parent systemd (PID 1) is not known to restart it"),
+        (
+            None,
+            INIT,
+            {},
+            "",
+            f"{NO_UNIT}, and its parent systemd (PID 1) is not known to restart it",
+        ),
     ],
 )
 def test_k3s_ends_with_its_containerd_and_needs_a_supervisor_itself(
@@ -149,7 +170,9 @@ def test_a_systemd_that_is_not_seen_is_not_trusted_to_start_it() -> None:
 
 def test_a_shell_that_started_it_may_do_anything_after_a_signal() -> None:
     shell = "{ path=/bin/sh ; argv[]=/bin/sh -c /usr/bin/containerd || sleep 9 ; x }"
-    found = decided("a.service", Ancestor(50, "sh"), INIT, MainPID=50, Restart="always", ExecStart=shell)
+    found = decided(
+        "a.service", Ancestor(50, "sh"), INIT, MainPID=50, Restart="always", ExecStart=shell
+    )
     assert (found.unit, found.after_signal) == ("a.service", "")
     assert found.doubt == "PID 100 is not the main process of a.service"
 
@@ -160,7 +183,11 @@ def test_a_shell_that_started_it_may_do_anything_after_a_signal() -> None:
 def test_units_are_followed_as_long_as_they_run(monkeypatch: pytest.MonkeyPatch) -> None:
     units = {
         "containerd.service": {"ActiveState": "active", "RequiredBy": "docker.service off.service"},
-        "docker.service": {"ActiveState": "active", "BoundBy": "app.service", "ConsistsOf": "part.service"},
+        "docker.service": {
+            "ActiveState": "active",
+            "BoundBy": "app.service",
+            "ConsistsOf": "part.service",
+        },
         "off.service": {"ActiveState": "inactive", "RequiredBy": "behind.service"},
         "app.service": {"ActiveState": "reloading", "PropagatesStopTo": "containerd.service"},
         "part.service": {"ActiveState": "failed"},
@@ -172,7 +199,9 @@ def test_units_are_followed_as_long_as_they_run(monkeypatch: pytest.MonkeyPatch)
         words = argv[argv.index("--") + 1 :]
         asked.append(tuple(words))
         names = argv[2].removeprefix("--property=").split(",")
-        blocks = ["\n".join(f"{name}={units[unit].get(name, '')}" for name in names) for unit in words]
+        blocks = [
+            "\n".join(f"{name}={units[unit].get(name, '')}" for name in names) for unit in words
+        ]
         return command.Result(argv=tuple(argv), code=0, out="\n\n".join(blocks) + "\n", err="")
 
     monkeypatch.setattr(command, "run", run)

@@ -22,7 +22,9 @@ from runtimes.model import ABSENT, Key
 PATH: Final = "/etc/x.toml"
 # A loop to work in: the campaign with more examples is tests/fuzz.
 # Many documents do not have what a law needs, and are filtered out.
-ROOM: Final = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.filter_too_much])
+ROOM: Final = settings(
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.filter_too_much]
+)
 
 # --- documents ------------------------------------------------------------------------------------
 
@@ -105,7 +107,9 @@ def documents(draw: st.DrawFn) -> bytes:
 
 
 _LEAVES: Final = st.sampled_from([1, 0, True, "x", "", 'q"\n\\', ["a"], [], 2.5])
-_TABLES: Final = st.dictionaries(st.sampled_from(["k", "options", "q.q"]), _LEAVES, min_size=1, max_size=3)
+_TABLES: Final = st.dictionaries(
+    st.sampled_from(["k", "options", "q.q"]), _LEAVES, min_size=1, max_size=3
+)
 _NESTED: Final = st.dictionaries(
     st.sampled_from(["runtime_type", "o.o"]), _LEAVES | _TABLES, min_size=1, max_size=3
 )
@@ -192,7 +196,9 @@ def test_the_statements_are_the_document(data: bytes) -> None:
     position = 0
     for statement in document.statements:
         between = document.text[position : statement.start]
-        assert all(not line.strip() or line.strip().startswith("#") for line in between.splitlines())
+        assert all(
+            not line.strip() or line.strip().startswith("#") for line in between.splitlines()
+        )
         position = statement.end
     assert tomli.loads(document.text[position:].lstrip("\ufeff")) == {}
     named = {s.path for s in document.statements if not s.header and not s.array}
@@ -211,7 +217,9 @@ def test_put_changes_one_value_and_one_statement(data: bytes, key: Key, new: Any
     assert toml_editor.tree(after.encode(), PATH) == with_key(tree, key, new)
     start, end = touched(document.text, after.text)
     holders = [
-        s for s in document.statements if not s.header and not s.array and key[: len(s.path)] == s.path
+        s
+        for s in document.statements
+        if not s.header and not s.array and key[: len(s.path)] == s.path
     ]
     assert start == end or any(s.start <= start and end <= s.end for s in holders)
     assert after.bom == document.bom
@@ -235,7 +243,9 @@ def test_put_of_a_table_only_adds_what_is_new(data: bytes, key: Key, new: dict[s
     assert toml_editor.tree(after.encode(), PATH) == with_key(tree, key, new)
     start, end = touched(document.text, after.text)
     holders = [
-        s for s in document.statements if not s.header and not s.array and key[: len(s.path)] == s.path
+        s
+        for s in document.statements
+        if not s.header and not s.array and key[: len(s.path)] == s.path
     ]
     assert start == end or any(s.start <= start and end <= s.end for s in holders)
 
@@ -248,7 +258,9 @@ def test_drop_takes_one_value_and_leaves_every_other_statement(data: bytes, key:
     document = toml_editor.parse(data, PATH)
     after = toml_editor.drop(document, key)
     expected = {k: v for k, v in leaves_of(tree).items() if k[: len(key)] != key and v != {}}
-    assert {k: v for k, v in leaves_of(toml_editor.tree(after.encode(), PATH)).items() if v != {}} == expected
+    assert {
+        k: v for k, v in leaves_of(toml_editor.tree(after.encode(), PATH)).items() if v != {}
+    } == expected
     assert statement_texts(after.text, without=key) == statement_texts(document.text, without=key)
     if value(tree, key) is ABSENT:
         assert after.encode() == data
@@ -262,7 +274,9 @@ def test_a_table_put_and_dropped_leaves_the_original_bytes(
     tree = toml_editor.tree(data, PATH)
     assume(settable(tree, key) and value(tree, key) is ABSENT)
     document = toml_editor.parse(data, PATH)
-    inline = any(not s.header and not s.array and key[: len(s.path)] == s.path for s in document.statements)
+    inline = any(
+        not s.header and not s.array and key[: len(s.path)] == s.path for s in document.statements
+    )
     assume(not inline)  # An inline table is written anew as a whole.
     # The highest table that is not there yet is what the editor adds.
     assume(len(key) == 1 or isinstance(value(tree, key[:-1]), dict))
@@ -284,12 +298,16 @@ def test_what_is_cut_anew_near_an_edit_is_what_all_of_it_would_be(
 
 @ROOM
 @given(documents(), st.data())
-def test_what_is_cut_anew_is_right_wherever_the_text_changes(data: bytes, drawn: st.DataObject) -> None:
+def test_what_is_cut_anew_is_right_wherever_the_text_changes(
+    data: bytes, drawn: st.DataObject
+) -> None:
     document = toml_editor.parse(data, PATH)
     ends = sorted({0, len(document.text), *(s.start for s in document.statements)})
     start, end = sorted(drawn.draw(st.tuples(st.sampled_from(ends), st.sampled_from(ends))))
     new = drawn.draw(
-        st.sampled_from(["", "a = 1\n", "[t.u]\n", "# no\n\n", "[[t]]\n", "x.y = [\n1]\n[z]\nk = 2\n"])
+        st.sampled_from(
+            ["", "a = 1\n", "[t.u]\n", "# no\n\n", "[[t]]\n", "x.y = [\n1]\n[z]\nk = 2\n"]
+        )
     )
     if document.text[:start] and not document.text[:start].endswith("\n"):
         new = f"\n{new}"
@@ -311,13 +329,18 @@ runtimes = {
 
 def test_an_inline_table_over_several_lines_is_edited_in_one_place() -> None:
     data = RUNTIMES.replace(rb"Systemd\x43", b"SystemdC")
-    document = toml_editor.put(toml_editor.parse(data, PATH), ("runtimes", "nvidia"), {"runtime_type": "c"})
+    document = toml_editor.put(
+        toml_editor.parse(data, PATH), ("runtimes", "nvidia"), {"runtime_type": "c"}
+    )
     start, end = touched(data.decode(), document.text)
     assert start == end == data.index(b"}\n# end")
     assert b'nvidia = {runtime_type = "c"}' in document.encode()
     document = toml_editor.drop(document, ("runtimes", "kata"))
     tree = tomli.loads(document.text)["runtimes"]
-    assert {name: table["runtime_type"] for name, table in tree.items()} == {"runc": "a", "nvidia": "c"}
+    assert {name: table["runtime_type"] for name, table in tree.items()} == {
+        "runc": "a",
+        "nvidia": "c",
+    }
     assert "# the usual one" in document.text
     assert "# why" in document.text
 
@@ -326,7 +349,9 @@ def test_what_tomlkit_would_break_is_refused_with_the_line() -> None:
     data = b"version = 2\nk = {\n  a = 1,\n  b = 2 # two, not three\n}\n"
     with pytest.raises(ConfigError) as caught:
         toml_editor.put(toml_editor.parse(data, PATH), ("k", "c", "d"), 1)
-    assert str(caught.value) == f"{PATH}:2: nvidia-toolkit cannot edit the value of k as it is written"
+    assert (
+        str(caught.value) == f"{PATH}:2: nvidia-toolkit cannot edit the value of k as it is written"
+    )
     assert caught.value.hint.startswith("write this inline table on one line")
 
 
@@ -338,7 +363,9 @@ def test_what_tomlkit_would_break_is_refused_with_the_line() -> None:
         (b"a = 1\n# f\xfcr\n", "2:4", "it is not UTF-8 text (byte 0xfc)"),
     ],
 )
-def test_a_file_that_no_parser_takes_is_refused_with_its_place(data: bytes, where: str, why: str) -> None:
+def test_a_file_that_no_parser_takes_is_refused_with_its_place(
+    data: bytes, where: str, why: str
+) -> None:
     with pytest.raises(ConfigError) as caught:
         toml_editor.parse(data, PATH)
     assert str(caught.value) == f"{PATH}:{where}: {why}"

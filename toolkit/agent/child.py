@@ -30,7 +30,14 @@ def interpreter(module: str) -> list[str]:
     """Return the command to run a module of this program, isolated from the working directory."""
     # -I ignores PYTHONUTF8, and in the locale of another encoding the names of files would be
     # decoded by it.
-    return [sys.executable, "-IX", "utf8", *(["-B"] if sys.dont_write_bytecode else []), "-m", module]
+    return [
+        sys.executable,
+        "-IX",
+        "utf8",
+        *(["-B"] if sys.dont_write_bytecode else []),
+        "-m",
+        module,
+    ]
 
 
 def shared_json_fd(content: Mapping[str, Any]) -> int:
@@ -70,7 +77,9 @@ _DEFAULTS: Final = (
 class Worker:
     """A running child. `fd` is the read end of its log, `began` the monotonic time of its start."""
 
-    def __init__(self, kind: str, arguments: Sequence[str], lock: int, previous: SyncReport) -> None:
+    def __init__(
+        self, kind: str, arguments: Sequence[str], lock: int, previous: SyncReport
+    ) -> None:
         """Start a child that runs a sync of a kind.
 
         `lock` is the descriptor of the lock file, `previous` the part of the last report that the
@@ -91,7 +100,9 @@ class Worker:
                     argv[0],
                     argv,
                     os.environ,
-                    file_actions=[(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in inherited.items()],
+                    file_actions=[
+                        (os.POSIX_SPAWN_DUP2, fd, number) for number, fd in inherited.items()
+                    ],
                     setsigmask=(signal.SIGTERM, signal.SIGINT),  # until the child handles them
                     setsigdef=_DEFAULTS,
                 )

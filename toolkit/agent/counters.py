@@ -59,7 +59,9 @@ def after(counts: Mapping[str, Any], report: SyncReport, tally: RunStats) -> dic
         "outcomes": outcomes,
         "failed": failed,
         "last": {"time": time.time(), "seconds": report["seconds"], "outcome": outcome},
-        "silent_last": round(tally.unavailable, 3) if tally.restarts else counts.get("silent_last", 0),
+        "silent_last": (
+            round(tally.unavailable, 3) if tally.restarts else counts.get("silent_last", 0)
+        ),
     }
 
 

@@ -62,7 +62,12 @@ def stay(
     executed.
     """
     signals.block_signals()
-    state = {"lock": lock, "report": report, "arguments": list(arguments), "log_options": dict(log_options)}
+    state = {
+        "lock": lock,
+        "report": report,
+        "arguments": list(arguments),
+        "log_options": dict(log_options),
+    }
     received = [*stop.kept, *([] if stop.signal is None else [stop.signal])]
     state_fd = child.shared_json_fd({**state, "came": received})
     for fd in (lock, state_fd):
@@ -118,8 +123,14 @@ class Daemon:
         while self.stopped_by is None or self._worker is not None:
             if self._step():
                 break
-            if self._worker is None and self.stopped_by is None and self.pace.due <= time.monotonic():
-                self._start("converge" if self._sync_requested or self._on_drift == "repair" else "check")
+            if (
+                self._worker is None
+                and self.stopped_by is None
+                and self.pace.due <= time.monotonic()
+            ):
+                self._start(
+                    "converge" if self._sync_requested or self._on_drift == "repair" else "check"
+                )
                 self._sync_requested = False
         code = self._leave()
         self._state_file.remove()
@@ -219,7 +230,9 @@ class Daemon:
         """Start a child for a sync of a kind; return whether it was started."""
         self.pace.began()
         try:
-            previous = from_json({name: self.report.get(name) for name in ("counts", "is_known", "found")})
+            previous = from_json(
+                {name: self.report.get(name) for name in ("counts", "is_known", "found")}
+            )
             if self._was_registered:
                 previous["plugin"] = [os.getpid(), procfs.start_time(os.getpid()) or 0]
             self._worker = Worker(kind, self.arguments, self.lock, previous)
@@ -264,7 +277,11 @@ class Daemon:
     def _pause(self, *, is_changed: bool = False) -> None:
         """Schedule the next sync. A node in sync but not ready is retried soon, like a failure."""
         # Whether the plugin is registered does not depend on a sync.
-        is_done = self.report["ready"] or self._on_drift == "ignore" or self.report["unready"] == NO_PLUGIN
+        is_done = (
+            self.report["ready"]
+            or self._on_drift == "ignore"
+            or self.report["unready"] == NO_PLUGIN
+        )
         self.pace.ended(code=self.report["code"] or int(not is_done), is_changed=is_changed)
 
     def _log_outcome(self, report: SyncReport) -> None:
@@ -316,7 +333,11 @@ class Daemon:
         if is_loaded:
             LOGGER.info("the NVIDIA driver is loaded")
         else:
-            effect = "that request GPUs are refused" if settings["refuses"] else "that start now get no GPU"
+            effect = (
+                "that request GPUs are refused"
+                if settings["refuses"]
+                else "that start now get no GPU"
+            )
             LOGGER.warning("the NVIDIA driver is not loaded any more: containers %s", effect)
         if self._on_drift != "ignore" or settings["needs_driver"]:
             self.pace.changed()  # metrics, readiness record and CDI specification depend on it
@@ -372,7 +393,9 @@ class Daemon:
             self._worker.signal(signal.SIGTERM)
 
     def _state(self) -> dict[str, Any]:
-        report = {name: value for name, value in self.report.items() if name not in ("watch", "metrics")}
+        report = {
+            name: value for name, value in self.report.items() if name not in ("watch", "metrics")
+        }
         due = None if self.pace.due == _NEVER else round(self.pace.due - time.monotonic(), 1)
         return {
             **report,
@@ -420,7 +443,9 @@ class Daemon:
         if self.report["settings"]["on_exit"] == "revert" or self._asks:
             code, is_reverted = self._revert()
             if code or is_reverted:
-                LOGGER.info("%s: stopping, the node was %sreverted", number.name, "not " if code else "")
+                LOGGER.info(
+                    "%s: stopping, the node was %sreverted", number.name, "not " if code else ""
+                )
                 return code
         LOGGER.info("%s: stopping, the node stays as it is", number.name)
         return 128 + number if is_cut else 0

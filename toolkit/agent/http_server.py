@@ -104,8 +104,9 @@ class _Page(socketserver.BaseRequestHandler):
             status, text = self._answer(method, path)
             body = text.encode()
             head = (
-                f"HTTP/1.1 {status} {_REASONS[status]}\r\nContent-Type: {_KINDS.get(path, _TEXT)}\r\n"
-                f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+                f"HTTP/1.1 {status} {_REASONS[status]}\r\nContent-Type:"
+                f" {_KINDS.get(path, _TEXT)}\r\nContent-Length: {len(body)}\r\nConnection:"
+                " close\r\n\r\n"
             )
             self.request.sendall(head.encode() + (b"" if method == "HEAD" else body))
 
@@ -132,4 +133,8 @@ class _Page(socketserver.BaseRequestHandler):
         if method not in ("GET", "HEAD"):
             return 405, "only GET and HEAD are supported\n"
         answer = self.server.answers.get(path)
-        return answer() if answer else (404, "not found; the pages are /healthz, /readyz and /metrics\n")
+        return (
+            answer()
+            if answer
+            else (404, "not found; the pages are /healthz, /readyz and /metrics\n")
+        )

@@ -28,9 +28,12 @@ _BUFFER: Final = 16384
 
 _SHOWN: Final = 3
 _REMEDIES: Final = {
-    errno.ENOSPC: "the limit of inotify watches is reached (raise the sysctl fs.inotify.max_user_watches)",
-    errno.EMFILE: "the limit of inotify instances is reached"
-    " (raise the sysctl fs.inotify.max_user_instances)",
+    errno.ENOSPC: (
+        "the limit of inotify watches is reached (raise the sysctl fs.inotify.max_user_watches)"
+    ),
+    errno.EMFILE: (
+        "the limit of inotify instances is reached (raise the sysctl fs.inotify.max_user_instances)"
+    ),
 }
 
 

@@ -21,7 +21,9 @@ _COUNTERS: Final = {
     "reloads": "Changes that the container runtime loaded without a restart.",
     "restarts_avoided": "Syncs in which the container runtime did not have to be restarted.",
     "rollbacks": "Changes that were rolled back because they failed.",
-    "runtime_unavailable_seconds": "Seconds in which the runtime did not answer because of restarts.",
+    "runtime_unavailable_seconds": (
+        "Seconds in which the runtime did not answer because of restarts."
+    ),
 }
 
 
@@ -42,7 +44,10 @@ class MetricsCollector(Collector):
         )
         yield _gauge("ready", "Whether the node is ready.", report["ready"])
         if "driver" in report:
-            text = "Whether the driver is loaded. Without it the handlers start containers without GPUs."
+            text = (
+                "Whether the driver is loaded. Without it the handlers start containers without"
+                " GPUs."
+            )
             yield _gauge("driver_loaded", text, report["driver"])
         yield _gauge("last_sync_timestamp_seconds", "When the last sync ended.", last["time"])
         yield _gauge("last_sync_duration_seconds", "How long the last sync took.", last["seconds"])
@@ -64,7 +69,8 @@ class MetricsCollector(Collector):
     def _handlers(self) -> Metric:
         verified = GaugeMetricFamily(
             f"{PREFIX}_handler_verified",
-            "Whether a container was started through the handler, with the runtime and the files in use.",
+            "Whether a container was started through the handler, with the runtime and the files in"
+            " use.",
             labels=["handler"],
         )
         for handler, result in self._report.get("verified", {}).items():
@@ -72,7 +78,9 @@ class MetricsCollector(Collector):
         return verified
 
     def _checks(self) -> Iterator[Metric]:
-        failed = CounterMetricFamily(f"{PREFIX}_checks_failed", "Failed checks by name.", labels=["check"])
+        failed = CounterMetricFamily(
+            f"{PREFIX}_checks_failed", "Failed checks by name.", labels=["check"]
+        )
         now = GaugeMetricFamily(
             f"{PREFIX}_check_failing", "Whether a check failed in the last sync.", labels=["check"]
         )

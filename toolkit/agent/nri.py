@@ -206,7 +206,9 @@ class Plugin:
         self._failures += 1
         self.problem = problem
         if problem != self._logged:
-            LOGGER.warning("the NRI plugin is not registered: %s; containers get no device now", problem)
+            LOGGER.warning(
+                "the NRI plugin is not registered: %s; containers get no device now", problem
+            )
         self._logged = problem
 
     def _send(self) -> None:
@@ -232,7 +234,9 @@ class Plugin:
     def _take(self, message: ttrpc.Answer) -> None:
         """Take the runtime's answer to the registration."""
         if message.stream != _REGISTRATION or self._is_accepted:
-            raise ttrpc.Broken(f"a response on stream {message.stream}, to which nothing was requested")
+            raise ttrpc.Broken(
+                f"a response on stream {message.stream}, to which nothing was requested"
+            )
         if message.problem:
             raise ttrpc.Broken(f"the registration was refused: {message.problem[:_SHOWN]}")
         self._is_accepted = True
@@ -257,7 +261,9 @@ class Plugin:
         method = methods.get(call.method) if call.service == _PLUGIN else None
         if method is None:
             self.results["unanswered"] += 1
-            LOGGER.warning("NRI: %s of %s is not supported", _shown(call.method), _shown(call.service))
+            LOGGER.warning(
+                "NRI: %s of %s is not supported", _shown(call.method), _shown(call.service)
+            )
             return ttrpc.refusal(call.stream, ttrpc.UNIMPLEMENTED, "not supported")
         try:
             request = protobuf.decode(call.payload, protobuf.Limit(fields=_MOST_FIELDS))
@@ -314,7 +320,9 @@ class Plugin:
         return devices
 
     def _may_have(self, pod: Message, devices: list[str]) -> bool:
-        is_management = any(device.partition("=")[0] in self.settings["kinds"] for device in devices)
+        is_management = any(
+            device.partition("=")[0] in self.settings["kinds"] for device in devices
+        )
         return not is_management or pod.text(4) in self.settings["namespaces"]
 
     # --- containers that were created while the plugin was away ---
@@ -339,8 +347,8 @@ class Plugin:
     def _log_missed(self) -> None:
         for name in self.missed[:_MOST_NAMED]:
             LOGGER.warning(
-                "NRI: %s, but started without, while the plugin was not connected: delete the pod, so that"
-                " it is created again",
+                "NRI: %s, but started without, while the plugin was not connected: delete the pod,"
+                " so that it is created again",
                 name,
             )
         if more := len(self.missed[_MOST_NAMED:]):
@@ -356,7 +364,9 @@ class Plugin:
                 devices = requested(pod, name)
                 if devices and self._may_have(pod, devices):
                     asked = ", ".join(devices)
-                    yield _shown(f"the container {name} of {pod.text(4)}/{pod.text(2)} asks for {asked}")
+                    yield _shown(
+                        f"the container {name} of {pod.text(4)}/{pod.text(2)} asks for {asked}"
+                    )
 
     def state(self) -> dict[str, Any]:
         """Return the state for the log."""
@@ -374,7 +384,11 @@ class Plugin:
         lines = [
             *_family(f"{prefix}_registered", "gauge", "Whether the NRI plugin is registered."),
             f"{prefix}_registered {float(self.is_registered)}",
-            *_family(f"{prefix}_connections_lost_total", "counter", "Connections to the runtime that ended."),
+            *_family(
+                f"{prefix}_connections_lost_total",
+                "counter",
+                "Connections to the runtime that ended.",
+            ),
             f"{prefix}_connections_lost_total {float(self.connections_lost)}",
             *_family(
                 f"{prefix}_missed_containers",
@@ -383,7 +397,10 @@ class Plugin:
             ),
             f"{prefix}_missed_containers {float(len(self.missed))}",
             *_family(f"{prefix}_requests_total", "counter", "Containers created, by result."),
-            *(f'{prefix}_requests_total{{result="{name}"}} {float(n)}' for name, n in self.results.items()),
+            *(
+                f'{prefix}_requests_total{{result="{name}"}} {float(n)}'
+                for name, n in self.results.items()
+            ),
         ]
         return "\n".join(lines) + "\n"
 

@@ -106,12 +106,16 @@ def _plugin_settings(settings: Settings) -> NriSettings:
     The usual kind is restricted as well where the management devices have another one: a specification
     of it may be on the node.
     """
-    executables = (registry.ADAPTERS[name].executables for name in (RuntimeName.CONTAINERD, RuntimeName.CRIO))
+    executables = (
+        registry.ADAPTERS[name].executables for name in (RuntimeName.CONTAINERD, RuntimeName.CRIO)
+    )
     return {
         "socket": settings.nri_socket,
         "index": f"{int(settings.nri_plugin_index):02}",
         "kinds": sorted({settings.cdi_kind, _MANAGEMENT}),
-        "namespaces": list(dict.fromkeys([settings.nri_namespace.strip(), *settings.nri_namespaces])),
+        "namespaces": list(
+            dict.fromkeys([settings.nri_namespace.strip(), *settings.nri_namespaces])
+        ),
         "executables": sorted(frozenset().union(*executables)),
     }
 
@@ -125,7 +129,9 @@ def _set_up(context: Context) -> tuple[Plan, str, str]:
         preflight.require_nri(context)
         _remove_handlers(context)
     try:
-        plan = transaction.converge(context.settings, context.adapter, context.stop, tally=context.stats)
+        plan = transaction.converge(
+            context.settings, context.adapter, context.stop, tally=context.stats
+        )
     except cdi.NotSpecified as error:
         LOGGER.error("%s", error.message)
         return make_plan(context), counters.DRIFT, error.message
@@ -213,7 +219,9 @@ def _greeted(context: Context) -> SyncReport:
         verdict = daemonset.look_up(name, timeout=_API_SECONDS)
         is_known = verdict.state is daemonset.DaemonSetState.PRESENT
         if not is_known:
-            LOGGER.warning("--daemonset: %s; on exit the pod's owner is looked up instead", verdict.why)
+            LOGGER.warning(
+                "--daemonset: %s; on exit the pod's owner is looked up instead", verdict.why
+            )
     return {"kind": GREET, "code": 0, "outcome": counters.IN_SYNC, "is_known": is_known}
 
 
@@ -227,7 +235,9 @@ def _left(context: Context, *, is_known: bool) -> SyncReport:
     if settings.on_exit == OnExit.AUTO:
         name = settings.daemonset
         # The lookup at the start may have been interrupted, so `is_known` alone is not enough.
-        verdict = daemonset.look_up(name if is_known or daemonset.is_own(name) else "", timeout=_API_SECONDS)
+        verdict = daemonset.look_up(
+            name if is_known or daemonset.is_own(name) else "", timeout=_API_SECONDS
+        )
         LOGGER.info("%s", verdict.why)
         if verdict.state is not daemonset.DaemonSetState.DELETED:
             return {**report, "outcome": counters.IN_SYNC}
@@ -257,7 +267,8 @@ def _reported(
         "seconds": round(time.monotonic() - began, 3),
         "pid": owner.pid if owner and not context.settings.no_runtime_config else None,
         "watch": {
-            path: sorted(names) if names else None for path, names in watch_list.of(context, plan).items()
+            path: sorted(names) if names else None
+            for path, names in watch_list.of(context, plan).items()
         },
         "versions": _versions(context, plan),
         "driver": driver.is_loaded(plan.target.host),
@@ -295,7 +306,11 @@ def _versions(context: Context, plan: Plan) -> dict[str, str]:
     """Return the versions of this program, toolkit and runtime, and a configuration digest."""
     target = plan.target
     digest = plan.version.digest if plan.version is not None else plan.record.toolkit_digest
-    versions = {"tool": __version__, "toolkit": digest or "", "runtime": str(target.desired.runtime)}
+    versions = {
+        "tool": __version__,
+        "toolkit": digest or "",
+        "runtime": str(target.desired.runtime),
+    }
     versions["configuration"] = fingerprint(json.dumps(verify.configuration(plan)).encode())
     if target.process is None or context.settings.no_runtime_config:
         return {**versions, "runtime_version": ""}

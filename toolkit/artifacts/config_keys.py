@@ -36,7 +36,9 @@ def chosen(settings: Settings, program: Path) -> dict[Key, Any]:
         samples = _samples(program, given)
         problems = _unknown(program, given, option) if samples is None else []
     except StepError as error:
-        raise UsageProblem([f"{option}: the keys cannot be checked: {error}"], hint=error.hint) from error
+        raise UsageProblem(
+            [f"{option}: the keys cannot be checked: {error}"], hint=error.hint
+        ) from error
     result: dict[Key, Any] = {}
     for name, text in given.items() if samples is not None else ():
         key = tuple(name.split("."))
@@ -45,7 +47,9 @@ def chosen(settings: Settings, program: Path) -> dict[Key, Any]:
         except ValueError as error:
             problems.append(f"{option}={name}={text}: {error}")
     if problems:
-        hint = "`nvidia-ctk config default` prints the keys; the lists' items are separated by commas"
+        hint = (
+            "`nvidia-ctk config default` prints the keys; the lists' items are separated by commas"
+        )
         raise UsageProblem(problems, hint=hint)
     return result
 
@@ -53,7 +57,9 @@ def chosen(settings: Settings, program: Path) -> dict[Key, Any]:
 def _samples(program: Path, names: Iterable[str]) -> dict[str, Any] | None:
     """Return a value of the right type for each key, as a tree; None if one of them is not known."""
     words = [word for name in names for word in ("--set", f"{name}=true")]
-    result = command.run([str(program), "config", "--config-file=/dev/null", *words], timeout=_TIMEOUT)
+    result = command.run(
+        [str(program), "config", "--config-file=/dev/null", *words], timeout=_TIMEOUT
+    )
     if not result.ok and _MESSAGE.search(result.err) is None:
         raise StepError(f"{program} failed: {result.err[-200:].strip() or f'exit {result.code}'}")
     return _tree(program, result.out) if result.ok else None
@@ -70,7 +76,9 @@ def _tree(program: Path, text: str) -> dict[str, Any]:
 def _unknown(program: Path, given: Mapping[str, str], option: str) -> list[str]:
     """Return a message for every key that the toolkit does not know, with the key that may be meant."""
     default = command.run([str(program), "config", "default"], timeout=_TIMEOUT)
-    known = [dotted(key) for key, _ in edits.leaves(_tree(program, default.out))] if default.ok else []
+    known = (
+        [dotted(key) for key, _ in edits.leaves(_tree(program, default.out))] if default.ok else []
+    )
     problems = []
     for name in given:
         if _samples(program, (name,)) is not None:

@@ -87,7 +87,9 @@ class Version:
         return not self.differing
 
 
-def desired_version(settings: Settings, host: Host, install_dir: Path, low_level: tuple[str, ...]) -> Version:
+def desired_version(
+    settings: Settings, host: Host, install_dir: Path, low_level: tuple[str, ...]
+) -> Version:
     """Return the version that results from source and settings, compared with the installed one.
 
     `low_level` are the node's low-level runtimes, the default one first. Raises UsageProblem if the
@@ -102,7 +104,9 @@ def desired_version(settings: Settings, host: Host, install_dir: Path, low_level
         ) from error
 
 
-def _wanted(settings: Settings, host: Host, install_dir: Path, low_level: tuple[str, ...]) -> Version:
+def _wanted(
+    settings: Settings, host: Host, install_dir: Path, low_level: tuple[str, ...]
+) -> Version:
     source = _source(settings, host)
     toolkit = f"{host.node(install_dir)}/toolkit"
     link = InstallDir(install_dir).toolkit
@@ -139,7 +143,9 @@ def _wanted(settings: Settings, host: Host, install_dir: Path, low_level: tuple[
         digest=_digest(result) if names else digest,
         entries=tuple(result),
         differing=names,
-        resets=toolkit_config.resets(present, config, path) if present not in {None, config} else (),
+        resets=(
+            toolkit_config.resets(present, config, path) if present not in {None, config} else ()
+        ),
     )
 
 
@@ -220,9 +226,13 @@ def _entries(source: Path, toolkit: str, settings: Settings, low_level: str) -> 
             continue
         passing = low_level if name in _RUNTIMES else None
         yield Entry(name=f"{name}.real", mode=0o755, content=path)
-        content = wrappers.render(name, toolkit, low_level=passing, refuses=refuses, prefixes=prefixes)
+        content = wrappers.render(
+            name, toolkit, low_level=passing, refuses=refuses, prefixes=prefixes
+        )
         yield Entry(name=name, mode=0o755, content=content)
-    yield Entry(name="nvidia-container-toolkit", mode=0o777, content="nvidia-container-runtime-hook")
+    yield Entry(
+        name="nvidia-container-toolkit", mode=0o777, content="nvidia-container-runtime-hook"
+    )
     for name in _LIBRARIES:
         library = _library(source, name)
         if library is None:

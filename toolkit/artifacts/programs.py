@@ -61,8 +61,10 @@ def lacking(settings: Settings, host: Host, desired: Desired) -> UsageProblem | 
         if host.executable(program) is None:
             return UsageProblem(
                 [f"{program}, which {what}, was not found on the node"],
-                hint="install it there, name its directory with --toolkit-bin-dir (for example"
-                " /usr/bin), or leave out --no-install",
+                hint=(
+                    "install it there, name its directory with --toolkit-bin-dir (for example"
+                    " /usr/bin), or leave out --no-install"
+                ),
             )
     return _distrusted(host, [*needed, *(handler.binary for handler in desired.handlers)])
 

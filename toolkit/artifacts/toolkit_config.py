@@ -68,7 +68,11 @@ def enabled_features(present: bytes | None, path: str) -> tuple[str, ...]:
         features = toml_editor.tree(present or b"", path).get("features")
     except ConfigError as error:
         raise NodeConfigError(str(error), hint=error.hint) from error
-    return tuple(name for name, on in features.items() if on is True) if isinstance(features, dict) else ()
+    return (
+        tuple(name for name, on in features.items() if on is True)
+        if isinstance(features, dict)
+        else ()
+    )
 
 
 def record(keys: Iterable[Key]) -> bytes:
@@ -121,7 +125,9 @@ def configuration(present: bytes | None, path: str, asked: Mapping[Key, Any]) ->
         raise NodeConfigError(str(error), hint=error.hint) from error
     result = (present or b"") if change is None else (change.after or b"")
     if toml_editor.needs_1_1(result):
-        raise NodeConfigError(f"{path}: the toolkit's programs do not read TOML 1.1", hint=toml_editor.IN_1_0)
+        raise NodeConfigError(
+            f"{path}: the toolkit's programs do not read TOML 1.1", hint=toml_editor.IN_1_0
+        )
     return result
 
 
@@ -139,7 +145,9 @@ def desired_keys(settings: Settings, toolkit: str, low_level: tuple[str, ...]) -
     runtime: Key = ("nvidia-container-runtime",)
     asked: dict[Key, Any] = {
         ("accept-nvidia-visible-devices-as-volume-mounts",): settings.accept_volume_mounts,
-        ("accept-nvidia-visible-devices-envvar-when-unprivileged",): settings.accept_envvar_when_unprivileged,
+        (
+            "accept-nvidia-visible-devices-envvar-when-unprivileged",
+        ): settings.accept_envvar_when_unprivileged,
         ("nvidia-container-cli", "ldconfig"): f"@{driver.rstrip('/')}/{ldconfig}",
         ("nvidia-container-cli", "path"): f"{toolkit}/nvidia-container-cli",
         ("nvidia-container-cli", "root"): driver,

@@ -97,7 +97,9 @@ def switch_back(
     before = InstallDir(install_dir).versions / digest
     if problem := _unusable(before):
         if is_ours and link.is_dir():
-            LOGGER.warning("%s, the previous version, %s; the newer one stays in use", before, problem)
+            LOGGER.warning(
+                "%s, the previous version, %s; the newer one stays in use", before, problem
+            )
             return named(link)
         raise StepError(f"{before}, the previous version, {problem}")
     try:
@@ -119,19 +121,29 @@ def _unusable(version: Path) -> str:
         controlled = next((path for path in paths if trust.status_problem(path)), None)
     except OSError as error:
         return f"cannot be examined ({error.strerror})"
-    return f"is controlled by other users ({trust.status_problem(controlled)})" if controlled else ""
+    return (
+        f"is controlled by other users ({trust.status_problem(controlled)})" if controlled else ""
+    )
 
 
 def room_needed(version: Version, install_dir: Path) -> int:
     """Return the bytes that installing a version needs; files that can be linked need none."""
-    missing = [e for e in version.entries if not is_same(InstallDir(install_dir).toolkit / e.name, e)]
-    return sum(e.content.stat().st_size if isinstance(e.content, Path) else len(e.content) for e in missing)
+    missing = [
+        e for e in version.entries if not is_same(InstallDir(install_dir).toolkit / e.name, e)
+    ]
+    return sum(
+        e.content.stat().st_size if isinstance(e.content, Path) else len(e.content) for e in missing
+    )
 
 
 def foreign_directory(install_dir: Path) -> str | None:
     """Return the path that a foreign directory at `ROOT/toolkit` is moved to, or None."""
     displaced = install_dir / BEFORE
-    return str(displaced) if _is_foreign(displaced) or _is_foreign(InstallDir(install_dir).toolkit) else None
+    return (
+        str(displaced)
+        if _is_foreign(displaced) or _is_foreign(InstallDir(install_dir).toolkit)
+        else None
+    )
 
 
 def immovable_reason(install_dir: Path) -> str:
@@ -157,12 +169,14 @@ def immovable_reason(install_dir: Path) -> str:
     if number == errno.EXDEV:
         copy = f"{link}.copy"
         return (
-            f"{link} is in a lower layer of an overlay file system and cannot be moved aside (make it a"
-            f" directory of the upper layer with `cp -a {link} {copy} && rm -r {link} && mv {copy} {link}`,"
-            " or choose another --toolkit-install-dir)"
+            f"{link} is in a lower layer of an overlay file system and cannot be moved aside (make"
+            f" it a directory of the upper layer with `cp -a {link} {copy} && rm -r {link} && mv"
+            f" {copy} {link}`, or choose another --toolkit-install-dir)"
         )
     why = os.strerror(number)
-    return f"{link} cannot be moved aside: {why} (remove it, or choose another --toolkit-install-dir)"
+    return (
+        f"{link} cannot be moved aside: {why} (remove it, or choose another --toolkit-install-dir)"
+    )
 
 
 def _refused(directory: Path, full: Path) -> int:
@@ -212,7 +226,9 @@ def remove(install_dir: Path, replaced: Path | None) -> None:
         if InstallDir(install_dir).versions.is_dir():
             shutil.rmtree(InstallDir(install_dir).versions)
     except OSError as error:
-        raise StepError(f"{link} cannot be removed: {error.strerror}", hint="run revert again") from error
+        raise StepError(
+            f"{link} cannot be removed: {error.strerror}", hint="run revert again"
+        ) from error
 
 
 def _put_back(replaced: Path, link: Path, *, is_ours: bool) -> None:
@@ -228,8 +244,10 @@ def _put_back(replaced: Path, link: Path, *, is_ours: bool) -> None:
             raise
         raise StepError(
             f"{replaced} cannot be moved back to {link}: {error.strerror}",
-            hint=f"put a copy there (rm -f {link} && cp -a {replaced} {link} && rm -r {replaced}) and run"
-            " revert again",
+            hint=(
+                f"put a copy there (rm -f {link} && cp -a {replaced} {link} && rm -r {replaced})"
+                " and run revert again"
+            ),
         ) from error
 
 
@@ -251,7 +269,8 @@ def _run(target: Path, host: Host) -> None:
     result = command.run([node_path, "--version"], root=host.root, timeout=TRIAL_SECONDS)
     if not result.ok:
         raise StepError(
-            f"the new `{_ANSWERS} --version` does not run on this node (exit {result.code}): {result.err}",
+            f"the new `{_ANSWERS} --version` does not run on this node (exit {result.code}):"
+            f" {result.err}",
             hint="is the toolkit for this node's architecture and C library?",
         )
 
@@ -330,7 +349,9 @@ def _write_entry(entry: Entry, path: Path, previous: Path, label: bytes | None) 
                 stream.write(entry.content)
         else:
             _copy(entry.content, fd)
-        files.apply_metadata(fd, FileMetadata(mode=entry.mode, selinux=files.label(previous) or label))
+        files.apply_metadata(
+            fd, FileMetadata(mode=entry.mode, selinux=files.label(previous) or label)
+        )
         with contextlib.suppress(OSError):  # starts writing to the disk without waiting for it
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     except BaseException:
@@ -417,7 +438,9 @@ def remove_old(install_dir: Path, digest: str, before: str | None = None) -> Non
 def _tidy(versions: Path, digest: str, before: str | None) -> None:
     _sweep(versions)
     others = [v for v in versions.iterdir() if v.name != digest and v.is_dir()]
-    others.sort(key=lambda version: (version.name == before, version.stat().st_mtime_ns), reverse=True)
+    others.sort(
+        key=lambda version: (version.name == before, version.stat().st_mtime_ns), reverse=True
+    )
     for version in others[1:]:
         if not _runs_from(version):
             shutil.rmtree(version, ignore_errors=True)

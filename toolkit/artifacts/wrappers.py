@@ -85,7 +85,9 @@ def render(
         ]
     directory = shlex.quote(toolkit)
     if program not in {"nvidia-ctk", "nvidia-container-cli"}:
-        lines.append(f"NVIDIA_CTK_CONFIG_FILE_PATH={shlex.quote(f'{toolkit}/{toolkit_config.CONFIG}')}")
+        lines.append(
+            f"NVIDIA_CTK_CONFIG_FILE_PATH={shlex.quote(f'{toolkit}/{toolkit_config.CONFIG}')}"
+        )
         lines.append("export NVIDIA_CTK_CONFIG_FILE_PATH")
     if program == "nvidia-container-cli":
         lines.append(f'LD_LIBRARY_PATH={directory}"${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}}"')
@@ -99,5 +101,7 @@ def render(
 def _refusal(prefixes: Sequence[str]) -> str:
     quoted = (shlex.quote(f'"{prefix}') for prefix in prefixes)
     patterns = " | ".join(f"*{each}*" for each in quoted)
-    annotations = f"\t\t\tcase $line in\n\t\t\t\t{patterns}) asks=1 ;;\n\t\t\tesac\n" if prefixes else ""
+    annotations = (
+        f"\t\t\tcase $line in\n\t\t\t\t{patterns}) asks=1 ;;\n\t\t\tesac\n" if prefixes else ""
+    )
     return _REFUSAL.rstrip("\n").replace("@ANNOTATIONS@", annotations)

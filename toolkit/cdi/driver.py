@@ -30,7 +30,9 @@ MANAGEMENT: Final = "management"
 _MODULE: Final = "/sys/module/nvidia"
 _WSL: Final = "/dev/dxg"
 _TEGRA: Final = "/sys/module/nvgpu"
-_OF_NODE: Final = "the driver of WSL2 and of a Tegra is part of the node: set --driver-root=/ (DRIVER_ROOT=/)"
+_OF_NODE: Final = (
+    "the driver of WSL2 and of a Tegra is part of the node: set --driver-root=/ (DRIVER_ROOT=/)"
+)
 _NODES: Final = re.compile(r"nvidia.*")
 _CAPABILITIES: Final = re.compile(r"nvidia-cap.*|channel.*")
 _DESCRIBING: Final = {
@@ -75,7 +77,11 @@ def roots(settings: Settings, host: Host) -> Roots | None:
     dev = settings.dev_root_ctr_path or driver
     if driver and Path(driver).is_dir():
         return Roots(
-            within=Path("/"), driver=driver, dev=dev, named=node_paths, local=(Path(driver), Path(dev))
+            within=Path("/"),
+            driver=driver,
+            dev=dev,
+            named=node_paths,
+            local=(Path(driver), Path(dev)),
         )
     return None
 

@@ -31,7 +31,9 @@ _PRIVILEGED: Final = (
     "the driver's devices are created and opened by a privileged container only: `privileged: true`"
     " (toolkit.privileged=true in the chart), or CDI_ENABLED=false"
 )
-_NOT_THERE: Final = "--no-install uses the node's toolkit: install it there, or leave out --no-install"
+_NOT_THERE: Final = (
+    "--no-install uses the node's toolkit: install it there, or leave out --no-install"
+)
 
 
 def require(host: Host, tools: Tools) -> None:
@@ -40,7 +42,9 @@ def require(host: Host, tools: Tools) -> None:
         raise StepError(f"{tools.ctk} not found on the node", hint=_NOT_THERE)
 
 
-def specification(host: Host, tools: Tools, roots: Roots, kind: str, *, mode: str, timeout: Timeout) -> bytes:
+def specification(
+    host: Host, tools: Tools, roots: Roots, kind: str, *, mode: str, timeout: Timeout
+) -> bytes:
     """Return the CDI specification of the driver in a mode of nvidia-ctk, with node paths.
 
     Raises StepError.
@@ -67,7 +71,9 @@ def specification(host: Host, tools: Tools, roots: Roots, kind: str, *, mode: st
     except ConfigError as error:
         raise StepError(f"{error}; the CDI specification was not changed") from error
     seen = (roots.dev, roots.named[1]), (roots.driver, roots.named[0])
-    tree = spec_document.moved(tree, tuple((f"{dev}/dev", f"{to}/dev") for dev, to in seen[:1]) + seen[1:])
+    tree = spec_document.moved(
+        tree, tuple((f"{dev}/dev", f"{to}/dev") for dev, to in seen[:1]) + seen[1:]
+    )
     for program in spec_document.programs(tree):
         _require_program(host, tools, program)
     return json.dumps(tree, indent=2).encode() + b"\n"
@@ -82,12 +88,18 @@ def make_control_nodes(tools: Tools, roots: Roots, *, timeout: Timeout) -> None:
 def _require_program(host: Host, tools: Tools, program: str) -> None:
     """Raise StepError if a hook's program does not exist: no container with it would start."""
     if not _is_there(host, tools, program):
-        raise StepError(f"{program}, a hook in nvidia-ctk's output, not found on the node", hint=_NOT_THERE)
+        raise StepError(
+            f"{program}, a hook in nvidia-ctk's output, not found on the node", hint=_NOT_THERE
+        )
 
 
 def _is_there(host: Host, tools: Tools, program: str) -> bool:
     toolkit = str(PurePosixPath(tools.hook).parent) + "/"
-    path = tools.local / program.removeprefix(toolkit) if program.startswith(toolkit) else host.seen(program)
+    path = (
+        tools.local / program.removeprefix(toolkit)
+        if program.startswith(toolkit)
+        else host.seen(program)
+    )
     # A symbolic link on the node must be resolved in the node's root, so `is_file` alone is not
     # enough.
     return path.is_file() or host.executable(program) is not None

@@ -26,7 +26,9 @@ def parse(text: str, kind: str) -> dict[str, Any]:
     if not isinstance(tree, dict) or not tree.get("cdiVersion") or not tree.get("devices"):
         raise ConfigError(_SUBJECT, "a CDI specification without devices")
     if tree.get("kind") != kind:
-        raise ConfigError(_SUBJECT, f"a CDI specification of kind {tree.get('kind')} instead of {kind}")
+        raise ConfigError(
+            _SUBJECT, f"a CDI specification of kind {tree.get('kind')} instead of {kind}"
+        )
     return tree
 
 

@@ -59,7 +59,9 @@ class Invocation:
         """Return the path of the lock file of the node."""
         return Path(self.settings.pid_file)
 
-    def context(self, stop: Cancellation | None = None, last: Mapping[str, str] | None = None) -> Context:
+    def context(
+        self, stop: Cancellation | None = None, last: Mapping[str, str] | None = None
+    ) -> Context:
         """Return the context of the command, with the adapter of the selected runtime.
 
         `last` holds what the previous sync detected about the runtime. Raises UsageProblem if no
@@ -84,7 +86,9 @@ class Invocation:
             return self.context()
         except ToolkitError as error:
             problem = (Contradiction(error.message, error.hint),)
-            settings = replace(resolve(self.options, self.environment, _FALLBACK), contradictions=problem)
+            settings = replace(
+                resolve(self.options, self.environment, _FALLBACK), contradictions=problem
+            )
             return Context(
                 settings=settings,
                 adapter=ADAPTERS[RuntimeName(settings.runtime)],
@@ -149,7 +153,9 @@ def plan(invocation: Invocation) -> int:
         # At a terminal sits somebody who can read the files; elsewhere the output may be stored or
         # sent.
         is_full = asked == _FULL if asked else sys.stdout.isatty()
-        sys.stdout.write(output.plan_text(pending, colour=log.is_colourful(sys.stdout), is_full=is_full))
+        sys.stdout.write(
+            output.plan_text(pending, colour=log.is_colourful(sys.stdout), is_full=is_full)
+        )
     return _PENDING if invocation.extra["exit_code"] and not pending.is_noop else 0
 
 
@@ -164,7 +170,9 @@ def status(invocation: Invocation) -> int:
     if invocation.is_json:
         sys.stdout.write(output.status_json(pending, unready, verified))
     else:
-        sys.stdout.write(output.status_text(pending, unready, verified, colour=log.is_colourful(sys.stdout)))
+        sys.stdout.write(
+            output.status_text(pending, unready, verified, colour=log.is_colourful(sys.stdout))
+        )
     return _PENDING if invocation.extra["exit_code"] and not pending.is_noop else 0
 
 
@@ -176,7 +184,9 @@ def detect(invocation: Invocation) -> int:
     end_at_once()
     inputs = selection.inputs_of(invocation.settings, invocation.options, invocation.environment)
     result = inventory.collect(inputs)
-    sys.stdout.write(json.dumps(result, indent=2) + "\n" if invocation.is_json else output.text(result))
+    sys.stdout.write(
+        json.dumps(result, indent=2) + "\n" if invocation.is_json else output.text(result)
+    )
     return _NONE if result["choice"]["problems"] else 0
 
 
@@ -187,7 +197,9 @@ def diagnose(invocation: Invocation) -> int:
     context = invocation.context_or_fallback()
     with log.under_way("collecting diagnostics"):
         result = collect.collect(context)
-    sys.stdout.write(json.dumps(result, indent=2) + "\n" if invocation.is_json else text.text(result))
+    sys.stdout.write(
+        json.dumps(result, indent=2) + "\n" if invocation.is_json else text.text(result)
+    )
     return 0
 
 
@@ -201,7 +213,9 @@ def revert(invocation: Invocation) -> int:
     stop.listen()
     with lock.held(invocation.lock):
         done = uninstall.revert(context.settings, context.adapter, stop)
-    sys.stdout.write(output.removal_json(done) if invocation.is_json else describe.removal_text(done))
+    sys.stdout.write(
+        output.removal_json(done) if invocation.is_json else describe.removal_text(done)
+    )
     return 128 + stop.signal if stop.signal is not None else 0
 
 
@@ -222,6 +236,9 @@ def _require_specification(applied: Plan) -> None:
     """Raise StepError if the CDI specification still waits for the driver: only the agent waits."""
     if waits_for := applied.specification.waits_for:
         raise StepError(
-            f"the CDI specification was not made: {waits_for}; the runtime and its files are in sync",
-            hint="run again once the driver is available; without --no-daemon the agent waits for it",
+            f"the CDI specification was not made: {waits_for}; the runtime and its files are in"
+            " sync",
+            hint=(
+                "run again once the driver is available; without --no-daemon the agent waits for it"
+            ),
         )

@@ -48,7 +48,10 @@ def _run(arguments: list[str]) -> int:
         stream = open(child.LOG, "w", encoding="utf-8", buffering=1)  # noqa: SIM115
         log.start(stream, debug=False, as_json=True)
     try:
-        return parser.app()(arguments, prog_name=parser.NAME, standalone_mode=False, obj=arguments[1:]) or 0
+        return (
+            parser.app()(arguments, prog_name=parser.NAME, standalone_mode=False, obj=arguments[1:])
+            or 0
+        )
     except SystemExit as end:  # of a completion
         return int(end.code or 0)
     except Exception as error:  # noqa: BLE001  # every other error is reported as a bug
@@ -117,7 +120,9 @@ class _Misuse(ToolkitError):
     def __init__(self, error: click.ClickException) -> None:
         context = getattr(error, "ctx", None)
         path = context.command_path if context is not None else parser.NAME
-        super().__init__(error.format_message(), hint=f"`{path} --help` lists the commands and options")
+        super().__init__(
+            error.format_message(), hint=f"`{path} --help` lists the commands and options"
+        )
 
 
 def _wants_json(words: Sequence[str]) -> bool:

@@ -43,7 +43,8 @@ def _plan(plan: Plan, *, is_full: bool = False) -> dict[str, Any]:
         "in_sync": plan.is_noop,
         "binary": plan.target.binary,
         "changes": [
-            _change(plan.target.host, change, is_full=is_full) for change in plan.config_plan.changes
+            _change(plan.target.host, change, is_full=is_full)
+            for change in plan.config_plan.changes
         ],
         "toolkit": _toolkit(plan),
         "specification": describe.specification(plan),
@@ -65,7 +66,9 @@ def run_json(plan: Plan, *, seconds: float) -> str:
     return _json({**_plan(plan), "outcome": outcome, "seconds": round(seconds, 3)})
 
 
-def status_text(plan: Plan, unready: str, verified: Mapping[str, str], *, colour: bool = False) -> str:
+def status_text(
+    plan: Plan, unready: str, verified: Mapping[str, str], *, colour: bool = False
+) -> str:
     """Return as text whether the node is in sync, what differs, and whether it is ready.
 
     `unready` is the reason why the node is not ready; empty if it is ready. `verified` is the
@@ -104,7 +107,11 @@ def colour_diff(text: str, *, colour: bool) -> str:
     if not colour:
         return text
     return "".join(
-        f"{log.coloured(line.rstrip(), _COLOURS[line[0]], wanted=True)}\n" if line[0] in _COLOURS else line
+        (
+            f"{log.coloured(line.rstrip(), _COLOURS[line[0]], wanted=True)}\n"
+            if line[0] in _COLOURS
+            else line
+        )
         for line in text.splitlines(keepends=True)
     )
 
@@ -141,7 +148,11 @@ def _lines(result: Mapping[str, Any]) -> Iterator[str]:
     for each in result["runtimes"]:
         yield from _runtime(each)
     for each in result["kubelets"]:
-        uses = f"uses {each['runtime'] or '?'} on {each['socket']}, by {each['by']}" if each["socket"] else ""
+        uses = (
+            f"uses {each['runtime'] or '?'} on {each['socket']}, by {each['by']}"
+            if each["socket"]
+            else ""
+        )
         yield f"{each['program']} (PID {each['pid']}) {uses or 'names no runtime endpoint'}"
     for each in result["ignored"]:
         yield f"{each['program']} (PID {each['pid']}) is ignored: it {each['problem']}"
@@ -150,7 +161,9 @@ def _lines(result: Mapping[str, Any]) -> Iterator[str]:
     chosen = result["choice"]
     if chosen["runtime"]:
         drop_in = f", drop-in {chosen['drop_in']}" if chosen["drop_in"] else ""
-        yield f"chosen: {chosen['runtime']} on {chosen['socket']}, config {chosen['config']}{drop_in}"
+        yield (
+            f"chosen: {chosen['runtime']} on {chosen['socket']}, config {chosen['config']}{drop_in}"
+        )
         yield f"  reason: {chosen['why']}"
     else:
         yield "chosen: none"
@@ -168,7 +181,10 @@ def _runtime(each: Mapping[str, Any]) -> Iterator[str]:
         yield f"  version: {each['version']}"
     if each["config"]:
         missing = "" if each["config"]["exists"] else ", which does not exist"
-        yield f"  config: {each['config']['path']}, by {each['config']['by'].removeprefix('its ')}{missing}"
+        yield (
+            f"  config: {each['config']['path']}, by"
+            f" {each['config']['by'].removeprefix('its ')}{missing}"
+        )
     if each["root"] and not each["root"]["is_host"]:
         yield f"  root: {each['root']['path']}, not the root of the node"
     if each["nri"]:

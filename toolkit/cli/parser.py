@@ -53,7 +53,9 @@ def explicit(arguments: list[str]) -> list[str]:
         word = f"-{argument}" if has_one_dash else argument
         flag = f"-{flag}" if has_one_dash else flag
         if equals and flag in known and not flag.startswith("--") and flag not in long:
-            word = f"{flag}{value}"  # click would take the equals sign of `-r=docker` as part of the value
+            word = (  # click would take the equals sign of `-r=docker` as part of the value
+                f"{flag}{value}"
+            )
         words.append(f"{long[flag]}={value if equals else 'true'}" if flag in long else word)
     return words
 
@@ -63,8 +65,10 @@ def app() -> click.Group:
     context = {"help_option_names": ["--help", "-h"], "max_content_width": 100}
     group = _Group(
         NAME,
-        help="Install the NVIDIA Container Toolkit on this node and add the nvidia handlers to the"
-        " configuration of its container runtime. Without a subcommand, `run` is executed.",
+        help=(
+            "Install the NVIDIA Container Toolkit on this node and add the nvidia handlers to the"
+            " configuration of its container runtime. Without a subcommand, `run` is executed."
+        ),
         epilog=_EPILOG,
         context_settings=context,
     )
@@ -74,7 +78,8 @@ def app() -> click.Group:
     for command in (
         _command(
             "run",
-            "Install and configure, then keep the node in sync as an agent. The DaemonSet runs this command.",
+            "Install and configure, then keep the node in sync as an agent. The DaemonSet runs this"
+            " command.",
             _output(),
         ),
         _command(
@@ -135,9 +140,14 @@ class _Command(click.Command):
         records = {each.name: each.get_help_record(ctx) for each in self.get_params(ctx)}
         groups = [(title, [row.name for row in rows]) for title, rows in grouped()]
         common = {name for _, names in groups for name in names}
-        for title, names in [("Options", [name for name in records if name not in common]), *groups]:
+        for title, names in [
+            ("Options", [name for name in records if name not in common]),
+            *groups,
+        ]:
             with formatter.section(title):
-                formatter.write_dl([record for name in names if (record := records[name]) is not None])
+                formatter.write_dl(
+                    [record for name in names if (record := records[name]) is not None]
+                )
 
 
 def _command(name: str, text: str, *own: click.Option, hidden: bool = False) -> click.Command:
@@ -152,7 +162,9 @@ def _command(name: str, text: str, *own: click.Option, hidden: bool = False) -> 
         environment = _environment(options)
         settings = resolve(options, environment)
         if extra.get("quiet"):
-            from toolkit.state import readiness_probe  # noqa: PLC0415  # no other command needs it here
+            from toolkit.state import (
+                readiness_probe,
+            )  # no other command needs it here
 
             return USAGE if readiness_probe.unready(settings.readiness) else 0
         log_options = _log_options(name, settings)
@@ -196,7 +208,9 @@ def _completion() -> click.Command:
 
         kind = shell_completion.get_completion_class(shell)
         if kind is None:
-            raise UsageProblem([f"completion {shell}: this version of click does not support that shell"])
+            raise UsageProblem(
+                [f"completion {shell}: this version of click does not support that shell"]
+            )
         complete = kind(app(), {}, NAME, f"_{NAME.replace('-', '_').upper()}_COMPLETE")
         # The method of the base class: that of bash runs bash to check its version, which the
         # script does not need.
@@ -221,7 +235,9 @@ def _log_options(name: str, settings: Settings) -> dict[str, bool]:
     """Return `log.start`'s arguments; --log-format=auto: JSON for an agent without a terminal."""
     wish = settings.log_format
     is_agent = name == "run" and not settings.no_daemon
-    as_json = wish == LogFormat.JSON or (wish == LogFormat.AUTO and is_agent and not sys.stderr.isatty())
+    as_json = wish == LogFormat.JSON or (
+        wish == LogFormat.AUTO and is_agent and not sys.stderr.isatty()
+    )
     return {"debug": settings.debug, "as_json": as_json}
 
 
@@ -241,8 +257,10 @@ def _quiet() -> click.Option:
     return click.Option(
         ["-q", "--quiet"],
         is_flag=True,
-        help="Print nothing and do not query the runtime: exit with 0 if the readiness record is valid,"
-        " otherwise with 2.",
+        help=(
+            "Print nothing and do not query the runtime: exit with 0 if the readiness record is"
+            " valid, otherwise with 2."
+        ),
     )
 
 
@@ -250,8 +268,10 @@ def _live() -> click.Option:
     return click.Option(
         ["--live"],
         is_flag=True,
-        help="Do not look at the node: exit with 0 if the agent is running and healthy, otherwise print why"
-        " not and exit with 2.",
+        help=(
+            "Do not look at the node: exit with 0 if the agent is running and healthy, otherwise"
+            " print why not and exit with 2."
+        ),
     )
 
 
@@ -290,9 +310,11 @@ def _diff() -> click.Option:
     return click.Option(
         ["--diff"],
         type=click.Choice(["full", "keys"]),
-        help="How a file's change is shown. full: as a unified diff with its context, passwords included;"
-        " keys: only the keys that change, with secrets masked. [default: full as text on a terminal,"
-        " otherwise keys]",
+        help=(
+            "How a file's change is shown. full: as a unified diff with its context, passwords"
+            " included; keys: only the keys that change, with secrets masked. [default: full as"
+            " text on a terminal, otherwise keys]"
+        ),
     )
 
 
@@ -322,7 +344,9 @@ def _option(row: Setting) -> click.Option:
     text = row.help + (f" For {row.only} only." if row.only else "")
     text += f" Refused if enabled: {row.pending}." if row.pending else ""
     # The option of a list may be repeated, as with the upstream installer.
-    repeated: dict[str, Any] = {"multiple": True, "callback": _joined} if row.kind is Kind.LIST else {}
+    repeated: dict[str, Any] = (
+        {"multiple": True, "callback": _joined} if row.kind is Kind.LIST else {}
+    )
     return click.Option(
         [*row.flags, row.name],
         metavar=metavar,
@@ -342,5 +366,7 @@ def _completed(row: Setting, incomplete: str) -> list[CompletionItem]:
     return [CompletionItem(word) for word in words if word.startswith(incomplete)]
 
 
-def _joined(_context: click.Context, _option: click.Parameter, words: tuple[str, ...]) -> str | None:
+def _joined(
+    _context: click.Context, _option: click.Parameter, words: tuple[str, ...]
+) -> str | None:
     return ",".join(words) if words else None

@@ -25,7 +25,12 @@ def specifications(settings: Settings, host: Host) -> dict[str, Any]:
     """Return the specifications, and the version of the loaded driver."""
     loaded = system.text_of(host, "/sys/module/nvidia/version")
     directories = dict.fromkeys((*_DIRECTORIES, settings.cdi_output_dir))
-    result = [_described(host, path, loaded) for each in directories if each for path in _files(host, each)]
+    result = [
+        _described(host, path, loaded)
+        for each in directories
+        if each
+        for path in _files(host, each)
+    ]
     return {
         "wanted": spec.is_wanted(settings),
         "driver": loaded,
@@ -35,7 +40,9 @@ def specifications(settings: Settings, host: Host) -> dict[str, Any]:
 
 def _files(host: Host, directory: str) -> list[Path]:
     with suppress(ToolkitError, OSError):
-        location = Path(directory) if Path(directory).is_dir() else host.target(host.seen(directory))
+        location = (
+            Path(directory) if Path(directory).is_dir() else host.target(host.seen(directory))
+        )
         return sorted(path for path in location.iterdir() if path.name.endswith(_ENDINGS))
     return []
 

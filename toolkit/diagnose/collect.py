@@ -52,8 +52,12 @@ def collect(context: Context) -> dict[str, Any]:
     """Return the report as JSON values; docs/output.md describes the format."""
     snapshot = _snapshot(context)
     settings, host = context.settings, snapshot.host
-    runtimes = [_section(_runtime, context, host, adapter) for adapter in registry.ADAPTERS.values()]
-    install_dir = snapshot.target.install_dir if snapshot.target else Path(settings.toolkit_install_dir)
+    runtimes = [
+        _section(_runtime, context, host, adapter) for adapter in registry.ADAPTERS.values()
+    ]
+    install_dir = (
+        snapshot.target.install_dir if snapshot.target else Path(settings.toolkit_install_dir)
+    )
     report = {
         "format": FORMAT,
         "tool": {"runtime": str(context.adapter.name), **_section(sections.program, settings)},
@@ -112,9 +116,16 @@ def _snapshot(context: Context) -> _Snapshot:
     if plan is not None:
         observation: Observation | None = plan.observation
     else:
-        observation = attempt("observation", observe.observe, target, context.adapter, ()) if target else None
+        observation = (
+            attempt("observation", observe.observe, target, context.adapter, ()) if target else None
+        )
     return _Snapshot(
-        host=host, target=target, record=record, plan=plan, observation=observation, problems=problems
+        host=host,
+        target=target,
+        record=record,
+        plan=plan,
+        observation=observation,
+        problems=problems,
     )
 
 
@@ -130,7 +141,9 @@ def _configuration(context: Context, snapshot: _Snapshot) -> dict[str, Any]:
         option = context.settings.origins["no_runtime_config"]
         return {"unavailable": f"the runtime's configuration is not managed ({option})"}
     record = snapshot.record or Record()
-    names = sections.paths(target, record, list(snapshot.observation.files) if snapshot.observation else [])
+    names = sections.paths(
+        target, record, list(snapshot.observation.files) if snapshot.observation else []
+    )
     failed = snapshot.problems.get("plan", {})
     return {
         "config": target.desired.config,
@@ -140,9 +153,11 @@ def _configuration(context: Context, snapshot: _Snapshot) -> dict[str, Any]:
         "validator": target.binary,
         "files": _section(sections.listed, target, record, names),
         "effective": _section(_effective, context, snapshot),
-        "plan": _section(sections.plan, plan)
-        if plan is not None
-        else {"problem": failed.get("unavailable"), "hint": failed.get("hint", "")},
+        "plan": (
+            _section(sections.plan, plan)
+            if plan is not None
+            else {"problem": failed.get("unavailable"), "hint": failed.get("hint", "")}
+        ),
         "running": _section(sections.running, context, target),
         "supervisor": _section(sections.supervisor, context, target),
     }
@@ -150,16 +165,20 @@ def _configuration(context: Context, snapshot: _Snapshot) -> dict[str, Any]:
 
 def _effective(context: Context, snapshot: _Snapshot) -> dict[str, Any]:
     if snapshot.target is None or snapshot.observation is None:
-        return snapshot.problems.get("observation", {"unavailable": "the configuration was not inspected"})
+        return snapshot.problems.get(
+            "observation", {"unavailable": "the configuration was not inspected"}
+        )
     return sections.effective(context, snapshot.target, snapshot.observation)
 
 
 def _state(context: Context, snapshot: _Snapshot, install_dir: Path) -> dict[str, Any]:
     record = snapshot.record
     return {
-        "record": snapshot.problems.get("record", {"unavailable": "the node cannot be inspected"})
-        if record is None
-        else _section(sections.state, install_dir, record),
+        "record": (
+            snapshot.problems.get("record", {"unavailable": "the node cannot be inspected"})
+            if record is None
+            else _section(sections.state, install_dir, record)
+        ),
         "readiness": _section(sections.ready, context, snapshot.plan),
         "restarts": _section(sections.restarts, context),
         "lock": _section(sections.holder, Path(context.settings.pid_file)),
@@ -216,4 +235,6 @@ def _handlers(
     # The runtime starts the programs, so they have to be in its own mount namespace.
     seen = hosts.of_process(owners[0]["pid"]) if owners else None
     host = target.host if seen is None or seen.is_here else seen
-    return dangling.handlers(host, str(adapter.name), programs, owners[0]["search_path"] if owners else None)
+    return dangling.handlers(
+        host, str(adapter.name), programs, owners[0]["search_path"] if owners else None
+    )

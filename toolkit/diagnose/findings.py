@@ -66,9 +66,14 @@ def _references(result: Found) -> Iterator[Finding]:
                     " (`nvidia-toolkit revert` removes our handlers)",
                 )
     for each in _items(result, "dangling", "hooks"):
-        subject = f"runs {each['program']}, which {each['problem']}" if each["program"] else each["problem"]
+        subject = (
+            f"runs {each['program']}, which {each['problem']}"
+            if each["program"]
+            else each["problem"]
+        )
         yield _finding(
-            f"the OCI hook {each['file']} {subject}: CRI-O and podman may fail to start any container",
+            f"the OCI hook {each['file']} {subject}: CRI-O and podman may fail to start any"
+            " container",
             "remove the hook file, or install the program that it runs",
         )
     if target := _get(result, "dangling").get("link"):
@@ -88,12 +93,15 @@ def _record(result: Found) -> Iterator[Finding]:
     if (opened := record.get("open")) and not lock.get("held"):
         how = f" and failed: {opened['failure']}" if opened["failure"] else ""
         yield _finding(
-            f"a transaction ({opened['operation']}) is incomplete{how}, and no process is working on it",
-            "run `nvidia-toolkit run` or `nvidia-toolkit revert`, which complete it or roll it back first",
+            f"a transaction ({opened['operation']}) is incomplete{how}, and no process is working"
+            " on it",
+            "run `nvidia-toolkit run` or `nvidia-toolkit revert`, which complete it or roll it back"
+            " first",
         )
     if record.get("pending_reload") and not record.get("open"):
         yield _finding(
-            f"the runtime is not known to have loaded the change written at {record['pending_reload']}",
+            "the runtime is not known to have loaded the change written at"
+            f" {record['pending_reload']}",
             "run `nvidia-toolkit run`, or restart the runtime",
         )
 
@@ -134,26 +142,30 @@ def _supervisor(result: Found) -> Iterator[Finding]:
     if found.get("doubt"):
         yield _finding(
             f"nothing is known to start {name} again if it ends: {found['doubt']}",
-            "run it as a systemd service with `Restart=always`, or under another supervisor; without one,"
-            " use --restart-mode none and restart it yourself",
+            "run it as a systemd service with `Restart=always`, or under another supervisor;"
+            " without one, use --restart-mode none and restart it yourself",
         )
     for unit, state in found.get("stopped_dependents", {}).items():
         yield _finding(
             f"{unit} depends on {found['unit']} and is {state}",
-            f"start it with `systemctl start {unit}`; a restart of {found['unit']} may have stopped it",
+            f"start it with `systemctl start {unit}`; a restart of {found['unit']} may have"
+            " stopped it",
         )
     if units := found.get("dependents"):
         yield _finding(
             f"a restart of {found['unit']} also restarts or stops {', '.join(units)}",
-            f"nvidia-toolkit restarts {found['unit']} alone, other tools and --restart-mode signal do not:"
-            " use Wants= instead of Requires=, BindsTo=, PartOf= or Requisite= in those units",
+            f"nvidia-toolkit restarts {found['unit']} alone, other tools and --restart-mode signal"
+            " do not: use Wants= instead of Requires=, BindsTo=, PartOf= or Requisite= in those"
+            " units",
         )
 
 
 def _sync(result: Found) -> Iterator[Finding]:
     plan = _get(result, "configuration", "plan")
     problem = (
-        plan.get("problem") or plan.get("unavailable") or _get(result, "configuration").get("unavailable")
+        plan.get("problem")
+        or plan.get("unavailable")
+        or _get(result, "configuration").get("unavailable")
     )
     if problem:
         yield _finding(
@@ -176,7 +188,8 @@ def _readiness(result: Found) -> Iterator[Finding]:
     if ready.get("ready") is False and plan.get("in_sync"):
         yield _finding(
             f"the node is not ready: {ready['why']}",
-            "run `nvidia-toolkit run`, which marks the node ready once the runtime uses the configuration",
+            "run `nvidia-toolkit run`, which marks the node ready once the runtime uses the"
+            " configuration",
         )
 
 
@@ -185,7 +198,8 @@ def _files(result: Found) -> Iterator[Finding]:
         if each.get("as_written") is False:
             yield _finding(
                 f"{each['path']} was modified after it was written",
-                "find out what else manages the file, because both would overwrite each other's changes",
+                "find out what else manages the file, because both would overwrite each other's"
+                " changes",
             )
         if each.get("mounted_by_itself"):
             yield _finding(
@@ -200,7 +214,8 @@ def _copies(result: Found) -> Iterator[Finding]:
     others = [
         each["path"]
         for each in _items(result, "copies", "files")
-        if not each["owned"] and each["path"].rpartition("/")[2].startswith("nvidia-container-runtime")
+        if not each["owned"]
+        and each["path"].rpartition("/")[2].startswith("nvidia-container-runtime")
     ]
     if others and any(each["owned"] for each in _items(result, "copies", "files")):
         rest = f" and {len(others) - 3} more" if len(others) > 3 else ""
@@ -214,14 +229,14 @@ def _specifications(result: Found) -> Iterator[Finding]:
     for each in _items(result, "cdi", "specifications"):
         if missing := each.get("missing_hooks"):
             yield _finding(
-                f"the CDI specification {each['path']} uses the hook {', '.join(missing)}, which is not on"
-                " the node: containers with its devices fail to start",
+                f"the CDI specification {each['path']} uses the hook {', '.join(missing)}, which is"
+                " not on the node: containers with its devices fail to start",
                 "generate it again with the installed toolkit, or remove it",
             )
         if each.get("is_old"):
             yield _finding(
-                f"the CDI specification {each['path']} is for driver {', '.join(each['drivers'])}, but"
-                f" {_get(result, 'cdi').get('driver')} is loaded",
+                f"the CDI specification {each['path']} is for driver {', '.join(each['drivers'])},"
+                f" but {_get(result, 'cdi').get('driver')} is loaded",
                 "generate it again with the tool that created it",
             )
 
@@ -235,7 +250,11 @@ def _driver(result: Found) -> Iterator[Finding]:
             " `systemctl daemon-reload`",
             "create the links with `nvidia-ctk system create-dev-char-symlinks --create-all`",
         )
-    if driver.get("modules") == [] and driver.get("version") is None and driver.get("loaded") is None:
+    if (
+        driver.get("modules") == []
+        and driver.get("version") is None
+        and driver.get("loaded") is None
+    ):
         yield _finding(
             "the driver is not loaded: the handlers only run the low-level runtime",
             "install and load the NVIDIA driver if the node has a GPU",
@@ -250,5 +269,6 @@ def _driver(result: Found) -> Iterator[Finding]:
     if driver.get("version") and root.get("path") and not root.get("libnvidia_ml"):
         yield _finding(
             f"the driver is loaded, but its root {root['path']} has no libnvidia-ml.so.1",
-            "set --driver-root to the directory where the driver is installed (`/` if on the node itself)",
+            "set --driver-root to the directory where the driver is installed (`/` if on the node"
+            " itself)",
         )

@@ -52,7 +52,9 @@ def paths(target: Target, record: Record, observed: Sequence[str]) -> list[str]:
     The root config comes first.
     """
     desired = (target.desired.config, target.desired.drop_in, target.desired.hook)
-    return list(dict.fromkeys(p for p in (*desired, *observed, *(o.path for o in record.owned)) if p))
+    return list(
+        dict.fromkeys(p for p in (*desired, *observed, *(o.path for o in record.owned)) if p)
+    )
 
 
 def listed(target: Target, record: Record, names: Sequence[str]) -> list[dict[str, Any]]:
@@ -113,12 +115,16 @@ def supervisor(context: Context, target: Target) -> dict[str, Any]:
     if target.process is None or found is None:
         raise StepError(target.no_process)
     unit = found.unit
-    stopped = systemd.stopped(target.host, unit, timeout=_SOON) if unit and not found.unusable else {}
+    stopped = (
+        systemd.stopped(target.host, unit, timeout=_SOON) if unit and not found.unusable else {}
+    )
     return {
         "unit": unit,
         "no_unit": found.no_unit,
         "unusable": found.unusable,
-        "after_sighup": found.after_signal if context.adapter.on_hangup is SighupEffect.TERMINATES else None,
+        "after_sighup": (
+            found.after_signal if context.adapter.on_hangup is SighupEffect.TERMINATES else None
+        ),
         "doubt": found.doubt if context.adapter.on_hangup is SighupEffect.TERMINATES else "",
         "dependents": list(found.dependents),
         "stopped_dependents": stopped,
@@ -139,14 +145,16 @@ def state(install_dir: Path, record: Record) -> dict[str, Any]:
         "toolkit_digest": record.toolkit_digest,
         "displaced": record.displaced,
         "pending_reload": _moment(record.pending_reload.since if record.pending_reload else None),
-        "open": None
-        if opened is None
-        else {
-            "operation": str(opened.operation),
-            "notified": opened.notified,
-            "failure": opened.failure,
-            "files": [each.path for each in opened.files],
-        },
+        "open": (
+            None
+            if opened is None
+            else {
+                "operation": str(opened.operation),
+                "notified": opened.notified,
+                "failure": opened.failure,
+                "files": [each.path for each in opened.files],
+            }
+        ),
     }
 
 

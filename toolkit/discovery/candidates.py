@@ -43,8 +43,8 @@ class KubeletRuntime:
     def description(self) -> str:
         """Return a description for messages."""
         return (
-            f"the kubelet (PID {self.config.pid}) uses {distribution_name(self.row)} on {self.socket},"
-            f" set by {self.config.by}"
+            f"the kubelet (PID {self.config.pid}) uses {distribution_name(self.row)} on"
+            f" {self.socket}, set by {self.config.by}"
         )
 
 
@@ -62,7 +62,11 @@ def kubelet_runtime(host: Host, configs: Sequence[KubeletConfig]) -> KubeletRunt
 
     Returns None if no kubelet configures one, or if two kubelets use different ones.
     """
-    uses = [kubelet_runtime for config in configs if (kubelet_runtime := runtime_of_kubelet(host, config))]
+    uses = [
+        kubelet_runtime
+        for config in configs
+        if (kubelet_runtime := runtime_of_kubelet(host, config))
+    ]
     return uses[0] if uses and all(each.socket == uses[0].socket for each in uses) else None
 
 
@@ -93,11 +97,18 @@ def runtime_of_kubelet(host: Host, config: KubeletConfig) -> KubeletRuntime | No
     daemon = daemon or endpoints.find_process(host, runtime, config.endpoint, local)
     row = endpoints.row(host, runtime, config.endpoint, daemon)
     return KubeletRuntime(
-        config=config, runtime=runtime, row=row, socket=config.endpoint, seen_at=local, process=daemon
+        config=config,
+        runtime=runtime,
+        row=row,
+        socket=config.endpoint,
+        seen_at=local,
+        process=daemon,
     )
 
 
-def assess(host: Host, daemons: Sequence[Daemon], uses: Sequence[KubeletRuntime]) -> tuple[Candidate, ...]:
+def assess(
+    host: Host, daemons: Sequence[Daemon], uses: Sequence[KubeletRuntime]
+) -> tuple[Candidate, ...]:
     """Return each daemon as a candidate, with the reason if `auto` must not select it."""
     dockers = [each for each in daemons if each.is_runtime and each.runtime is RuntimeName.DOCKER]
     result = []
@@ -173,7 +184,9 @@ def _refusal(host: Host, each: Daemon, dockers: Sequence[Daemon], *, is_used: bo
         return each.problem
     path, is_elsewhere = endpoints.root(host, each.owner)
     if is_elsewhere:
-        return f"its root directory ({path}) is not the node's, so its files are not the node's either"
+        return (
+            f"its root directory ({path}) is not the node's, so its files are not the node's either"
+        )
     if each.runtime is not RuntimeName.CONTAINERD:
         return ""
     above = endpoints.parent(each.owner)

@@ -92,12 +92,19 @@ def query(host: Host, runtime: RuntimeName, local: Path, node_path: str = "") ->
         )
     try:
         process = socket_peer.find(
-            local, adapter.executables, server_speaks_first=adapter.server_speaks_first, timeout=_SOON
+            local,
+            adapter.executables,
+            server_speaks_first=adapter.server_speaks_first,
+            timeout=_SOON,
         )
     except socket_peer.UnexpectedPeer as error:
-        return replace(daemon, owner=error.process, answers=of(error.process), problem=error.message)
+        return replace(
+            daemon, owner=error.process, answers=of(error.process), problem=error.message
+        )
     except ToolkitError as error:
-        return replace(daemon, problem=f"{error.message} ({error.hint})" if error.hint else error.message)
+        return replace(
+            daemon, problem=f"{error.message} ({error.hint})" if error.hint else error.message
+        )
     return replace(
         daemon,
         owner=process,
@@ -110,12 +117,18 @@ def query(host: Host, runtime: RuntimeName, local: Path, node_path: str = "") ->
 def of(process: RuntimeProcess) -> RuntimeName | None:
     """Return the runtime that a process is, or None if it is not a known one."""
     return next(
-        (name for name, each in registry.ADAPTERS.items() if processes.looks_like(process, each.executables)),
+        (
+            name
+            for name, each in registry.ADAPTERS.items()
+            if processes.looks_like(process, each.executables)
+        ),
         None,
     )
 
 
-def row(host: Host, runtime: RuntimeName, socket: str, process: RuntimeProcess | None = None) -> Distribution:
+def row(
+    host: Host, runtime: RuntimeName, socket: str, process: RuntimeProcess | None = None
+) -> Distribution:
     """Return the distribution of a socket: by its process, by its path, else the plain runtime.
 
     If several distributions use the path, prefer those whose config exists, and among them the
@@ -125,7 +138,11 @@ def row(host: Host, runtime: RuntimeName, socket: str, process: RuntimeProcess |
     if process is not None:
         config = processes.argument(process, registry.ADAPTERS[runtime].config_flags) or ""
         named = distributions.of(
-            runtime, executable=process.executable, config=config, unit=process.unit or "", socket=socket
+            runtime,
+            executable=process.executable,
+            config=config,
+            unit=process.unit or "",
+            socket=socket,
         )
         if named is not usual:
             return named
@@ -139,7 +156,9 @@ def row(host: Host, runtime: RuntimeName, socket: str, process: RuntimeProcess |
     return usual if usual in rows or not rows else rows[0]
 
 
-def find_process(host: Host, runtime: RuntimeName, socket: str, local: Path) -> RuntimeProcess | None:
+def find_process(
+    host: Host, runtime: RuntimeName, socket: str, local: Path
+) -> RuntimeProcess | None:
     """Return the daemon on a socket, if only it shows where its distribution has its files."""
     if not any(each.data_dir and socket in each.sockets for each in DISTRIBUTIONS):
         return None
@@ -160,7 +179,11 @@ def same(host: Host, one: str, other: str) -> bool:
         return True
     other_status = _status(host, other)
     one_status = _status(host, one) if other_status is not None else None
-    return one_status is not None and other_status is not None and os.path.samestat(one_status, other_status)
+    return (
+        one_status is not None
+        and other_status is not None
+        and os.path.samestat(one_status, other_status)
+    )
 
 
 def exists(host: Host, node_path: str) -> bool:
@@ -176,7 +199,9 @@ def local_path(host: Host, node_path: str) -> Path:
 
 def is_rootless(local: Path, node_path: str) -> bool:
     """Return whether a socket belongs to a rootless runtime of a user."""
-    return any(path.startswith("/run/user/") for path in (_plain(node_path), os.path.realpath(local)))
+    return any(
+        path.startswith("/run/user/") for path in (_plain(node_path), os.path.realpath(local))
+    )
 
 
 def parent(process: RuntimeProcess) -> tuple[int, str] | None:
@@ -216,13 +241,17 @@ def runtime(settings: Settings, host: Host, adapter: Adapter) -> dict[str, Any]:
     }
 
 
-def find_target(settings: Settings, host: Host, adapter: Adapter, result: dict[str, Any]) -> Target | None:
+def find_target(
+    settings: Settings, host: Host, adapter: Adapter, result: dict[str, Any]
+) -> Target | None:
     """Return the target for a runtime other than the configured one; None if it is not on the node.
 
     `result` is its description by `runtime`. Raises ToolkitError.
     """
     owners = [each for each in result["sockets"] if each["owner"] and each["is_runtime"]]
-    config = owners[0]["owner"]["config"]["path"] if owners else runtime_default(adapter.name, "config")
+    config = (
+        owners[0]["owner"]["config"]["path"] if owners else runtime_default(adapter.name, "config")
+    )
     if not owners and not os.path.lexists(host.seen(config)):
         return None
     socket = owners[0]["seen_at"] if owners else runtime_default(adapter.name, "socket")
@@ -260,7 +289,9 @@ def binary(host: Host, adapter: Adapter, executable: str | None) -> dict[str, An
     path = next((p for p in map(host.executable, names) if p is not None), None)
     if path is None:
         return (
-            {"path": executable, "version": None, "problem": "not found on the node"} if executable else None
+            {"path": executable, "version": None, "problem": "not found on the node"}
+            if executable
+            else None
         )
     try:
         return {"path": path, "version": _version(host, path), "problem": ""}

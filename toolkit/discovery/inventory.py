@@ -72,7 +72,9 @@ def _runtime(settings: Settings, host: Host, candidate: Candidate) -> dict[str, 
         above = endpoints.parent(owner)
         adapter = registry.ADAPTERS[each.answers or each.runtime]
         binary = (
-            endpoints.binary(host, adapter, owner.executable) if each.answers and not is_elsewhere else None
+            endpoints.binary(host, adapter, owner.executable)
+            if each.answers and not is_elsewhere
+            else None
         )
         known = {
             "pid": owner.pid,

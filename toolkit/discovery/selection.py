@@ -89,7 +89,9 @@ def select(
         # An earlier run may have added handlers, which are removed; else it does not matter which one it is.
         return resolve(options, environment, inputs.previous or {"runtime": RuntimeName.CONTAINERD})
     if asked.no_runtime_config:
-        name = asked.runtime if asked.is_given("runtime") else inputs.previous.get("runtime", "docker")
+        name = (
+            asked.runtime if asked.is_given("runtime") else inputs.previous.get("runtime", "docker")
+        )
         return resolve(options, environment, {"runtime": name})
     selection = choose(inputs)
     if not asked.is_given("runtime"):
@@ -134,7 +136,9 @@ def choose(inputs: Inputs) -> Selection:
     before = inputs.previous.get("runtime")
     if used is not None and before not in (None, used.runtime):
         problem = f"this node is configured for {before}, but {used.description} now"
-        hint = f"revert the node first with `nvidia-toolkit revert --runtime {before}`, then run again"
+        hint = (
+            f"revert the node first with `nvidia-toolkit revert --runtime {before}`, then run again"
+        )
         return Selection(
             runtime=RuntimeName(before),
             discovered=inputs.previous,
@@ -171,7 +175,9 @@ def _named(inputs: Inputs, settings: Settings, runtime: RuntimeName) -> Selectio
     else:
         result = _unambiguous(inputs, runtime)
         against = against or tuple(_absent(inputs, settings, result))
-    return Selection(runtime=runtime, discovered=result, why="it is set explicitly", against=against)
+    return Selection(
+        runtime=runtime, discovered=result, why="it is set explicitly", against=against
+    )
 
 
 def _at_socket(inputs: Inputs, settings: Settings, runtime: RuntimeName) -> Selection:
@@ -203,7 +209,9 @@ def _at_socket(inputs: Inputs, settings: Settings, runtime: RuntimeName) -> Sele
     result = paths(host, runtime, endpoints.row(host, runtime, socket, owner), None, owner)
     if owner is None:
         result = _with_recorded(inputs, result, local)
-    return Selection(runtime=runtime, discovered=result, why=f"{given} is set", against=tuple(against))
+    return Selection(
+        runtime=runtime, discovered=result, why=f"{given} is set", against=tuple(against)
+    )
 
 
 def _runtime_at_socket(inputs: Inputs) -> RuntimeName:
@@ -248,26 +256,36 @@ def _against(
         )
 
 
-def _not_kubelet_runtime(settings: Settings, runtime: RuntimeName, used: KubeletRuntime) -> Contradiction:
+def _not_kubelet_runtime(
+    settings: Settings, runtime: RuntimeName, used: KubeletRuntime
+) -> Contradiction:
     return Contradiction(
         f"{settings.by('runtime')}={runtime}: {used.description}",
-        f"leave --runtime out, or set --runtime={used.runtime}; use --allow-non-kubelet-runtime to configure"
-        f" {runtime} anyway, although kubelet's pods do not use it",
+        f"leave --runtime out, or set --runtime={used.runtime}; use --allow-non-kubelet-runtime to"
+        f" configure {runtime} anyway, although kubelet's pods do not use it",
     )
 
 
-def _absent(inputs: Inputs, settings: Settings, result: Mapping[str, str]) -> Iterator[Contradiction]:
+def _absent(
+    inputs: Inputs, settings: Settings, result: Mapping[str, str]
+) -> Iterator[Contradiction]:
     """Yield the contradiction if the runtime is not on the node, while another one runs there."""
     host, runtime = inputs.host, RuntimeName(settings.runtime)
     row = distributions.plain(runtime)
     socket = result.get("socket") or settings.socket
     node_path = host.node(Path(socket), *row.sockets)
     is_default = endpoints.expected(host, node_path) == runtime
-    if not is_default or endpoints.exists(host, node_path) or inputs.previous.get("runtime") == runtime:
+    if (
+        not is_default
+        or endpoints.exists(host, node_path)
+        or inputs.previous.get("runtime") == runtime
+    ):
         return
     if any(host.executable(name) for name in registry.ADAPTERS[runtime].executables):
         return
-    others = [each for each in endpoints.query_all(host) if each.is_runtime and each.runtime != runtime]
+    others = [
+        each for each in endpoints.query_all(host) if each.is_runtime and each.runtime != runtime
+    ]
     if others:
         yield Contradiction(
             f"{settings.by('runtime')}={runtime}: {runtime} not found on this node, but"
@@ -297,14 +315,20 @@ def _unambiguous(inputs: Inputs, runtime: RuntimeName) -> Mapping[str, str]:
 
 def _of_kubelet(inputs: Inputs, used: KubeletRuntime) -> Selection:
     result = paths(
-        inputs.host, used.runtime, used.row, None if used.config.docker else used.seen_at, used.process
+        inputs.host,
+        used.runtime,
+        used.row,
+        None if used.config.docker else used.seen_at,
+        used.process,
     )
     if used.process is None:
         result = _with_recorded(inputs, result)
     return Selection(runtime=used.runtime, discovered=result, why=used.description)
 
 
-def _with_recorded(inputs: Inputs, result: dict[str, str], socket: Path | None = None) -> dict[str, str]:
+def _with_recorded(
+    inputs: Inputs, result: dict[str, str], socket: Path | None = None
+) -> dict[str, str]:
     """Return the paths of a runtime whose daemon is unknown or down: those of the last run, if any.
 
     `socket` is the local path of the socket if the settings name it.
@@ -317,18 +341,27 @@ def _with_recorded(inputs: Inputs, result: dict[str, str], socket: Path | None =
     now, before = str(socket or result.get("socket", default)), previous.get("socket", default)
     if not endpoints.same(host, host.node(Path(now), *usual), host.node(Path(before), *usual)):
         return result
-    return result | {name: previous[name] for name in ("config", "drop_in_config") if name in previous}
+    return result | {
+        name: previous[name] for name in ("config", "drop_in_config") if name in previous
+    }
 
 
 def _only(host: Host, result: Sequence[Candidate]) -> Selection:
     """Return the only daemon that may be selected. Raises UsageProblem for none or several."""
-    usable = {each.daemon.owner.pid: each.daemon for each in result if each.daemon.owner and not each.refusal}
+    usable = {
+        each.daemon.owner.pid: each.daemon
+        for each in result
+        if each.daemon.owner and not each.refusal
+    }
     if len(usable) == 1:
         (each,) = usable.values()
         return Selection(
             runtime=each.runtime,
             discovered=paths(host, each.runtime, each.row, each.seen_at, each.owner),
-            why=f"it is the only one that answers, on {each.socket}, and no kubelet uses another one",
+            why=(
+                f"it is the only one that answers, on {each.socket}, and no kubelet uses"
+                " another one"
+            ),
         )
     if not usable:
         refused = [f"{each.daemon.socket}: {each.refusal}" for each in result]
@@ -339,9 +372,14 @@ def _only(host: Host, result: Sequence[Candidate]) -> Selection:
     names = " and ".join(describe(each) for each in usable.values())
     count = len(usable)
     raise UsageProblem(
-        [f"{count} container runtimes answer on this node, and no kubelet says which one it uses: {names}"],
+        [
+            f"{count} container runtimes answer on this node, and no kubelet says which one it"
+            f" uses: {names}"
+        ],
         hint="select one of them: "
-        + " or ".join(f"--socket={each.seen_at} ({distribution_name(each.row)})" for each in usable.values()),
+        + " or ".join(
+            f"--socket={each.seen_at} ({distribution_name(each.row)})" for each in usable.values()
+        ),
     )
 
 
@@ -377,7 +415,9 @@ def _recorded(asked: Settings, host: Host) -> dict[str, str]:
     runtime = RuntimeName(record.runtime)
     paths_of_record = {each.path for each in record.owned}
     rows = [row for row in DISTRIBUTIONS if row.runtime == runtime]
-    result = [row for row in rows if paths_of_record & {row.config, row.drop_in, *row.delivery.drop_ins}]
+    result = [
+        row for row in rows if paths_of_record & {row.config, row.drop_in, *row.delivery.drop_ins}
+    ]
     # We own no file of a distribution that generates the handlers itself; the recorded unit
     # identifies it.
     result += [
@@ -392,5 +432,7 @@ def _recorded(asked: Settings, host: Host) -> dict[str, str]:
     if "socket" in location:
         known["socket"] = str(endpoints.local_path(host, location["socket"]))
     return known | {
-        name: str(host.seen(location[name])) for name in ("config", "drop_in_config") if name in location
+        name: str(host.seen(location[name]))
+        for name in ("config", "drop_in_config")
+        if name in location
     }

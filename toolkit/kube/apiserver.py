@@ -64,9 +64,13 @@ def find(environment: Mapping[str, str], account: Path, *, timeout: float) -> Ap
     """
     deadline = time.monotonic() + timeout
     host = environment.get("KUBERNETES_SERVICE_HOST", "")
-    port = environment.get("KUBERNETES_SERVICE_PORT_HTTPS") or environment.get("KUBERNETES_SERVICE_PORT", "")
+    port = environment.get("KUBERNETES_SERVICE_PORT_HTTPS") or environment.get(
+        "KUBERNETES_SERVICE_PORT", ""
+    )
     if not (_HOST.fullmatch(host) and _PORT.fullmatch(port) and 0 < int(port) <= 65535):
-        raise ApiError(f"KUBERNETES_SERVICE_HOST and _PORT are not set or not valid: {host!r}, {port!r}")
+        raise ApiError(
+            f"KUBERNETES_SERVICE_HOST and _PORT are not set or not valid: {host!r}, {port!r}"
+        )
     token = _text(account / "token")
     # http.client rejects other characters with a message that contains the token.
     if not _TOKEN.fullmatch(token):
@@ -158,7 +162,9 @@ def _exchange(api: Api, target: str) -> tuple[int, bytes]:
     A timeout of the socket bounds one read only, so a server that sends a byte now and then would
     hold this process for as long as it likes: at the deadline the connection is shut down.
     """
-    client = http.client.HTTPSConnection(api.host, api.port, timeout=api.left(), context=api.context)
+    client = http.client.HTTPSConnection(
+        api.host, api.port, timeout=api.left(), context=api.context
+    )
     results: SimpleQueue[tuple[int, bytes] | Exception] = SimpleQueue()
 
     def exchange() -> None:
@@ -187,7 +193,11 @@ def _exchange(api: Api, target: str) -> tuple[int, bytes]:
 
 
 def _request(client: http.client.HTTPSConnection, target: str, token: str) -> tuple[int, bytes]:
-    headers = {"Authorization": f"Bearer {token}", "Accept": "application/json", "Connection": "close"}
+    headers = {
+        "Authorization": f"Bearer {token}",
+        "Accept": "application/json",
+        "Connection": "close",
+    }
     try:
         client.request("GET", target, headers=headers)
         with client.getresponse() as response:

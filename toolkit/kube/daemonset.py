@@ -94,7 +94,9 @@ def _lookup(api: Api, name: str, *, owner: str | None) -> Lookup:
         # `kubectl delete --cascade=orphan` keeps the pods, so this pod is being stopped for another
         # reason.
         if "orphan" in _list(result.get("finalizers")):
-            return Lookup(state=DaemonSetState.PRESENT, why=f"{subject} is being deleted without its pods")
+            return Lookup(
+                state=DaemonSetState.PRESENT, why=f"{subject} is being deleted without its pods"
+            )
         return Lookup(state=DaemonSetState.DELETED, why=f"{subject} is being deleted")
     if owner is not None and result["uid"] != owner:
         return Lookup(state=DaemonSetState.PRESENT, why=f"{subject} was recreated")

@@ -27,7 +27,9 @@ _EMBEDDERS: Final = {"k3s-server": "k3s", "k3s-agent": "k3s", "k3s": "k3s"}
 _ENDPOINT: Final = "--container-runtime-endpoint"
 _KEY: Final = "containerRuntimeEndpoint"
 _DRIVER: Final = "cgroupDriver"
-_VALUE: Final = re.compile(r"""(?:"([^"\\]*)"|'([^']*)'|([^\s"'#&*!|>%@`{}\[\],][^\s#]*))(?:[ \t]+#.*)?\s*""")
+_VALUE: Final = re.compile(
+    r"""(?:"([^"\\]*)"|'([^']*)'|([^\s"'#&*!|>%@`{}\[\],][^\s#]*))(?:[ \t]+#.*)?\s*"""
+)
 _LARGEST: Final = 1 << 20
 _VARIABLE: Final = re.compile(r"\$\{(\w+)\}|\$(\w+)")
 
@@ -200,7 +202,9 @@ def _kubelet_config(process: Path, name: str) -> KubeletConfig:
     return config
 
 
-def _with_endpoint(config: KubeletConfig, path: str, by: str, *, docker: bool = False) -> KubeletConfig:
+def _with_endpoint(
+    config: KubeletConfig, path: str, by: str, *, docker: bool = False
+) -> KubeletConfig:
     # The names of the sockets of kubelet's dockershim (before 1.24) and of cri-dockerd.
     docker = docker or os.path.basename(path) in ("dockershim.sock", "cri-dockerd.sock")
     return KubeletConfig(
@@ -220,7 +224,9 @@ def _flags(process: Path, argv: Sequence[str]) -> Iterator[tuple[dict[str, str],
     path = flags.get("--kubelet-args-file")
     if path:
         lines = (line.strip() for line in _text(process, path).splitlines())
-        words = [word for line in lines if line and not line.startswith("#") for word in line.split()]
+        words = [
+            word for line in lines if line and not line.startswith("#") for word in line.split()
+        ]
         yield _parsed([_expanded(process, word) for word in words]), f" in {path}"
 
 
@@ -250,7 +256,9 @@ def _configurations(process: Path, flags: dict[str, str]) -> Iterator[str]:
     if directory:
         local = _local(process, directory)
         try:
-            names = sorted((name for name in os.listdir(local) if name.endswith(".conf")), reverse=True)
+            names = sorted(
+                (name for name in os.listdir(local) if name.endswith(".conf")), reverse=True
+            )
         except OSError:
             names = []
         yield from (f"{directory.rstrip('/')}/{name}" for name in names)
@@ -286,7 +294,9 @@ def _text(process: Path, path: str) -> str:
     try:
         return trust.read(path, _LARGEST, process / "root").decode(errors="replace")
     except trust.Distrusted as error:
-        LOGGER.warning("%s, a file of kubelet (PID %s), is ignored: %s", path, process.name, error.strerror)
+        LOGGER.warning(
+            "%s, a file of kubelet (PID %s), is ignored: %s", path, process.name, error.strerror
+        )
     except OSError:
         pass
     return ""

@@ -125,22 +125,30 @@ def start(
 
 
 @contextmanager
-def _opened(name: str, root: Path | None, searched: str) -> Iterator[tuple[str | None, tuple[int, ...]]]:
+def _opened(
+    name: str, root: Path | None, searched: str
+) -> Iterator[tuple[str | None, tuple[int, ...]]]:
     """Yield the executable of a program, and the descriptors that the child needs for it.
 
     The file is opened and checked, and the opened file is executed. A script is executed by its
     path, since its interpreter opens it again. A name without a slash is searched for on the PATH
     of the command. Raises StepError if the program is not trusted.
     """
-    candidates = [name] if name.startswith("/") else [f"{each}/{name}" for each in searched.split(":")]
-    paths = [path for path in candidates if os.path.lexists(f"{str(root or '/').rstrip('/')}{path}")]
+    candidates = (
+        [name] if name.startswith("/") else [f"{each}/{name}" for each in searched.split(":")]
+    )
+    paths = [
+        path for path in candidates if os.path.lexists(f"{str(root or '/').rstrip('/')}{path}")
+    ]
     try:
         program = trust.open_program((paths or candidates)[0], root or Path("/"))
     except trust.Distrusted as error:
         raise StepError(
             f"{name} is not run: {error.strerror}",
-            hint="a program that root runs, and every directory above it, must belong to root and be"
-            " writable by root alone (chown root:root, chmod go-w)",
+            hint=(
+                "a program that root runs, and every directory above it, must belong to root and be"
+                " writable by root alone (chown root:root, chmod go-w)"
+            ),
         ) from error
     except OSError:
         yield None, ()  # starting it by name fails as well, with a better error message
@@ -199,7 +207,9 @@ def _run(
 
         err = redact.text(err)
     _log(argv, child.returncode, err)
-    return Result(argv=tuple(argv), code=child.returncode, out=out.decode(errors="replace"), err=err)
+    return Result(
+        argv=tuple(argv), code=child.returncode, out=out.decode(errors="replace"), err=err
+    )
 
 
 def _log(argv: Sequence[str], code: int, err: str) -> None:
@@ -226,7 +236,9 @@ def communicate(child: subprocess.Popen[bytes], timeout: Timeout) -> tuple[bytes
             return child.communicate(timeout=min(left, _SLICE))
         except subprocess.TimeoutExpired as error:
             if left <= _SLICE:
-                raise subprocess.TimeoutExpired(error.cmd, round(time.monotonic() - begin, 1)) from error
+                raise subprocess.TimeoutExpired(
+                    error.cmd, round(time.monotonic() - begin, 1)
+                ) from error
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
@@ -239,7 +251,9 @@ def _end(child: subprocess.Popen[bytes]) -> None:
     try:
         child.wait(KILL_SECONDS)
     except subprocess.TimeoutExpired:
-        LOGGER.warning("PID %d waits for the kernel (a disk, a mount) and cannot be killed", child.pid)
+        LOGGER.warning(
+            "PID %d waits for the kernel (a disk, a mount) and cannot be killed", child.pid
+        )
 
 
 @contextmanager

@@ -92,11 +92,15 @@ def read(path: Path) -> FileSnapshot | None:
     except NotADirectoryError:
         return None
     except OSError as error:
-        raise NodeConfigError(f"{path} cannot be read: {error.strerror}", hint=hint(error)) from error
+        raise NodeConfigError(
+            f"{path} cannot be read: {error.strerror}", hint=hint(error)
+        ) from error
     try:
         return _read(fd, path)
     except OSError as error:
-        raise NodeConfigError(f"{path} cannot be read: {error.strerror}", hint=hint(error)) from error
+        raise NodeConfigError(
+            f"{path} cannot be read: {error.strerror}", hint=hint(error)
+        ) from error
     finally:
         os.close(fd)
 
@@ -112,7 +116,9 @@ def _read(fd: int, path: Path) -> FileSnapshot:
         data = stream.read(LARGEST + 1)
     after = os.fstat(fd)
     if (after.st_mtime_ns, after.st_size) != (before.st_mtime_ns, before.st_size):
-        raise NodeConfigError(f"{path} changed while it was read", hint="run again when nothing writes to it")
+        raise NodeConfigError(
+            f"{path} changed while it was read", hint="run again when nothing writes to it"
+        )
     return FileSnapshot(
         data=data,
         mode=stat.S_IMODE(before.st_mode),
@@ -166,14 +172,19 @@ def apply_metadata(fd: int, metadata: FileMetadata) -> None:
                 return  # the file system does not support labels
             name = os.readlink(f"/proc/self/fd/{fd}")
             LOGGER.warning(
-                "cannot set the label of %s to %s: %s", name, metadata.selinux.decode(), error.strerror
+                "cannot set the label of %s to %s: %s",
+                name,
+                metadata.selinux.decode(),
+                error.strerror,
             )
 
 
 def _attributes(fd: int) -> Attributes:
     """Return the extended attributes of a file that do not depend on its content."""
     try:
-        return tuple((name, os.getxattr(fd, name)) for name in sorted(os.listxattr(fd)) if _is_kept(name))
+        return tuple(
+            (name, os.getxattr(fd, name)) for name in sorted(os.listxattr(fd)) if _is_kept(name)
+        )
     except OSError:
         return ()
 
@@ -326,14 +337,18 @@ def exchanged(path: Path, aside: Path | None) -> Path | None:
     It is the new file if the process was killed before the exchange, else the old one.
     """
     directories = dict.fromkeys((aside or path.parent, path.parent))
-    return next((p for d in directories if (p := _swap(d, path)).is_file() and not p.is_symlink()), None)
+    return next(
+        (p for d in directories if (p := _swap(d, path)).is_file() and not p.is_symlink()), None
+    )
 
 
 def keep(left: Path, path: Path) -> None:
     """Keep a file from `exchanged` under a name that no later write replaces, and log the name."""
     kept = left.with_name(f".{path.name}.nvidia-toolkit-kept-{left.stat().st_ino:x}")
     os.rename(left, kept)
-    LOGGER.warning("%s holds what was at %s and is not known: compare them, then remove it", kept, path)
+    LOGGER.warning(
+        "%s holds what was at %s and is not known: compare them, then remove it", kept, path
+    )
 
 
 def refuse_writers(path: Path) -> None:
@@ -487,7 +502,9 @@ def _writer(path: Path) -> str:
     return ""
 
 
-def _put_from(aside: Path, path: Path, data: bytes, metadata: FileMetadata, check: _Check | None) -> bool:
+def _put_from(
+    aside: Path, path: Path, data: bytes, metadata: FileMetadata, check: _Check | None
+) -> bool:
     """Write by a temporary file in another directory; return False if that cannot be used."""
     spare = _spare(aside, path)
     try:

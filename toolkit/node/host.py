@@ -189,7 +189,9 @@ class Host:
 
     def _is_there(self, node_path: str) -> bool:
         try:
-            return os.path.lexists(self.file(posixpath.dirname(node_path)) / posixpath.basename(node_path))
+            return os.path.lexists(
+                self.file(posixpath.dirname(node_path)) / posixpath.basename(node_path)
+            )
         except StepError:
             return False
 

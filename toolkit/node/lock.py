@@ -20,7 +20,9 @@ from toolkit.log import LOGGER
 from toolkit.node import files, trust
 
 _MODE: Final = 0o600
-_HINT: Final = "give the directory to root (chown root:root, chmod go-w), or choose another --pid-file"
+_HINT: Final = (
+    "give the directory to root (chown root:root, chmod go-w), or choose another --pid-file"
+)
 
 
 @contextmanager
@@ -107,7 +109,9 @@ def _locked(path: Path) -> int:
 def _open(path: Path) -> int:
     """Open the lock file. A new file is private (0600), since flock(2) needs no write access."""
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, _MODE)
+        fd = os.open(
+            path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, _MODE
+        )
     except OSError as error:
         raise StepError(f"the lock {path} cannot be opened: {error.strerror}") from error
     status = os.fstat(fd)
@@ -129,7 +133,9 @@ def _take_over(path: Path, fd: int) -> bool:
     holders = _holders(status)
     if not holders or not all(map(trust.process_problem, holders)):
         return False
-    LOGGER.warning("%s is locked by PID %d, which does not run as root: replacing it", path, holders[0])
+    LOGGER.warning(
+        "%s is locked by PID %d, which does not run as root: replacing it", path, holders[0]
+    )
     try:
         _unlink(path)
     finally:
@@ -153,7 +159,9 @@ def _has_locked(process: Path, status: os.stat_result) -> bool:
         for link in (process / "fd").iterdir():
             with contextlib.suppress(OSError):
                 if os.path.samestat(os.stat(link), status):
-                    fdinfo = (process / "fdinfo" / link.name).read_text(encoding="ascii", errors="replace")
+                    fdinfo = (process / "fdinfo" / link.name).read_text(
+                        encoding="ascii", errors="replace"
+                    )
                     if "\nlock:" in f"\n{fdinfo}":
                         return True
     except OSError:
@@ -185,9 +193,13 @@ def holding(status: os.stat_result) -> tuple[int, ...]:
         return ()
     # A line: ` 1: FLOCK  ADVISORY  WRITE 1234 fd:01:5678 0 EOF`. Its device may differ from that
     # of stat(2).
-    locks = [line.split() for line in listed.splitlines() if " FLOCK " in line and " -> " not in line]
+    locks = [
+        line.split() for line in listed.splitlines() if " FLOCK " in line and " -> " not in line
+    ]
     result = [words for words in locks if len(words) > 5]
-    return tuple(int(words[4]) for words in result if words[5].rpartition(":")[2] == str(status.st_ino))
+    return tuple(
+        int(words[4]) for words in result if words[5].rpartition(":")[2] == str(status.st_ino)
+    )
 
 
 def _holder(fd: int) -> str:

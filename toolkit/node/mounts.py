@@ -41,8 +41,12 @@ def mount_points() -> set[str]:
     """Return the mount points of this namespace. mountinfo escapes special characters in octal."""
     try:
         lines = (
-            Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+            Path("/proc/self/mountinfo")
+            .read_text(encoding="utf-8", errors="surrogateescape")
+            .splitlines()
         )
     except OSError:
         return set()
-    return {re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), line.split(" ")[4]) for line in lines}
+    return {
+        re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), line.split(" ")[4]) for line in lines
+    }

@@ -78,4 +78,8 @@ def argv(pid: int) -> tuple[str, ...]:
         content = stream.read()
     # A process that overwrites its argv to set its title may leave a text without a zero at the
     # end.
-    return tuple(os.fsdecode(word) for word in content.removesuffix(b"\0").split(b"\0")) if content else ()
+    return (
+        tuple(os.fsdecode(word) for word in content.removesuffix(b"\0").split(b"\0"))
+        if content
+        else ()
+    )

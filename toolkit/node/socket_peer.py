@@ -41,7 +41,11 @@ class UnexpectedPeer(NoPeer):
 
 
 def find(
-    path: Path, executables: frozenset[str], *, server_speaks_first: bool = True, timeout: Timeout = 5
+    path: Path,
+    executables: frozenset[str],
+    *,
+    server_speaks_first: bool = True,
+    timeout: Timeout = 5,
 ) -> processes.RuntimeProcess:
     """Return the daemon that answers on a Unix socket.
 
@@ -50,7 +54,9 @@ def find(
     the connection and the first message. Raises NoPeer if the socket does not exist, is no socket,
     is not answered in time, or is answered by another program.
     """
-    return examine(path, _speaker(path, timeout, server_speaks_first=server_speaks_first), executables)
+    return examine(
+        path, _speaker(path, timeout, server_speaks_first=server_speaks_first), executables
+    )
 
 
 def examine(path: Path, pid: int, executables: frozenset[str]) -> processes.RuntimeProcess:
@@ -71,7 +77,8 @@ def examine(path: Path, pid: int, executables: frozenset[str]) -> processes.Runt
     # checked.
     if process is not None and (problem := trust.process_problem(pid)) and process.is_alive():
         raise Untrusted(
-            f"{path} is answered by PID {pid} ({process.executable}), which {problem}: it is not trusted",
+            f"{path} is answered by PID {pid} ({process.executable}), which {problem}: it is not"
+            " trusted",
             hint="name the socket of the node's own runtime with --socket",
         )
     if process is None and processes.is_running(pid):

@@ -33,7 +33,9 @@ def node(host: Host) -> dict[str, Any]:
         "os": _distribution(host),
         "cgroup": _cgroup(host),
         "selinux": _selinux(host),
-        "apparmor": "on" if text_of(host, "/sys/module/apparmor/parameters/enabled") == "Y" else "off",
+        "apparmor": (
+            "on" if text_of(host, "/sys/module/apparmor/parameters/enabled") == "Y" else "off"
+        ),
         "systemd": _systemd(host),
         "boot": text_of(host, "/proc/sys/kernel/random/boot_id"),
         "uptime_s": int(float(uptime.split()[0])) if uptime else None,

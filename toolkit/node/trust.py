@@ -213,7 +213,11 @@ def _is_read_only_volume(name: str, status: os.stat_result) -> bool:
     No pod can write to such a volume, and on the node the kubelet restricts access to it. The file
     system of the node, mounted read-only at /host, is writable for users of the node.
     """
-    if not stat.S_ISDIR(status.st_mode) or not is_trusted(status.st_uid) or name.startswith("/host/"):
+    if (
+        not stat.S_ISDIR(status.st_mode)
+        or not is_trusted(status.st_uid)
+        or name.startswith("/host/")
+    ):
         return False
     return bool(os.statvfs(name).f_flag & os.ST_RDONLY)
 

@@ -31,7 +31,9 @@ def restored_record(target: Target, record: Record) -> Record:
     """Return the record; if it was lost, with the digest of the installed toolkit."""
     if not is_lost(record) or record.toolkit_digest is not None:
         return record
-    return replace(record, toolkit_digest=manifest.named(InstallDir(target.install_dir).toolkit) or None)
+    return replace(
+        record, toolkit_digest=manifest.named(InstallDir(target.install_dir).toolkit) or None
+    )
 
 
 def is_lost(record: Record) -> bool:
@@ -53,8 +55,8 @@ def adopted(
 def notes(target: Target, adopted: Iterable[Ownership]) -> tuple[str, ...]:
     """Return a note for every adopted file."""
     return tuple(
-        f"{target.host.local(each.path)} has handlers of the toolkit that are missing from the state file:"
-        " they are adopted"
+        f"{target.host.local(each.path)} has handlers of the toolkit that are missing from the"
+        " state file: they are adopted"
         for each in adopted
     )
 
@@ -63,12 +65,16 @@ def are_named(target: Target) -> bool:
     """Test cheaply whether the runtime's files contain the toolkit's path. Raises ToolkitError."""
     paths = {target.desired.config, target.desired.drop_in, target.desired.hook} - {""}
     toolkit = _toolkit(target).encode()
-    return any(toolkit in (data or b"") for data in observe.read(target.host, tuple(paths)).values())
+    return any(
+        toolkit in (data or b"") for data in observe.read(target.host, tuple(paths)).values()
+    )
 
 
 def refuse(target: Target, adapter: Adapter, observation: Observation) -> None:
     """Raise StepError if a file that is not owned runs the toolkit, which must then stay."""
-    if paths := [str(target.host.local(each.path)) for each in _unowned(target, adapter, observation)]:
+    if paths := [
+        str(target.host.local(each.path)) for each in _unowned(target, adapter, observation)
+    ]:
         raise StepError(
             f"{', '.join(paths)} has handlers of the toolkit that are missing from the state file:"
             " nothing was changed",

@@ -54,7 +54,11 @@ def unwritable(host: Host, changes: Sequence[FileChange]) -> list[str]:
         local, path = host.local(change.path), host.file(change.path)
         if path.parent in named | rest.keys() or (problem := files.writable(path.parent)) is None:
             continue
-        leads = f" ({local} leads there by a link: mount that directory writable)" if path != local else ""
+        leads = (
+            f" ({local} leads there by a link: mount that directory writable)"
+            if path != local
+            else ""
+        )
         rest[path.parent] = f"{problem}{leads}"
     return [*result, *rest.values()]
 
@@ -156,7 +160,9 @@ def changes(
             files.put(
                 path,
                 change.after,
-                metadata=metadata_of(owned) if owned is not None and is_restored else _metadata(snapshot),
+                metadata=(
+                    metadata_of(owned) if owned is not None and is_restored else _metadata(snapshot)
+                ),
                 aside=aside,
                 check=check,
             )
@@ -181,7 +187,9 @@ def metadata_of(owned: Owned) -> FileMetadata:
     attributes = None
     if owned.attributes is not None:
         attributes = tuple((name, base64.b64decode(value)) for name, value in owned.attributes)
-    return FileMetadata(mode=owned.mode, owner=(owned.uid, owned.gid), selinux=label, attributes=attributes)
+    return FileMetadata(
+        mode=owned.mode, owner=(owned.uid, owned.gid), selinux=label, attributes=attributes
+    )
 
 
 _DONE: Final = {"create": "created", "modify": "changed", "delete": "removed"}
@@ -199,9 +207,11 @@ def _as_planned(
     data = snapshot.data if snapshot else None
     if data != change.before and (data is None or data != change.reset_content):
         raise Conflict(
-            f"{path} was modified while the change was planned; nothing was written"
-            if is_first
-            else f"{path} was modified after the change was planned; it was not written",
+            (
+                f"{path} was modified while the change was planned; nothing was written"
+                if is_first
+                else f"{path} was modified after the change was planned; it was not written"
+            ),
             hint="run the command again",
         )
     return snapshot

@@ -93,7 +93,10 @@ def take_back(
     elif snapshot is not None:
         kept = str(local)
         LOGGER.warning("kept, because it was modified meanwhile: %s", local)
-    return journal.save(install_dir, replace(record, specification=None, specification_source="")), kept
+    return (
+        journal.save(install_dir, replace(record, specification=None, specification_source="")),
+        kept,
+    )
 
 
 def _original(install_dir: Path, owned: Owned, *, even_if_gone: bool) -> bytes | None:
@@ -148,7 +151,9 @@ def _put(install_dir: Path, record: Record, specification: Specification, data: 
     if problem := trust.place_problem(specification.local.parent):
         raise StepError(problem, hint=_OWNERS)
     current = files.read(specification.local)
-    missing = [str(directory) for directory in files.missing_directories(specification.local.parent)]
+    missing = [
+        str(directory) for directory in files.missing_directories(specification.local.parent)
+    ]
     if current is not None and record.specification is None:
         journal.keep(install_dir, current.data)
     record = journal.save(
@@ -169,7 +174,10 @@ def _put(install_dir: Path, record: Record, specification: Specification, data: 
 
 
 def _owned(
-    recorded: Owned | None, specification: Specification, current: files.FileSnapshot | None, data: bytes
+    recorded: Owned | None,
+    specification: Specification,
+    current: files.FileSnapshot | None,
+    data: bytes,
 ) -> Owned:
     """Return the specification's record; until `data` is written, current content is owned too."""
     digest = fingerprint(data)

@@ -84,7 +84,9 @@ class RunStats:
     def words(self) -> str:
         """Return the time spent in each phase as text; phases of a few milliseconds are omitted."""
         return ", ".join(
-            f"{phase} {seconds:.2f} s" for phase, seconds in self.seconds.items() if seconds >= _SHORT
+            f"{phase} {seconds:.2f} s"
+            for phase, seconds in self.seconds.items()
+            if seconds >= _SHORT
         )
 
 

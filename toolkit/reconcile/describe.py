@@ -64,12 +64,17 @@ def changed_keys(host: Host, change: FileChange) -> str:
     old, new = _names(host, change)
     for form in (toml_scanner, json_scanner):
         try:
-            before, after = (form.tree(data or b"", change.path) for data in (change.before, change.after))
+            before, after = (
+                form.tree(data or b"", change.path) for data in (change.before, change.after)
+            )
         except ConfigError:
             continue
         return "".join([f"--- {old}\n+++ {new}\n", *_key_lines(before, after)])
     texts = (change.before, change.after)
-    masked = (None if data is None else redact.text(data.decode(errors="replace")).encode() for data in texts)
+    masked = (
+        None if data is None else redact.text(data.decode(errors="replace")).encode()
+        for data in texts
+    )
     return _unified(old, new, *masked, context=0)
 
 
@@ -85,7 +90,9 @@ def _key_lines(before: Tree, after: Tree) -> Iterator[str]:
 def _names(host: Host, change: FileChange) -> tuple[str, str]:
     """Return the names of the old and the new file in the head of a diff."""
     path = str(host.local(change.path))
-    return ("/dev/null" if change.before is None else path), ("/dev/null" if change.after is None else path)
+    return ("/dev/null" if change.before is None else path), (
+        "/dev/null" if change.after is None else path
+    )
 
 
 def _unified(old: str, new: str, before: bytes | None, after: bytes | None, *, context: int) -> str:
@@ -101,11 +108,16 @@ def notes(plan: Plan) -> Iterator[str]:
     if plan.nri is not None:
         yield f"{plan.nri.text} ({plan.nri.hint})" if plan.nri.hint else plan.nri.text
     if plan.record.open is not None and plan.record.open.failure:
-        yield f"an earlier change failed and has to be rolled back first: {plan.record.open.failure}"
+        yield (
+            f"an earlier change failed and has to be rolled back first: {plan.record.open.failure}"
+        )
     if plan.source_problem is not None and plan.installs:
         yield f"{plan.source_problem}: the toolkit's files are not part of this plan"
     if not plan.installs:
-        yield f"using the node's own toolkit (--no-install): {plan.source_problem or 'no files are copied'}"
+        yield (
+            "using the node's own toolkit (--no-install):"
+            f" {plan.source_problem or 'no files are copied'}"
+        )
     for reset in plan.version.resets if plan.version is not None else ():
         yield f"the toolkit's config.toml: {reset}"
     if plan.specification.is_lacking and plan.specification.waits_for:
@@ -191,7 +203,11 @@ def _restart_words(plan: Plan) -> str:
         if restart_method.unit
         else restart_method.words(plan.target.process)
     )
-    return f"{action} (unavailable for {distributions.duration(seconds)})" if seconds is not None else action
+    return (
+        f"{action} (unavailable for {distributions.duration(seconds)})"
+        if seconds is not None
+        else action
+    )
 
 
 def unavailable_seconds(plan: Plan) -> float | None:
@@ -212,7 +228,9 @@ def unavailable_seconds(plan: Plan) -> float | None:
         or restart_method.dependents_end
     ):
         return None
-    return (distributions.RESTARTED if restart_method.unit else distributions.SIGNALLED).get(process.unit)
+    return (distributions.RESTARTED if restart_method.unit else distributions.SIGNALLED).get(
+        process.unit
+    )
 
 
 def specification(plan: Plan) -> dict[str, Any] | None:

@@ -55,7 +55,9 @@ class _Runtime:
         parent = _SLICE if handler in self.state.effective.systemd_cgroup else ""
         try:
             if self.context.adapter.supports_cri:
-                smoke_test.start_pod(socket, handler, cgroup_parent=parent, timeout=timeout, image=self.image)
+                smoke_test.start_pod(
+                    socket, handler, cgroup_parent=parent, timeout=timeout, image=self.image
+                )
             else:
                 smoke_test.start_container(socket, handler, timeout=timeout)
         except StepError as error:
@@ -64,7 +66,9 @@ class _Runtime:
         return None
 
 
-def verified(context: Context, plan: Plan, state: Health, recorded: object = None) -> dict[str, str]:
+def verified(
+    context: Context, plan: Plan, state: Health, recorded: object = None
+) -> dict[str, str]:
     """Return the result for each handler: STARTED, STATUS, or "not verified: " with the reason.
 
     `state` is what the runtime reports now, `recorded` are the results of the readiness record: a
@@ -78,7 +82,9 @@ def verified(context: Context, plan: Plan, state: Health, recorded: object = Non
         return dict.fromkeys(handlers, STATUS)
     if context.adapter.supports_cri and not state.supports_cri:
         return _not_verified(handlers, "the runtime does not serve CRI", recorded)
-    runtime = _Runtime(context=context, target=plan.target, state=state, image=_image(context, plan, state))
+    runtime = _Runtime(
+        context=context, target=plan.target, state=state, image=_image(context, plan, state)
+    )
     clear(context, plan.target)
     began = time.monotonic()
     for at, handler in enumerate(handlers):
@@ -87,7 +93,9 @@ def verified(context: Context, plan: Plan, state: Health, recorded: object = Non
             started = dict.fromkeys(handlers[:at], STARTED)
             return {**started, **_not_verified(handlers[at:], reason, recorded)}
     elapsed = time.monotonic() - began
-    LOGGER.info("a container was started through each handler in %.2f s: %s", elapsed, ", ".join(handlers))
+    LOGGER.info(
+        "a container was started through each handler in %.2f s: %s", elapsed, ", ".join(handlers)
+    )
     return dict.fromkeys(handlers, STARTED)
 
 

@@ -101,7 +101,9 @@ class Plan:
     @property
     def change(self) -> str:
         """Return an identifier of the change: its files before and after, toolkit and binary."""
-        files = [[c.path, fingerprint(c.before), fingerprint(c.after)] for c in self.config_plan.changes]
+        files = [
+            [c.path, fingerprint(c.before), fingerprint(c.after)] for c in self.config_plan.changes
+        ]
         toolkit = self.version.digest if self.version is not None else ""
         binary = binary_cache.identity(self.target.host, self.target.binary)
         return fingerprint(json.dumps([files, toolkit, binary]).encode())
@@ -138,11 +140,16 @@ def make_plan(context: context.Context) -> Plan:
     adopted: tuple[Ownership, ...] = ()
     if settings.no_runtime_config:
         note = f"the runtime is not configured ({settings.origins['no_runtime_config']})"
-        observation, plan = Observation(), ConfigPlan(notes=(note, *_remaining(settings, target, record)))
+        observation, plan = (
+            Observation(),
+            ConfigPlan(notes=(note, *_remaining(settings, target, record))),
+        )
     else:
         config = target.host.local(target.desired.config)
         config_paths.check_source(settings, target.host, config, target.binary)
-        observation = observe.observe(target, adapter, journal.ownerships(target.install_dir, record.owned))
+        observation = observe.observe(
+            target, adapter, journal.ownerships(target.install_dir, record.owned)
+        )
         adopt.refuse_another(target, observation.files)
         adopted = adopt.adopted(target, adapter, record, observation)
         observation = replace(observation, owned=(*observation.owned, *adopted))
@@ -151,7 +158,9 @@ def make_plan(context: context.Context) -> Plan:
     if record_problem:
         plan = replace(plan, notes=(*plan.notes, record_problem))
     if problem_and_hint := unread(target, adapter, plan):
-        plan = replace(plan, notes=(*plan.notes, "{}: `run` changes nothing ({})".format(*problem_and_hint)))
+        plan = replace(
+            plan, notes=(*plan.notes, "{}: `run` changes nothing ({})".format(*problem_and_hint))
+        )
     version, problem = _toolkit(context, target, plan)
     method = restart_method(context, target, record, revive=settings.ignore_unhealthy)
     is_configured = not settings.no_runtime_config
@@ -165,7 +174,9 @@ def make_plan(context: context.Context) -> Plan:
         source_problem=problem,
         restart_method=method,
         reload_pending=is_configured
-        and (pending_restart or method.is_revival(target) or is_pending(target, record, context.mode)),
+        and (
+            pending_restart or method.is_revival(target) or is_pending(target, record, context.mode)
+        ),
         installs=not settings.no_install,
         specification=spec.observe(settings, target.host, target.install_dir, record),
         adopted=adopted,
@@ -189,7 +200,9 @@ def _remaining(settings: Settings, target: Target, record: Record) -> tuple[str,
     if not settings.runs_plugin or not record.owned:
         return ()
     paths = ", ".join(str(target.host.local(owned.path)) for owned in record.owned)
-    return (f"{paths} has handlers of an earlier run, which the agent removes once no pod uses them",)
+    return (
+        f"{paths} has handlers of an earlier run, which the agent removes once no pod uses them",
+    )
 
 
 def nri_support_of(settings: Settings, target: Target) -> NriSupport:
@@ -221,9 +234,12 @@ def _toolkit(
     if context.settings.no_install:
         return None, programs.lacking(context.settings, target.host, target.desired)
     try:
-        return manifest.desired_version(
-            context.settings, target.host, target.install_dir, plan.low_level
-        ), None
+        return (
+            manifest.desired_version(
+                context.settings, target.host, target.install_dir, plan.low_level
+            ),
+            None,
+        )
     except UsageProblem as error:
         return None, error
 
@@ -316,12 +332,17 @@ def compute(target: locate.Target, adapter: Adapter, observation: Observation) -
         raise StepError(f"{error.why}: nothing was changed", hint=error.hint) from error
     contradictions = (f"{each.problem} ({each.hint})" for each in target.contradictions)
     distrusted = (
-        f"{problem}: `run` refuses to edit it" for problem in locate.distrusted_files(target, observation)
+        f"{problem}: `run` refuses to edit it"
+        for problem in locate.distrusted_files(target, observation)
     )
-    return replace(config_plan, notes=(*contradictions, *distrusted, *target.notes, *config_plan.notes))
+    return replace(
+        config_plan, notes=(*contradictions, *distrusted, *target.notes, *config_plan.notes)
+    )
 
 
-def compute_removal(target: locate.Target, adapter: Adapter, observation: Observation) -> ConfigPlan:
+def compute_removal(
+    target: locate.Target, adapter: Adapter, observation: Observation
+) -> ConfigPlan:
     """Return the changes that remove all owned keys, validated by the node's own binary.
 
     Raises NodeConfigError as `compute` does.
@@ -331,7 +352,9 @@ def compute_removal(target: locate.Target, adapter: Adapter, observation: Observ
         if not config_plan.is_noop:
             query = planner.candidate_query(adapter, target.desired, observation, config_plan)
             if query is not None:
-                planner.check_removal(adapter, target.desired, observation, observe.ask(target, query))
+                planner.check_removal(
+                    adapter, target.desired, observation, observe.ask(target, query)
+                )
     except ConfigError as error:
         raise observe.not_understood(error) from error
     return config_plan

@@ -41,16 +41,20 @@ _CONFIG_MARGIN: Final = 64 << 10
 _NOTE: Final = 4 << 10
 """Bytes that the file of the restart budget may need."""
 _PROBE: Final = ".toolkit-probe"
-_NOT_ANSWERING: Final = "with --restart-mode none the files are changed and the restart is left to you"
+_NOT_ANSWERING: Final = (
+    "with --restart-mode none the files are changed and the restart is left to you"
+)
 _TOO_OFTEN: Final = "find out what changes so often, or use --restart-budget 0 for no limit"
 _GENERATED: Final = (
-    "add the handlers where this file is generated, and use --no-runtime-config to install the toolkit alone;"
-    " or let the runtime read a file that can be changed"
+    "add the handlers where this file is generated, and use --no-runtime-config to install the"
+    " toolkit alone; or let the runtime read a file that can be changed"
 )
 _DOCKER: Final = distributions.DOCKER
 _LEAST: Final = 1.0
 _ALONE: Final = "use --restart-mode auto, which restarts the runtime's unit alone, or --force"
-_OWN_IT: Final = "files that a root daemon reads must belong to root: chown root:root FILE, chmod o-w FILE"
+_OWN_IT: Final = (
+    "files that a root daemon reads must belong to root: chown root:root FILE, chmod o-w FILE"
+)
 _CORRECT: Final = "correct --runtime-config-override (RUNTIME_CONFIG_OVERRIDE)"
 SELINUX: Final = Path("/sys/fs/selinux/enforce")
 SEARCH_PATH: Final = command.SEARCH_PATH
@@ -70,7 +74,9 @@ def check(context: Context, plan: Plan) -> Baseline:
         problems.append(f"{place}, so nothing is installed in {target.install_dir}")
     invisible = plan.invisible() if plan.operation is Operation.INSTALL else []
     problems += [each.problem for each in invisible]
-    problems += _of_toolkit(plan) if plan.operation is Operation.INSTALL else _writable(target.install_dir)
+    problems += (
+        _of_toolkit(plan) if plan.operation is Operation.INSTALL else _writable(target.install_dir)
+    )
     obstacle = plan.restart_method.obstacle if plan.reload_needed else _no_process(context, plan)
     state = _state(context, plan)
     unread, unread_hint = _unread(context, plan) or ("", "")
@@ -192,7 +198,9 @@ def _in_use(context: Context, plan: Plan) -> str:
     if plan.operation is not Operation.INSTALL:
         return ""
     recorded = planner.recorded(target.desired, [owned.edits for owned in plan.observation.owned])
-    removed = adapter.defined(recorded, plan.observation.files) - adapter.defined(recorded, plan.files_after)
+    removed = adapter.defined(recorded, plan.observation.files) - adapter.defined(
+        recorded, plan.files_after
+    )
     removed -= plan.config_plan.provided
     if not removed:
         return ""
@@ -220,10 +228,16 @@ def _ended_containers(context: Context, plan: Plan) -> str:
         info = json.loads(http.get(socket, "/info", timeout=context.deadline().at_least(_LEAST)))
         count, survive = int(info["ContainersRunning"]), bool(info["LiveRestoreEnabled"])
     except (StepError, ValueError, KeyError, TypeError) as error:
-        return f"SIGHUP also restarts docker.service, and its containers are unknown: {error} ({_ALONE})"
+        return (
+            f"SIGHUP also restarts docker.service, and its containers are unknown: {error}"
+            f" ({_ALONE})"
+        )
     if survive or not count:
         return ""
-    return f"SIGHUP also restarts docker.service, which ends its {count} running container(s) ({_ALONE})"
+    return (
+        f"SIGHUP also restarts docker.service, which ends its {count} running container(s)"
+        f" ({_ALONE})"
+    )
 
 
 def sweep(install_dir: Path) -> None:
@@ -243,7 +257,9 @@ def _of_files(target: Target, changes: tuple[FileChange, ...]) -> list[str]:
     for change in changes:
         path = target.host.file(change.path)
         if os.path.realpath(path) in points:
-            result.append(f"{path} is a mount point and cannot be replaced: mount its directory instead")
+            result.append(
+                f"{path} is a mount point and cannot be replaced: mount its directory instead"
+            )
     result += _labels(target, changes)
     result += _owners(target, changes)
     return list(dict.fromkeys(result))
@@ -257,7 +273,9 @@ def _of_attributes(plan: Plan) -> list[str]:
         paths += [*install_dir.originals.glob("*"), *install_dir.versions.rglob("*")]
         owned = plan.record.specification
         paths += [Path(owned.local), Path(owned.local).parent] if owned is not None else []
-    return [problem for path in paths if not path.is_symlink() and (problem := files.attribute(path))]
+    return [
+        problem for path in paths if not path.is_symlink() and (problem := files.attribute(path))
+    ]
 
 
 def _of_space(plan: Plan) -> list[str]:
@@ -270,12 +288,18 @@ def _of_space(plan: Plan) -> list[str]:
         # The original is saved in the install directory.
         needs.append((target.install_dir, len(change.before or b"") + _CONFIG_MARGIN))
     if version is not None and not version.is_installed:
-        needs.append((target.install_dir, versions.room_needed(version, target.install_dir) + _MARGIN))
+        needs.append(
+            (target.install_dir, versions.room_needed(version, target.install_dir) + _MARGIN)
+        )
     sums: dict[int, tuple[Path, int]] = {}
     for directory, needed in needs:
         first, sum_so_far = sums.get(mounts.device(directory), (directory, 0))
         sums[mounts.device(directory)] = (first, sum_so_far + needed)
-    return [problem for directory, needed in sums.values() for problem in mounts.space(directory, needed)]
+    return [
+        problem
+        for directory, needed in sums.values()
+        for problem in mounts.space(directory, needed)
+    ]
 
 
 def _of_toolkit(plan: Plan) -> list[str]:
@@ -357,10 +381,16 @@ def _runs(target: Target, probe: Path) -> list[str]:
     failed = f"no program can be run in {probe.parent}"
     seen = visibility.of_runtime(target) if os.geteuid() == 0 else None
     root: Path | None = None
-    if seen is not None and target.process is not None and seen.is_same_place(node_path, host.target(probe)):
+    if (
+        seen is not None
+        and target.process is not None
+        and seen.is_same_place(node_path, host.target(probe))
+    ):
         root = seen.root
         directory = os.path.dirname(node_path)
-        failed = f"{target.desired.runtime} (PID {target.process.pid}) can run no program in {directory}"
+        failed = (
+            f"{target.desired.runtime} (PID {target.process.pid}) can run no program in {directory}"
+        )
     elif not host.is_here and os.geteuid() == 0 and host.below(node_path).exists():
         root = host.root
     program = node_path if root is not None else str(probe)
@@ -380,7 +410,10 @@ def _low_level(target: Target, name: str) -> list[str]:
     host = visibility.of_runtime(target) or target.host
     if host.executable(name, searched) is not None:
         return []
-    return [f"the low-level runtime {name}, which the toolkit's handlers call, was not found on the node"]
+    return [
+        f"the low-level runtime {name}, which the toolkit's handlers call, was not found on the"
+        " node"
+    ]
 
 
 def _owners(target: Target, changes: tuple[FileChange, ...]) -> Iterator[str]:
@@ -393,9 +426,9 @@ def _owners(target: Target, changes: tuple[FileChange, ...]) -> Iterator[str]:
             found = os.stat(target.host.file(change.path))
             if found.st_uid != os.geteuid() or found.st_gid not in groups:
                 yield (
-                    f"{change.path} belongs to user {found.st_uid} and group {found.st_gid}, and this"
-                    " process may not give a new file to them (a pod needs `privileged: true`, or the"
-                    " capability CHOWN)"
+                    f"{change.path} belongs to user {found.st_uid} and group {found.st_gid}, and"
+                    " this process may not give a new file to them (a pod needs `privileged:"
+                    " true`, or the capability CHOWN)"
                 )
 
 
@@ -416,7 +449,10 @@ def _labels(target: Target, changes: tuple[FileChange, ...]) -> Iterator[str]:
             probe.touch()
             os.setxattr(probe, files.LABEL, label)
         except OSError as error:
-            yield f"the SELinux label {label.decode(errors='replace')} cannot be set ({error}): {change.path}"
+            yield (
+                f"the SELinux label {label.decode(errors='replace')} cannot be set ({error}):"
+                f" {change.path}"
+            )
         finally:
             with contextlib.suppress(OSError):
                 os.unlink(probe)

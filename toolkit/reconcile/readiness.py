@@ -27,7 +27,9 @@ def check(context: Context) -> tuple[Plan, str]:
     plan = make_plan(context)
     refuse(context, plan)
     is_settled = plan.is_noop and plan.record.open is None
-    plan = write_readiness(context, plan, verify.runtime_state(context, plan) if is_settled else None)
+    plan = write_readiness(
+        context, plan, verify.runtime_state(context, plan) if is_settled else None
+    )
     return plan, unready(context, plan)
 
 
@@ -99,7 +101,11 @@ def _unmet(context: Context, plan: Plan) -> str:
         return "; ".join(each.problem for each in invisible)
     if lacks_driver(context, plan):
         return readiness_probe.NO_DRIVER
-    return readiness_probe.NO_PLUGIN if context.settings.runs_plugin and _plugin(context) is None else ""
+    return (
+        readiness_probe.NO_PLUGIN
+        if context.settings.runs_plugin and _plugin(context) is None
+        else ""
+    )
 
 
 def _plugin(context: Context) -> Sequence[int] | None:
@@ -116,7 +122,9 @@ def unready(context: Context, plan: Plan) -> str:
     state = verify.runtime_state(context, plan)
     if state is None:
         return "the runtime is unhealthy or has not loaded the configuration"
-    return readiness_record.mismatch(context.readiness, _facts(context, plan, state, _daemon(context, plan)))
+    return readiness_record.mismatch(
+        context.readiness, _facts(context, plan, state, _daemon(context, plan))
+    )
 
 
 def _ready_facts(context: Context, plan: Plan, state: Health) -> dict[str, Any] | None:
@@ -131,7 +139,9 @@ def _ready_facts(context: Context, plan: Plan, state: Health) -> dict[str, Any] 
         return _facts(context, plan, state, process)
     new_state = verify.runtime_state(context, plan)
     if new_state is None or _daemon(context, plan) != process:
-        LOGGER.warning("the runtime changed during the check, so the node is not reported as ready yet")
+        LOGGER.warning(
+            "the runtime changed during the check, so the node is not reported as ready yet"
+        )
         return None
     return _facts(context, plan, new_state, process)
 
@@ -139,16 +149,24 @@ def _ready_facts(context: Context, plan: Plan, state: Health) -> dict[str, Any] 
 def verified(context: Context) -> dict[str, str]:
     """Return the result for each handler that the readiness record holds, empty if none."""
     results = (readiness_record.read(context.readiness) or {}).get("verified")
-    return {str(name): str(result) for name, result in results.items()} if isinstance(results, dict) else {}
+    return (
+        {str(name): str(result) for name, result in results.items()}
+        if isinstance(results, dict)
+        else {}
+    )
 
 
-def _verified(context: Context, plan: Plan, now: Health, facts: Mapping[str, Any]) -> Mapping[str, str]:
+def _verified(
+    context: Context, plan: Plan, now: Health, facts: Mapping[str, Any]
+) -> Mapping[str, str]:
     """Return the recorded result for each handler, or verify the handlers if it says too little.
 
     Raises StepError if a handler is at fault; the node is not ready then.
     """
     content = readiness_record.read(context.readiness) or {}
-    recorded = content.get("verified") if all(content.get(key) == facts[key] for key in facts) else None
+    recorded = (
+        content.get("verified") if all(content.get(key) == facts[key] for key in facts) else None
+    )
     is_started = context.settings.verify == VerifyMode.RUN
     if isinstance(recorded, dict) and readiness_record.is_verified(
         recorded, verify.handlers(context, plan), is_started=is_started
@@ -174,13 +192,19 @@ def _daemon(context: Context, plan: Plan) -> RuntimeProcess | None:
     return locate.again(plan.target, context.adapter, timeout=verify.soon(context)).process
 
 
-def _facts(context: Context, plan: Plan, state: Health, daemon: RuntimeProcess | None) -> dict[str, Any]:
+def _facts(
+    context: Context, plan: Plan, state: Health, daemon: RuntimeProcess | None
+) -> dict[str, Any]:
     """Return the content of the readiness record of a node that is in sync."""
     digest = plan.version.digest if plan.version is not None else plan.record.toolkit_digest
     files = verify.configuration(plan)
     if plan.specification.path:
         files[str(plan.specification.local)] = plan.specification.content
-    signs = driver.marker_paths(plan.target.host) if context.settings.readiness_requires_driver else None
+    signs = (
+        driver.marker_paths(plan.target.host)
+        if context.settings.readiness_requires_driver
+        else None
+    )
     runtime = plan.target.desired.runtime
     facts = readiness_record.facts(runtime, daemon, state.effective, digest, files, signs)
     plugin = _plugin(context) if context.settings.runs_plugin else None

@@ -32,8 +32,8 @@ from toolkit.state.record import Record, Transaction
 
 _LEAST: Final = 1.0
 _LEFT_TO_YOU: Final = (
-    "the runtime may have loaded the change and was not restarted with the old files (--restart-mode none):"
-    " restart it, then run the same command again"
+    "the runtime may have loaded the change and was not restarted with the old files"
+    " (--restart-mode none): restart it, then run the same command again"
 )
 
 
@@ -68,12 +68,16 @@ def undo(context: Context, target: Target, record: Record, why: str, *, notified
         if target.desired.delivery.provided_handlers:
             # The distribution defines handlers for the toolkit that it finds when it is restarted.
             _restore_toolkit(target, record, transaction)
-        if transaction.notified and (transaction.files or target.desired.delivery.provided_handlers):
+        if transaction.notified and (
+            transaction.files or target.desired.delivery.provided_handlers
+        ):
             _restore_runtime(context, current, transaction, record, deadline, is_first=is_first)
         if record.restarting and locate.again(current, context.adapter).process is not None:
             record = replace(record, restarting=False)
         digest = _restore_toolkit(target, record, transaction)
-        transaction = replace(transaction, previous=replace(transaction.previous, toolkit_digest=digest))
+        transaction = replace(
+            transaction, previous=replace(transaction.previous, toolkit_digest=digest)
+        )
         return close(context, target, record, transaction)
     except (ToolkitError, ConfigError, OSError) as error:
         raise _not_rolled_back(target, transaction, str(error)) from error
@@ -106,7 +110,9 @@ def _restore_toolkit(target: Target, record: Record, transaction: Transaction) -
     return versions.switch_back(target.install_dir, previous, failed, _path(record.displaced))
 
 
-def _locate_again(context: Context, target: Target, transaction: Transaction) -> tuple[Target, Transaction]:
+def _locate_again(
+    context: Context, target: Target, transaction: Transaction
+) -> tuple[Target, Transaction]:
     """Locate the runtime after its files were restored.
 
     A runtime that was started meanwhile may have loaded some of the changed files, so the
@@ -186,7 +192,9 @@ def restore_files(
 
 def _reloads_in_place(context: Context, target: Target) -> bool:
     """Return whether the runtime reloads in the same process, which keeps removed keys."""
-    restart_method = restart.restart_method(target, context.adapter, context.mode, target.supervisor)
+    restart_method = restart.restart_method(
+        target, context.adapter, context.mode, target.supervisor
+    )
     return (
         restart_method.mode is RestartMode.SIGNAL
         and not restart_method.replaces
@@ -226,7 +234,9 @@ def _reload_runtime(
     restart.confirm_dependents(target, transaction.baseline.dependents, deadline)
 
 
-def _check_runtime(context: Context, target: Target, transaction: Transaction, record: Record) -> None:
+def _check_runtime(
+    context: Context, target: Target, transaction: Transaction, record: Record
+) -> None:
     """Check that a runtime which must not be restarted has loaded the old files by itself.
 
     Raises StepError if it has not, or if that is unknown.
@@ -253,7 +263,9 @@ def _check_runtime(context: Context, target: Target, transaction: Transaction, r
         raise StepError(_LEFT_TO_YOU)
 
 
-def _previous_state(context: Context, target: Target, transaction: Transaction) -> expectation.Expected:
+def _previous_state(
+    context: Context, target: Target, transaction: Transaction
+) -> expectation.Expected:
     """Return the state of the runtime that the rollback has to reach: the one before the change."""
     handlers, baseline = target.desired.names, transaction.baseline
     loaded, in_files = baseline.has.handlers, baseline.files.handlers
@@ -292,7 +304,8 @@ def _reload(
         # The runtime has the failed change until it is restarted, which is worse.
         LOGGER.warning("%s; if this run is killed, the runtime may stay down", error.message)
     context.stats.note_reload(
-        restart.perform(target, context.adapter, restart_method, deadline), replaces=restart_method.replaces
+        restart.perform(target, context.adapter, restart_method, deadline),
+        replaces=restart_method.replaces,
     )
 
 
@@ -315,7 +328,9 @@ def _count(context: Context, *, is_first: bool) -> None:
         LOGGER.warning("%s; this restart is not counted in the restart budget", error.message)
 
 
-def _restart_method(context: Context, target: Target, unit: str | None, deadline: Deadline) -> RestartMethod:
+def _restart_method(
+    context: Context, target: Target, unit: str | None, deadline: Deadline
+) -> RestartMethod:
     """Return how to make the runtime load the old files; a stopped one is started or waited for."""
     method = restart.restart_method(target, context.adapter, context.mode, target.supervisor)
     if not method.obstacle:
@@ -343,7 +358,11 @@ def _locate(context: Context, target: Target) -> tuple[Target, Deadline]:
 def deadline_of(context: Context) -> Deadline:
     """Return a rollback's deadline; shorter after a request to stop, before the pod is killed."""
     seconds = context.settings.reload_timeout
-    return Deadline(min(seconds, GRACE)) if context.stop.is_requested else Deadline(seconds, context.stop)
+    return (
+        Deadline(min(seconds, GRACE))
+        if context.stop.is_requested
+        else Deadline(seconds, context.stop)
+    )
 
 
 def _path(text: str | None) -> Path | None:
@@ -354,14 +373,19 @@ def _not_rolled_back(target: Target, transaction: Transaction, what: str) -> Not
     """Return the error of a failed rollback; it names the saved original of every file."""
     saved = InstallDir(target.install_dir).state
     originals = ", ".join(
-        f"{target.host.local(each.path)} was saved as {saved / 'originals' / each.original}"
-        if each.original
-        else f"{target.host.local(each.path)} did not exist"
+        (
+            f"{target.host.local(each.path)} was saved as {saved / 'originals' / each.original}"
+            if each.original
+            else f"{target.host.local(each.path)} did not exist"
+        )
         for each in transaction.files
     )
     where = f" ({originals})" if originals else ""
     return NotRolledBack(
-        f"{transaction.failure}; rollback failed: {what}; everything needed is kept in {saved}{where}",
-        hint="make sure that the runtime can start (see its log), then run the same command again to"
-        " continue the rollback; or restore these files by hand",
+        f"{transaction.failure}; rollback failed: {what}; everything needed is kept in"
+        f" {saved}{where}",
+        hint=(
+            "make sure that the runtime can start (see its log), then run the same command again to"
+            " continue the rollback; or restore these files by hand"
+        ),
     )

@@ -49,7 +49,11 @@ def begin(context: Context, plan: Plan, baseline: Baseline) -> Record:
         *map(str, apply.missing_directories(target.host, plan.config_plan.changes)),
     ]
     created_directories.note(context.created_directories, missing)
-    directories = {*plan.record.directories, *created_directories.read(context.created_directories), *missing}
+    directories = {
+        *plan.record.directories,
+        *created_directories.read(context.created_directories),
+        *missing,
+    }
     transaction = plan.record.open
     if transaction is None or (
         plan.operation is Operation.REVERT and transaction.operation is not Operation.REVERT
@@ -83,7 +87,9 @@ def begin(context: Context, plan: Plan, baseline: Baseline) -> Record:
                     change,
                     local=local,
                     snapshot=snapshot,
-                    without_us=_without_us(context.adapter, plan.observation.ownership(change.path), change),
+                    without_us=_without_us(
+                        context.adapter, plan.observation.ownership(change.path), change
+                    ),
                 )
                 record = replace(record, owned=owned)
             elif change.reset_content is not None:
@@ -98,9 +104,11 @@ def begin(context: Context, plan: Plan, baseline: Baseline) -> Record:
                 record,
                 runtime=target.desired.runtime,
                 unit=target.process.unit if target.process is not None else record.unit,
-                location=record.location
-                if target.process is None
-                else locate.location(context.settings, target),
+                location=(
+                    record.location
+                    if target.process is None
+                    else locate.location(context.settings, target)
+                ),
                 toolkit_digest=version.digest if version is not None else record.toolkit_digest,
                 displaced=displaced,
                 open=transaction,
@@ -175,7 +183,9 @@ def converge(
     with context.stats.during("health"):
         plan = check_runtime(context, plan)
     if plan.is_noop:
-        LOGGER.log(logging.DEBUG if announce else logging.INFO, "nothing to do: the node is in sync")
+        LOGGER.log(
+            logging.DEBUG if announce else logging.INFO, "nothing to do: the node is in sync"
+        )
         return plan
     if announce is not None:
         announce(plan)
@@ -225,7 +235,10 @@ def carry_out(context: Context, plan: Plan) -> Record:
         with during("apply"):
             originals = plan.record.owned if plan.operation is Operation.REVERT else ()
             apply.changes(
-                plan.target.host, plan.config_plan.changes, plan.target.desired.config, give_back=originals
+                plan.target.host,
+                plan.config_plan.changes,
+                plan.target.desired.config,
+                give_back=originals,
             )
         record = _save_pending(plan, record, written=True)
         notified = notified or plan.reload_needed
@@ -266,7 +279,9 @@ def sweep(context: Context, plan: Plan) -> None:
     target = plan.target
     paths, owned = {target.desired.config, target.desired.drop_in} - {""}, plan.record.owned
     open_files = plan.record.open.files if plan.record.open is not None else ()
-    apply.sweep(target.host, sorted(paths), target.desired.config, owned=owned, open_files=open_files)
+    apply.sweep(
+        target.host, sorted(paths), target.desired.config, owned=owned, open_files=open_files
+    )
     if target.process is not None:
         restart.forget_launch(target)
     preflight.sweep(target.install_dir)
@@ -295,7 +310,11 @@ def _save_pending(plan: Plan, record: Record, *, written: bool) -> Record:
     """
     if not plan.reload_needed:
         return record
-    ends = written and plan.restart_method.replaces and plan.restart_method.mode is not RestartMode.NONE
+    ends = (
+        written
+        and plan.restart_method.replaces
+        and plan.restart_method.mode is not RestartMode.NONE
+    )
     pending = pending_reload.add(record, is_written=written, by=plan.target.process, ends=ends)
     return journal.save(plan.target.install_dir, pending)
 
@@ -328,7 +347,9 @@ def _count(context: Context, plan: Plan) -> None:
     try:
         context.budget.spend()
     except StepError as error:
-        is_counted = plan.operation is Operation.INSTALL and not plan.restart_method.is_revival(plan.target)
+        is_counted = plan.operation is Operation.INSTALL and not plan.restart_method.is_revival(
+            plan.target
+        )
         if is_counted and context.budget.most:
             raise
         LOGGER.warning("%s; this restart is not counted in the restart budget", error.message)
@@ -343,7 +364,9 @@ def _reload(context: Context, plan: Plan, baseline: Baseline | None) -> tuple[Pl
     if not plan.reload_needed:
         return plan, _confirm_unchanged(context, plan, baseline)
     if plan.restart_method.mode is RestartMode.NONE:
-        LOGGER.info("the runtime was not restarted (--restart-mode none): restart it to load the change")
+        LOGGER.info(
+            "the runtime was not restarted (--restart-mode none): restart it to load the change"
+        )
         return plan, None
     deadline = context.deadline()
     with context.stats.during("reload"):
@@ -418,11 +441,16 @@ def _failed(
     why = error.message if isinstance(error, ToolkitError) else f"{error!r}"
     LOGGER.debug("the change failed", exc_info=error)
     is_not_loaded = isinstance(error, ReloadError)
-    overwritten = apply.overwritten(plan.target.host, plan.config_plan.changes) if is_not_loaded else ()
+    overwritten = (
+        apply.overwritten(plan.target.host, plan.config_plan.changes) if is_not_loaded else ()
+    )
     if overwritten:
         why = f"{', '.join(overwritten)} was modified before the runtime loaded it: {why}"
     if isinstance(error, ReloadError) and context.stop.is_requested:
-        why = f"interrupted by {context.stop.signal.name if context.stop.signal else 'a signal'}: {why}"
+        why = (
+            f"interrupted by {context.stop.signal.name if context.stop.signal else 'a signal'}:"
+            f" {why}"
+        )
     if (
         transaction is not None
         and plan.operation is Operation.REVERT
@@ -438,11 +466,18 @@ def _failed(
         return StepError(f"{why}; no file was changed", hint=hint)
     failed_phase = context.stats.phase
     rollback.undo(context, plan.target, record, why, notified=notified)
-    if notified and plan.operation is Operation.INSTALL and not overwritten and not context.stop.is_requested:
+    if (
+        notified
+        and plan.operation is Operation.INSTALL
+        and not overwritten
+        and not context.stop.is_requested
+    ):
         with contextlib.suppress(StepError):  # The restart budget still limits the attempts.
             context.budget.note_failed(plan.change)
     context.stats.phase = failed_phase
-    return RolledBack(f"{why}; the change was rolled back and the node is in its previous state", hint=hint)
+    return RolledBack(
+        f"{why}; the change was rolled back and the node is in its previous state", hint=hint
+    )
 
 
 def _is_untouched(plan: Plan, transaction: Transaction, record: Record) -> bool:
@@ -456,7 +491,11 @@ def _is_untouched(plan: Plan, transaction: Transaction, record: Record) -> bool:
 
 
 def commit(
-    context: Context, plan: Plan, record: Record, state: Health | None, verified: Mapping[str, str] | None
+    context: Context,
+    plan: Plan,
+    record: Record,
+    state: Health | None,
+    verified: Mapping[str, str] | None,
 ) -> Record:
     """Close the transaction, remove what was saved for a rollback, and return the new record.
 
@@ -466,7 +505,8 @@ def commit(
     """
     install_dir = plan.target.install_dir
     is_loaded = (
-        restart.takes_effect(context.adapter, plan.restart_method) and not context.settings.no_runtime_config
+        restart.takes_effect(context.adapter, plan.restart_method)
+        and not context.settings.no_runtime_config
     )
     pending = None if is_loaded else record.pending_reload
     settled = journal.close_transaction(record, plan.files_after, pending=pending)
@@ -475,7 +515,9 @@ def commit(
             record = journal.save(install_dir, settled)
             break
         except StepError as error:
-            LOGGER.warning("%s (attempt %d of 2); the change itself is done", error.message, attempt)
+            LOGGER.warning(
+                "%s (attempt %d of 2); the change itself is done", error.message, attempt
+            )
     after = replace(plan, record=record)
     sweep(context, after)
     if plan.version is not None:
@@ -513,12 +555,16 @@ def _confirm_in_place(context: Context, plan: Plan) -> Plan:
     transaction, adapter = record.open, context.adapter
     baseline = None
     if transaction is not None:
-        baseline = verify.refreshed_baseline(adapter, plan.target, plan.observation, transaction.baseline)
+        baseline = verify.refreshed_baseline(
+            adapter, plan.target, plan.observation, transaction.baseline
+        )
     expected = verify.expected(context, plan, baseline)
     subject = expectation.NOT_TAKEN_UP if is_uncommitted else expectation.NOT_AS_WANTED
     verified = None
     try:
-        state = expectation.confirmed(plan.target, context.adapter, expected, deadline, subject=subject)
+        state = expectation.confirmed(
+            plan.target, context.adapter, expected, deadline, subject=subject
+        )
         if baseline is not None:
             restart.confirm_dependents(plan.target, baseline.dependents, deadline)
         if transaction is not None:

@@ -49,7 +49,9 @@ def revert(settings: Settings, adapter: Adapter, stop: Cancellation | None = Non
     cleanly.
     """
     settings = settings.with_runtime_config()  # handlers may be left from before the NRI plugin
-    context = Context(settings=settings, adapter=adapter, stop=stop or Cancellation(), is_leaving=True)
+    context = Context(
+        settings=settings, adapter=adapter, stop=stop or Cancellation(), is_leaving=True
+    )
     target = locate.target(settings, adapter, context.stop)
     # A container that a killed run left behind would keep the handlers in use.
     handlers.clear(context, target)
@@ -59,7 +61,12 @@ def revert(settings: Settings, adapter: Adapter, stop: Cancellation | None = Non
         LOGGER.info("nothing to revert: no changes are recorded for this node")
         return Removal(target=target, plan=ConfigPlan(), was_empty=True)
     is_forced, record = settings.force, plan.record
-    if plan.config_plan.is_noop and record.open is not None and record.open.failure and not is_forced:
+    if (
+        plan.config_plan.is_noop
+        and record.open is not None
+        and record.open.failure
+        and not is_forced
+    ):
         # An unfinished rollback restored the files already. It remains to be verified by the
         # runtime.
         transaction.recover(context)
@@ -216,7 +223,9 @@ def _with_loaded_handlers(context: Context, plan: Plan) -> Plan:
         # The change may be the reason why it stopped: see it running before the originals are
         # removed.
         return replace(
-            plan, reload_pending=record.pending_reload is not None and context.mode is not RestartMode.NONE
+            plan,
+            reload_pending=record.pending_reload is not None
+            and context.mode is not RestartMode.NONE,
         )
     state = health.wait_healthy(target, context.adapter, Deadline(SOON, context.stop))
     if state.problems and state.effective.handlers is None:
@@ -232,13 +241,16 @@ def _with_loaded_handlers(context: Context, plan: Plan) -> Plan:
         if record.toolkit_digest is None:
             return plan  # The handlers run the node's own toolkit, which is not removed.
         raise _not_restarted(target.process)
-    LOGGER.warning("the runtime still has the toolkit's handlers, but its files no longer define them")
+    LOGGER.warning(
+        "the runtime still has the toolkit's handlers, but its files no longer define them"
+    )
     return replace(plan, reload_pending=True)
 
 
 def _not_restarted(daemon: RuntimeProcess) -> StepError:
     return StepError(
-        f"PID {daemon.pid} was not restarted and still has the toolkit's handlers, so their files are kept",
+        f"PID {daemon.pid} was not restarted and still has the toolkit's handlers, so their files"
+        " are kept",
         hint="restart the runtime and run revert again, or use --force",
     )
 
@@ -262,12 +274,17 @@ def _refuse_if_needed(context: Context, plan: Plan) -> None:
             f"{error.message}: the configuration was restored, but the toolkit's files are kept",
             hint="run revert again",
         ) from error
-    naming = [str(target.host.local(path)) for path, data in current.items() if data and toolkit in data]
-    original = {o.path for o in plan.observation.owned if o.original is not None and toolkit in o.original}
+    naming = [
+        str(target.host.local(path)) for path, data in current.items() if data and toolkit in data
+    ]
+    original = {
+        o.path for o in plan.observation.owned if o.original is not None and toolkit in o.original
+    }
     naming = [path for path in naming if path not in {str(target.host.local(p)) for p in original}]
     if naming:
         raise StepError(
-            f"{', '.join(naming)} was modified and still runs the toolkit, so the toolkit's files are kept",
+            f"{', '.join(naming)} was modified and still runs the toolkit, so the toolkit's files"
+            " are kept",
             hint="remove those handlers by hand and run revert again, or use --force",
         )
     is_loaded = restart.takes_effect(context.adapter, plan.restart_method)
@@ -364,7 +381,8 @@ def _remove_default(context: Context, plan: Plan) -> None:
     config_plan = planning.compute(target, context.adapter, plan.observation)
     if not config_plan.is_noop:
         transaction.carry_out(
-            context, replace(plan, target=target, config_plan=config_plan, operation=Operation.INSTALL)
+            context,
+            replace(plan, target=target, config_plan=config_plan, operation=Operation.INSTALL),
         )
 
 
@@ -388,5 +406,8 @@ def _in_use(using: tuple[str, ...], what: str) -> StepError:
     users = in_use.describe(using, "the toolkit's handlers")
     return StepError(
         f"{users}; {what}",
-        hint="stop them and run revert again, or use --force (they can then no longer be stopped cleanly)",
+        hint=(
+            "stop them and run revert again, or use --force (they can then no longer be stopped"
+            " cleanly)"
+        ),
     )

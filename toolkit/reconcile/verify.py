@@ -35,8 +35,12 @@ from toolkit.state.record import UNTOLD, Baseline, Operation, Record
 
 _SOON: Final = 5.0
 """Seconds that a query to a runtime which has nothing to load may take."""
-_VAIN: Final = "see the runtime's log; run again after the runtime was restarted or its files were changed"
-_OWN: Final = "the host may have its own toolkit, which is found first: use --no-runtime-config to keep that"
+_VAIN: Final = (
+    "see the runtime's log; run again after the runtime was restarted or its files were changed"
+)
+_OWN: Final = (
+    "the host may have its own toolkit, which is found first: use --no-runtime-config to keep that"
+)
 _LEAST: Final = 1.0
 
 
@@ -88,15 +92,22 @@ def refreshed_baseline(
         baseline = replace(baseline, has_network=False, dependents=())
     if baseline.identity == _identity(adapter, target, observation):
         return baseline
-    LOGGER.info("the runtime's files or binary changed since the baseline was taken: using the current files")
+    LOGGER.info(
+        "the runtime's files or binary changed since the baseline was taken: using the current"
+        " files"
+    )
     return replace(baseline, has=UNTOLD, files=effective(adapter, target, observation))
 
 
-def refreshed_baseline_of(adapter: Adapter, target: Target, record: Record, baseline: Baseline) -> Baseline:
+def refreshed_baseline_of(
+    adapter: Adapter, target: Target, record: Record, baseline: Baseline
+) -> Baseline:
     """Return the same, observing the node first; handlers are unknown if it cannot be observed."""
     try:
         owned = journal.ownerships(target.install_dir, record.owned)
-        return refreshed_baseline(adapter, target, observe.observe(target, adapter, owned), baseline)
+        return refreshed_baseline(
+            adapter, target, observe.observe(target, adapter, owned), baseline
+        )
     except ToolkitError as error:
         LOGGER.debug("%s", error.message)
         return replace(baseline, has=UNTOLD, files=UNTOLD)
@@ -159,7 +170,9 @@ def expected(context: Context, plan: Plan, baseline: Baseline | None) -> Expecte
 
 def handlers(context: Context, plan: Plan) -> frozenset[str]:
     """Return the toolkit's handlers that the runtime has once the plan is applied."""
-    return frozenset() if context.settings.no_runtime_config else expected(context, plan, None).present
+    return (
+        frozenset() if context.settings.no_runtime_config else expected(context, plan, None).present
+    )
 
 
 def _serves_cri(plan: Plan) -> bool | None:
@@ -174,13 +187,19 @@ def as_generated(context: Context, plan: Plan) -> Plan:
 
     Raises ReloadError if the distribution did not define the expected handlers.
     """
-    if not plan.target.desired.generated or not plan.reload_needed or context.mode is RestartMode.NONE:
+    if (
+        not plan.target.desired.generated
+        or not plan.reload_needed
+        or context.mode is RestartMode.NONE
+    ):
         return plan
     install_dir, is_forced = plan.target.install_dir, context.settings.force
     owned = journal.ownerships(install_dir, journal.load(install_dir).owned, even_if_gone=is_forced)
     observation = observe.observe(plan.target, context.adapter, owned)
     if plan.operation is Operation.INSTALL and (
-        pending_restart := planning.compute(plan.target, context.adapter, observation).pending_restart
+        pending_restart := planning.compute(
+            plan.target, context.adapter, observation
+        ).pending_restart
     ):
         raise ReloadError(f"the distribution was restarted, but {pending_restart}", hint=_OWN)
     return replace(plan, observation=observation)
@@ -193,7 +212,11 @@ def runtime_state(context: Context, plan: Plan) -> Health | None:
     if is_pending(plan.target, plan.record, RestartMode.AUTO):
         return None
     state = health.query(plan.target, context.adapter, timeout=soon(context))
-    return None if state.problems or expected(context, plan, None).unmet(context.adapter, state) else state
+    return (
+        None
+        if state.problems or expected(context, plan, None).unmet(context.adapter, state)
+        else state
+    )
 
 
 def configuration(plan: Plan) -> dict[str, str]:
@@ -202,7 +225,9 @@ def configuration(plan: Plan) -> dict[str, str]:
     Probes open these paths. Raises StepError for a file that cannot be opened here.
     """
     host = plan.target.host
-    return {str(host.opened(path)): fingerprint(data) for path, data in sorted(plan.files_after.items())}
+    return {
+        str(host.opened(path)): fingerprint(data) for path, data in sorted(plan.files_after.items())
+    }
 
 
 def with_missing_handlers(context: Context, plan: Plan) -> Plan:
@@ -223,7 +248,9 @@ def with_pending_reload(context: Context, plan: Plan, error: StepError) -> Plan:
     Raises ReloadError if the same process was already reloaded with the same files without effect.
     """
     if context.budget.was_ineffective(_mark(plan, plan.target.process)):
-        raise ReloadError(f"{error.message}; reloading the same files did not help", hint=_VAIN) from error
+        raise ReloadError(
+            f"{error.message}; reloading the same files did not help", hint=_VAIN
+        ) from error
     LOGGER.warning("%s", error.message)
     return replace(plan, reload_pending=True)
 

@@ -19,7 +19,11 @@ from toolkit.node.processes import RuntimeProcess
 from toolkit.settings.defaults import runtime_default
 from toolkit.settings.resolve import Settings
 
-_VARIABLE: Final = {"containerd": "CONTAINERD_CONFIG", "docker": "DOCKER_CONFIG", "crio": "CRIO_CONFIG"}
+_VARIABLE: Final = {
+    "containerd": "CONTAINERD_CONFIG",
+    "docker": "DOCKER_CONFIG",
+    "crio": "CRIO_CONFIG",
+}
 
 # --- paths named by the settings or by the daemon -------------------------------------------------
 
@@ -78,8 +82,8 @@ def unread_hint(adapter: Adapter, given: str | None) -> str:
     """Return what to set where the configured root config is not the one that the daemon reads."""
     read = given or runtime_default(adapter.name, "config")
     return (
-        f"set {_VARIABLE[adapter.name]}={read} (--config); in a pod, with the directory of that file mounted"
-        " writable"
+        f"set {_VARIABLE[adapter.name]}={read} (--config); in a pod, with the directory of that"
+        " file mounted writable"
     )
 
 
@@ -118,7 +122,10 @@ def check_source(settings: Settings, host: Host, config: Path, binary: str | Non
         other = path.strip()
         if kind.strip() == "file" and other and not _is_same(host, Path(other), config):
             raise UsageProblem(
-                [f"{origin}=file={other}: handlers come from the file that the runtime reads, {config}"],
+                [
+                    f"{origin}=file={other}: handlers come from the file that the runtime reads,"
+                    f" {config}"
+                ],
                 hint="set --config to the file that the runtime reads, and leave out `=PATH` here",
             )
 
@@ -180,7 +187,10 @@ def find(
     config = find_config(settings, host, adapter, config_argument, is_known=process is not None)
     configs = [each.config for each in DISTRIBUTIONS if each.runtime == adapter.name]
     node = host.node(
-        config, *([config_argument] if config_argument else []), _default(adapter, "config"), *configs
+        config,
+        *([config_argument] if config_argument else []),
+        _default(adapter, "config"),
+        *configs,
     )
     distribution = _distribution(settings, host, adapter, process, node, config_argument)
     delivery = distribution.delivery
@@ -200,7 +210,10 @@ def find(
     host, drop_in = _drop_in(settings, host, adapter, process, own, directory_argument)
     others: list[str] = []
     if drop_in and delivery.is_regenerated:
-        others = [distribution.relocated(path, node) for path in (distribution.drop_in, *delivery.drop_ins)]
+        others = [
+            distribution.relocated(path, node)
+            for path in (distribution.drop_in, *delivery.drop_ins)
+        ]
         others = [path for path in others if path and path != drop_in]
     for path in others:
         host = _with_directory_of(host, path)
@@ -218,7 +231,8 @@ def _in_place_of_default(
     """
     name = distribution.name
     note = (
-        f"{option} is the default of {adapter.name}, which {name} does not read: it generates {paths.config}"
+        f"{option} is the default of {adapter.name}, which {name} does not read: it generates"
+        f" {paths.config}"
     )
     if not files.immutable_reason(paths.host.file(paths.config)):
         return replace(paths, note=note)
@@ -254,7 +268,9 @@ def _generated_instead(
     socket = host.node(Path(settings.socket), *(path for row in rows for path in row.sockets))
     if process is None:
         there = ((row, host.resolve(row.config)) for row in rows if socket in row.sockets)
-        return next(((row, row.config) for row, path in there if path is not None and path.exists()), None)
+        return next(
+            ((row, row.config) for row, path in there if path is not None and path.exists()), None
+        )
     found = distributions.of(
         adapter.name,
         executable=process.executable,
@@ -300,7 +316,10 @@ def _drop_in(
         drop_in = _default(adapter, "drop_in_config")
     elif settings.drop_in_config:
         drop_in = find_drop_in(settings, host, adapter)
-        return host.mapped(posixpath.dirname(drop_in), Path(settings.drop_in_config).parent), drop_in
+        return (
+            host.mapped(posixpath.dirname(drop_in), Path(settings.drop_in_config).parent),
+            drop_in,
+        )
     return _with_directory_of(host, drop_in), drop_in
 
 
@@ -318,7 +337,9 @@ def _distribution(
     belongs to the plain runtime.
     """
     executable, unit = (process.executable, process.unit or "") if process is not None else ("", "")
-    socket = host.node(Path(settings.socket), *(path for row in DISTRIBUTIONS for path in row.sockets))
+    socket = host.node(
+        Path(settings.socket), *(path for row in DISTRIBUTIONS for path in row.sockets)
+    )
     distribution = distributions.of(
         adapter.name, executable=executable, config=config, unit=unit, socket=socket
     )

@@ -62,8 +62,12 @@ class Expected:
         if known is None and now.supports_cri and self.present:
             problems.append("the runtime does not list its handlers")
         if known is not None and now.supports_cri:
-            problems += [f"the runtime does not know the handler {h}" for h in sorted(self.present - known)]
-            problems += [f"the runtime still knows the handler {h}" for h in sorted(self.absent & known)]
+            problems += [
+                f"the runtime does not know the handler {h}" for h in sorted(self.present - known)
+            ]
+            problems += [
+                f"the runtime still knows the handler {h}" for h in sorted(self.absent & known)
+            ]
         problems += planner.regressions(
             self.ours, self.default, self._before(), now.effective, raised=self.raised
         )
@@ -77,7 +81,9 @@ class Expected:
         if self.baseline is None:
             return ()
         known = (self.without_us,) if self.without_us != UNTOLD else ()
-        return known if self.is_removal and known else (self.baseline.has, self.baseline.files, *known)
+        return (
+            known if self.is_removal and known else (self.baseline.has, self.baseline.files, *known)
+        )
 
     def _regressions(self, before: Baseline, now: Health) -> list[str]:
         problems = []

@@ -85,7 +85,11 @@ def _over_cri(target: Target, adapter: Adapter, body: str, *, timeout: Timeout) 
     reasons = [reason for reason in status.reasons if not reason.startswith("NetworkReady")]
     return Health(
         effective=effective,
-        problems=() if status.runtime_ready else (f"the runtime is not ready: {'; '.join(reasons)}",),
-        network="" if status.network_ready else "; ".join(r for r in status.reasons if r not in reasons),
+        problems=(
+            () if status.runtime_ready else (f"the runtime is not ready: {'; '.join(reasons)}",)
+        ),
+        network=(
+            "" if status.network_ready else "; ".join(r for r in status.reasons if r not in reasons)
+        ),
         body=body,
     )

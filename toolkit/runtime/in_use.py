@@ -73,7 +73,9 @@ def using(
             return tuple(dict.fromkeys([*result, *usage.using]))
         for request in usage.requests:
             timeout = deadline.at_least(_LEAST)
-            answers[request.path] = http.get(target.socket, request.path, timeout=timeout, gone="null")
+            answers[request.path] = http.get(
+                target.socket, request.path, timeout=timeout, gone="null"
+            )
 
 
 def describe(using: tuple[str, ...], what: str) -> str:
@@ -99,7 +101,9 @@ def _pods(target: Target, adapter: Adapter, deadline: Deadline) -> tuple[dict[st
         else:
             names = {pod.id: f"{pod.namespace}/{pod.name}" for pod in pods}
             names |= {c.id: names[c.sandbox] for c in containers if c.sandbox in names}
-            return names, [names[pod.id] for pod in pods if handlers[pod.id] in target.desired.names]
+            return names, [
+                names[pod.id] for pod in pods if handlers[pod.id] in target.desired.names
+            ]
 
 
 def _handler(target: Target, adapter: Adapter, pod: cri.Sandbox, *, timeout: Timeout) -> str:

@@ -36,13 +36,17 @@ from toolkit.state import binary_cache
 # --- a different runtime on the socket ------------------------------------------------------------
 
 
-def answered(settings: Settings, adapter: Adapter, error: socket_peer.NoPeer) -> tuple[Contradiction, ...]:
+def answered(
+    settings: Settings, adapter: Adapter, error: socket_peer.NoPeer
+) -> tuple[Contradiction, ...]:
     """Return a contradiction if a runtime other than the configured one answers on the socket."""
     if not isinstance(error, socket_peer.UnexpectedPeer):
         return ()
     process = error.process
     others = registry.ADAPTERS.items()
-    other = next((name for name, each in others if processes.looks_like(process, each.executables)), None)
+    other = next(
+        (name for name, each in others if processes.looks_like(process, each.executables)), None
+    )
     if other is None:
         return ()
     socket = settings.socket
@@ -85,7 +89,9 @@ class Target:
     notes: tuple[str, ...] = ()
     stop: Cancellation | None = None
     contradictions: tuple[Contradiction, ...] = ()
-    answers: binary_cache.AnswerCache = field(default_factory=binary_cache.AnswerCache, compare=False)
+    answers: binary_cache.AnswerCache = field(
+        default_factory=binary_cache.AnswerCache, compare=False
+    )
     supervisor: supervisor.Supervisor | None = None
 
 
@@ -224,7 +230,9 @@ def distrusted_files(target: Target, observation: Observation) -> tuple[str, ...
     for path in observation.files:
         local = host.local(path)
         problems.append(trust.config_problem(path, host.root))
-        problems.append(trust.config_problem(str(local), root) if host.is_here or host.places else "")
+        problems.append(
+            trust.config_problem(str(local), root) if host.is_here or host.places else ""
+        )
         problems.append(trust.config_problem(str(host.target(local)), root))
     return tuple(dict.fromkeys(problem for problem in problems if problem))
 
@@ -253,8 +261,13 @@ def root(settings: Settings) -> Path:
         with suppress(PermissionError):
             if not os.listdir(given):
                 raise UsageProblem(
-                    [f"--host-root={given} is empty: the node's root directory is not mounted there"],
-                    hint="mount the node's / there, or use --host-root=/ to run directly on the node",
+                    [
+                        f"--host-root={given} is empty: the node's root directory is not mounted"
+                        " there"
+                    ],
+                    hint=(
+                        "mount the node's / there, or use --host-root=/ to run directly on the node"
+                    ),
                 )
         return given
     if settings.is_given("host_root"):
@@ -281,12 +294,20 @@ def _binary(
         path = host.executable(given)
         if path is None and "file" not in sources:
             raise UsageProblem([f"--executable-path={given}: no such program on the node"])
-        note = () if path else (f"{given}: no such program on the node; the change is not validated by it",)
+        note = (
+            ()
+            if path
+            else (f"{given}: no such program on the node; the change is not validated by it",)
+        )
         return path, note
     if not host.is_here and os.geteuid() != 0:
-        return None, ("only root can run the node's programs; the change is not validated by the runtime",)
+        return None, (
+            "only root can run the node's programs; the change is not validated by the runtime",
+        )
     candidates = (
-        [process.executable] if process and processes.looks_like(process, adapter.executables) else []
+        [process.executable]
+        if process and processes.looks_like(process, adapter.executables)
+        else []
     )
     if process and candidates and os.path.basename(process.executable) not in adapter.executables:
         # A multi-call binary (k3s) acts as the runtime only if it is started under the runtime's
@@ -302,7 +323,9 @@ def _binary(
     return None, ()
 
 
-def _desired(settings: Settings, host: Host, config: str, drop_in: str, install_dir: Path) -> Desired:
+def _desired(
+    settings: Settings, host: Host, config: str, drop_in: str, install_dir: Path
+) -> Desired:
     default = settings.runtime_class
     name = "nvidia" if default in BINARIES else default
     toolkit = programs.directory(settings, host, install_dir)

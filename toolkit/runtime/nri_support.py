@@ -22,12 +22,18 @@ _SOON: Final = 5.0
 _SOCKET: Final = "/var/run/nri/nri.sock"
 _FIRST_CRIO: Final = (1, 26)
 _SWITCH: Final = {
-    RuntimeName.CONTAINERD: "set `disable = false` in [plugins.'io.containerd.nri.v1.nri'] of its"
-    " configuration (containerd 1.7 also needs `enable_cdi = true`), and restart it",
+    RuntimeName.CONTAINERD: (
+        "set `disable = false` in [plugins.'io.containerd.nri.v1.nri'] of its"
+        " configuration (containerd 1.7 also needs `enable_cdi = true`), and restart it"
+    ),
     RuntimeName.CRIO: "set `enable_nri = true` in [crio.nri] of its configuration, and restart it",
 }
-_NEEDED: Final = "the NRI plugin needs containerd 2.0 or newer (1.7 if NRI is switched on), or CRI-O 1.26"
-_NOT_MOUNTED: Final = "mount the directory of the runtime's NRI socket, or name the socket with --nri-socket"
+_NEEDED: Final = (
+    "the NRI plugin needs containerd 2.0 or newer (1.7 if NRI is switched on), or CRI-O 1.26"
+)
+_NOT_MOUNTED: Final = (
+    "mount the directory of the runtime's NRI socket, or name the socket with --nri-socket"
+)
 
 
 class NriState(StrEnum):
@@ -48,7 +54,9 @@ class NriSupport:
     hint: str = ""
 
 
-def look_up(settings: Settings, host: Host, runtime: RuntimeName, endpoint: Path | None) -> NriSupport:
+def look_up(
+    settings: Settings, host: Host, runtime: RuntimeName, endpoint: Path | None
+) -> NriSupport:
     """Return whether a runtime has NRI. `endpoint` is its own socket, None if nothing answers there."""
     socket = _existing(settings, host)
     if socket is not None:

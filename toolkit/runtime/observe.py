@@ -108,7 +108,9 @@ def ask(target: locate.Target, question: BinaryQuery) -> BinaryResult:
             raise Interrupted(target.stop.signal) from error
         raise
     except OSError as error:
-        raise StepError(f"cannot run {target.binary}: {error.strerror}; nothing was changed") from error
+        raise StepError(
+            f"cannot run {target.binary}: {error.strerror}; nothing was changed"
+        ) from error
 
 
 def _ask(target: locate.Target, question: BinaryQuery) -> BinaryResult:
@@ -157,8 +159,12 @@ def _refuse_killed(result: command.Result) -> None:
     number = next((each for each in _KILLED if result.code in {-each, 128 + each}), None)
     if number is not None:
         raise StepError(
-            f"`{' '.join(result.argv)}` was ended by {number.name}: the configuration could not be checked",
-            hint="run again; if the kernel killed it for memory (see dmesg), give the pod or the node more",
+            f"`{' '.join(result.argv)}` was ended by {number.name}: the configuration could not be"
+            " checked",
+            hint=(
+                "run again; if the kernel killed it for memory (see dmesg), give the pod or the"
+                " node more"
+            ),
         )
 
 

@@ -112,8 +112,8 @@ def _shim(target: Target, where: str, kind: str) -> Iterator[str]:
     searched = ":".join([path or command.SEARCH_PATH, *beside])
     if _host(target).executable(name, searched) is None:
         yield (
-            f"{where}: the shim {name} of runtime_type {kind!r} was not found in the PATH of containerd"
-            f" ({searched})"
+            f"{where}: the shim {name} of runtime_type {kind!r} was not found in the PATH of"
+            f" containerd ({searched})"
         )
 
 
@@ -125,4 +125,6 @@ def _snapshotter(target: Target, where: str, name: str, timeout: Timeout) -> Ite
     if name not in known:
         yield f"{where}: the running containerd has no snapshotter {name!r}, only {usable}"
     elif known[name]:
-        yield f"{where}: the running containerd did not load the snapshotter {name!r}: {known[name]}"
+        yield (
+            f"{where}: the running containerd did not load the snapshotter {name!r}: {known[name]}"
+        )

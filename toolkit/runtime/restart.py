@@ -26,9 +26,12 @@ from toolkit.settings.options import RestartMode
 
 _NOTHING: Final = "nothing is known to start it again"
 _CHOICES: Final = (
-    "use --restart-mode none and restart it yourself, or --restart-mode signal if something does start it"
+    "use --restart-mode none and restart it yourself, or --restart-mode signal if something does"
+    " start it"
 )
-_PRIVILEGED: Final = "the pod needs `privileged: true`; or use --restart-mode none and restart it yourself"
+_PRIVILEGED: Final = (
+    "the pod needs `privileged: true`; or use --restart-mode none and restart it yourself"
+)
 _RETURNED: Final = 15.0
 """Seconds within which a supervisor that is not known starts the daemon again; some wait for 5."""
 _STATE: Final = ("LoadState", "ActiveState")
@@ -80,7 +83,11 @@ class RestartMethod:
             return f"restart {self.unit}"
         if self.is_as_before:
             return "start it as it was started before a killed run ended it"
-        to = f"SIGHUP to PID {process.pid}" if process else "SIGHUP to the process that owns the socket"
+        to = (
+            f"SIGHUP to PID {process.pid}"
+            if process
+            else "SIGHUP to the process that owns the socket"
+        )
         if self.after_signal:
             return f"{to}, which ends it: {self.after_signal} starts it again"
         return f"{to}, which ends it: {_NOTHING}" if self.warning else to
@@ -104,9 +111,11 @@ def restart_method(
             mode=RestartMode.SIGNAL,
             unit=None,
             replaces=True,
-            obstacle=f"{adapter.name} was ended by a killed run: {lacking} ({_PRIVILEGED})"
-            if lacking
-            else "",
+            obstacle=(
+                f"{adapter.name} was ended by a killed run: {lacking} ({_PRIVILEGED})"
+                if lacking
+                else ""
+            ),
             is_as_before=True,
         )
     if process is None:
@@ -174,7 +183,8 @@ def _no_start(found: Supervisor) -> str:
 def takes_effect(adapter: Adapter, restart_method: RestartMethod) -> bool:
     """Return whether a method makes the runtime use a change, rather than only read it."""
     needs_restart = (
-        adapter.on_hangup is SighupEffect.NEEDS_RESTART and restart_method.mode is RestartMode.SIGNAL
+        adapter.on_hangup is SighupEffect.NEEDS_RESTART
+        and restart_method.mode is RestartMode.SIGNAL
     )
     return restart_method.mode is not RestartMode.NONE and not needs_restart
 
@@ -190,7 +200,10 @@ def start_stopped(
     if unit is None or target.process is not None or systemd.unusable(target.host):
         return None
     method = RestartMethod(
-        mode=RestartMode.SYSTEMD, unit=unit, replaces=True, dependents=_dependents(target, unit, deadline)
+        mode=RestartMode.SYSTEMD,
+        unit=unit,
+        replaces=True,
+        dependents=_dependents(target, unit, deadline),
     )
     if even_if_stopped:
         return method
@@ -259,7 +272,9 @@ def _warn(chosen: RestartMethod, process: processes.RuntimeProcess) -> None:
         LOGGER.warning("%s", chosen.warning)
     if chosen.dependents_end:
         units = ", ".join(chosen.dependents)
-        LOGGER.warning("systemd restarts or stops the units that depend on %s: %s", process.unit, units)
+        LOGGER.warning(
+            "systemd restarts or stops the units that depend on %s: %s", process.unit, units
+        )
 
 
 def _start_again(
@@ -282,15 +297,20 @@ def _start_again(
         return
     if before is not None and before.is_alive():
         return  # it did not end at all
-    LOGGER.warning("nothing started %s again within %.0f s; starting it as it was", adapter.name, seconds)
+    LOGGER.warning(
+        "nothing started %s again within %.0f s; starting it as it was", adapter.name, seconds
+    )
     try:
         _start_as_before(target, found, deadline)
     except StepError as error:
         how = f", with `{_start_words(found)}`" if _start_words(found) else ""
         raise StepError(
-            f"{adapter.name} ended and nothing started it again: start it yourself{how} ({error.message})",
-            hint="nothing is known to start this runtime again: set up a supervisor, or use"
-            " --restart-mode none and restart it yourself",
+            f"{adapter.name} ended and nothing started it again: start it yourself{how}"
+            f" ({error.message})",
+            hint=(
+                "nothing is known to start this runtime again: set up a supervisor, or use"
+                " --restart-mode none and restart it yourself"
+            ),
         ) from error
 
 
@@ -380,7 +400,11 @@ def _answering(target: Target, adapter: Adapter, deadline: Deadline) -> processe
 
 def restart_unit(target: Target, unit: str, dependents: Sequence[str], deadline: Deadline) -> None:
     """Restart a unit, and leave the running units that depend on it alone."""
-    also = f" alone: the units that depend on it keep running: {', '.join(dependents)}" if dependents else ""
+    also = (
+        f" alone: the units that depend on it keep running: {', '.join(dependents)}"
+        if dependents
+        else ""
+    )
     LOGGER.info("restarting %s%s", unit, also)
     job = (systemd.ALONE,) if dependents else ()
     if target.desired.delivery.is_regenerated:
@@ -464,7 +488,10 @@ def _wait(
         except socket_peer.NoPeer as error:
             last = str(error)
         else:
-            is_new = before is None or (now.pid, now.start_ticks) != (before.pid, before.start_ticks)
+            is_new = before is None or (now.pid, now.start_ticks) != (
+                before.pid,
+                before.start_ticks,
+            )
             if is_new or not chosen.replaces:
                 LOGGER.info("PID %d answers on %s", now.pid, target.socket)
                 return

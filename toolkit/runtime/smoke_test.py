@@ -54,7 +54,9 @@ _WRONG_HANDLER: Final = re.compile(
 # ("Error initializing source docker://...").
 _NO_IMAGE: Final = re.compile("sandbox image|pull image|initializing source", re.IGNORECASE)
 _NO_NETWORK: Final = re.compile("network plugin|cni plugin|sandbox network", re.IGNORECASE)
-_UNAVAILABLE: Final = frozenset({"UNIMPLEMENTED", "UNAVAILABLE", "PERMISSION_DENIED", "UNAUTHENTICATED"})
+_UNAVAILABLE: Final = frozenset(
+    {"UNIMPLEMENTED", "UNAVAILABLE", "PERMISSION_DENIED", "UNAUTHENTICATED"}
+)
 
 
 class NotTried(StepError):
@@ -122,7 +124,9 @@ def pod_request(name: str, handler: str, cgroup_parent: str) -> bytes:
     # hung.
     metadata = protobuf.encode([(1, name), (2, str(uuid.uuid4())), (3, _NAMESPACE)])
     label = protobuf.encode([(1, _LABEL), (2, cri.LABELLED)])
-    return protobuf.encode([(1, protobuf.encode([(1, metadata), (6, label), (8, linux)])), (2, handler)])
+    return protobuf.encode(
+        [(1, protobuf.encode([(1, metadata), (6, label), (8, linux)])), (2, handler)]
+    )
 
 
 def _require_image(socket: Path, image: str | None, time_left: TimeLeft) -> None:
@@ -135,7 +139,8 @@ def _require_image(socket: Path, image: str | None, time_left: TimeLeft) -> None
         return  # It remains unknown; the start of the pod will show it.
     if not is_there:
         raise NotTried(
-            f"sandbox image not found: {image}", hint=f"pull or load that image on the node: {image}"
+            f"sandbox image not found: {image}",
+            hint=f"pull or load that image on the node: {image}",
         )
 
 
@@ -196,7 +201,9 @@ def _clear_pods(socket: Path, name: str | None, time_left: TimeLeft) -> None:
             try:
                 cri.call(socket, "RemovePodSandbox", request, timeout=time_left)
             except cri.CriFailed as error:
-                problem = StepError(f"the pod {pod.name} cannot be removed: {_one_line(error.message)}")
+                problem = StepError(
+                    f"the pod {pod.name} cannot be removed: {_one_line(error.message)}"
+                )
         if problem is None:
             return
         _wait(time_left, problem)
@@ -241,7 +248,9 @@ def clear_containers(socket: Path, *, timeout: Timeout) -> None:
     ):
         delete(socket, f"/containers/{container.get('Id')}?force=1&v=1", time_left)
     reference = json.dumps({"reference": [_NAME]})
-    for image in _listed(socket, f"/images/json?filters={urllib.parse.quote(reference)}", time_left):
+    for image in _listed(
+        socket, f"/images/json?filters={urllib.parse.quote(reference)}", time_left
+    ):
         for name in image.get("RepoTags") or ():
             delete(socket, f"/images/{name}", time_left)
 
@@ -254,7 +263,9 @@ def _listed(socket: Path, target: str, time_left: TimeLeft) -> list[dict[str, An
     try:
         result = json.loads(answer.body)
     except (ValueError, RecursionError) as error:
-        raise StepError(f"GET {target} on {socket}: the response is not valid JSON: {error}") from error
+        raise StepError(
+            f"GET {target} on {socket}: the response is not valid JSON: {error}"
+        ) from error
     return [each for each in result if isinstance(each, dict)] if isinstance(result, list) else []
 
 
@@ -291,7 +302,9 @@ def _run(socket: Path, handler: str, name: str, image: str, time_left: TimeLeft)
             raise HandlerFailed(f"{_container_failure(handler)}: {text}")
     code = _json_object(body).get("StatusCode")
     if code != 0:
-        raise HandlerFailed(f"{_container_failure(handler)}: its program exited with {code} instead of 0")
+        raise HandlerFailed(
+            f"{_container_failure(handler)}: its program exited with {code} instead of 0"
+        )
 
 
 def _import(socket: Path, image: str, time_left: TimeLeft) -> None:
@@ -313,10 +326,14 @@ def _import(socket: Path, image: str, time_left: TimeLeft) -> None:
     lines = [_json_object(line) for line in answer.body.splitlines()]
     problems = [_one_line(str(line["error"])) for line in lines if "error" in line]
     if problems or not answer.ok:
-        raise NotTried(f"cannot create the image to start: {' '.join(problems) or _error_text(answer)}")
+        raise NotTried(
+            f"cannot create the image to start: {' '.join(problems) or _error_text(answer)}"
+        )
 
 
-def _request(socket: Path, method: str, target: str, body: bytes | None = None, **more: Any) -> Response:
+def _request(
+    socket: Path, method: str, target: str, body: bytes | None = None, **more: Any
+) -> Response:
     from toolkit.runtime.client import http  # noqa: PLC0415  # costs 15 ms, only Docker speaks it
 
     return http.request(socket, method, target, body, **more)
@@ -346,7 +363,9 @@ def delete(socket: Path, target: str, time_left: TimeLeft) -> None:
 
 
 @contextlib.contextmanager
-def _cleaned_up(clear: Callable[[TimeLeft], None], what: str, timeout: Timeout) -> Iterator[TimeLeft]:
+def _cleaned_up(
+    clear: Callable[[TimeLeft], None], what: str, timeout: Timeout
+) -> Iterator[TimeLeft]:
     """Run `clear` before and after the body; yield a function that returns the body's seconds left.
 
     Raises StepError if the removal fails. If the body raised an exception, that one is raised
@@ -385,7 +404,11 @@ def _error_text(answer: Response) -> str:
     """Return dockerd's error message, as one line, with secrets masked."""
     from toolkit import redact  # noqa: PLC0415  # needed for errors only
 
-    text = _json_object(answer.body).get("message") or answer.body or f"{answer.status} {answer.reason}"
+    text = (
+        _json_object(answer.body).get("message")
+        or answer.body
+        or f"{answer.status} {answer.reason}"
+    )
     return _one_line(redact.text(str(text)))
 
 

@@ -16,8 +16,8 @@ from toolkit.runtime.locate import Target
 
 _INIT: Final = 1
 _MOUNT_IT: Final = (
-    "mount that directory of the node into this container at the same path (a hostPath volume), or name one"
-    " that is mounted"
+    "mount that directory of the node into this container at the same path (a hostPath volume), or"
+    " name one that is mounted"
 )
 _CHOOSE: Final = (
     "choose a directory that the runtime sees, or change the settings of its unit that hide it"
@@ -104,7 +104,9 @@ def _places(
     host = target.host
     if installs:
         install_dir = target.install_dir
-        yield _Place("--toolkit-install-dir", host.node(install_dir), host.target(install_dir), is_file=False)
+        yield _Place(
+            "--toolkit-install-dir", host.node(install_dir), host.target(install_dir), is_file=False
+        )
     elif target.desired.handlers:
         program = target.desired.handlers[0].binary
         yield _Place("--toolkit-bin-dir", program, host.target(host.seen(program)))

@@ -17,9 +17,14 @@ _PATHS: Final = (
     "toolkit_bin_dir", "drop_in_config_host_path", "hooks_dir",
     "driver_root", "driver_root_ctr_path", "dev_root", "dev_root_ctr_path", "cdi_output_dir", "nri_socket",
 )  # fmt: skip
-_KIND: Final = re.compile(r"[A-Za-z]([A-Za-z0-9._-]*[A-Za-z0-9])?/[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
+_KIND: Final = re.compile(
+    r"[A-Za-z]([A-Za-z0-9._-]*[A-Za-z0-9])?/[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?"
+)
 _CONFIG_KEY: Final = re.compile(r"([a-z][a-z0-9-]*(?:\.[a-z][a-z0-9-]*)*)=")
-_CONFIG_OPTIONS: Final = {"nvidia-container-cli.root": "--driver-root", "features": "--opt-in-features"}
+_CONFIG_OPTIONS: Final = {
+    "nvidia-container-cli.root": "--driver-root",
+    "features": "--opt-in-features",
+}
 _CONFIG_PATHS: Final = frozenset(
     {"nvidia-container-cli.path", "nvidia-container-runtime-hook.path", "nvidia-ctk.path"}
 )
@@ -128,7 +133,9 @@ def _of_toolkit_config(values: Mapping[str, Any], origins: Mapping[str, str]) ->
         return
     flags = {flag for row in SETTINGS for flag in row.flags} if given else set()
     for name in given:
-        own = f"--{name}" if f"--{name}" in flags else _CONFIG_OPTIONS.get(name.partition(".")[0], "")
+        own = (
+            f"--{name}" if f"--{name}" in flags else _CONFIG_OPTIONS.get(name.partition(".")[0], "")
+        )
         own = _CONFIG_OPTIONS.get(name, own)
         if own:
             yield f"{option}={name}: use {own} instead"
@@ -157,7 +164,9 @@ def contradictions(values: Mapping[str, Any], origins: Mapping[str, str]) -> lis
     problems = []
     pid_file = values["pid_file"]
     if PurePosixPath(pid_file).name != "toolkit.pid":
-        problems.append(f"{_named(origins, 'pid_file')}{pid_file}: the file name must be toolkit.pid")
+        problems.append(
+            f"{_named(origins, 'pid_file')}{pid_file}: the file name must be toolkit.pid"
+        )
     problems += [
         f"{_named(origins, 'config_source')}{source}: must be command or file"
         for source in values["config_source"]
@@ -176,7 +185,8 @@ def contradictions(values: Mapping[str, Any], origins: Mapping[str, str]) -> lis
     name = values["runtime_class"]
     if any(c.isspace() or c in "\"'\\/" or not c.isprintable() for c in name):
         problems.append(
-            f"{_named(origins, 'runtime_class')}{name}: must be a name without spaces, quotes and slashes"
+            f"{_named(origins, 'runtime_class')}{name}: must be a name without spaces, quotes and"
+            " slashes"
         )
     problems += _of_cdi(values, origins)
     problems += _of_toolkit_config(values, origins)
@@ -217,16 +227,19 @@ def _of_switches(values: Mapping[str, Any], origins: Mapping[str, str]) -> Itera
     no_install = values["no_install"]
     if no_install and values["no_runtime_config"]:
         switches = f"{origins['no_install']} and {origins['no_runtime_config']}"
-        yield f"{switches}: cannot be combined, nothing would be done; `status` shows the state of the node"
+        yield (
+            f"{switches}: cannot be combined, nothing would be done; `status` shows the state of"
+            " the node"
+        )
     if values["toolkit_bin_dir"] and not no_install:
         yield (
-            f"{_named(origins, 'toolkit_bin_dir')}{values['toolkit_bin_dir']}: requires --no-install;"
-            " without it the toolkit is installed below the install directory"
+            f"{_named(origins, 'toolkit_bin_dir')}{values['toolkit_bin_dir']}: requires"
+            " --no-install; without it the toolkit is installed below the install directory"
         )
     if no_install:
         yield from (
-            f"{origins[name]}: cannot be used with --no-install, which leaves the toolkit's files and"
-            " configuration to the node"
+            f"{origins[name]}: cannot be used with --no-install, which leaves the toolkit's files"
+            " and configuration to the node"
             for name in _OF_INSTALLED_TOOLKIT
             if origins[name].startswith("-")
         )
@@ -235,7 +248,9 @@ def _of_switches(values: Mapping[str, Any], origins: Mapping[str, str]) -> Itera
 def _of_runtimes(values: Mapping[str, Any], origins: Mapping[str, str]) -> Iterator[str]:
     """Yield a message for every option that is invalid for this runtime or applies to another."""
     for row in SETTINGS:
-        is_other = row.only not in {"", values["runtime"]} and values["runtime"] in defaults.BY_RUNTIME
+        is_other = (
+            row.only not in {"", values["runtime"]} and values["runtime"] in defaults.BY_RUNTIME
+        )
         # A variable that is set to the default is accepted: it may be set for all nodes alike.
         is_meant = origins[row.name].startswith("-") or values[row.name] != row.default
         if is_other and origins[row.name] != "default" and is_meant:
@@ -243,12 +258,17 @@ def _of_runtimes(values: Mapping[str, Any], origins: Mapping[str, str]) -> Itera
             yield f"{origins[row.name]}: applies to {row.only} only, but the runtime is {runtime}"
     index = str(values["nri_plugin_index"])
     if not (index.isascii() and index.isdecimal() and int(index[:9]) <= _MOST_PLUGINS):
-        yield f"{_named(origins, 'nri_plugin_index')}{index}: must be a whole number between 0 and 99"
+        yield (
+            f"{_named(origins, 'nri_plugin_index')}{index}: must be a whole number between 0 and 99"
+        )
     if values["runtime_config_override"] not in {"", "{}"}:
         try:
             read_override(values["runtime_config_override"])
         except ValueError as error:
-            yield f"{_named(origins, 'runtime_config_override')}{values['runtime_config_override']}: {error}"
+            yield (
+                f"{_named(origins, 'runtime_config_override')}{values['runtime_config_override']}:"
+                f" {error}"
+            )
 
 
 def remarks(values: Mapping[str, Any], origins: Mapping[str, str]) -> Iterator[tuple[int, str]]:
@@ -257,7 +277,10 @@ def remarks(values: Mapping[str, Any], origins: Mapping[str, str]) -> Iterator[t
     yield from _of_plugin(values, origins)
     if (name := values["runtime_class"]) in _FIXED_NAMES and not values["set_as_default"]:
         given_as = f"{_named(origins, 'runtime_class')}{name}"
-        yield logging.WARNING, f"{given_as}: this handler always exists, so nvidia is the main handler"
+        yield (
+            logging.WARNING,
+            f"{given_as}: this handler always exists, so nvidia is the main handler",
+        )
     if values["runtime"] == "docker" and "drop_in_config" in given and values["drop_in_config"]:
         yield (
             logging.WARNING,
@@ -283,7 +306,10 @@ def _of_plugin(values: Mapping[str, Any], origins: Mapping[str, str]) -> Iterato
     """Yield a message for options of the NRI plugin without it, and of the runtime with it."""
     if values["enable_nri_plugin"] and values["no_daemon"]:
         what = "the agent runs the plugin, so the runtime is configured instead"
-        yield logging.WARNING, f"{origins['enable_nri_plugin']} has no effect with --no-daemon: {what}"
+        yield (
+            logging.WARNING,
+            f"{origins['enable_nri_plugin']} has no effect with --no-daemon: {what}",
+        )
     if runs_plugin(values):
         return
     # On level debug, since the GPU Operator always sets the namespace.

@@ -9,7 +9,9 @@ from toolkit.settings.options import Setting
 
 AUTO: Final = "auto"
 """The value of the setting `runtime` as long as no runtime has been detected."""
-_PREFIXES: Final = MappingProxyType({"containerd": "CONTAINERD_", "docker": "DOCKER_", "crio": "CRIO_"})
+_PREFIXES: Final = MappingProxyType(
+    {"containerd": "CONTAINERD_", "docker": "DOCKER_", "crio": "CRIO_"}
+)
 BY_RUNTIME: Final = MappingProxyType(
     {
         "containerd": {
@@ -38,7 +40,9 @@ def runtime_default(runtime: str, name: str) -> str:
 
 def applies(variable: str, runtime: str) -> bool:
     """Return whether a variable applies to a runtime: `CONTAINERD_*` only to containerd, etc."""
-    return not any(variable.startswith(prefix) for other, prefix in _PREFIXES.items() if other != runtime)
+    return not any(
+        variable.startswith(prefix) for other, prefix in _PREFIXES.items() if other != runtime
+    )
 
 
 def default(row: Setting, runtime: str) -> Any:

@@ -86,7 +86,9 @@ class Setting:
     only: str = ""
 
 
-def _flag(name: str, flags: str, variables: str = "", *, default: bool = False, **more: Any) -> Setting:
+def _flag(
+    name: str, flags: str, variables: str = "", *, default: bool = False, **more: Any
+) -> Setting:
     return Setting(
         name=name,
         flags=tuple(flags.split()),
@@ -98,7 +100,9 @@ def _flag(name: str, flags: str, variables: str = "", *, default: bool = False, 
 
 
 def _value(name: str, flags: str, variables: str = "", **more: Any) -> Setting:
-    return Setting(name=name, flags=tuple(flags.split()), variables=tuple(variables.split()), **more)
+    return Setting(
+        name=name, flags=tuple(flags.split()), variables=tuple(variables.split()), **more
+    )
 
 
 SETTINGS: Final[tuple[Setting, ...]] = (

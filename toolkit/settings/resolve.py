@@ -116,13 +116,21 @@ def resolve(
             runtime = str(values["runtime"])
     problems += checks.contradictions(values, origins)
     if problems:
-        raise UsageProblem(problems, hint="`nvidia-toolkit run --help` lists the options and their variables")
+        raise UsageProblem(
+            problems, hint="`nvidia-toolkit run --help` lists the options and their variables"
+        )
     remarks = tuple(checks.remarks(values, origins))
     if checks.runs_plugin(values) and not values["no_runtime_config"]:
-        values["no_runtime_config"], origins["no_runtime_config"] = True, origins["enable_nri_plugin"]
+        values["no_runtime_config"], origins["no_runtime_config"] = (
+            True,
+            origins["enable_nri_plugin"],
+        )
     return Settings(
         values=MappingProxyType(
-            {name: _EMPTY[kind] if (value := values[name]) is None else value for name, kind in _KINDS}
+            {
+                name: _EMPTY[kind] if (value := values[name]) is None else value
+                for name, kind in _KINDS
+            }
         ),
         origins=MappingProxyType(origins),
         remarks=(*remarks, *_variables_without_effect(environment, origins, runtime)),
@@ -177,7 +185,9 @@ def _variables_without_effect(
         usable = _usable(row, runtime)
         for variable in row.variables:
             if variable not in usable and environment.get(variable, "") not in {"", row.default}:
-                own = next((each for each in usable if not defaults.applies(each, defaults.AUTO)), "")
+                own = next(
+                    (each for each in usable if not defaults.applies(each, defaults.AUTO)), ""
+                )
                 instead = f"; {own} applies to {runtime}" if own else ""
                 yield level, f"{variable} has no effect: the runtime is {runtime}{instead}"
 

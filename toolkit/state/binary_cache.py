@@ -67,7 +67,9 @@ class AnswerCache:
         """Write the cache file if there are new results. Errors are logged (debug) and ignored."""
         if not self._is_new:
             return
-        answers = {mark: {"out": result.out, "err": result.err} for mark, result in self._known.items()}
+        answers = {
+            mark: {"out": result.out, "err": result.err} for mark, result in self._known.items()
+        }
         try:
             files.make_directory(self.path.parent)
             # What a binary prints of the configuration contains the passwords of registries.

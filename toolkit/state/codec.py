@@ -32,7 +32,9 @@ def encoded(record: record.Record) -> dict[str, Any]:
         **optional,
         "sequence": record.sequence,
         "runtime": record.runtime,
-        "pending_reload": _encoded_pending(record.pending_reload) if record.pending_reload else None,
+        "pending_reload": (
+            _encoded_pending(record.pending_reload) if record.pending_reload else None
+        ),
         "restarting": record.restarting,
         "directories": list(record.directories),
         "toolkit_digest": record.toolkit_digest,
@@ -101,7 +103,9 @@ def _encoded_owned(owned: record.Owned) -> dict[str, Any]:
 def _encoded_edit(edit: Edit) -> dict[str, Any]:
     encoded: dict[str, Any] = {"key": list(edit.key), "required_keys": list(edit.required_keys)}
     # An absent value is left out, to tell it from null.
-    encoded |= {name: item for name, item in (("old", edit.old), ("new", edit.new)) if item is not ABSENT}
+    encoded |= {
+        name: item for name, item in (("old", edit.old), ("new", edit.new)) if item is not ABSENT
+    }
     return encoded
 
 
@@ -113,7 +117,9 @@ def decoded(content: Mapping[str, Any]) -> record.Record:
     return record.Record(
         sequence=_typed(content["sequence"], int),
         runtime=_typed(content["runtime"], str),
-        pending_reload=_decoded_pending(item) if (item := content["pending_reload"]) is not None else None,
+        pending_reload=(
+            _decoded_pending(item) if (item := content["pending_reload"]) is not None else None
+        ),
         restarting=_typed(content["restarting"], bool),
         directories=tuple(map(_path, _typed(content["directories"], list))),
         toolkit_digest=_typed(content["toolkit_digest"], str, type(None)),
@@ -122,7 +128,9 @@ def decoded(content: Mapping[str, Any]) -> record.Record:
         owned=tuple(_decoded_owned(item) for item in content["owned"]),
         # Records of earlier versions have no location and no CDI specification.
         location=_location(content.get("location", {})),
-        specification=_decoded_owned(item) if (item := content.get("specification")) is not None else None,
+        specification=(
+            _decoded_owned(item) if (item := content.get("specification")) is not None else None
+        ),
         specification_source=_typed(content.get("specification_source", ""), str),
         # Records of format 1 have no transaction.
         open=_decoded_open(content["open"]) if content.get("open") is not None else None,

@@ -21,7 +21,9 @@ from toolkit.node import files, trust
 _LARGEST: Final = 1 << 20
 # Errors of rmdir(2) that are accepted: the directory is already removed, not empty, or a mount
 # point.
-_ACCEPTED: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY})
+_ACCEPTED: Final = frozenset(
+    {errno.ENOENT, errno.ENOTDIR, errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY}
+)
 
 
 def note(path: Path, directories: Iterable[str]) -> None:
@@ -51,7 +53,12 @@ def read(path: Path) -> tuple[str, ...]:
 
 
 def _is_path(item: object) -> bool:
-    return isinstance(item, str) and item.startswith("/") and "\0" not in item and ".." not in item.split("/")
+    return (
+        isinstance(item, str)
+        and item.startswith("/")
+        and "\0" not in item
+        and ".." not in item.split("/")
+    )
 
 
 def clear(path: Path) -> None:

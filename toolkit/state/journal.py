@@ -44,15 +44,16 @@ def load(install_dir: Path) -> Record:
     if data is None:
         return Record()
     hint = (
-        f"keep {location.parent} and report the problem; if you remove it, the original files can no longer"
-        " be restored"
+        f"keep {location.parent} and report the problem; if you remove it, the original files can"
+        " no longer be restored"
     )
     try:
         content = json.loads(data, parse_constant=_refuse)
         readable_by = int(content["readable_by"])
         if readable_by > FORMAT:
             raise NodeConfigError(
-                f"{location} was written by nvidia-toolkit {content.get('tool')} and needs a newer version",
+                f"{location} was written by nvidia-toolkit {content.get('tool')} and needs a newer"
+                " version",
                 hint="use that version or a newer one",
             )
         return decoded(content)
@@ -71,7 +72,9 @@ def _trusted(location: Path) -> bytes | None:
     try:
         return trust.read_own(location, files.LARGEST)
     except trust.Distrusted as error:
-        raise NodeConfigError(f"{location} is not trusted: {error.strerror}", hint=_OWNERS) from error
+        raise NodeConfigError(
+            f"{location} is not trusted: {error.strerror}", hint=_OWNERS
+        ) from error
     except OSError as error:
         raise NodeConfigError(
             f"{location} cannot be read: {error.strerror}", hint=files.hint(error)
@@ -136,7 +139,9 @@ def remember(
     known = before is not None and current in before.written
     if before is not None and known:
         earlier = tuple(mark for mark in before.written if mark == current)
-        after = replace(before, written=written + earlier, edits=edits.merge(before.edits, change.edits))
+        after = replace(
+            before, written=written + earlier, edits=edits.merge(before.edits, change.edits)
+        )
     else:
         earlier_edits = before.edits if before is not None else ()
         if without_us is not None:
@@ -152,7 +157,9 @@ def remember(
     return (*(each for each in owned if each.path != change.path), after)
 
 
-def adopt(install_dir: Path, result: Ownership, *, local: Path, snapshot: files.FileSnapshot | None) -> Owned:
+def adopt(
+    install_dir: Path, result: Ownership, *, local: Path, snapshot: files.FileSnapshot | None
+) -> Owned:
     """Return an `Owned` entry for a file with a lost record; store its content without owned keys.
 
     `result` is what the planner derived from the file, `local` its local path, `snapshot` its
@@ -245,7 +252,10 @@ def prune(install_dir: Path, record: Record) -> None:
     """Remove the stored originals that a record does not need. Errors are ignored."""
     opened = record.open
     owned = (*record.owned, *((*opened.files, *opened.previous.owned) if opened else ()))
-    needed = {each.original for each in (*owned, *([record.specification] if record.specification else ()))}
+    needed = {
+        each.original
+        for each in (*owned, *([record.specification] if record.specification else ()))
+    }
     with contextlib.suppress(OSError, StepError):
         for stored in InstallDir(install_dir).originals.iterdir():
             if stored.name not in needed:
@@ -318,6 +328,8 @@ def original(install_dir: Path, owned: Owned) -> bytes | None:
             return snapshot.data
     raise StepError(
         f"the original of {owned.path} was not found in {path}",
-        hint="restore it there, or the file itself, from a backup; or remove only the keys of the toolkit"
-        " with `revert --force`",
+        hint=(
+            "restore it there, or the file itself, from a backup; or remove only the keys of the"
+            " toolkit with `revert --force`"
+        ),
     )

@@ -72,7 +72,9 @@ class StateFile:
         self._path: Path | None = None
         self._problem = ""
 
-    def publish(self, path: Path, *, began: float | None, deadline: float, failure: str = "") -> None:
+    def publish(
+        self, path: Path, *, began: float | None, deadline: float, failure: str = ""
+    ) -> None:
         """Write the state: a sync `began`, or none is running; or one could not be started (`failure`).
 
         If the file cannot be written, the old one says later that the agent is not healthy, since its
@@ -115,7 +117,9 @@ def _written(path: Path, state: AgentState) -> str:
     try:
         with suppress(FileNotFoundError):
             os.unlink(spare)
-        fd = os.open(spare, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        fd = os.open(
+            spare, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+        )
         with open(fd, "wb") as stream:
             stream.write(json.dumps(asdict(state)).encode() + b"\n")
         os.rename(spare, path)

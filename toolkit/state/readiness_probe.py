@@ -55,8 +55,12 @@ def _differing(content: Mapping[str, Any]) -> str:
     if signs is not None and not procfs.any_exists(signs):
         return NO_DRIVER
     files = content.get("configuration")
-    changed = [path for path, known in files.items() if _fingerprint(path) != known] if files else []
-    return f"changed since the readiness record was written: {', '.join(changed)}" if changed else ""
+    changed = (
+        [path for path, known in files.items() if _fingerprint(path) != known] if files else []
+    )
+    return (
+        f"changed since the readiness record was written: {', '.join(changed)}" if changed else ""
+    )
 
 
 def is_alive(process: object) -> bool:

@@ -126,7 +126,9 @@ class Budget:
             RecursionError,
         ) as error:
             why = error.strerror if isinstance(error, OSError) else error
-            LOGGER.warning("%s cannot be read, so earlier restarts are not counted: %s", self.path, why)
+            LOGGER.warning(
+                "%s cannot be read, so earlier restarts are not counted: %s", self.path, why
+            )
             return _History()
         now = uptime()
         if not is_this_boot or history.at > now:

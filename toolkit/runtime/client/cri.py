@@ -56,10 +56,13 @@ def has_nri(socket: Path, *, timeout: Timeout) -> bool:
 def _plugins(socket: Path, filter_: str, *, timeout: Timeout) -> list[tuple[str, str]]:
     """Return the id and the start error of each plugin that matches a filter."""
     try:
-        with _answer(socket, "Plugins", (1, filter_), timeout=timeout, service=_INTROSPECTION) as message:
+        with _answer(
+            socket, "Plugins", (1, filter_), timeout=timeout, service=_INTROSPECTION
+        ) as message:
             plugins = message.messages(_PLUGINS)
             return [
-                (plugin.text(_ID), _masked(plugin.message(_INIT_ERROR).text(_MESSAGE))) for plugin in plugins
+                (plugin.text(_ID), _masked(plugin.message(_INIT_ERROR).text(_MESSAGE)))
+                for plugin in plugins
             ]
     except CriFailed:
         return []
@@ -86,7 +89,9 @@ _SANDBOX_READY: Final = 0
 LABELLED: Final = "true"
 """The value of the labels by which pods are selected."""
 _HINTS: Final[Mapping[str | None, str]] = {
-    "UNIMPLEMENTED": "the runtime does not serve CRI v1: is `cri` among containerd's `disabled_plugins`?",
+    "UNIMPLEMENTED": (
+        "the runtime does not serve CRI v1: is `cri` among containerd's `disabled_plugins`?"
+    ),
 }
 
 
@@ -139,7 +144,9 @@ class Status:
     config: Mapping[str, Any] | None
 
 
-def call(socket: Path, method: str, request: bytes, *, timeout: Timeout, service: str = _SERVICE) -> bytes:
+def call(
+    socket: Path, method: str, request: bytes, *, timeout: Timeout, service: str = _SERVICE
+) -> bytes:
     """Call a method of CRI's RuntimeService and return the response; both messages are encoded.
 
     `service` is the gRPC name of another service. `timeout` covers the whole call. Raises
@@ -171,7 +178,9 @@ def status(socket: Path, *, timeout: Timeout) -> Status:
     """Return the runtime's status and its handlers. Raises CriFailed."""
     with _answer(socket, "Status", (1, 1), timeout=timeout) as message:
         conditions = {each.text(1): each for each in message.message(1).messages(1)}
-        reasons = {name: _why_not(name, conditions.get(name)) for name in ("RuntimeReady", "NetworkReady")}
+        reasons = {
+            name: _why_not(name, conditions.get(name)) for name in ("RuntimeReady", "NetworkReady")
+        }
         config = _json(message.texts_by_name(2).get("config", ""))
         names = {each.text(1) for each in message.messages(3)}
     return Status(
@@ -231,7 +240,9 @@ def sandbox_info(socket: Path, id: str, *, timeout: Timeout) -> Mapping[str, Any
 def has_image(socket: Path, image: str, *, timeout: Timeout) -> bool:
     """Return whether the runtime has an image. Raises CriFailed."""
     request = (1, protobuf.encode([(1, image)]))
-    with _answer(socket, "ImageStatus", request, timeout=timeout, service=_IMAGE_SERVICE) as message:
+    with _answer(
+        socket, "ImageStatus", request, timeout=timeout, service=_IMAGE_SERVICE
+    ) as message:
         return bool(message.pieces(1))
 
 
@@ -273,7 +284,9 @@ def _why_not(name: str, condition: Message | None) -> str | None:
         return f"{name} is not reported"
     if condition.flag(2):
         return None
-    return ": ".join(filter(None, (f"{name} is false", condition.text(3), _masked(condition.text(4)))))
+    return ": ".join(
+        filter(None, (f"{name} is false", condition.text(3), _masked(condition.text(4))))
+    )
 
 
 def _configured(config: Mapping[str, Any] | None) -> tuple[str, ...] | None:

@@ -71,7 +71,11 @@ def unary(path: Path, method: str, request: bytes, *, largest: int, timeout: Tim
 
 
 def _exchange(
-    client: unix_socket.Client, method: str, request: bytes, largest: int, time_left: Callable[[], float]
+    client: unix_socket.Client,
+    method: str,
+    request: bytes,
+    largest: int,
+    time_left: Callable[[], float],
 ) -> _Answer:
     connection = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding=None))
     connection.local_settings.enable_push = 0
@@ -114,7 +118,9 @@ def _headers(method: str, seconds: float) -> list[tuple[str, str]]:
 def _push(connection: h2.connection.H2Connection, pending: bytearray) -> None:
     """Send as much of the request as the server's flow-control window allows."""
     while pending:
-        size = min(connection.local_flow_control_window(_STREAM), connection.max_outbound_frame_size)
+        size = min(
+            connection.local_flow_control_window(_STREAM), connection.max_outbound_frame_size
+        )
         if size <= 0:
             return
         connection.send_data(_STREAM, bytes(pending[:size]), end_stream=len(pending) <= size)
@@ -217,13 +223,18 @@ def _message(answer: _Answer) -> bytes:
 
 
 def _is_grpc(headers: Mapping[str, str]) -> bool:
-    return headers.get(":status") == "200" and headers.get("content-type", "").startswith("application/grpc")
+    return headers.get(":status") == "200" and headers.get("content-type", "").startswith(
+        "application/grpc"
+    )
 
 
 def _why_no_grpc(headers: Mapping[str, str]) -> str:
     status, kind = headers.get(":status", ""), headers.get("content-type", "")
     if not _is_grpc(headers):
-        return f"the server speaks HTTP/2, but not gRPC: status {status or 'none'}, type {kind or 'none'}"
+        return (
+            f"the server speaks HTTP/2, but not gRPC: status {status or 'none'}, type"
+            f" {kind or 'none'}"
+        )
     return "the response ended without a gRPC status"
 
 

@@ -73,7 +73,8 @@ def of(host: Host, process: processes.RuntimeProcess) -> Launch | None:
             directory=_node_path(host, place, "cwd") or os.readlink(f"{place}/cwd"),
             output=_node_path(host, place, "fd/1") if Path(f"{place}/fd/1").is_file() else "",
             groups=tuple(
-                (name, path, _directory(host, name, path, process.pid)) for name, path in _groups(place)
+                (name, path, _directory(host, name, path, process.pid))
+                for name, path in _groups(place)
             ),
             limits=tuple((each, resource.prlimit(process.pid, each)) for each in _LIMITS),
             score=Path(f"{place}/oom_score_adj").read_text(encoding="ascii"),

@@ -84,7 +84,9 @@ def find(
     problem = systemd.invisible_reason(host) if process.unit is not None else ""
     if process.unit is not None and not problem:
         try:
-            properties = systemd.show(host, [process.unit], _PROPERTIES, timeout=timeout)[process.unit]
+            properties = systemd.show(host, [process.unit], _PROPERTIES, timeout=timeout)[
+                process.unit
+            ]
         except StepError as error:
             problem = error.message
     found = decide(process, ancestors, properties, names=names, problem=problem)
@@ -99,7 +101,9 @@ def find(
         return replace(found, dependents=systemd.dependents(host, found.unit, timeout=timeout))
     except StepError as error:
         # Without them nobody knows what a restart ends.
-        return replace(found, unusable=unusable or error.message, after_signal="", doubt=error.message)
+        return replace(
+            found, unusable=unusable or error.message, after_signal="", doubt=error.message
+        )
 
 
 def decide(
@@ -121,7 +125,10 @@ def decide(
         no_unit = _no_unit(process.pid)
     elif not problem and not _is_service_of(process, ancestors, properties, names):
         who = f"is PID {main}" if main else "has ended"
-        no_unit = f"PID {process.pid} was started in {unit}, but is not its service: the main process {who}"
+        no_unit = (
+            f"PID {process.pid} was started in {unit}, but is not its service: the main process"
+            f" {who}"
+        )
         unit = None
     doubt = _doubt(process, ancestors, properties, unit=unit, no_unit=no_unit, problem=problem)
     by = "" if doubt else _by(ancestors, unit)

@@ -54,7 +54,9 @@ def show(
     result = systemctl(host, "show", f"--property={','.join(names)}", "--", *units, timeout=timeout)
     blocks = [_block(text) for text in result.out.strip("\n").split("\n\n")]
     if not result.ok or len(blocks) != len(units):
-        raise StepError(f"systemd does not describe {', '.join(units)}: {result.err or 'no answer'}")
+        raise StepError(
+            f"systemd does not describe {', '.join(units)}: {result.err or 'no answer'}"
+        )
     return dict(zip(units, blocks, strict=True))
 
 
@@ -89,7 +91,9 @@ def stopped(host: Host, unit: str, *, timeout: Timeout) -> dict[str, str]:
 def _should_run(properties: Properties) -> bool:
     """Return whether a unit that does not run should do so."""
     state = properties.get("ActiveState")
-    return state == "failed" or (state == "inactive" and properties.get("UnitFileState") == "enabled")
+    return state == "failed" or (
+        state == "inactive" and properties.get("UnitFileState") == "enabled"
+    )
 
 
 def is_running(properties: Properties) -> bool:
