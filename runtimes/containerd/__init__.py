@@ -2,7 +2,7 @@
 
 May import: runtimes.adapter and the layers below it (edits, formats, globs, model, errors).
 Start reading at desired.py (the keys to set, what is refused, notes for the user), then validate.py
-(the check of a candidate).
+(the check of a candidate) and binary.py (what the node's binary is asked).
 
 Two facts determine the design. containerd 1.x takes a whole plugin section from the last file that
 has it, while 2.0 and later merge the files deeply. A drop-in with only our keys therefore works
