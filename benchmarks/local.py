@@ -146,8 +146,9 @@ def _fresh(argv: Sequence[str], root: Path, source: Path, *, is_cold: bool) -> c
 def _installers(source: Path) -> list[tuple[str, list[str]]]:
     """Return how each installer is told to install files alone below @ROOT."""
     common = [
-        "--no-daemon", "--no-runtime-config", "--runtime=containerd", f"--toolkit-source-root={source}",
-        "--toolkit-install-dir=@ROOT", "--pid-file=@ROOT.run/toolkit.pid",
+        "--no-daemon", "--no-runtime-config", "--runtime=containerd",
+        f"--toolkit-source-root={source}", "--toolkit-install-dir=@ROOT",
+        "--pid-file=@ROOT.run/toolkit.pid",
     ]  # fmt: skip
     found = [("ours", [*_RUN, "run", *common])]
     if theirs := peer.found():
@@ -186,8 +187,9 @@ def plans(place: Path, times: int) -> Iterator[Row]:
             config = place / f"{runtime}-{lines}"
             config.write_bytes(make(lines))
             argv = [
-                *_RUN, "plan", f"--runtime={runtime}", f"--config={config}", f"--socket={place}/none",
-                f"--toolkit-install-dir={place}/nvidia", "--config-source=file", "--host-root=/",
+                *_RUN, "plan", f"--runtime={runtime}", f"--config={config}",
+                f"--socket={place}/none", f"--toolkit-install-dir={place}/nvidia",
+                "--config-source=file", "--host-root=/",
             ]  # fmt: skip
             if runtime == "containerd":
                 argv.append("--drop-in-config=")

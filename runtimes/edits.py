@@ -204,7 +204,8 @@ def value_text(item: Any) -> str:
     if isinstance(item, str):
         return repr(item)
     if isinstance(item, Mapping):
-        return f"{{{', '.join(f'{dotted((key,))}: {value_text(each)}' for key, each in item.items())}}}"
+        entries = (f"{dotted((key,))}: {value_text(each)}" for key, each in item.items())
+        return f"{{{', '.join(entries)}}}"
     if isinstance(item, Sequence):
         return f"[{', '.join(map(value_text, item))}]"
     text = {ABSENT: "nothing", None: "null"}.get(item, str(item))

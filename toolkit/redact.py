@@ -62,9 +62,9 @@ _LINE_START: Final = re.compile(r"[-+#;\s]*+(?:export\s+|set\s+)?\Z")
 _SHOWN_VALUE: Final = re.compile(r"(?:true|false|null|none)(?=[\s,;}\])\"']|\Z)", re.IGNORECASE)
 _QUOTED: Final = re.compile(
     r'"{3}.*?(?:"{3}|\Z)'
-     r"|'{3}.*?(?:'{3}|\Z)"
-     rf"|{_STRING.pattern}"
-     r"|(\\+[\"']).*?(?:\1|\Z)",
+    r"|'{3}.*?(?:'{3}|\Z)"
+    rf"|{_STRING.pattern}"
+    r"|(\\+[\"']).*?(?:\1|\Z)",
     re.DOTALL,
 )
 _BRACKET: Final = re.compile(rf"{_STRING.pattern}|[\[\]{{}}]", re.DOTALL)

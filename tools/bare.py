@@ -216,8 +216,8 @@ class Stage:
             spaces = ("--mount", "--pid", "--fork", "--kill-child", "--ipc", "--uts")
             with self._started(
                 # Nothing may outlive this program, even where it is killed.
-                ("setpriv", "--pdeathsig=KILL", "--", "unshare", *spaces, *(() if network else ("--net",)),
-                 "--", "/bin/sh", "-c", _BOOT),
+                ("setpriv", "--pdeathsig=KILL", "--", "unshare", *spaces,
+                 *(() if network else ("--net",)), "--", "/bin/sh", "-c", _BOOT),
                 environment, errors.fileno(),
             ) as process:  # fmt: skip
                 assert process.stdout is not None
@@ -235,7 +235,8 @@ class Stage:
             if self._ended:
                 raise BareError("no machine is started any more")
             process = subprocess.Popen(
-                argv, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors,
+                argv, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                stderr=errors,
                 # Ctrl-C at the terminal is for this program, which then ends the machines in order.
                 text=True, start_new_session=True,
             )  # fmt: skip

@@ -24,8 +24,8 @@ MANIFESTS: Final = helm.ROOT / "deploy/manifests"
 _WORDS: Final = ("true", "false", "1", "0", "yes", "no", "on", "off", "t", "f")
 _PATHS: Final = frozenset({
     "config", "drop_in_config", "socket", "host_root", "toolkit_bin_dir", "toolkit_install_dir",
-    "toolkit_source_root", "pid_file", "driver_root", "driver_root_ctr_path", "dev_root", "dev_root_ctr_path",
-    "hooks_dir", "cdi_output_dir",
+    "toolkit_source_root", "pid_file", "driver_root", "driver_root_ctr_path", "dev_root",
+    "dev_root_ctr_path", "hooks_dir", "cdi_output_dir",
     "readiness_file", "env_file", "nri_socket",
 })  # fmt: skip
 _HEAD: Final = "# Rendered from deploy/helm/nvidia-toolkit by `make generate`; change that.\n"

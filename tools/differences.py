@@ -1,7 +1,8 @@
 """The deliberate differences from the upstream installer, with what is better about them.
 
-The table in docs/gpu-operator.md is generated from this list. tests/conformance/test_side_by_side.py holds
-it against both programs: what differs is in it, and nothing else is.
+The table in docs/gpu-operator.md is generated from this list.
+tests/conformance/test_side_by_side.py holds it against both programs: what differs is in it, and
+nothing else is.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from typing import Final
 class Difference:
     """A subject, what upstream does, and what this program does and why.
 
-    `cases` are patterns of the cases in which it shows side by side: the runtime, then what is given.
-    Without any it shows only on a node, and other tests prove it.
+    `cases` are patterns of the cases in which it shows side by side: the runtime, then what is
+    given. Without any it shows only on a node, and other tests prove it.
     """
 
     subject: str

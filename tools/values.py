@@ -19,7 +19,8 @@ _TYPES: Final = {
     Kind.COUNT: "int",
     Kind.VALUE: "str",
 }
-_HEAD: Final = '''"""The names and types of the settings. Generated from options.py: run `make generate`."""
+_HEAD: Final = '''\
+"""The names and types of the settings. Generated from options.py: run `make generate`."""
 
 from __future__ import annotations
 

@@ -38,12 +38,13 @@ _LIBC: Final = (
     "libresolv.so.2",
 )
 _UNUSED: Final = frozenset({
-    "__phello__", "__pycache__", "curses", "dbm", "dist-packages", "distutils", "ensurepip", "idlelib",
-    "lib2to3", "pydoc_data", "site-packages", "sqlite3", "test", "tests", "tkinter", "turtle.py",
-    "turtledemo", "venv", "xmlrpc", "sitecustomize.py", "EXTERNALLY-MANAGED",
+    "__phello__", "__pycache__", "curses", "dbm", "dist-packages", "distutils", "ensurepip",
+    "idlelib", "lib2to3", "pydoc_data", "site-packages", "sqlite3", "test", "tests", "tkinter",
+    "turtle.py", "turtledemo", "venv", "xmlrpc", "sitecustomize.py", "EXTERNALLY-MANAGED",
 })  # fmt: skip
 _UNUSED_EXTENSIONS: Final = re.compile(
-    r"(_ctypes_test|_curses|_curses_panel|_dbm|_gdbm|_sqlite3|_test\w*|_tkinter|nis|ossaudiodev|readline|xx\w+)\."
+    r"(_ctypes_test|_curses|_curses_panel|_dbm|_gdbm|_sqlite3|_test\w*|_tkinter"
+    r"|nis|ossaudiodev|readline|xx\w+)\."
 )
 _DIRECTORIES: Final = (
     "dev",
@@ -153,8 +154,8 @@ def install(target: Path, requirements: Path) -> None:
     """Install locked wheels; from a directory of wheels, where one lies beside the source."""
     here = ["--no-index", f"--find-links={_WHEELS}"] if _WHEELS.is_dir() else []
     subprocess.run(
-        (sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile", "--no-cache-dir",
-         "--only-binary=:all:", "--require-hashes", "--root-user-action=ignore",
+        (sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile",
+         "--no-cache-dir", "--only-binary=:all:", "--require-hashes", "--root-user-action=ignore",
          "--disable-pip-version-check",
          *here, f"--target={target}", f"--requirement={requirements}"),
         check=True,

@@ -182,7 +182,7 @@ def fingerprint(
 def _short_directory() -> str:
     """Return a temporary directory where a socket's path fits and programs can be run."""
     tried = list(
-        dict.fromkeys((tempfile.gettempdir(), "/tmp", "/var/tmp", f"/run/user/{os.geteuid()}"))
+        dict.fromkeys((tempfile.gettempdir(), "/tmp", "/var/tmp", f"/run/user/{os.geteuid()}"))  # noqa: S108
     )
     for directory in tried:
         longest = os.path.join(directory, "nvidia-demo-12345678", f"{_SOCKET}.ttrpc")

@@ -78,15 +78,15 @@ def refuse_null_runtimes(desired: Desired, observation: Observation) -> None:
 # Flags whose option has another name in the file. Most flags that may be given several times have
 # it in the singular.
 _OPTIONS: Final = {
-    "-H": "hosts", "-D": "debug", "-l": "log-level", "-p": "pidfile", "-s": "storage-driver", "-G": "group",
-    "-b": "bridge", "-g": "graph",
+    "-H": "hosts", "-D": "debug", "-l": "log-level", "-p": "pidfile", "-s": "storage-driver",
+    "-G": "group", "-b": "bridge", "-g": "graph",
     "--host": "hosts", "--insecure-registry": "insecure-registries",
     **{
         f"--{name}": f"{name}s"
         for name in (
             "authorization-plugin", "cdi-spec-dir", "cluster-store-opt", "default-address-pool",
-            "default-network-opt", "default-ulimit", "dns-opt", "exec-opt", "feature", "label", "log-opt",
-            "node-generic-resource", "registry-mirror", "storage-opt",
+            "default-network-opt", "default-ulimit", "dns-opt", "exec-opt", "feature", "label",
+            "log-opt", "node-generic-resource", "registry-mirror", "storage-opt",
         )
     },
 }  # fmt: skip

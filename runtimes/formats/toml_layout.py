@@ -16,7 +16,8 @@ def render(value_: Any) -> str:
 
     # Built by hand, because tomlkit needs quadratic time to build a list or a table.
     if isinstance(value_, Mapping):
-        return f"{{{', '.join(f'{spell((name,))} = {render(item)}' for name, item in value_.items())}}}"
+        entries = (f"{spell((name,))} = {render(item)}" for name, item in value_.items())
+        return f"{{{', '.join(entries)}}}"
     if isinstance(value_, (list, tuple)):
         return f"[{', '.join(map(render, value_))}]"
     return str(tomlkit.item(value_).as_string())

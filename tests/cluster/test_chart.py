@@ -501,7 +501,10 @@ def test_a_whole_policy_also_holds_what_is_sent(metrics: tuple[str, ...]) -> Non
 
 
 def test_who_reads_the_metrics_can_be_named() -> None:
-    word = "networkPolicy.from[0].namespaceSelector.matchLabels.kubernetes\\.io/metadata\\.name=monitoring"
+    word = (
+        "networkPolicy.from[0].namespaceSelector.matchLabels"
+        ".kubernetes\\.io/metadata\\.name=monitoring"
+    )
     spec = policy(*METRICS, "--set", word)
     assert spec is not None
     assert spec["ingress"][0]["from"] == [

@@ -318,7 +318,7 @@ def test_it_sets_docker_up_with_four_capabilities(archive: Path, suite: str) -> 
 
 @pytest.mark.parametrize("mode", ["config", "hook"])
 def test_it_sets_cri_o_up_with_four_capabilities(archive: Path, mode: str) -> None:
-    """The container itself is containerd's, because only the rights count that it has on the node."""
+    """The container itself is containerd's, because only its rights on the node count."""
     if reason := crio.why_not():
         pytest.skip(reason)
     options = (
@@ -433,7 +433,7 @@ def test_each_runtime_needs_two_of_the_capabilities_in_any_case(
 def test_a_device_of_the_driver_is_opened_by_a_privileged_container_only(
     archive: Path, cdi: str, reason: str
 ) -> None:
-    """Why the chart makes it privileged for CDI. No driver is loaded here, which only ENXIO says."""
+    """Why the chart makes it privileged for CDI. Only ENXIO says that no driver is loaded here."""
     if why_not := nodes.why_not():
         pytest.skip(why_not)
     options = (

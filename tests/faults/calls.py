@@ -19,7 +19,8 @@ NAMES: Final = (
 )  # fmt: skip
 """What changes a name."""
 CONTENT: Final = (
-    "write", "pwrite64", "pwritev", "copy_file_range", "sendfile", "fallocate", "truncate", "ftruncate",
+    "write", "pwrite64", "pwritev", "copy_file_range", "sendfile", "fallocate", "truncate",
+    "ftruncate",
 )  # fmt: skip
 ATTRIBUTES: Final = (
     "chmod", "fchmod", "fchmodat", "chown", "fchown", "lchown", "fchownat",
@@ -36,8 +37,8 @@ KILL: Final = "KILL"
 PERSISTENT: Final = {
     # What a full disk refuses, and what a disk does that became read-only.
     "ENOSPC": (
-        "rename", "renameat", "renameat2", "mkdir", "mkdirat", "link", "linkat", "symlink", "symlinkat",
-        "write", "pwrite64", "copy_file_range", "sendfile", "fallocate",
+        "rename", "renameat", "renameat2", "mkdir", "mkdirat", "link", "linkat", "symlink",
+        "symlinkat", "write", "pwrite64", "copy_file_range", "sendfile", "fallocate",
     ),
     "EROFS": (*NAMES, *ATTRIBUTES),
 }  # fmt: skip

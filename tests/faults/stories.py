@@ -18,7 +18,8 @@ from tests.faults.trees import Tree
 from tests.support import binaries, fake_node
 from tests.support.fake_node import Node
 
-MERGING: Final = b"""# For a containerd that merges: our handlers go into a drop-in, which is imported here.
+MERGING: Final = b"""\
+# For a containerd that merges: our handlers go into a drop-in, which is imported here.
 version = 3
 
 [plugins."io.containerd.cri.v1.images".pinned_images]

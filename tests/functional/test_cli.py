@@ -144,7 +144,8 @@ def test_the_plan_as_text_ends_with_a_summary(node: fake_node.Node, quiet: list[
 def test_the_plan_as_json(node: fake_node.Node, quiet: list[str]) -> None:
     answer = json.loads(fake_node.done("plan", "-o", "json", *quiet).stdout)
     assert answer.keys() == {
-        "runtime", "in_sync", "binary", "changes", "toolkit", "specification", "reload", "notes", "summary",
+        "runtime", "in_sync", "binary", "changes", "toolkit", "specification", "reload", "notes",
+        "summary",
     }  # fmt: skip
     assert (answer["runtime"], answer["in_sync"], answer["binary"]) == ("containerd", False, None)
     (change,) = answer["changes"]

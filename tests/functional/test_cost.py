@@ -35,11 +35,12 @@ _UNUSED: Final = (
 )  # fmt: skip
 # Of Python's own modules those that a start imports, itself or by click and h2.
 _LIBRARY: Final = (
-    "base64", "bisect", "collections", "concurrent.futures", "contextlib", "copy", "dataclasses", "datetime",
-    "encodings.ascii", "enum", "errno", "fcntl", "functools", "gettext", "hashlib", "inspect", "itertools",
-    "json", "logging", "math", "operator", "os", "pathlib", "platform", "pwd", "re", "select", "shlex",
-    "shutil", "signal", "socket", "stat", "string", "struct", "subprocess", "threading", "time", "tomllib",
-    "traceback", "types", "typing", "urllib.parse", "uuid", "weakref",
+    "base64", "bisect", "collections", "concurrent.futures", "contextlib", "copy", "dataclasses",
+    "datetime", "encodings.ascii", "enum", "errno", "fcntl", "functools", "gettext", "hashlib",
+    "inspect", "itertools", "json", "logging", "math", "operator", "os", "pathlib", "platform",
+    "pwd", "re", "select", "shlex", "shutil", "signal", "socket", "stat", "string", "struct",
+    "subprocess", "threading", "time", "tomllib", "traceback", "types", "typing", "urllib.parse",
+    "uuid", "weakref",
 )  # fmt: skip
 _CALL: Final = re.compile(r"^\d+ +(\w+)\((.*)\) += (-?\d+)")
 

@@ -37,8 +37,8 @@ from toolkit.state.record import Baseline, Operation, Record, Transaction
 pytestmark = pytest.mark.usefixtures("no_fsync")
 
 SECTIONS: Final = [
-    "findings", "format", "tool", "node", "runtimes", "configuration", "state", "copies", "dangling",
-    "driver", "cdi",
+    "findings", "format", "tool", "node", "runtimes", "configuration", "state", "copies",
+    "dangling", "driver", "cdi",
 ]  # fmt: skip
 AUTH: Final = b"""
 [plugins."io.containerd.grpc.v1.cri".registry.configs."reg.example".auth]

@@ -35,7 +35,7 @@ def state_file(node: Node) -> Path:
 
 
 def problem(node: Node, prefix: tuple[str, ...] = (), **changed: str) -> str:
-    """Ask as an exec probe does; return why the agent is not alive, as the Event of the pod shows it."""
+    """Ask as an exec probe does; return why the agent is not alive, as the pod's Event shows it."""
     done = fake_node.cli("status", "--live", *node.options(**changed), prefix=prefix)
     assert done.stdout == ""
     assert (done.returncode, bool(done.stderr)) in ((0, False), (2, True)), done
@@ -46,7 +46,7 @@ def inode(node: Node) -> int:
     return state_file(node).stat().st_ino
 
 
-# --- a real agent ---------------------------------------------------------------------------------------
+# --- a real agent ---------------------------------------------------------------------------------
 
 
 def test_the_agent_is_alive_from_its_start_to_its_end(node: Node, running: Daemon) -> None:
@@ -202,7 +202,7 @@ def test_the_probe_of_life_loads_no_more_than_that_of_readiness(
     assert running.signals() == []
 
 
-# --- the file ---------------------------------------------------------------------------------------------
+# --- the file -------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -191,7 +191,7 @@ def test_the_record_names_the_agent(node: Node, runtime: Process) -> None:
         assert json.loads(record(node).read_bytes())["plugin"][0] == pod.pid
 
 
-# --- what the other commands say ------------------------------------------------------------------------
+# --- what the other commands say ------------------------------------------------------------------
 
 
 def test_a_missing_socket_is_named_before_anything_is_changed(node: Node) -> None:
@@ -236,7 +236,7 @@ def test_plan_and_status_say_that_nri_is_on(node: Node, runtime: Process) -> Non
         assert fake_node.done("status", *options(node)).stdout == f"in sync\nready\n  {text}\n"
 
 
-# --- in the place of handlers -----------------------------------------------------------------------------
+# --- in the place of handlers ---------------------------------------------------------------------
 
 
 def at_runtime(node: Node, **more: str) -> list[str]:

@@ -162,9 +162,9 @@ def test_zero_is_no_limit(path: Path) -> None:
         '{"boot": "x", "restarts": [1' + "0" * 400 + "]}",
     ],
     ids=[
-        "empty", "no JSON", "no UTF-8", "null", "a number", "a text", "a list", "no keys", "no boot",
-        "no restarts", "restarts are null", "restarts are a number", "a text for a time", "null for a time",
-        "a list for a time", "too deep", "a huge time",
+        "empty", "no JSON", "no UTF-8", "null", "a number", "a text", "a list", "no keys",
+        "no boot", "no restarts", "restarts are null", "restarts are a number", "a text for a time",
+        "null for a time", "a list for a time", "too deep", "a huge time",
     ],
 )  # fmt: skip
 def test_a_damaged_note_counts_as_none_and_is_told(

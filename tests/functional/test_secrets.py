@@ -206,10 +206,12 @@ PLACES: Final = st.sampled_from(
     [
         (CRI_PATH, "registry", "headers", "X-Team"),
         (CRI_PATH, "registry", "configs", "r.example", "auth", "x"),
-        (CRI_PATH, "registry", "configs", "r.example", "tls", "x"), (CRI_PATH, "containerd", "db_pw"),
-        (CRI_PATH, "containerd", "runtimes", "kata", "options", "ssh_key"), ("stream_processors", "x", "env"),
-        (CRI_PATH, "containerd", "runtimes", "kata", "environment", "A"),
-        ("proxies", "http-proxy"), ("MYPASS",),
+        (CRI_PATH, "registry", "configs", "r.example", "tls", "x"),
+        (CRI_PATH, "containerd", "db_pw"),
+        (CRI_PATH, "containerd", "runtimes", "kata", "options", "ssh_key"),
+        ("stream_processors", "x", "env"),
+        (CRI_PATH, "containerd", "runtimes", "kata", "environment", "A"), ("proxies", "http-proxy"),
+        ("MYPASS",),
     ]
 )  # fmt: skip
 SPELLED: Final = st.text(max_size=10).map(lambda text: f"{CANARY}{text}{CANARY}")
@@ -251,8 +253,9 @@ def test_no_secret_of_a_generated_file_leaves_the_program(
         log.LOGGER.removeHandler(handler)
         assert "default_runtime_name" in said.getvalue()
         printed = [
-            output.plan_json(plan, is_full=False), output.plan_text(plan, colour=False, is_full=False),
-            output.status_json(plan, "", {}), said.getvalue(),
+            output.plan_json(plan, is_full=False),
+            output.plan_text(plan, colour=False, is_full=False), output.status_json(plan, "", {}),
+            said.getvalue(),
         ]  # fmt: skip
         assert CANARY not in "".join(printed)
     report = collect.collect(context)
@@ -289,8 +292,8 @@ def test_what_a_refusal_quotes_of_a_file_is_masked() -> None:
 
 def test_the_command_that_starts_a_daemon_again_is_masked() -> None:
     found = launch.Launch(
-        executable="/usr/bin/dockerd", argv=("dockerd", "--cluster-store-token", CANARY), environment=(),
-        directory="/", output="", groups=(), limits=(), score="0", namespaces=(),
+        executable="/usr/bin/dockerd", argv=("dockerd", "--cluster-store-token", CANARY),
+        environment=(), directory="/", output="", groups=(), limits=(), score="0", namespaces=(),
     )  # fmt: skip
     assert found.words() == "cd / && /usr/bin/dockerd --cluster-store-token '***'"
 

@@ -47,7 +47,8 @@ def serve():
     client.sendall(b"hello")
     client.recv(1)
 threading.Thread(target=serve, daemon=True).start()
-print(subprocess.run([sys.executable, "-c", sys.argv[2], sys.argv[1]], capture_output=True, text=True).stdout)
+print(subprocess.run([sys.executable, "-c", sys.argv[2], sys.argv[1]],\
+ capture_output=True, text=True).stdout)
 """
 
 

@@ -65,7 +65,8 @@ SITUATIONS: Final = {
     "nobody reads stderr": Situation(),
     "ASCII": Situation(
         variables={
-            b"LC_ALL": b"C", b"PYTHONUTF8": b"0", b"PYTHONCOERCECLOCALE": b"0", b"PYTHONIOENCODING": b"ascii",
+            b"LC_ALL": b"C", b"PYTHONUTF8": b"0", b"PYTHONCOERCECLOCALE": b"0",
+            b"PYTHONIOENCODING": b"ascii",
         }
     ),
     "another variable": Situation(variables={b"OTHER": b"\xff"}),

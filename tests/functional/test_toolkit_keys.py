@@ -1,4 +1,4 @@
-"""Keys of the toolkit's own config.toml that an option sets: those that the toolkit itself knows."""
+"""Keys of the toolkit's own config.toml that an option sets: those that the toolkit knows."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ pytestmark = fake_node.needs_root
 
 CONFIG: Final = ".config/nvidia-container-runtime/config.toml"
 # As the real program answers: the keys of `config default`, and an error for another one.
-NVIDIA_CTK: Final = r"""#!/bin/sh
-known='disable-require nvidia-container-cli.no-cgroups nvidia-container-cli.environment swarm-resource'
+NVIDIA_CTK: Final = """#!/bin/sh
+known='disable-require nvidia-container-cli.no-cgroups\
+ nvidia-container-cli.environment swarm-resource'
 if [ "$2" = default ]; then
-  printf 'disable-require = false\n#swarm-resource = "X"\n[nvidia-container-cli]\nenvironment = []\n'
+  printf 'disable-require = false\\n#swarm-resource = "X"\\n\
+[nvidia-container-cli]\\nenvironment = []\\n'
   echo '#no-cgroups = false'
   exit
 fi
@@ -27,16 +29,17 @@ for word; do
   case $word in *=true) ;; *) continue ;; esac
   case " $known " in
   *" ${word%=true} "*) ;;
-  *) echo "time=\"x\" level=error msg=\"invalid --set option $word: undefined field\"" >&2; exit 1 ;;
+  *) echo "time=\\"x\\" level=error msg=\\"invalid --set option $word: undefined field\\""\
+ >&2; exit 1 ;;
   esac
   case $word in
   swarm-resource=*) echo 'swarm-resource = "true"' ;;
   disable-require=*) echo 'disable-require = true' ;;
-  *.no-cgroups=*) table="${table}no-cgroups = true\n" ;;
-  *.environment=*) table="${table}environment = [\"true\"]\n" ;;
+  *.no-cgroups=*) table="${table}no-cgroups = true\\n" ;;
+  *.environment=*) table="${table}environment = [\\"true\\"]\\n" ;;
   esac
 done
-[ -z "$table" ] || printf "[nvidia-container-cli]\n$table"
+[ -z "$table" ] || printf "[nvidia-container-cli]\\n$table"
 """
 
 
@@ -65,7 +68,10 @@ def refused(node: Node, text: str) -> str:
 
 
 def test_keys_get_the_type_that_the_toolkit_has_for_them(node: Node) -> None:
-    text = "swarm-resource=1,nvidia-container-cli.no-cgroups=yes,nvidia-container-cli.environment=A=1,B=2"
+    text = (
+        "swarm-resource=1,nvidia-container-cli.no-cgroups=yes"
+        ",nvidia-container-cli.environment=A=1,B=2"
+    )
     run(node, text)
     assert config(node)["swarm-resource"] == "1"
     assert config(node)["nvidia-container-cli"]["no-cgroups"] is True

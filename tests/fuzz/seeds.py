@@ -24,7 +24,8 @@ version = 2
 imports = ["/etc/containerd/conf.d/*.toml"] # more
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes]
   runc = { runtime_type = "io.containerd.runc.v2", options = { SystemdCgroup = true } }
-  nvidia = { runtime_type = "io.containerd.runc.v2", options = { binaryname = "/old", BinaryName = "/x" } }
+  nvidia = { runtime_type = "io.containerd.runc.v2", \
+options = { binaryname = "/old", BinaryName = "/x" } }
 """
 V3: Final = b"""\
 version = 3

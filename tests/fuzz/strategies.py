@@ -41,33 +41,36 @@ def budget(examples: int) -> settings:
 # --- mutations ------------------------------------------------------------------------------------
 
 _OPERATIONS: Final = (
-    "insert", "insert", "replace", "replace", "delete", "repeat", "swap", "flip", "cut", "crlf", "lf", "bom",
-    "many", "line", "line",
+    "insert", "insert", "replace", "replace", "delete", "repeat", "swap", "flip", "cut", "crlf",
+    "lf", "bom", "many", "line", "line",
 )  # fmt: skip
 _NOISE: Final = (
-    b"\x00", b"\xff", b"\xc3", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xef\xbb\xbf", b"\r", b"\r\n", b"\n",
-    b"\x0b", b"\x0c", b"\x1c", b"\x7f", "\x85".encode(), "\u2028".encode(), "\u00a0".encode(),
-    "\u200f".encode(), "e\u0301".encode(), "\U0001f600".encode(), b" ", b"\t", b"=", b".", b",", b"#",
-    b"\\", b'"', b"'", b"{", b"}", b"[", b"]", b":", b"//", b"1" * 5000, b"a." * 300, b"[" * 300, b"9" * 20,
-    b"1e999",
+    b"\x00", b"\xff", b"\xc3", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xef\xbb\xbf", b"\r",
+    b"\r\n", b"\n", b"\x0b", b"\x0c", b"\x1c", b"\x7f", "\x85".encode(), "\u2028".encode(),
+    "\u00a0".encode(),
+    "\u200f".encode(), "e\u0301".encode(), "\U0001f600".encode(), b" ", b"\t", b"=", b".", b",",
+    b"#", b"\\", b'"', b"'", b"{", b"}", b"[", b"]", b":", b"//", b"1" * 5000, b"a." * 300,
+    b"[" * 300, b"9" * 20, b"1e999",
 )  # fmt: skip
 _TOML: Final = (
-    b"[[", b"]]", b'"""', b"'''", b"= nan", b"= -inf", b"= 1979-05-27", b"= 07:32:00", b"= 0o7", b"= [[]]",
-    b"\n[plugins]\n", b"\n[[plugins]]\n", b'\n[plugins."io.containerd.grpc.v1.cri"]\n', b"\nversion = 2\n",
-    b"\nversion = true\n", b'\nimports = ["\\u0000"]\n',
+    b"[[", b"]]", b'"""', b"'''", b"= nan", b"= -inf", b"= 1979-05-27", b"= 07:32:00", b"= 0o7",
+    b"= [[]]", b"\n[plugins]\n", b"\n[[plugins]]\n", b'\n[plugins."io.containerd.grpc.v1.cri"]\n',
+    b"\nversion = 2\n", b"\nversion = true\n", b'\nimports = ["\\u0000"]\n',
     b'imports = ["a*", "/b/**/[", "/etc/containerd/*"]', b"\n[crio]\n", b"\ncrio = 1\n",
-    b"\n[crio.runtime]\n", b"\ncrio.runtime.runtimes = 1\n", b" = {}", b" = { a.b = {}, c = [ { } ] }",
-    b"nvidia", b"runc", b"runtimes", b"options", b"BinaryName", b"BINARYNAME",
-    b"\ncontainer_annotations = 5\n", b"\ndefault_runtime_name = []\n", b'"a\\tb"', b"'a'.\"b\" . c = 1",
-    b'"\\ud800" = 1\n', b'"" = ""\n', b"# \xe2\x80\xa8# x\n", b"\n[[t]]\n[t.u]\nv = 1\n", b"\n# no end",
-    b"          [", b"\nruntime_type = 7\n", b"\nruntime_path = 7\n", b"\ndefault_runtime = 7\n",
+    b"\n[crio.runtime]\n", b"\ncrio.runtime.runtimes = 1\n", b" = {}",
+    b" = { a.b = {}, c = [ { } ] }", b"nvidia", b"runc", b"runtimes", b"options", b"BinaryName",
+    b"BINARYNAME", b"\ncontainer_annotations = 5\n", b"\ndefault_runtime_name = []\n", b'"a\\tb"',
+    b"'a'.\"b\" . c = 1",
+    b'"\\ud800" = 1\n', b'"" = ""\n', b"# \xe2\x80\xa8# x\n", b"\n[[t]]\n[t.u]\nv = 1\n",
+    b"\n# no end", b"          [", b"\nruntime_type = 7\n", b"\nruntime_path = 7\n",
+    b"\ndefault_runtime = 7\n",
 )  # fmt: skip
 _JSON: Final = (
     b"NaN", b"-Infinity", b"null", b"true", b"-0", b"1E5", b"01", b'"\\ud800"', b'"\\ud83d\\ude00"',
     b'"\\u0000"', b'{"runtimes": ', b', "runtimes": {}', b', "runtimes": 1',
-    b', "runtimes": {"nvidia": null}', b', "default-runtime": 5', b', "features": []', b'"path"', b'"a":',
-    b",}", b",]", b"/* c */", b'{"a": 1}', b'"args": {}', b'"\\u0061"', b'"a": 1, "a": 2', b"[[[[[[",
-    b'{"":{"":{"":', b'"nvidia"', b'{"\\ud800": 1}',
+    b', "runtimes": {"nvidia": null}', b', "default-runtime": 5', b', "features": []', b'"path"',
+    b'"a":', b",}", b",]", b"/* c */", b'{"a": 1}', b'"args": {}', b'"\\u0061"', b'"a": 1, "a": 2',
+    b"[[[[[[", b'{"":{"":{"":', b'"nvidia"', b'{"\\ud800": 1}',
 )  # fmt: skip
 
 _Step = tuple[str, int, int, bytes]
@@ -132,22 +135,25 @@ _RUBBISH: Final = st.binary(max_size=60) | _TEXTS
 # --- near-valid TOML ------------------------------------------------------------------------------
 
 NAMES: Final = (
-    "version", "imports", "plugins", "cri", "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime",
-    "containerd", "runtimes", "runc", "nvidia", "options", "BinaryName", "crio", "runtime", "a", "é", "",
-    'q"\\', "tab\t", "1", "\U0001f600",
+    "version", "imports", "plugins", "cri", "io.containerd.grpc.v1.cri",
+    "io.containerd.cri.v1.runtime", "containerd", "runtimes", "runc", "nvidia", "options",
+    "BinaryName", "crio", "runtime", "a", "é", "", 'q"\\', "tab\t", "1", "\U0001f600",
 )  # fmt: skip
 _VALUES: Final = st.sampled_from(
     [
-        "1", "-7", "0x1F", "1.5", "nan", "-inf", "1e400", "true", '""', '"a # b"', "'C:\\[x]'", '"\\""',
-        '"\\u00e9"', "1979-05-27T07:32:00Z", "1979-05-27 07:32:00.999999", "07:32:00", "[]", '["a", "b"]',
+        "1", "-7", "0x1F", "1.5", "nan", "-inf", "1e400", "true", '""', '"a # b"', "'C:\\[x]'",
+        '"\\""', '"\\u00e9"', "1979-05-27T07:32:00Z", "1979-05-27 07:32:00.999999", "07:32:00",
+        "[]", '["a", "b"]',
         "[[1], [2]]", "[ 1,2 , ]", '[\n  "x", # one\n\n  "y",\n]', "[\n  # only a comment\n]",
         '"""\n[no.header]\nk = 1\n"""', "{}", "'''\n# none\n'''", '"""ends in a quote\\""""',
-        "''''two quotes'''''", '"""\\\n   joined"""', "{ x = 1, y.z = 2 }", '{ "q.q" = [1, {r = "}"}] }',
-        "[ { a = 1 }, { a = 2 } ]", "{ a = { b = { c = [ [ ] ] } } }", "        []", "0.10", "+1_000",
-        "9223372036854775808", '"' + "x" * 300 + '"',
+        "''''two quotes'''''", '"""\\\n   joined"""', "{ x = 1, y.z = 2 }",
+        '{ "q.q" = [1, {r = "}"}] }', "[ { a = 1 }, { a = 2 } ]", "{ a = { b = { c = [ [ ] ] } } }",
+        "        []", "0.10", "+1_000", "9223372036854775808", '"' + "x" * 300 + '"',
         # TOML 1.1
-        "{ x = 1, }", "{\n  x = 1, # one\n\n  y.z = 2\n}", "{ # only a comment\n}", '"f\\xfcr \\e["', "07:32",
-        '{\n\tx = { # }\n\t\ty = "}",\n\t},\n\tz = [ {\n} ]\n\t, "q.q" = 1,\n\t# end\n}', "1979-05-27 07:32Z",
+        "{ x = 1, }", "{\n  x = 1, # one\n\n  y.z = 2\n}", "{ # only a comment\n}",
+        '"f\\xfcr \\e["', "07:32",
+        '{\n\tx = { # }\n\t\ty = "}",\n\t},\n\tz = [ {\n} ]\n\t, "q.q" = 1,\n\t# end\n}',
+        "1979-05-27 07:32Z",
     ]
 )  # fmt: skip
 _SPACES: Final = st.sampled_from(["", "", "", " ", "  ", "\t", "    "])
@@ -231,12 +237,13 @@ def toml_grammar(draw: st.DrawFn) -> bytes:
 # --- near-valid JSON ------------------------------------------------------------------------------
 
 _JSON_NAMES: Final = (
-    "runtimes", "nvidia", "default-runtime", "features", "cdi", "path", "args", "a", "", "é", 'q"', "\\",
-    "\ud800",
+    "runtimes", "nvidia", "default-runtime", "features", "cdi", "path", "args", "a", "", "é", 'q"',
+    "\\", "\ud800",
 )  # fmt: skip
 _SCALARS: Final = st.sampled_from(
-    ["0", "-0", "7", "1e3", "1.0", "0.10", "1E+2", "9007199254740993", "1" * 400, "1e400", "true", "null",
-     '""', '"x"', '"\\ud800"', '"\\u0000"', '"é"', '"{[,:]}"', '"\\""', '"nvidia"', '"' + "x" * 300 + '"'],
+    ["0", "-0", "7", "1e3", "1.0", "0.10", "1E+2", "9007199254740993", "1" * 400, "1e400", "true",
+     "null", '""', '"x"', '"\\ud800"', '"\\u0000"', '"é"', '"{[,:]}"', '"\\""', '"nvidia"',
+     '"' + "x" * 300 + '"'],
 )  # fmt: skip
 _BLANKS: Final = st.sampled_from(["", "", "", " ", "\n", "\n  ", "\r\n\t", "  "])
 
@@ -282,7 +289,8 @@ ANY_JSON: Final = JSON.map(lambda data: data.decode(errors="replace"))
 # --- trees ----------------------------------------------------------------------------------------
 
 _ODD: Final[st.SearchStrategy[Any]] = st.sampled_from(
-    [None, True, False, 0, -1, 10**30, 1.5, float("inf"), float("nan"), "", "\0", "\ud800", "..", "a\nb", [],
+    [None, True, False, 0, -1, 10**30, 1.5, float("inf"), float("nan"), "", "\0", "\ud800", "..",
+     "a\nb", [],
      {}, [""], [[]], {"a": None}, ["\0"], "x" * 300, "9" * 400, 10**400]
 )  # fmt: skip
 
@@ -337,8 +345,8 @@ _NUMBERED_TOML: Final = (
     b'"\\u00e9@" = ""\n',
 )  # fmt: skip
 _NUMBERED_JSON: Final = (
-    b'"k@": 1,', b'"k@": {},\n', b'"k@": {"a": [1, {}]},', b'"\\u0061@": "",', b' "@" : -0.5 ,\r\n', b"\n",
-    b" ",
+    b'"k@": 1,', b'"k@": {},\n', b'"k@": {"a": [1, {}]},', b'"\\u0061@": "",', b' "@" : -0.5 ,\r\n',
+    b"\n", b" ",
 )  # fmt: skip
 
 

@@ -43,9 +43,10 @@ from toolkit.state import restart_budget as restarts
 
 _WORDS: Final = st.one_of(
     st.sampled_from(
-        ["true", "FALSE", "1", "0", "yes", "off", "", " ", "10", "10s", "nan", "inf", "-1", "1e5", "1_0", "٣",
-         "0x1", "docker", "containerd", "crio", "auto", "none", "systemd", "command", "file,",
-         "command=x, file", "/a", "a/b", "/run/toolkit.pid", "nvidia", "a b", "\udcff", "\x00", "{}",
+        ["true", "FALSE", "1", "0", "yes", "off", "", " ", "10", "10s", "nan", "inf", "-1", "1e5",
+         "1_0", "٣", "0x1", "docker", "containerd", "crio", "auto", "none", "systemd", "command",
+         "file,", "command=x, file", "/a", "a/b", "/run/toolkit.pid", "nvidia", "a b", "\udcff",
+         "\x00", "{}",
          "9" * 5000, "x" * 5000, "İ", "ﬀ", "..", "//"]
     ),
     st.text(max_size=8),
@@ -136,9 +137,9 @@ _RECORDS: Final = (
 )
 _IN_RECORDS: Final = (
     b"null", b"[]", b"{}", b"1e999", b"-1", b"true", b'""', b'"key": []', b'"readable_by": 1e999',
-    b"Infinity", b"NaN", b'"readable_by": "1"', b'"new": null', b'"old": {}', b'"required_keys": [""]',
-    b'"edits": {}', b'"open": 1', b"1.5", b'"mode": 99999999999999999999', b'"owned": [[]]',
-    b'"handlers": [1]', b'"job": "x"', b"[" * 3000, b'"\\ud800"',
+    b"Infinity", b"NaN", b'"readable_by": "1"', b'"new": null', b'"old": {}',
+    b'"required_keys": [""]', b'"edits": {}', b'"open": 1', b"1.5", b'"mode": 99999999999999999999',
+    b'"owned": [[]]', b'"handlers": [1]', b'"job": "x"', b"[" * 3000, b'"\\ud800"',
 )  # fmt: skip
 _STATES: Final = st.one_of(
     mutated(_RECORDS, _IN_RECORDS, 4), altered(_RECORDS), altered(_RECORDS), JSON

@@ -379,7 +379,8 @@ def test_hook_is_one_that_podman_reads(node: Node, tool: Tool) -> None:
         done = subprocess.run(
             [podman, f"--root={place}/r", f"--runroot={place}/run", "--storage-driver=vfs",
              "--cgroup-manager=cgroupfs", f"--hooks-dir={hooks}", "--log-level=debug",
-             "run", "--rm", "--network=none", "--log-driver=none", "--rootfs", f"{rootfs}", "/bin/true"],
+             "run", "--rm", "--network=none", "--log-driver=none", "--rootfs", f"{rootfs}",
+             "/bin/true"],
             capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
     assert f"added hook {hooks}/oci-nvidia-hook.json" in done.stderr, done.stderr

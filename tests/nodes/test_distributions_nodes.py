@@ -106,7 +106,7 @@ def node() -> Iterator[Node]:
 
 
 class Site:
-    """A distribution's runtime on a node, and the program with the mounts and rights of the chart."""
+    """A distribution's runtime on a node, and the program with the chart's mounts and rights."""
 
     def __init__(self, node: Node, source: Path, *, unit: str, socket: str, config: str) -> None:
         self.node, self.unit, self.config = node, unit, config
@@ -369,7 +369,7 @@ def as_operator(site: Site, source: Path, *, cdi: bool = True, **env: str) -> No
 def test_rancher_s_values_of_the_gpu_operator_set_k3s_up(
     node: Node, source: Path, flags: str
 ) -> None:
-    """The operator mounts /etc/containerd then, which k3s does not read: k3s makes the handlers itself."""
+    """The operator then mounts /etc/containerd, which k3s ignores: k3s adds the handlers itself."""
     for site in k3s_with(node, source, flags):
         as_operator(site, source)
         before = default_config(node)
@@ -389,7 +389,7 @@ def test_rancher_s_values_of_the_gpu_operator_set_k3s_up(
 
 
 def default_config(node: Node) -> dict[str, bytes]:
-    """Return the files of the runtime's default configuration; kubelet creates directories for mounts."""
+    """Return the files of the default configuration; kubelet creates directories for mounts."""
     files = (path for path in nodes.path(node, "/etc/containerd").rglob("*") if path.is_file())
     return {str(path): path.read_bytes() for path in files}
 

@@ -37,7 +37,8 @@ MOUNTS = {
 
 _UNIT = f"""\
 [Service]
-ExecStart={K3S_PROGRAM} -c {K3S}/config.toml -a {K3S_SOCKET} --state /run/k3s/containerd --root {HOME}/root
+ExecStart={K3S_PROGRAM} -c {K3S}/config.toml -a {K3S_SOCKET}\
+ --state /run/k3s/containerd --root {HOME}/root
 Delegate=yes
 KillMode=process
 Restart=always

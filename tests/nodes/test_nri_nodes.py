@@ -1,7 +1,7 @@
 """The NRI plugin in the GPU Operator's container, beside real runtimes that have NRI switched on.
 
-The driver is made up (`tests/support/driver.py`); what makes the management specification is real, and so
-is the runtime that adds its devices to a container.
+The driver is made up (`tests/support/driver.py`); what makes the management specification is real,
+and so is the runtime that adds its devices to a container.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ OPERATOR: Final = "gpu-operator"
 PEER: Final = 14.2 * 1024 * 1024
 LOOK: Final = ("sh", "-c", 'echo "$GPUS"; ls /dev')
 MANY: Final = ",".join([GPU, GPU, *(f"nvidia.com/gpu={number}" for number in range(600))])
-"""One device twice, which the runtime would refuse, and so many that the answer has several pieces."""
+"""One device twice, which the runtime would refuse, and so many that the answer is in pieces."""
 BY_HAND: Final = {
     "cdiVersion": "0.5.0",
     "kind": "nvidia.com/gpu",
@@ -239,7 +239,7 @@ def configuration(node: Node) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in sorted(found) if path.is_file()}
 
 
-# --- CRI-O ----------------------------------------------------------------------------------------------
+# --- CRI-O ----------------------------------------------------------------------------------------
 
 
 def test_cri_o_has_it_on_as_well(node: Node, tmp_path: Path) -> None:

@@ -151,7 +151,10 @@ LISTS: Final[Mapping[str, Mapping[str, str]]] = {
         " -not -name repositories.json",
     },
     "crio": {
-        "files": "cd /var/lib/containers/storage && find vfs/dir vfs-containers vfs-images -maxdepth 2",
+        "files": (
+            "cd /var/lib/containers/storage &&"
+            " find vfs/dir vfs-containers vfs-images -maxdepth 2"
+        ),
         "running": "ls /run/containers/storage/vfs-containers /run/runc 2>/dev/null || true",
     },
 }  # fmt: skip

@@ -291,8 +291,8 @@ def test_a_containerd_in_namespaces_of_its_own_is_left_to_the_user(node: Node, t
     nodes.run(node, ["systemctl", "disable", "--now", "containerd"])
     nodes.run(
         node,
-        ["systemd-run", "--unit=elsewhere", "--service-type=oneshot", "--remain-after-exit", "sh", "-c",
-         "cd /root; unshare --uts /usr/bin/containerd >/dev/null 2>&1 &"],
+        ["systemd-run", "--unit=elsewhere", "--service-type=oneshot", "--remain-after-exit", "sh",
+         "-c", "cd /root; unshare --uts /usr/bin/containerd >/dev/null 2>&1 &"],
     )  # fmt: skip
     nodes.run(node, ["systemctl", "kill", "--signal=CONT", "elsewhere"], check=False)
     nodes.wait_for(node, lambda: nodes.answers(node))

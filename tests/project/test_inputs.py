@@ -18,14 +18,14 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 TABLE: Final = ROOT / "docs/internals/trust.md"
 _FUNCTIONS: Final = {
     "open", "os.open", "os.unlink", "os.remove", "os.rmdir", "os.rename", "os.replace", "os.link",
-    "os.symlink", "os.mkdir", "os.mknod", "os.chmod", "os.chown", "os.truncate", "os.execv", "os.execve",
-    "os.execvp",
+    "os.symlink", "os.mkdir", "os.mknod", "os.chmod", "os.chown", "os.truncate", "os.execv",
+    "os.execve", "os.execvp",
     "os.system", "os.popen", "files.read",
 }  # fmt: skip
 _METHODS: Final = {
-    "open", "read_bytes", "read_text", "write_bytes", "write_text", "unlink", "rmdir", "rename", "touch",
-    "mkdir", "symlink_to", "hardlink_to", "chmod", "rmtree", "copyfile", "copytree", "move", "Popen",
-    "check_output",
+    "open", "read_bytes", "read_text", "write_bytes", "write_text", "unlink", "rmdir", "rename",
+    "touch", "mkdir", "symlink_to", "hardlink_to", "chmod", "rmtree", "copyfile", "copytree",
+    "move", "Popen", "check_output",
 }  # fmt: skip
 
 

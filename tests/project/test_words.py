@@ -54,9 +54,9 @@ PRIVATE: Final = (
 """Words that say less than the term of the field: see CONTRIBUTING.md for what to write instead."""
 _PRIVATE: Final = re.compile(rf"\b(?:{'|'.join(PRIVATE)})\b", re.IGNORECASE)
 NO_BEGINNING: Final = {
-    "as", "at", "by", "everybody", "for", "from", "how", "if", "in", "it", "nobody", "of", "on", "one", "so",
-    "somebody", "such", "tell", "that", "there", "this", "to", "what", "when", "where", "whether", "which",
-    "who", "whose", "why", "with", "without",
+    "as", "at", "by", "everybody", "for", "from", "how", "if", "in", "it", "nobody", "of", "on",
+    "one", "so", "somebody", "such", "tell", "that", "there", "this", "to", "what", "when", "where",
+    "whether", "which", "who", "whose", "why", "with", "without",
 }  # fmt: skip
 """A docstring begins with an imperative (`Return`) or a noun phrase (`The record`)."""
 

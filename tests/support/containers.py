@@ -129,7 +129,7 @@ def start_daemonset(  # noqa: PLR0913  # each is a property of the container
     log: IO[str] | None = None,
     capabilities: Collection[str] | None = None,
 ) -> subprocess.Popen[str]:
-    """Start a program as a DaemonSet container of the node would: privileged, or with capabilities only.
+    """Start a program as in a DaemonSet's container: privileged, or with capabilities only.
 
     The process handed back is the container's parent: it passes signals on and ends as the program
     ends. SIGKILL cannot be passed on; where the order matters, kill `inner(process)`.
@@ -264,8 +264,8 @@ def start_pod(  # noqa: PLR0913  # each is a property of the pod
     """Start a command in a pod of a runtime handler, and leave it running.
 
     Where no cgroup is named as the parent, the node's containerd is asked which one it takes.
-    `wishes` are further fields of CRI's description of a container (see `wishing`); the namespace and the
-    annotations are the pod's.
+    `wishes` are further fields of CRI's description of a container (see `wishing`); the namespace
+    and the annotations are the pod's.
     """
     name = f"test-{uuid.uuid4().hex[:8]}"
     # The node's own network, so that no CNI plugin is needed.
@@ -329,7 +329,9 @@ def ctr_run(
             (root / applet).symlink_to("/bin/busybox")
         binary = () if runc_binary is None else (f"--runc-binary={runc_binary}",)
         return run(
-            node, ("ctr", "run", "--rm", "--env=PATH=/bin", *binary, "--rootfs", f"/run/{name}", name, *argv),
+            node,
+            ("ctr", "run", "--rm", "--env=PATH=/bin", *binary, "--rootfs", f"/run/{name}", name,
+             *argv),
             check=False,
         )  # fmt: skip
     finally:

@@ -135,8 +135,9 @@ def k0s(drop_ins: Mapping[str, bytes], *, before_136: bool) -> dict[str, bytes]:
         return {
             "/etc/k0s/containerd.toml": (
                 managed + b"version = 3\nimports ="
-                b" [\"/etc/k0s/containerd.d/*.toml\"]\n[plugins.'io.containerd.cri.v1.images'.pinned_images]\nsandbox"
-                b' = "quay.io/k0s/pause:3.10"\n'
+                b' ["/etc/k0s/containerd.d/*.toml"]\n'
+                b"[plugins.'io.containerd.cri.v1.images'.pinned_images]\n"
+                b'sandbox = "quay.io/k0s/pause:3.10"\n'
             ),
         }
     cri = 'plugins."io.containerd.grpc.v1.cri"'

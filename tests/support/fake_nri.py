@@ -1,8 +1,8 @@
-"""The runtime's part of NRI, as containerd plays it: registers a plugin, and asks it about containers.
+"""The runtime's part of NRI, as in containerd: registers a plugin, and asks it about containers.
 
-Written from containerd/nri v0.12.3 (pkg/net/multiplex, pkg/adaptation/plugin.go) and ttrpc v1.2.8, with
-an encoder of its own. It runs in a test's process, or in one of its own that looks like a containerd
-(`process`), which reads a command per line and writes the result.
+Written from containerd/nri v0.12.3 (pkg/net/multiplex, pkg/adaptation/plugin.go) and ttrpc v1.2.8,
+with an encoder of its own. It runs in a test's process, or in one of its own that looks like a
+containerd (`process`), which reads a command per line and writes the result.
 """
 
 from __future__ import annotations
@@ -226,11 +226,11 @@ class Runtime:
         self.server.close()
 
 
-# --- a process of its own -----------------------------------------------------------------------------
+# --- a process of its own -------------------------------------------------------------------------
 
 
 class Process:
-    """A fake containerd that plays the runtime's part of NRI; its methods are those of `Runtime`."""
+    """A fake containerd that plays the runtime's part of NRI, with the methods of `Runtime`."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process

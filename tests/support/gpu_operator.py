@@ -107,8 +107,9 @@ def render(
 ) -> Rendered:
     """Return what the operator makes for a runtime.
 
-    `env` and `install_dir` are `toolkit.env` and `toolkit.installDir` of the ClusterPolicy, `nri` is
-    `cdi.nriPluginEnabled`: nothing of the runtime is mounted then but the directory of its NRI socket.
+    `env` and `install_dir` are `toolkit.env` and `toolkit.installDir` of the ClusterPolicy, `nri`
+    is `cdi.nriPluginEnabled`: nothing of the runtime is mounted then but the directory of its NRI
+    socket.
     """
     found = {
         "ROOT": install_dir,

@@ -140,10 +140,10 @@ class Store:
             _lay(context)
             artifacts.make(toolkit / "artifacts/deb")
             said = self(
-                "bud", "--isolation=chroot", "--no-cache", f"--timestamp={EPOCH}", f"--iidfile={name}",
-                f"--build-arg=SOURCE_DATE_EPOCH={EPOCH}", f"--build-arg=PYTHON_IMAGE={_BASE}",
-                f"--build-arg=VERSION={__version__}", f"--build-context=artifacts={toolkit}",
-                f"--tag={IMAGE}", str(context),
+                "bud", "--isolation=chroot", "--no-cache", f"--timestamp={EPOCH}",
+                f"--iidfile={name}", f"--build-arg=SOURCE_DATE_EPOCH={EPOCH}",
+                f"--build-arg=PYTHON_IMAGE={_BASE}", f"--build-arg=VERSION={__version__}",
+                f"--build-context=artifacts={toolkit}", f"--tag={IMAGE}", str(context),
             )  # fmt: skip
             return name.read_text(encoding="utf-8"), said
 
@@ -226,7 +226,8 @@ class Container:
             ),
         )
         argv = (*wanted.get("command", ()), *wanted.get("args", ()))
-        nodes.run(node, ("ctr", "--namespace=k8s.io", "run", "--detach", f"--log-uri=file://{self.log}",
+        nodes.run(node, ("ctr", "--namespace=k8s.io", "run", "--detach",
+                         f"--log-uri=file://{self.log}",
                          *words, IMAGE, self.name, *argv))  # fmt: skip
 
     def told(self) -> str:
@@ -303,8 +304,8 @@ def _privileges(context: Mapping[str, Any]) -> tuple[str, ...]:
         return (*words, "--privileged")
     # ctr gives what the runtime gives by default; the chart drops all of it first.
     usual = [
-        "CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID", "SETFCAP",
-        "SETPCAP", "NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE",
+        "CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID",
+        "SETFCAP", "SETPCAP", "NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE",
     ]  # fmt: skip
     given = context["capabilities"]["add"]
     words += [f"--cap-drop=CAP_{name}" for name in usual if name not in given]

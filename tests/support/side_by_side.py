@@ -1,7 +1,7 @@
-"""The upstream installer and this program with the same options on two copies of a node: what each would do.
+"""The upstream installer and this program with the same options, each on a copy of a node.
 
-The upstream installer runs as it is. Of this program the plan is taken, so nothing is restarted. Neither has
-a runtime's binary to ask, nor a driver: what those decide has tests of its own.
+The upstream installer runs as it is. Of this program the plan is taken, so nothing is restarted.
+Neither has a runtime's binary to ask, nor a driver: what those decide has tests of its own.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def cases() -> Iterator[Case]:
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """The configuration of the runtime, of the toolkit, and the hook, as trees; None if it is refused."""
+    """The runtime's configuration, the toolkit's, and the hook, as trees; None if it is refused."""
 
     runtime: Any
     toolkit: Any

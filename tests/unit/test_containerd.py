@@ -169,7 +169,8 @@ SOURCES: Final = {
     "runc": Source(default="runc", runtimes={"runc": PLAIN}, table=PLAIN),
     "crun": Source(
         default="crun",
-        runtimes={"crun": {**PLAIN, "options": {"BinaryName": "/usr/bin/crun", "Root": "/r"}}, "runc": PLAIN},
+        runtimes={"crun": {**PLAIN, "options": {"BinaryName": "/usr/bin/crun", "Root": "/r"}},
+                  "runc": PLAIN},
         table={"runtime_type": RUNC_V2, "options": {"Root": "/r"}},
         low_level=("/usr/bin/crun", "runc"),
     ),
@@ -184,7 +185,8 @@ SOURCES: Final = {
     ),
     "kata": Source(
         default="kata",
-        runtimes={"kata": {"runtime_type": "io.containerd.kata.v2", "privileged_without_host_devices": True}},
+        runtimes={"kata": {"runtime_type": "io.containerd.kata.v2",
+                           "privileged_without_host_devices": True}},
         table={"runtime_type": RUNC_V2, "options": {"SystemdCgroup": True}},
     ),
     "nvidia of somebody else": Source(
@@ -197,7 +199,8 @@ SOURCES: Final = {
     ),
     "nvidia of another installer": Source(
         default="nvidia-experimental",
-        runtimes={"nvidia-experimental": {"runtime_type": RUNC_V2, "options": {"Root": "/n"}}, "runc": PLAIN},
+        runtimes={"nvidia-experimental": {"runtime_type": RUNC_V2, "options": {"Root": "/n"}},
+                  "runc": PLAIN},
         table=PLAIN,
     ),
     "empty type": Source(
@@ -208,7 +211,8 @@ SOURCES: Final = {
     "no type": Source(default="runc", runtimes={"runc": {"options": {"Root": "/r"}}},
         table={"runtime_type": RUNC_V2, "options": {"Root": "/r"}}),
     "no options": Source(
-        default="runc", runtimes={"runc": {"runtime_type": RUNC_V2, "base_runtime_spec": "/s.json"}},
+        default="runc",
+        runtimes={"runc": {"runtime_type": RUNC_V2, "base_runtime_spec": "/s.json"}},
         table={"runtime_type": RUNC_V2, "base_runtime_spec": "/s.json", "options": {}},
     ),
     "default that does not exist": Source(default="gone", runtimes={"runc": PLAIN}, table=PLAIN),
@@ -408,9 +412,7 @@ def test_a_section_that_is_no_table_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize("wish", [True, None], ids=["wanted", "left alone"])
-def test_cdi_is_switched_on_in_the_section_itself(
-    wish: bool | None,
-) -> None:
+def test_cdi_is_switched_on_in_the_section_itself(wish: bool | None) -> None:  # noqa: FBT001
     found = planned(RUNC, enable_cdi=wish)
     assert section(found).get("enable_cdi", ABSENT) == (wish or ABSENT)
     assert "enable_cdi" not in section(found)["containerd"]

@@ -152,30 +152,35 @@ SINCE: Final = {
         wants=(want("imports", ["/b/*.toml"]),), find="/b/", put="/a/", left=BASE,
     ),
     "a key beside ours in our table": Since(
-        wants=(NVIDIA,), find='BinaryName = "/nvidia"\n', put='BinaryName = "/nvidia"\nRoot = "/r"\n',
-        left={**BASE, "r": {**RUNC, "nvidia": {"runtime_type": "runc.v2", "options": {"Root": "/r"}}}},
+        wants=(NVIDIA,), find='BinaryName = "/nvidia"\n',
+        put='BinaryName = "/nvidia"\nRoot = "/r"\n',
+        left={**BASE,
+              "r": {**RUNC, "nvidia": {"runtime_type": "runc.v2", "options": {"Root": "/r"}}}},
         stayed=("r.nvidia.options.Root = '/r'",),
     ),
     "a key of ours in our table": Since(
         wants=(NVIDIA,), find='"/nvidia"', put='"/mine"',
         left={
             **BASE,
-            "r": {**RUNC, "nvidia": {**HANDLER, "options": {"BinaryName": "/mine", "SystemdCgroup": True}}},
+            "r": {**RUNC,
+                  "nvidia": {**HANDLER, "options": {"BinaryName": "/mine", "SystemdCgroup": True}}},
         },
         stayed=("r.nvidia (edited since)",),
     ),
     "our table is gone": Since(
         wants=(NVIDIA,),
-        find='\n[r.nvidia]\nruntime_type = "runc.v2"\n\n[r.nvidia.options]\nBinaryName = "/nvidia"\n'
+        find='\n[r.nvidia]\nruntime_type = "runc.v2"\n\n'
+        '[r.nvidia.options]\nBinaryName = "/nvidia"\n'
         "SystemdCgroup = true\n",
         put="", left=BASE,
     ),
     "an item beside ours": Since(
-        wants=(want("imports", ["/a/*.toml", "/b/*.toml"]),), find='"/b/*.toml"]', put='"/b/*.toml", "/c"]',
-        left={**BASE, "imports": ["/a/*.toml", "/c"]},
+        wants=(want("imports", ["/a/*.toml", "/b/*.toml"]),), find='"/b/*.toml"]',
+        put='"/b/*.toml", "/c"]', left={**BASE, "imports": ["/a/*.toml", "/c"]},
     ),
     "our item alone is left": Since(
-        wants=(want("imports", ["/a/*.toml", "/b/*.toml"]),), find='"/a/*.toml", ', put="", left=BASE,
+        wants=(want("imports", ["/a/*.toml", "/b/*.toml"]),), find='"/a/*.toml", ', put="",
+        left=BASE,
     ),
     "something else needs what we wrote": Since(
         wants=(want("version", 2, required_keys=("version",)), want("r.default", "nvidia")),

@@ -275,9 +275,7 @@ def test_without_a_baseline_only_what_was_asked_for_counts() -> None:
     ]
 
 
-def test_a_runtime_that_serves_cri_and_names_no_handler_in_any_way_has_not_said_that_it_has_ours() -> (
-    None
-):
+def test_a_runtime_that_serves_cri_and_names_no_handler_has_not_said_that_it_has_ours() -> None:
     silent = Health(effective=has(AFTER, handlers=None))
     assert lacking(silent) == ["the runtime does not list its handlers"]
     assert lacking(silent, present=frozenset()) == []

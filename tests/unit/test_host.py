@@ -255,8 +255,8 @@ def test_links_of_a_mounted_directory_in_circles_are_refused(mounted: Host) -> N
         ("/etc/containerd/*/absent.toml", []),
         ("/etc/containerd/conf.d/[0-9]-*.toml", ["9-b.toml"]),
     ],
-    ids=["hidden too, sorted", "one", "directories too", "above", "below", "no directory", "file", "plus",
-         "a name behind a star must be there", "class"],
+    ids=["hidden too, sorted", "one", "directories too", "above", "below", "no directory", "file",
+         "plus", "a name behind a star must be there", "class"],
 )  # fmt: skip
 def test_a_pattern_finds_what_go_finds(root: Path, pattern: str, found: Sequence[str]) -> None:
     directory = root / "etc/containerd/conf.d"

@@ -89,8 +89,8 @@ RECORD: Final = Record(
             ),
         ),
         Owned(
-            path="/etc/x.toml", local="/etc/x.toml", original=None, mode=0o644, uid=0, gid=0, label=None,
-            written=("cc",), edits=(),
+            path="/etc/x.toml", local="/etc/x.toml", original=None, mode=0o644, uid=0, gid=0,
+            label=None, written=("cc",), edits=(),
         ),
     ),
 )  # fmt: skip

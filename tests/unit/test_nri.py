@@ -1,4 +1,4 @@
-"""The NRI plugin without an agent: the wire, its answers, its pauses, and bytes that are no messages."""
+"""The NRI plugin without an agent: the wire, its answers, its pauses, and invalid messages."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def plugin(tmp_path: Path, runtime: fake_nri.Runtime) -> Iterator[Plugin]:
     loop.end()
 
 
-# --- as upstream ------------------------------------------------------------------------------------
+# --- as upstream ----------------------------------------------------------------------------------
 
 
 def test_it_registers_for_new_containers_only(plugin: Plugin, runtime: fake_nri.Runtime) -> None:
@@ -195,7 +195,7 @@ def test_a_request_that_is_not_valid_lets_the_container_start(
     assert runtime.create("default", {KEY: GPU}) == [GPU]
 
 
-# --- containers that were created while it was away ---------------------------------------------------
+# --- containers that were created while it was away -----------------------------------------------
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3])
@@ -229,7 +229,7 @@ def test_containers_that_got_nothing_are_named(
     assert plugin.missed == []
 
 
-# --- a connection that is lost ------------------------------------------------------------------------
+# --- a connection that is lost --------------------------------------------------------------------
 
 
 def test_it_connects_again_after_a_restart_of_the_runtime(
@@ -307,7 +307,7 @@ def test_a_peer_that_is_not_trusted_is_not_answered(
         runtime.receive(1)
 
 
-# --- bytes that are no messages -----------------------------------------------------------------------
+# --- bytes that are no messages -------------------------------------------------------------------
 
 
 def hostile(chance: random.Random) -> bytes:

@@ -50,7 +50,8 @@ _VALUES: Final = _strings() | st.lists(_strings(), max_size=3).map(
     lambda each: f"[{', '.join(each)}]"
 )
 _ALL_KINDS: Final = (
-    '"""\nof\n\\"\\\\ "" two\\\n  lines"""', '"""ends in two\\n"""""', "'''\n''o'\n'''", "'''x'''''",
+    '"""\nof\n\\"\\\\ "" two\\\n  lines"""', '"""ends in two\\n"""""', "'''\n''o'\n'''",
+    "'''x'''''",
     '{\n  x = 1, # }\n  "y" = "}",\n}', "{ # {\n}", '{ a = [ {\n} ], }', '"\\x22 \\e"', "07:32",
     '""""""', '"\\\\"', '"#\\""', "'\\'", "''",
 )  # fmt: skip

@@ -320,9 +320,10 @@ def test_the_names_of_others_registries_stay() -> None:
 
 HIDDEN: Final = st.sampled_from(
     [
-        ("headers", "X-Team"), ("registry", "configs", "r.example", "any"), ("auth", "any"), ("tls", "any"),
-        ("env", "any"), ("environment", "any"), ("proxies", "any"), ("db_pw",), ("ssh_key",), ("MYPASS",),
-        ("x-api-token",), ("client_secret",), ("password",), ("credentials", "any"),
+        ("headers", "X-Team"), ("registry", "configs", "r.example", "any"), ("auth", "any"),
+        ("tls", "any"), ("env", "any"), ("environment", "any"), ("proxies", "any"), ("db_pw",),
+        ("ssh_key",), ("MYPASS",), ("x-api-token",), ("client_secret",), ("password",),
+        ("credentials", "any"),
     ]
 )  # fmt: skip
 ABOVE: Final = st.lists(
@@ -366,11 +367,12 @@ def test_no_generated_document_shows_a_secret(
 @pytest.mark.parametrize(
     "unit",
     [
-        "a", '"', "'", "\\", "a.", "a:b@", "--a ", "://a", "://", "a:", '"a\\', '\\"', "auth=[", "[a", "]",
+        "a", '"', "'", "\\", "a.", "a:b@", "--a ", "://a", "://", "a:", '"a\\', '\\"', "auth=[",
+        "[a", "]",
         "x ", "://a:b", "u:p", "[\"'", "ghp_", "] ", "]#", "export ", "[[", "=",
-        "auth:\n", "auth: x\n ", "token=", 'token="', "token='x", "token=\\", 'token:\\"', "token=[\"",
-        "'token=", "token=a\"'", "?sig=&", "-----BEGIN A-----", "eyJ", "eyJaaaaaaaa.", "Bearer ", "- ", " ",
-        "\n", "a would change from ", "@",
+        "auth:\n", "auth: x\n ", "token=", 'token="', "token='x", "token=\\", 'token:\\"',
+        "token=[\"", "'token=", "token=a\"'", "?sig=&", "-----BEGIN A-----", "eyJ", "eyJaaaaaaaa.",
+        "Bearer ", "- ", " ", "\n", "a would change from ", "@",
     ],
 )  # fmt: skip
 def test_a_long_text_takes_linear_time(unit: str) -> None:

@@ -578,7 +578,10 @@ def test_a_runtime_class_that_another_handler_has_is_remarked_unless_it_is_the_d
 
 
 def test_a_value_of_the_toolkit_s_config_may_contain_commas() -> None:
-    text = "disable-require=true,supported-driver-capabilities=compute,utility,nvidia-container-cli.user=a:b"
+    text = (
+        "disable-require=true,supported-driver-capabilities=compute,utility"
+        ",nvidia-container-cli.user=a:b"
+    )
     assert checks.toolkit_config(resolve(TOOLKIT_CONFIG=text).toolkit_config) == {
         "disable-require": "true",
         "supported-driver-capabilities": "compute,utility",

@@ -44,7 +44,8 @@ def decided(
         pytest.param("containerd.service", [INIT], PID, CONTAINERD, id="its main process"),
         pytest.param("my.service", [INIT], PID, AGENT, id="whatever the unit is called"),
         pytest.param("k3s.service", [Ancestor(50, "k3s-server"), INIT], 50, AGENT, id="k3s"),
-        pytest.param("my.service", [Ancestor(50, "k3s-server"), INIT], 50, AGENT, id="k3s elsewhere"),
+        pytest.param("my.service", [Ancestor(50, "k3s-server"), INIT], 50, AGENT,
+                     id="k3s elsewhere"),
         pytest.param("rke2-agent.service", [Ancestor(50, "rke2"), INIT], 50, AGENT, id="rke2"),
         pytest.param("k0sworker.service", [Ancestor(50, "k0s"), INIT], 50, AGENT, id="k0s"),
         pytest.param(

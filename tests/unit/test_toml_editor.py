@@ -39,7 +39,8 @@ _VALUES: Final = st.sampled_from(
         "'''\n# none\n'''", '"""ends in a quote\\""""', "''", "{}", "{ x = 1, y.z = 2 }",
         '{ "q.q" = [1, {r = "}"}] }',
         # TOML 1.1
-        "{ x = 1, }", "{\n  x = 1,\n  y.z = 2, # why\n}", '{\n\tr = "}"\n}', '"f\\xfcr \\e"', "07:32",
+        "{ x = 1, }", "{\n  x = 1,\n  y.z = 2, # why\n}", '{\n\tr = "}"\n}', '"f\\xfcr \\e"',
+        "07:32",
     ]
 )  # fmt: skip
 _COMMENTS: Final = st.sampled_from(["", "  # why", " #", "\t# [not.a.header]"])

@@ -262,7 +262,7 @@ class Daemon:
         self._publish()
 
     def _publish(self, failure: str = "") -> None:
-        """Write the state for the liveness probe when a sync starts or ends, or cannot be started."""
+        """Write the state for the liveness probe when a sync starts, ends or cannot be started."""
         began = None if self._worker is None else self._worker.began
         due = max(self.pace.due, time.monotonic()) if began is None else began
         deadline = due + self.report["settings"]["bound"]

@@ -25,7 +25,8 @@ _LONGEST: Final = 16384
 _TEXT: Final = "text/plain; charset=utf-8"
 _KINDS: Final[Mapping[str, str]] = {"/metrics": "text/plain; version=0.0.4; charset=utf-8"}
 _REASONS: Final[Mapping[int, str]] = {
-    200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed", 503: "Service Unavailable",
+    200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed",
+    503: "Service Unavailable",
 }  # fmt: skip
 
 

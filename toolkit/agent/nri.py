@@ -1,8 +1,9 @@
 """The NRI plugin: it adds the CDI devices that pods ask for by annotation.
 
-The runtime throws out a plugin that does not answer within two seconds, and the containers that it creates
-meanwhile start without devices. Therefore nothing here waits: the agent polls the socket. Whatever the
-runtime sends, the agent goes on; bytes that are no valid message end the connection, and a new one is made.
+The runtime throws out a plugin that does not answer within two seconds, and the containers that it
+creates meanwhile start without devices. Therefore nothing here waits: the agent polls the socket.
+Whatever the runtime sends, the agent goes on; bytes that are no valid message end the connection,
+and a new one is made.
 """
 
 from __future__ import annotations
@@ -35,7 +36,10 @@ _CHUNK: Final = 64 << 10
 _LONGEST_VALUE: Final = 256 << 10
 """Bytes of the longest annotation: Kubernetes' limit for all annotations of a pod."""
 _MOST_FIELDS: Final = 200_000
-"""Fields of the largest request, which take 0.4 s: a container has some hundred, and a node some hundred."""
+"""Fields of the largest request, which take 0.4 s.
+
+A container has some hundred, and a node has some hundred containers.
+"""
 _MOST_LISTED: Final = 100_000
 """Pods, or containers, that Synchronize may list: a node has some hundred."""
 _MOST_NAMED: Final = 20
@@ -54,8 +58,9 @@ _RESULTS: Final = ("injected", "unasked", "refused", "unanswered")
 class NriSettings(TypedDict):
     """The settings of the plugin.
 
-    `socket` is a local path and `index` the two digits before the plugin's name. Devices of the `kinds` are
-    for pods in the `namespaces` only. `executables` are the names that the runtime's program may have.
+    `socket` is a local path and `index` the two digits before the plugin's name. Devices of the
+    `kinds` are for pods in the `namespaces` only. `executables` are the names that the runtime's
+    program may have.
     """
 
     socket: str
@@ -68,8 +73,9 @@ class NriSettings(TypedDict):
 class Plugin:
     """The plugin and its connection. `problem` says why it is not registered, empty if it is.
 
-    `fd` and `events` are for poll(2), `serve` is called for an event, and `tick` at the time `due` or
-    later. `missed` names the containers that asked for devices while the plugin was not connected.
+    `fd` and `events` are for poll(2), `serve` is called for an event, and `tick` at the time `due`
+    or later. `missed` names the containers that asked for devices while the plugin was not
+    connected.
     """
 
     def __init__(
@@ -271,7 +277,7 @@ class Plugin:
         except protobuf.Malformed as error:
             if call.method != "CreateContainer":
                 raise ttrpc.Broken(f"{call.method}: {error}") from error
-            # An error would keep the container from starting, and most containers ask for no device.
+            # An error would keep the container from starting, and most ask for no device.
             self.results["unanswered"] += 1
             LOGGER.error("NRI: a request to create a container is not valid: %s", error)
             return ttrpc.response(call.stream, b"")
@@ -279,9 +285,9 @@ class Plugin:
     def _configure(self, request: Message) -> bytes:
         """Subscribe to CreateContainer only.
 
-        A runtime that knows failure policies fails the one request that the plugin did not answer, which
-        the kubelet repeats, instead of starting the container without its devices. It does not keep the
-        plugin connected, since each request would fail then.
+        A runtime that knows failure policies fails the one request that the plugin did not answer,
+        which the kubelet repeats, instead of starting the container without its devices. It does
+        not keep the plugin connected, since each request would fail then.
         """
         name, version = request.text(2), request.text(3)
         self._runtime = _shown(f"{name} {version}".strip() or "the runtime")
@@ -408,9 +414,9 @@ class Plugin:
 def requested(pod: Message, container: str) -> list[str]:
     """Return the CDI devices that a pod's annotations name for a container.
 
-    The annotation of the container is used, else that of the pod, else the one without a suffix. A device
-    is named once, since the runtime refuses a container to which it is added twice. Raises ValueError if
-    the annotation is too long.
+    The annotation of the container is used, else that of the pod, else the one without a suffix. A
+    device is named once, since the runtime refuses a container to which it is added twice. Raises
+    ValueError if the annotation is too long.
     """
     annotations = pod.texts_by_name(6)
     keys = (f"{ANNOTATION}/container.{container}", f"{ANNOTATION}/pod", ANNOTATION)
@@ -426,7 +432,7 @@ def _adjustment(devices: list[str]) -> bytes:
 
 
 def _has_devices(container: Message) -> bool:
-    """Return whether a container has devices, CDI devices or hooks: what a CDI device consists of."""
+    """Return whether a container has what CDI devices add: devices, CDI devices or hooks."""
     hooks = container.message(10).fields
     return bool(container.message(11).pieces(2) or container.pieces(20) or hooks)
 

@@ -103,8 +103,8 @@ def agent_settings(settings: Settings) -> AgentSettings:
 def _plugin_settings(settings: Settings) -> NriSettings:
     """Return the settings of the NRI plugin.
 
-    The usual kind is restricted as well where the management devices have another one: a specification
-    of it may be on the node.
+    The usual kind is restricted as well where the management devices have another one: a
+    specification of it may be on the node.
     """
     executables = (
         registry.ADAPTERS[name].executables for name in (RuntimeName.CONTAINERD, RuntimeName.CRIO)
@@ -143,8 +143,8 @@ def _set_up(context: Context) -> tuple[Plan, str, str]:
 def _remove_handlers(context: Context) -> None:
     """Remove the handlers of earlier runs without the NRI plugin, once no pod uses them.
 
-    A node on which this is not possible, for example because the runtime's files are not mounted, keeps
-    them, as a node has them beside upstream's plugin. Raises RolledBack or NotRolledBack.
+    A node on which this is not possible, for example because the runtime's files are not mounted,
+    keeps them, as a node has them beside upstream's plugin. Raises RolledBack or NotRolledBack.
     """
     if not journal.load(Path(context.settings.toolkit_install_dir).absolute()).owned:
         return

@@ -1,4 +1,4 @@
-"""The keys of the toolkit's config.toml that `--toolkit-config` sets, as the toolkit to install knows them.
+"""The keys of the toolkit's config.toml that `--toolkit-config` sets, as the toolkit knows them.
 
 Its own nvidia-ctk is asked: it alone knows the keys of its release and their types.
 """
@@ -26,9 +26,10 @@ _TIMEOUT: Final = 30.0
 
 
 def chosen(settings: Settings, program: Path) -> dict[Key, Any]:
-    """Return the keys of `--toolkit-config` with their values. `program` is the toolkit's nvidia-ctk.
+    """Return the keys and values of `--toolkit-config`. `program` is the toolkit's nvidia-ctk.
 
-    Raises UsageProblem for every key that this toolkit does not know, and every value of another type.
+    Raises UsageProblem for every key that this toolkit does not know, and every value of another
+    type.
     """
     given = checks.toolkit_config(settings.toolkit_config)
     option = settings.by("toolkit_config")
@@ -55,7 +56,7 @@ def chosen(settings: Settings, program: Path) -> dict[Key, Any]:
 
 
 def _samples(program: Path, names: Iterable[str]) -> dict[str, Any] | None:
-    """Return a value of the right type for each key, as a tree; None if one of them is not known."""
+    """Return a value of the right type for each key, as a tree; None if one of them is unknown."""
     words = [word for name in names for word in ("--set", f"{name}=true")]
     result = command.run(
         [str(program), "config", "--config-file=/dev/null", *words], timeout=_TIMEOUT
@@ -74,7 +75,7 @@ def _tree(program: Path, text: str) -> dict[str, Any]:
 
 
 def _unknown(program: Path, given: Mapping[str, str], option: str) -> list[str]:
-    """Return a message for every key that the toolkit does not know, with the key that may be meant."""
+    """Return a message for every key that the toolkit does not know, with the most similar key."""
     default = command.run([str(program), "config", "default"], timeout=_TIMEOUT)
     known = (
         [dotted(key) for key, _ in edits.leaves(_tree(program, default.out))] if default.ok else []

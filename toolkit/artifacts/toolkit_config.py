@@ -21,7 +21,7 @@ _PREFIXES: Final[Key] = ("nvidia-container-runtime", "modes", "cdi", "annotation
 
 CONFIG: Final = ".config/nvidia-container-runtime/config.toml"
 CHOSEN: Final = ".config/nvidia-container-runtime/toolkit-config.json"
-"""The keys that an installed version has by `--toolkit-config`, to reset them when they are left out."""
+"""The keys that an installed version has by `--toolkit-config`, to reset those left out."""
 _LARGEST: Final = 1 << 20
 # The defaults of the toolkit's programs, as the upstream installer writes them.
 DEFAULTS: Final[Mapping[Key, Any]] = {
@@ -53,7 +53,7 @@ DEFAULTS: Final[Mapping[Key, Any]] = {
 
 
 def low_level_runtimes(present: bytes | None, path: str) -> tuple[str, ...]:
-    """Return the low-level runtimes that a config.toml names. Raises NodeConfigError if it is not valid."""
+    """Return the low-level runtimes that a config.toml names. Raises NodeConfigError if invalid."""
     try:
         section = toml_editor.tree(present or b"", path).get("nvidia-container-runtime")
     except ConfigError as error:

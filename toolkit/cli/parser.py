@@ -162,9 +162,8 @@ def _command(name: str, text: str, *own: click.Option, hidden: bool = False) -> 
         environment = _environment(options)
         settings = resolve(options, environment)
         if extra.get("quiet"):
-            from toolkit.state import (
-                readiness_probe,
-            )  # no other command needs it here
+            # No other command needs it here.
+            from toolkit.state import readiness_probe  # noqa: PLC0415
 
             return USAGE if readiness_probe.unready(settings.readiness) else 0
         log_options = _log_options(name, settings)
@@ -278,8 +277,8 @@ def _live() -> click.Option:
 def _liveness(options: Mapping[str, str]) -> int:
     """Print why the agent is not healthy, if it is not; return the exit code.
 
-    Only the PID file is resolved. The agent keeps running when settings become invalid, for example by an
-    edit of `--env-file`, so they must not make the probe fail.
+    Only the PID file is resolved. The agent keeps running when settings become invalid, for example
+    by an edit of `--env-file`, so they must not make the probe fail.
     """
     from toolkit.state import liveness  # noqa: PLC0415  # no other command needs it here
 

@@ -11,7 +11,7 @@ from typing import Any
 Found = Mapping[str, Any]
 Finding = dict[str, str]
 _DRIVERS_OF_NODE = ("/sys/module/nvgpu", "/dev/dxg")
-"""Signs of a driver that is part of the node, on a Tegra and with WSL2: no container installs it."""
+"""Signs of a driver that is part of the node (Tegra, WSL2): no container installs it."""
 
 
 def findings(result: Found) -> list[Finding]:

@@ -86,7 +86,8 @@ def select(
     """
     inputs = inputs_of(asked, options, environment, last)
     if asked.runs_plugin:
-        # An earlier run may have added handlers, which are removed; else it does not matter which one it is.
+        # An earlier run may have added handlers, which are removed; else it does not matter which
+        # one it is.
         return resolve(options, environment, inputs.previous or {"runtime": RuntimeName.CONTAINERD})
     if asked.no_runtime_config:
         name = (
@@ -373,8 +374,10 @@ def _only(host: Host, result: Sequence[Candidate]) -> Selection:
     count = len(usable)
     raise UsageProblem(
         [
-            f"{count} container runtimes answer on this node, and no kubelet says which one it"
-            f" uses: {names}"
+            (
+                f"{count} container runtimes answer on this node, and no kubelet says which one it"
+                f" uses: {names}"
+            )
         ],
         hint="select one of them: "
         + " or ".join(

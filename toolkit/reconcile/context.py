@@ -94,8 +94,8 @@ class RunStats:
 class Context:
     """The settings of a run, the adapter of its runtime, its cancellation and its statistics.
 
-    `is_leaving` is true for an uninstall. `plugin` is the process of the agent (PID and start) whose NRI
-    plugin is registered with the runtime, None if none is.
+    `is_leaving` is true for an uninstall. `plugin` is the process of the agent (PID and start)
+    whose NRI plugin is registered with the runtime, None if none is.
     """
 
     settings: Settings

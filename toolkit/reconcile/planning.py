@@ -53,8 +53,8 @@ class Plan:
     has not loaded an earlier change, or when a stopped runtime has to be started. `ready_facts`
     is the content of the readiness record that was written for this plan, None if there is none.
     `adopted` are files that define handlers of the toolkit but are missing from the state file;
-    they are treated as owned and recorded with the next change. `nri` says whether the runtime has NRI, if
-    the agent runs the NRI plugin.
+    they are treated as owned and recorded with the next change. `nri` says whether the runtime has
+    NRI, if the agent runs the NRI plugin.
     """
 
     target: Target
@@ -186,7 +186,7 @@ def make_plan(context: context.Context) -> Plan:
 
 
 def unread(target: Target, adapter: Adapter, plan: ConfigPlan) -> tuple[str, str] | None:
-    """Return why the running daemon would not read the changed root config, and a hint; None if it would."""
+    """Return why the running daemon would not read the changed root config, and a hint, or None."""
     is_template = target.desired.delivery.kind is DeliveryKind.TEMPLATE
     if target.process is None or plan.is_noop or is_template:
         return None

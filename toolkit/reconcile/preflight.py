@@ -177,7 +177,7 @@ def _state(context: Context, plan: Plan) -> Health | None:
 
 
 def _unread(context: Context, plan: Plan) -> tuple[str, str] | None:
-    """Return why the runtime would not read the file that is to be written, and a hint; None if it would."""
+    """Return why the runtime would not read the file to be written, and a hint, or None."""
     if plan.operation is not Operation.INSTALL:
         return None
     return planning.unread(plan.target, context.adapter, plan.config_plan)
@@ -411,8 +411,10 @@ def _low_level(target: Target, name: str) -> list[str]:
     if host.executable(name, searched) is not None:
         return []
     return [
-        f"the low-level runtime {name}, which the toolkit's handlers call, was not found on the"
-        " node"
+        (
+            f"the low-level runtime {name}, which the toolkit's handlers call, was not found on the"
+            " node"
+        )
     ]
 
 

@@ -109,7 +109,7 @@ def _unmet(context: Context, plan: Plan) -> str:
 
 
 def _plugin(context: Context) -> Sequence[int] | None:
-    """Return the process whose NRI plugin is registered: for other commands the one in the record."""
+    """Return the process of the registered NRI plugin: for other commands the one in the record."""
     return context.plugin or readiness_record.plugin(context.readiness)
 
 

@@ -98,7 +98,7 @@ def revert(settings: Settings, adapter: Adapter, stop: Cancellation | None = Non
 
 
 def remove_handlers(context: Context) -> str:
-    """Restore the runtime's files, but keep the toolkit: the NRI plugin takes the place of the handlers.
+    """Restore the runtime's files but keep the toolkit: the NRI plugin replaces the handlers.
 
     Returns who still uses the handlers; only the default is restored then. Raises ToolkitError.
     """

@@ -123,8 +123,10 @@ def check_source(settings: Settings, host: Host, config: Path, binary: str | Non
         if kind.strip() == "file" and other and not _is_same(host, Path(other), config):
             raise UsageProblem(
                 [
-                    f"{origin}=file={other}: handlers come from the file that the runtime reads,"
-                    f" {config}"
+                    (
+                        f"{origin}=file={other}: handlers come from the file that the runtime"
+                        f" reads, {config}"
+                    )
                 ],
                 hint="set --config to the file that the runtime reads, and leave out `=PATH` here",
             )
@@ -146,8 +148,8 @@ def _is_same(host: Host, other: Path, config: Path) -> bool:
 class ConfigPaths:
     """The node paths of the root config and the drop-in, and how the runtime gets our keys.
 
-    `host` maps both to local paths. `drop_in` is empty if only the root config is edited. `note` says why
-    the configured root config is not used; empty if it is.
+    `host` maps both to local paths. `drop_in` is empty if only the root config is edited. `note`
+    says why the configured root config is not used; empty if it is.
     """
 
     host: Host
@@ -225,9 +227,10 @@ def find(
 def _in_place_of_default(
     paths: ConfigPaths, adapter: Adapter, distribution: Distribution, option: str
 ) -> ConfigPaths:
-    """Return the paths of a distribution whose daemon does not read the default that `option` names.
+    """Return the paths of a distribution whose daemon does not read the default named by `option`.
 
-    If the directory is not writable, no drop-in is desired: the distribution itself adds the handlers.
+    If the directory is not writable, no drop-in is desired: the distribution itself adds the
+    handlers.
     """
     name = distribution.name
     note = (
@@ -250,11 +253,11 @@ def _generated_instead(
     process: RuntimeProcess | None,
     config_argument: str | None,
 ) -> tuple[Distribution, str] | None:
-    """Return the distribution that generates another root config than a configured default, and its path.
+    """Return the distribution whose root config is not the configured default, and its path.
 
-    The GPU Operator names and mounts the default root config if only the socket is set, which is all
-    that RKE2's documentation asks for. None if the settings name another file, or if the daemon reads
-    the default.
+    The GPU Operator names and mounts the default root config if only the socket is set, which is
+    all that RKE2's documentation asks for. None if the settings name another file, or if the daemon
+    reads the default.
     """
     default = _default(adapter, "config")
     given = Path(os.path.abspath(settings.config))

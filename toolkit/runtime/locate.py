@@ -262,8 +262,10 @@ def root(settings: Settings) -> Path:
             if not os.listdir(given):
                 raise UsageProblem(
                     [
-                        f"--host-root={given} is empty: the node's root directory is not mounted"
-                        " there"
+                        (
+                            f"--host-root={given} is empty: the node's root directory is not"
+                            " mounted there"
+                        )
                     ],
                     hint=(
                         "mount the node's / there, or use --host-root=/ to run directly on the node"

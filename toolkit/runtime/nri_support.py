@@ -57,7 +57,7 @@ class NriSupport:
 def look_up(
     settings: Settings, host: Host, runtime: RuntimeName, endpoint: Path | None
 ) -> NriSupport:
-    """Return whether a runtime has NRI. `endpoint` is its own socket, None if nothing answers there."""
+    """Return whether a runtime has NRI. `endpoint` is its socket, None if nothing answers there."""
     socket = _existing(settings, host)
     if socket is not None:
         return NriSupport(state=NriState.ON, text=f"NRI is on: {socket}")

@@ -13,9 +13,10 @@ from toolkit.settings import defaults
 from toolkit.settings.options import SETTINGS
 
 _PATHS: Final = (
-    "config", "socket", "toolkit_install_dir", "host_root", "drop_in_config", "readiness_file", "env_file",
-    "toolkit_bin_dir", "drop_in_config_host_path", "hooks_dir",
-    "driver_root", "driver_root_ctr_path", "dev_root", "dev_root_ctr_path", "cdi_output_dir", "nri_socket",
+    "config", "socket", "toolkit_install_dir", "host_root", "drop_in_config", "readiness_file",
+    "env_file", "toolkit_bin_dir", "drop_in_config_host_path", "hooks_dir",
+    "driver_root", "driver_root_ctr_path", "dev_root", "dev_root_ctr_path", "cdi_output_dir",
+    "nri_socket",
 )  # fmt: skip
 _KIND: Final = re.compile(
     r"[A-Za-z]([A-Za-z0-9._-]*[A-Za-z0-9])?/[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?"
@@ -107,8 +108,8 @@ def _scalar_problem(item: Any) -> str:
 def toolkit_config(items: Iterable[str]) -> dict[str, str]:
     """Return the keys and values of --toolkit-config, as text.
 
-    The items were separated by commas: one that does not begin with `KEY=` belongs to the value before it.
-    Raises ValueError if the first one does not.
+    The items were separated by commas: one that does not begin with `KEY=` belongs to the value
+    before it. Raises ValueError if the first one does not.
     """
     result: dict[str, str] = {}
     name = ""

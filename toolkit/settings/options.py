@@ -183,8 +183,8 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         choices=tuple(VerifyMode),
         help="What must succeed before a change is kept and the node is ready. status: the runtime"
         " reports that it is healthy and has the handlers; run: in addition, a container starts"
-        " through each handler. A handler that cannot be tried, for example without a sandbox image,"
-        " is reported as not verified.",
+        " through each handler. A handler that cannot be tried, for example without a sandbox"
+        " image, is reported as not verified.",
     ),
     _flag(
         "ignore_unhealthy",
@@ -291,9 +291,9 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "NVIDIA_RUNTIME_NAME CONTAINERD_RUNTIME_CLASS DOCKER_RUNTIME_NAME",
         default="nvidia",
         empty=None,
-        help="Name of the main handler. The handlers nvidia-cdi and nvidia-legacy are added as well. If it is"
-        " one of those two, the main handler is nvidia, and --set-as-default makes the named one the"
-        " default.",
+        help="Name of the main handler. The handlers nvidia-cdi and nvidia-legacy are added as"
+        " well. If it is one of those two, the main handler is nvidia, and --set-as-default makes"
+        " the named one the default.",
     ),
     _flag(
         "set_as_default",
@@ -358,7 +358,8 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "--toolkit-install-dir --root",
         "TOOLKIT_INSTALL_DIR ROOT",
         default="/usr/local/nvidia",
-        help="Directory on the node that the toolkit is installed into, in its subdirectory `toolkit/`.",
+        help="Directory on the node that the toolkit is installed into, in its subdirectory"
+        " `toolkit/`.",
         empty=None,
     ),
     _value(
@@ -375,7 +376,8 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "TOOLKIT_PACKAGE_TYPE",
         default="auto",
         choices=("auto", "deb", "rpm"),
-        help="Which packages to install the files of. auto: rpm if the node has rpm, otherwise deb.",
+        help="Which packages to install the files of. auto: rpm if the node has rpm, otherwise"
+        " deb.",
         empty="auto",
     ),
     _value(
@@ -440,7 +442,8 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "--dev-root-ctr-path",
         "DEV_ROOT_CTR_PATH",
         default="",
-        help="Path of the device root in this container. Empty: the value of --driver-root-ctr-path.",
+        help="Path of the device root in this container. Empty: the value of"
+        " --driver-root-ctr-path.",
     ),
     _value(
         "nvidia_container_runtime_debug",
@@ -481,7 +484,8 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         flags=("--nvidia-container-runtime.runtimes",),
         variables=("NVIDIA_CONTAINER_RUNTIME_RUNTIMES",),
         kind=Kind.LIST,
-        help="The low-level runtimes to use. Empty: those of the node's runtime, then runc and crun.",
+        help="The low-level runtimes to use. Empty: those of the node's runtime, then runc and"
+        " crun.",
     ),
     _flag(
         "hook_skip_mode_detection",
@@ -501,7 +505,8 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "--accept-nvidia-visible-devices-envvar-when-unprivileged",
         "ACCEPT_NVIDIA_VISIBLE_DEVICES_ENVVAR_WHEN_UNPRIVILEGED",
         default=True,
-        help="Allow unprivileged containers to request devices with the variable NVIDIA_VISIBLE_DEVICES.",
+        help="Allow unprivileged containers to request devices with the variable"
+        " NVIDIA_VISIBLE_DEVICES.",
     ),
     _flag(
         "accept_volume_mounts",
@@ -521,13 +526,15 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "--readiness-requires-driver",
         "READINESS_REQUIRES_DRIVER",
         help="Report the node as ready only while the driver is loaded: in `status`, the readiness"
-        " record and /readyz. Without this option readiness is that of the runtime and the toolkit.",
+        " record and /readyz. Without this option readiness is that of the runtime and the"
+        " toolkit.",
     ),
     _flag(
         "cdi_enabled",
         "--cdi-enabled --enable-cdi",
         "CDI_ENABLED ENABLE_CDI",
-        help="Generate the management CDI specification, and regenerate it when the driver changes.",
+        help="Generate the management CDI specification, and regenerate it when the driver"
+        " changes.",
     ),
     _value(
         "cdi_output_dir",
@@ -555,8 +562,9 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "enable_nri_plugin",
         "--enable-nri-plugin -p",
         "ENABLE_NRI_PLUGIN",
-        help="Run the NRI plugin, which adds the CDI devices that pods request by annotation. The runtime is"
-        " not configured then: there are no handlers and no restart. Has no effect with `--no-daemon`.",
+        help="Run the NRI plugin, which adds the CDI devices that pods request by annotation. The"
+        " runtime is not configured then: there are no handlers and no restart. Has no effect with"
+        " `--no-daemon`.",
     ),
     _value(
         "nri_plugin_index",
@@ -579,23 +587,24 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "--nri-namespace",
         "NRI_NAMESPACE",
         default="",
-        help="Namespace of the NRI plugin, whose pods may request management CDI devices. Required with the"
-        " plugin, without effect else.",
+        help="Namespace of the NRI plugin, whose pods may request management CDI devices. Required"
+        " with the plugin, without effect else.",
     ),
     Setting(
         name="nri_namespaces",
         flags=("--nri-management-cdi-device-namespaces",),
         variables=("NRI_MANAGEMENT_CDI_DEVICE_NAMESPACES",),
         kind=Kind.LIST,
-        help="More namespaces whose pods may request management CDI devices. Has no effect without the"
-        " plugin.",
+        help="More namespaces whose pods may request management CDI devices. Has no effect without"
+        " the plugin.",
     ),
     _value(
         "runtime_config_override",
         "--runtime-config-override",
         "RUNTIME_CONFIG_OVERRIDE CONTAINERD_RUNTIME_CONFIG_OVERRIDE",
         default="{}",
-        help="Keys of containerd's handlers as a JSON object, merged over the inherited keys, for example"
+        help="Keys of containerd's handlers as a JSON object, merged over the inherited keys, for"
+        " example"
         ' `{"options": {"SystemdCgroup": true}}`.',
         empty="{}",
         only="containerd",
@@ -668,8 +677,9 @@ GROUPS: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
     (
         "Configuration of the runtime",
         (
-            "set_as_default", "runtime_class", "enable_cdi_in_runtime", "enable_cri", "runtime_type",
-            "runtime_config_override", "use_legacy_config", "config_mode", "hooks_dir", "hook_filename",
+            "set_as_default", "runtime_class", "enable_cdi_in_runtime", "enable_cri",
+            "runtime_type", "runtime_config_override", "use_legacy_config", "config_mode",
+            "hooks_dir", "hook_filename",
         ),
     ),
     (
@@ -689,8 +699,8 @@ GROUPS: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
     (
         "The toolkit's files",
         (
-            "toolkit_source_root", "toolkit_package_type", "toolkit_install_dir", "no_runtime_config",
-            "no_install", "toolkit_bin_dir", "ignore_errors",
+            "toolkit_source_root", "toolkit_package_type", "toolkit_install_dir",
+            "no_runtime_config", "no_install", "toolkit_bin_dir", "ignore_errors",
         ),
     ),
     (

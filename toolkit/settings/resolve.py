@@ -1,9 +1,9 @@
 """Resolution of the settings: command line, then environment variables, then defaults.
 
 Of the variables of a setting the first one that is set is used. A default may depend on the
-runtime. A path such as `CONTAINERD_CONFIG` is used only if the runtime is containerd. Variables that
-mean the same for every runtime, such as `CONTAINERD_SET_AS_DEFAULT`, are used after those of the
-runtime itself.
+runtime. A path such as `CONTAINERD_CONFIG` is used only if the runtime is containerd. Variables
+that mean the same for every runtime, such as `CONTAINERD_SET_AS_DEFAULT`, are used after those of
+the runtime itself.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from toolkit.settings.values import Values
 
 _MAY_BE_EMPTY: Final = frozenset({"drop_in_config", "cdi_output_dir", "create_device_nodes"})
 _OF_ANY_RUNTIME: Final = frozenset({"runtime_class", "set_as_default"})
-"""Settings whose variables for another runtime are used, as upstream does: they are no paths of it."""
+"""Settings whose variables for another runtime are used, as upstream does: they are not paths."""
 TRUE: Final = frozenset({"true", "t", "1", "yes", "on"})
 _DAY: Final = 86400
 FALSE: Final = frozenset({"false", "f", "0", "no", "off"})

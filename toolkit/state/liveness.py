@@ -1,8 +1,8 @@
 """The state of the agent in a file: what the liveness probe decides on, without a listening port.
 
-The agent replaces the file when a sync starts or ends and removes it when it exits. The file names the
-process and a time by which the agent replaces it: an agent that hangs or was killed leaves it unchanged.
-/healthz is decided by the same function, `AgentState.problem`.
+The agent replaces the file when a sync starts or ends and removes it when it exits. The file names
+the process and a time by which the agent replaces it: an agent that hangs or was killed leaves it
+unchanged. /healthz is decided by the same function, `AgentState.problem`.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _MOST_FAILED_STARTS: Final = 3
 class AgentState:
     """The content of the file. Times are those of CLOCK_MONOTONIC, which all processes share.
 
-    `pid`, `started` (in clock ticks since boot) and `boot` identify the process. `since` is when the running
-    sync began, or when the last one ended. `deadline` is when the running sync must have ended, or the next
-    one have been started; None if none is due. `failed_starts` counts the syncs in a row that could not be
-    started, `failure` is why.
+    `pid`, `started` (in clock ticks since boot) and `boot` identify the process. `since` is when
+    the running sync began, or when the last one ended. `deadline` is when the running sync must
+    have ended, or the next one have been started; None if none is due. `failed_starts` counts the
+    syncs in a row that could not be started, `failure` is why.
     """
 
     format: int = FORMAT
@@ -75,10 +75,10 @@ class StateFile:
     def publish(
         self, path: Path, *, began: float | None, deadline: float, failure: str = ""
     ) -> None:
-        """Write the state: a sync `began`, or none is running; or one could not be started (`failure`).
+        """Write the state: a sync `began`, none is running, or one was not started (`failure`).
 
-        If the file cannot be written, the old one says later that the agent is not healthy, since its
-        deadline passes. That is logged once. The next call tries again.
+        If the file cannot be written, the old one says later that the agent is not healthy, since
+        its deadline passes. That is logged once. The next call tries again.
         """
         self.state = replace(
             self.state,
@@ -109,7 +109,8 @@ class StateFile:
 def _written(path: Path, state: AgentState) -> str:
     """Replace the file atomically; return why it cannot be written.
 
-    It need not survive the boot, so it is not flushed to the disk: the agent would have to wait for that.
+    It need not survive the boot, so it is not flushed to the disk: the agent would have to wait for
+    that.
     """
     if problem := trust.place_problem(path.parent):
         return f"{path} is not written: {problem}"
@@ -140,7 +141,7 @@ def remove(path: Path) -> None:
 
 
 def unhealthy(path: Path) -> str:
-    """Return why the agent with the file at a path is not healthy or does not run; empty if it is."""
+    """Return why the agent with this file is unhealthy or not running; empty if it is healthy."""
     try:
         data = trust.read_own(path, _LARGEST)
         if data is None:

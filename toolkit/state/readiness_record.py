@@ -78,7 +78,7 @@ def read(path: Path) -> dict[str, Any] | None:
 
 
 def plugin(path: Path) -> list[int] | None:
-    """Return the process that runs the NRI plugin, from the record at a path; None if there is none."""
+    """Return the process with the NRI plugin, from the record at a path; None if there is none."""
     process = (read(path) or {}).get("plugin")
     return process if readiness_probe.is_alive(process) else None
 

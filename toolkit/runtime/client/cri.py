@@ -49,7 +49,7 @@ def snapshotters(socket: Path, *, timeout: Timeout) -> dict[str, str]:
 
 
 def has_nri(socket: Path, *, timeout: Timeout) -> bool:
-    """Return whether a running containerd has NRI, which may be switched off; false if it does not answer."""
+    """Return whether containerd has NRI, which may be switched off; false if it does not answer."""
     return bool(_plugins(socket, _OF_NRI, timeout=timeout))
 
 

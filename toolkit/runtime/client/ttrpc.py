@@ -1,8 +1,8 @@
 """ttrpc over NRI's multiplexer: frames in and out as bytes, without a socket.
 
-One Unix socket carries two connections: on the first the runtime calls the plugin, on the second the
-plugin calls the runtime. Only unary calls exist. The input is untrusted: what is buffered is bounded, and
-everything that is not a valid frame ends in Broken.
+One Unix socket carries two connections: on the first the runtime calls the plugin, on the second
+the plugin calls the runtime. Only unary calls exist. The input is untrusted: what is buffered is
+bounded, and everything that is not a valid frame ends in Broken.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A response of the runtime to the request of a `stream`; `problem` is empty if it succeeded."""
+    """The runtime's response to the request of a `stream`; `problem` is empty if it succeeded."""
 
     stream: int
     problem: str
