@@ -44,7 +44,7 @@ class Facts:
     effective: Tree | None
     original: Tree | None = None
     reads_first_schema: bool | None = None
-    breaks: bool = False
+    drop_in_breaks: bool = False
 
     @property
     def without_us(self) -> Tree | None:
@@ -70,7 +70,7 @@ def binary_facts(observation: Observation) -> Facts:
         effective=others if effective is None else effective,
         original=_answer_tree(observation, "original"),
         reads_first_schema=None if first is None else "/probe" in str(first),
-        breaks=effective is None and others is not None,
+        drop_in_breaks=effective is None and others is not None,
     )
 
 
@@ -131,14 +131,14 @@ def _searching(
     paths = [file.path for file in files]
     if desired.drop_in in paths[1:] and _OTHERS not in observation.results:
         yield dump(_OTHERS, files, facts, values, without=frozenset({desired.drop_in}))
-    elif not facts.breaks and _FIRST.format(1) not in observation.results:
+    elif not facts.drop_in_breaks and _FIRST.format(1) not in observation.results:
         for count in range(1, min(len(files), _MOST_SEARCHED)):
             yield dump(_FIRST.format(count), files, facts, values, without=frozenset(paths[count:]))
 
 
 def unloadable_file(desired: Desired, observation: Observation, files: Sequence[File]) -> str:
     """Return the path of the file that the binary does not load, the root config's if unknown."""
-    if binary_facts(observation).breaks:
+    if binary_facts(observation).drop_in_breaks:
         return desired.drop_in
     for count in range(1, len(files) + 1):
         answer = observation.results.get(_FIRST.format(count))

@@ -158,7 +158,7 @@ def _warnings(
         yield no_longer_isolated(view.default, desired.default)
     if stop is not None:
         yield f"{stop.file.path}: {stop.words}"
-    if facts.breaks:
+    if facts.drop_in_breaks:
         yield (
             f"{desired.drop_in} of another installer keeps containerd from starting: it is"
             " replaced, and `revert` removes it"
@@ -265,7 +265,7 @@ def _refuse_unloadable(
         return
     path = unloadable_file(desired, observation, files)
     is_drop_in = path != desired.config
-    if facts.breaks and _is_replaceable(desired, observation) and facts.merges:
+    if facts.drop_in_breaks and _is_replaceable(desired, observation) and facts.merges:
         return
     repair = f"remove {path} or repair it first" if is_drop_in else "repair it first"
     if toml_editor.needs_1_1(observation.data(path) or b""):
@@ -413,8 +413,8 @@ def _in_drop_in(
     """Return the keys for our drop-in, in the root config's schema version, and for its import."""
     path = desired.drop_in
     # A file that keeps containerd from starting is generated again, whatever it contains.
-    owned = None if facts.breaks else observation.ownership(path)
-    data, root_version = None if facts.breaks else observation.data(path), version
+    owned = None if facts.drop_in_breaks else observation.ownership(path)
+    data, root_version = None if facts.drop_in_breaks else observation.data(path), version
     created_by_us = data is None or (owned is not None and owned.original is None)
     tree = toml_editor.tree(data or b"", path)
     existing: File | None = None
@@ -459,7 +459,7 @@ def _in_drop_in(
         keys=tuple(wanted),
         files=tuple(order),
         fresh=frozenset({path} if created_by_us else ()),
-        replaced=frozenset({path} if facts.breaks else ()),
+        replaced=frozenset({path} if facts.drop_in_breaks else ()),
     )
 
 

@@ -18,7 +18,7 @@ from toolkit.deadline import Cancellation
 from toolkit.errors import StepError
 from toolkit.node import processes
 from toolkit.reconcile import transaction
-from toolkit.runtime import locate, override
+from toolkit.runtime import handler_requirements, locate
 from toolkit.runtime.client import cri
 from toolkit.runtime.locate import Target
 
@@ -28,7 +28,7 @@ OPTION: Final = "--runtime-config-override: "
 def found(node: Node, keys: dict[str, Any]) -> list[str]:
     target: Target = locate.target(node.settings(), containerd, Cancellation())
     target = replace(target, desired=replace(target.desired, override=keys))
-    return list(override.problems(target, timeout=1))
+    return list(handler_requirements.problems(target, timeout=1))
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def inherited(node: Node, settings: dict[str, Any], **changed: Any) -> list[str]
     target = locate.target(node.settings(), containerd, Cancellation())
     target = replace(target, desired=replace(target.desired, **changed))
     origin = Origin(source="runc", settings=settings, default="runc")
-    return list(override.inherited_problems(target, origin, timeout=1))
+    return list(handler_requirements.inherited_problems(target, origin, timeout=1))
 
 
 def test_inherited_keys_that_name_nothing_are_found(

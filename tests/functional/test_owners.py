@@ -403,7 +403,7 @@ def test_a_count_of_restarts_that_others_control_is_not_believed(
     boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     forged(path, {"format": 1, "boot": boot, "restarts": [now] * 60})
     kind(path)
-    assert Budget(path=path, most=1, window=3600).refusal() == ""
+    assert Budget(path=path, most=1, window=3600).restart_refusal() == ""
 
 
 @KINDS

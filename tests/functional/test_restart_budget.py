@@ -64,16 +64,16 @@ def times(path: Path) -> list[float]:
 
 
 def test_without_a_note_there_was_no_restart(path: Path) -> None:
-    assert counted(path, most=1).refusal() == ""
+    assert counted(path, most=1).restart_refusal() == ""
     assert not path.parent.exists(), "to ask is not to write"
 
 
 def test_the_last_one_allowed_is_allowed_and_the_next_is_not(path: Path) -> None:
     noted(path, NOW - 30, NOW - 20)
-    assert counted(path).refusal() == ""
+    assert counted(path).restart_refusal() == ""
     noted(path, NOW - 30, NOW - 20, NOW - 10)
     assert (
-        counted(path).refusal()
+        counted(path).restart_refusal()
         == "the runtime was restarted 3 times within 600 s, and --restart-budget is 3:"
         " next restart allowed in 570 s"
     )
@@ -82,7 +82,7 @@ def test_the_last_one_allowed_is_allowed_and_the_next_is_not(path: Path) -> None
 def test_the_wait_is_until_enough_of_them_are_out_of_the_window(path: Path) -> None:
     noted(path, NOW - 500, NOW - 400, NOW - 300, NOW - 200)
     assert (
-        counted(path, most=2).refusal()
+        counted(path, most=2).restart_refusal()
         == "the runtime was restarted 4 times within 600 s, and --restart-budget is 2:"
         " next restart allowed in 300 s"
     )
@@ -90,13 +90,13 @@ def test_the_wait_is_until_enough_of_them_are_out_of_the_window(path: Path) -> N
 
 def test_the_order_of_the_notes_does_not_matter(path: Path) -> None:
     noted(path, NOW - 10, NOW - 300, NOW - 20)
-    assert counted(path, most=2).refusal().endswith(": next restart allowed in 580 s")
+    assert counted(path, most=2).restart_refusal().endswith(": next restart allowed in 580 s")
 
 
 def test_a_window_that_is_no_whole_number_is_said_as_it_was_given(path: Path) -> None:
     noted(path, NOW - 0.25)
     assert (
-        counted(path, most=1, window=1.5).refusal()
+        counted(path, most=1, window=1.5).restart_refusal()
         == "the runtime was restarted 1 times within 1.5 s, and --restart-budget is 1:"
         " next restart allowed in 1 s"
     )
@@ -106,34 +106,34 @@ def test_after_the_wait_that_was_told_it_may_be_restarted(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     noted(path, NOW - 500, NOW - 400, NOW - 300)
-    words = counted(path).refusal()
+    words = counted(path).restart_refusal()
     wait = float(words.rpartition("allowed in ")[2].removesuffix(" s"))
     at(monkeypatch, NOW + wait - 1)
-    assert counted(path).refusal() != ""
+    assert counted(path).restart_refusal() != ""
     at(monkeypatch, NOW + wait)
-    assert counted(path).refusal() == ""
+    assert counted(path).restart_refusal() == ""
 
 
 def test_restarts_before_the_window_do_not_count(path: Path) -> None:
     noted(path, NOW - 10_000, NOW - WINDOW - 1, NOW - WINDOW, NOW - WINDOW + 1)
-    assert counted(path, most=2).refusal() == ""
-    assert counted(path, most=1).refusal() != ""
+    assert counted(path, most=2).restart_refusal() == ""
+    assert counted(path, most=1).restart_refusal() != ""
 
 
 @pytest.mark.parametrize("boot", ["", "a0b1c2d3-0000-0000-0000-000000000000", None, 5, ["x"]])
 def test_restarts_of_another_boot_do_not_count(path: Path, boot: Any) -> None:
     noted(path, NOW - 3, NOW - 2, NOW - 1, boot=boot)
-    assert counted(path, most=1).refusal() == ""
+    assert counted(path, most=1).restart_refusal() == ""
 
 
 def test_times_that_are_still_to_come_do_not_count(path: Path) -> None:
     noted(path, NOW + 1, NOW + 1e9, float("inf"), float("nan"))
-    assert counted(path, most=1).refusal() == ""
+    assert counted(path, most=1).restart_refusal() == ""
 
 
 def test_zero_is_no_limit(path: Path) -> None:
     noted(path, *(NOW - 1 for _ in range(1000)))
-    assert counted(path, most=0).refusal() == ""
+    assert counted(path, most=0).restart_refusal() == ""
 
 
 # --- a note that cannot be read -----------------------------------------------------------------
@@ -173,19 +173,19 @@ def test_a_damaged_note_counts_as_none_and_is_told(
     path.parent.mkdir()
     path.write_text(text, encoding="utf-8", errors="surrogateescape")
     with caplog.at_level(logging.WARNING):
-        assert counted(path, most=1).refusal() == ""
+        assert counted(path, most=1).restart_refusal() == ""
     (said,) = caplog.messages
     assert said.startswith(f"{path} cannot be read, so earlier restarts are not counted: ")
     counted(path).spend()
     assert times(path) == [NOW]
-    assert counted(path, most=1).refusal() != ""
+    assert counted(path, most=1).restart_refusal() != ""
 
 
 @pytest.mark.timeout(5)
 def test_a_pipe_in_its_place_counts_as_none_and_is_replaced(path: Path) -> None:
     path.parent.mkdir()
     os.mkfifo(path)
-    assert counted(path, most=1).refusal() == ""
+    assert counted(path, most=1).restart_refusal() == ""
     counted(path).spend()
     assert times(path) == [NOW]
 
@@ -208,21 +208,21 @@ def test_a_change_that_failed_again_waits_twice_as_long_each_time_up_to_a_day(
     for _ in range(12):
         at(monkeypatch, moment)
         counted(path).note_failed("a change")
-        said = counted(path).postponement("a change")
+        said = counted(path).retry_refusal("a change")
         waits.append(
             float(match[1]) if (match := re.search(r"next attempt in (\d+) s", said)) else 0.0
         )
-        assert counted(path).postponement("another change") == ""
+        assert counted(path).retry_refusal("another change") == ""
         moment += waits[-1]
         at(monkeypatch, moment)
-        assert counted(path).postponement("a change") == ""
+        assert counted(path).retry_refusal("a change") == ""
     window = counted(path).window
     assert waits[:4] == [0, 2 * window, 4 * window, 8 * window]
     assert waits[-1] == 86_400
     counted(path).spend()
-    assert counted(path, most=0).postponement("a change") == ""
+    assert counted(path, most=0).retry_refusal("a change") == ""
     counted(path).note_failed("another change")
-    assert counted(path).postponement("another change") == ""
+    assert counted(path).retry_refusal("another change") == ""
 
 
 def test_restarts_add_up_until_the_budget_is_used(
@@ -230,10 +230,10 @@ def test_restarts_add_up_until_the_budget_is_used(
 ) -> None:
     for turn in range(3):
         at(monkeypatch, NOW + turn)
-        assert counted(path).refusal() == ""
+        assert counted(path).restart_refusal() == ""
         counted(path).spend()
     assert times(path) == [NOW, NOW + 1, NOW + 2]
-    assert counted(path).refusal() != ""
+    assert counted(path).restart_refusal() != ""
 
 
 def test_what_does_not_count_any_more_is_not_kept(path: Path) -> None:
@@ -258,7 +258,7 @@ def test_the_restarts_are_noted_where_there_is_no_limit_as_well(path: Path) -> N
 def test_a_restart_counts_at_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     at(monkeypatch, NOW + 0.006)
     counted(path).spend()
-    assert counted(path, most=1).refusal() != ""
+    assert counted(path, most=1).restart_refusal() != ""
 
 
 def test_a_boot_is_told_from_others_by_the_kernel_s_own_word() -> None:

@@ -231,7 +231,7 @@ def test_any_count_of_restarts_is_read(state: bytes) -> None:
         mock.patch("toolkit.node.procfs.boot_id", return_value="x"),
         mock.patch.object(restarts, "LOGGER"),
     ):
-        restarts.Budget(path=path, most=1, window=600).refusal()
+        restarts.Budget(path=path, most=1, window=600).restart_refusal()
 
 
 @budget(100)

@@ -23,7 +23,7 @@ from toolkit import log
 from toolkit.agent import child, counters, signals
 from toolkit.agent.child import Worker
 from toolkit.agent.inotify import Watches
-from toolkit.agent.probes import Pages
+from toolkit.agent.pages import Pages
 from toolkit.agent.report import SyncReport, from_json
 from toolkit.agent.schedule import Schedule
 from toolkit.agent.signals import STOPS, SignalQueue

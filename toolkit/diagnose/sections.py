@@ -178,7 +178,7 @@ def restarts(context: Context) -> dict[str, Any]:
         "budget": context.budget.most,
         "window_s": context.budget.window,
         "ago_s": [int(now - moment) for moment in spent],
-        "refusal": context.budget.refusal(),
+        "refusal": context.budget.restart_refusal(),
     }
 
 

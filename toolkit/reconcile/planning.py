@@ -298,7 +298,7 @@ def same_runtime(record: Record, target: Target) -> None:
         )
 
 
-def is_asked(context: context.Context, plan: Plan) -> bool:
+def must_be_healthy(context: context.Context, plan: Plan) -> bool:
     """Return whether the runtime must be healthy with nothing to load (new toolkit files only)."""
     is_managed = not context.settings.no_runtime_config and context.mode is not RestartMode.NONE
     return is_managed and plan.operation is Operation.INSTALL

@@ -24,7 +24,7 @@ from toolkit.log import LOGGER
 from toolkit.node import command, elf, files, mounts, processes, procfs, system
 from toolkit.reconcile import apply, planning, verify
 from toolkit.reconcile.context import Context
-from toolkit.reconcile.planning import Plan, is_asked, nri_support_of
+from toolkit.reconcile.planning import Plan, must_be_healthy, nri_support_of
 from toolkit.runtime import health, locate, visibility
 from toolkit.runtime.health import Health
 from toolkit.runtime.locate import Target
@@ -121,9 +121,9 @@ def _of_override(context: Context, plan: Plan) -> list[str]:
         or not plan.target.desired.override
     ):
         return []
-    from toolkit.runtime import override  # noqa: PLC0415  # Only needed with that option.
+    from toolkit.runtime import handler_requirements  # noqa: PLC0415  # Only needed with that option.
 
-    return list(override.problems(plan.target, timeout=verify.soon(context)))
+    return list(handler_requirements.problems(plan.target, timeout=verify.soon(context)))
 
 
 def _of_origin(context: Context, plan: Plan) -> tuple[list[str], str]:
@@ -135,9 +135,11 @@ def _of_origin(context: Context, plan: Plan) -> tuple[list[str], str]:
     origin = plan.config_plan.origin
     if plan.operation is not Operation.INSTALL or plan.config_plan.is_noop or not origin.settings:
         return [], ""
-    from toolkit.runtime import override  # noqa: PLC0415  # Only needed if something changes.
+    from toolkit.runtime import handler_requirements  # noqa: PLC0415  # Only needed if something changes.
 
-    found = list(override.inherited_problems(plan.target, origin, timeout=verify.soon(context)))
+    found = list(
+        handler_requirements.inherited_problems(plan.target, origin, timeout=verify.soon(context))
+    )
     if origin.default not in {"", origin.source}:
         keeps = f"--set-as-default=false, which keeps {origin.default} as the default"
         return found, f"correct the handler {origin.source}, or use {keeps}"
@@ -165,7 +167,7 @@ def _state(context: Context, plan: Plan) -> Health | None:
     New toolkit files alone affect it as well, because an installation with an unhealthy runtime
     must fail. Raises Interrupted if the run was asked to stop before the runtime became healthy.
     """
-    is_affected = plan.reload_needed or is_asked(context, plan)
+    is_affected = plan.reload_needed or must_be_healthy(context, plan)
     if not is_affected or plan.target.process is None:
         return None
     state = health.wait_healthy(plan.target, context.adapter, Deadline(SOON, context.stop))
@@ -185,7 +187,11 @@ def _unread(context: Context, plan: Plan) -> tuple[str, str] | None:
 
 def _no_process(context: Context, plan: Plan) -> str:
     """Return why the runtime that must be healthy was not found, or an empty text."""
-    return plan.target.no_process if is_asked(context, plan) and plan.target.process is None else ""
+    return (
+        plan.target.no_process
+        if must_be_healthy(context, plan) and plan.target.process is None
+        else ""
+    )
 
 
 def _in_use(context: Context, plan: Plan) -> str:
@@ -312,7 +318,7 @@ def _of_toolkit(plan: Plan) -> list[str]:
         if immovable := versions.immovable_reason(target.install_dir):
             problems.append(immovable)
     if not plan.config_plan.is_noop and plan.installs:
-        problems += _low_level(
+        problems += _missing_low_level_runtime(
             target, plan.config_plan.low_level[0] if plan.config_plan.low_level else "runc"
         )
     return problems
@@ -337,7 +343,7 @@ def _of_budget(budget: Budget, change: str) -> list[str]:
     """Return why the runtime may not be restarted: budget used up, or its file not writable."""
     if not budget.most:
         return []
-    if refusal := budget.postponement(change) or budget.refusal():
+    if refusal := budget.retry_refusal(change) or budget.restart_refusal():
         return [refusal]
     if budget.path.is_dir():
         return [f"{budget.path}, the file that counts restarts, is a directory"]
@@ -403,7 +409,7 @@ def _runs(target: Target, probe: Path) -> list[str]:
     return [] if result.ok else [f"{failed}: the probe program exited with {result.code}"]
 
 
-def _low_level(target: Target, name: str) -> list[str]:
+def _missing_low_level_runtime(target: Target, name: str) -> list[str]:
     """Search for the low-level runtime in the runtime's own PATH; return a problem if not found."""
     paths = processes.search_path(target.process) if target.process is not None else None
     searched = f"{paths}:{SEARCH_PATH}" if paths else SEARCH_PATH

@@ -172,12 +172,12 @@ def _verified(
         recorded, verify.handlers(context, plan), is_started=is_started
     ):
         return recorded
-    from toolkit.reconcile import handlers  # noqa: PLC0415  # slow to import, and rarely needed
+    from toolkit.reconcile import handler_verification  # noqa: PLC0415  # slow to import, and rarely needed
 
     phase = context.stats.phase
     try:
         with context.stats.during("smoke_test"):
-            results = handlers.verified(context, plan, now, recorded)
+            results = handler_verification.verified(context, plan, now, recorded)
     except StepError as error:
         readiness_record.remove(context.readiness)
         raise HandlerAtFault(f"{error.message}; no file was changed", hint=error.hint) from error

@@ -318,7 +318,7 @@ def _count(context: Context, *, is_first: bool) -> None:
     budget is used up or the counter cannot be written.
     """
     is_free = is_first or not context.budget.most
-    if not is_free and (refusal := context.budget.refusal()):
+    if not is_free and (refusal := context.budget.restart_refusal()):
         raise StepError(refusal)
     try:
         context.budget.spend()

@@ -23,7 +23,13 @@ from toolkit.log import LOGGER
 from toolkit.node import files
 from toolkit.reconcile import adopt, apply, cdi, preflight, readiness, rollback, verify
 from toolkit.reconcile.context import Context, RunStats
-from toolkit.reconcile.planning import Plan, is_asked, make_plan, same_runtime, with_supervisor
+from toolkit.reconcile.planning import (
+    Plan,
+    make_plan,
+    must_be_healthy,
+    same_runtime,
+    with_supervisor,
+)
 from toolkit.runtime import expectation, health, locate, observe, pending_reload, restart
 from toolkit.runtime.health import Health
 from toolkit.runtime.locate import Target
@@ -208,12 +214,12 @@ def carry_out(context: Context, plan: Plan) -> Record:
     confirmed it. Raises StepError or Interrupted before anything was changed, RolledBack or
     NotRolledBack afterwards.
     """
-    from toolkit.reconcile import handlers  # noqa: PLC0415  # slow; only needed for a change
+    from toolkit.reconcile import handler_verification  # noqa: PLC0415  # slow; only needed for a change
 
     during = context.stats.during
     plan = with_supervisor(context, plan)
     # Before anything else: a container whose handler is removed may not be removable any more.
-    handlers.clear(context, plan.target)
+    handler_verification.clear(context, plan.target)
     with during("preflight"):
         baseline = preflight.check(context, plan)
     with during("begin"):
@@ -264,9 +270,9 @@ def recover(context: Context) -> None:
         return
     target = locate.target(context.settings, context.adapter, context.stop)
     same_runtime(record, target)
-    from toolkit.reconcile import handlers  # noqa: PLC0415
+    from toolkit.reconcile import handler_verification  # noqa: PLC0415
 
-    handlers.clear(context, target)
+    handler_verification.clear(context, target)
     for owned in record.open.files:
         target = replace(
             target, host=target.host.mapped(str(Path(owned.path).parent), Path(owned.local).parent)
@@ -396,7 +402,7 @@ def _confirm_unchanged(context: Context, plan: Plan, baseline: Baseline | None) 
     """
     is_left_alone = context.mode is RestartMode.NONE or context.settings.no_runtime_config
     was_healthy = plan.is_interrupted and baseline is not None and baseline.was_healthy
-    if is_left_alone or not (was_healthy or is_asked(context, plan)):
+    if is_left_alone or not (was_healthy or must_be_healthy(context, plan)):
         return None
     deadline = context.deadline() if plan.is_interrupted else Deadline(SOON, context.stop)
     expected = verify.expected(context, plan, baseline)
@@ -423,10 +429,10 @@ def _verify_handlers(
         state = verify.runtime_state(context, plan)
     if state is None:
         return None, None
-    from toolkit.reconcile import handlers  # noqa: PLC0415
+    from toolkit.reconcile import handler_verification  # noqa: PLC0415
 
     with context.stats.during("smoke_test"):
-        return state, handlers.verified(context, plan, state)
+        return state, handler_verification.verified(context, plan, state)
 
 
 def _failed(

@@ -17,7 +17,15 @@ from toolkit.deadline import Cancellation, Deadline
 from toolkit.errors import NodeConfigError, RolledBack, StepError
 from toolkit.log import LOGGER
 from toolkit.node.processes import RuntimeProcess
-from toolkit.reconcile import adopt, cdi, handlers, planning, preflight, transaction, verify
+from toolkit.reconcile import (
+    adopt,
+    cdi,
+    handler_verification,
+    planning,
+    preflight,
+    transaction,
+    verify,
+)
 from toolkit.reconcile.context import Context
 from toolkit.reconcile.planning import Plan, restart_method, same_runtime
 from toolkit.runtime import expectation, health, in_use, locate, observe, pending_reload, restart
@@ -54,7 +62,7 @@ def revert(settings: Settings, adapter: Adapter, stop: Cancellation | None = Non
     )
     target = locate.target(settings, adapter, context.stop)
     # A container that a killed run left behind would keep the handlers in use.
-    handlers.clear(context, target)
+    handler_verification.clear(context, target)
     plan = _plan(context, target)
     if plan is None:
         _clean(context, target, ())
@@ -109,14 +117,14 @@ def remove_handlers(context: Context) -> str:
     if not record.owned and record.open is None:
         return ""
     _require_directories(target, record)
-    handlers.clear(context, target)
+    handler_verification.clear(context, target)
     plan = _view(context, target, record)
     if using := _using_before(context, plan):
         _remove_default(context, plan)
         return in_use.describe(using, "the toolkit's handlers")
     plan = _with_loaded_handlers(context, plan)
     if plan.reload_needed or plan.is_interrupted:
-        if problem := context.budget.postponement(plan.change) or context.budget.refusal():
+        if problem := context.budget.retry_refusal(plan.change) or context.budget.restart_refusal():
             raise StepError(f"{problem}: nothing was changed")
         try:
             record = transaction.carry_out(context, plan)

@@ -23,7 +23,7 @@ from toolkit.node import procfs
 from toolkit.node.processes import RuntimeProcess
 from toolkit.reconcile import planning
 from toolkit.reconcile.context import Context
-from toolkit.reconcile.planning import Plan, is_asked
+from toolkit.reconcile.planning import Plan, must_be_healthy
 from toolkit.runtime import health, locate, observe
 from toolkit.runtime.expectation import Expected
 from toolkit.runtime.health import Health
@@ -235,7 +235,7 @@ def with_missing_handlers(context: Context, plan: Plan) -> Plan:
 
     Raises ReloadError if reloading the same files did not help before.
     """
-    if plan.reload_needed or plan.target.process is None or not is_asked(context, plan):
+    if plan.reload_needed or plan.target.process is None or not must_be_healthy(context, plan):
         return plan
     state = health.query(plan.target, context.adapter, timeout=soon(context))
     unmet = [] if state.problems else expected(context, plan, None).unmet(context.adapter, state)

@@ -37,10 +37,10 @@ def unready(record: Path) -> str:
         return f"{record} is not a readiness record"
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         return f"{record} is not a readiness record of format {FORMAT}"
-    return _differing(content)
+    return _reason_not_ready(content)
 
 
-def _differing(content: Mapping[str, Any]) -> str:
+def _reason_not_ready(content: Mapping[str, Any]) -> str:
     """Return why the content of a record does not apply to the node any more; empty if it does."""
     if content.get("tool") != __version__:
         return f"the readiness record was written by version {content.get('tool')}"

@@ -44,7 +44,7 @@ class Budget:
     most: int
     window: float
 
-    def refusal(self) -> str:
+    def restart_refusal(self) -> str:
         """Return why the runtime may not be restarted now; empty if it may."""
         spent = self.spent()
         if not self.most or len(spent) < self.most:
@@ -75,7 +75,7 @@ class Budget:
         """
         self._write(replace(self._read(), vain=mark))
 
-    def postponement(self, mark: str) -> str:
+    def retry_refusal(self, mark: str) -> str:
         """Return why a change that was rolled back must wait; empty if it may be tried again.
 
         A second attempt is limited by the budget alone. After that each delay is twice the one
