@@ -104,7 +104,7 @@ def test_variables_alone_are_enough(node: fake_node.Node) -> None:
         "RUNTIME_CONFIG_SOURCES": "file",
         "RUNTIME_RESTART_MODE": "none",
         "NO_DAEMON": "yes",
-        "DOCKER_SET_AS_DEFAULT": "nonsense that does not count here",
+        "DOCKER_RESTART_MODE": "nonsense that does not count here",
     }
     fake_node.done(environment=environment)
     assert b'default_runtime_name = "nvidia"' in node.config.read_bytes()
@@ -145,7 +145,7 @@ def test_the_plan_as_json(node: fake_node.Node, quiet: list[str]) -> None:
     answer = json.loads(fake_node.done("plan", "-o", "json", *quiet).stdout)
     assert answer.keys() == {
         "runtime", "in_sync", "binary", "changes", "toolkit", "specification", "reload", "notes",
-        "summary",
+        "summary", "nri",
     }  # fmt: skip
     assert (answer["runtime"], answer["in_sync"], answer["binary"]) == ("containerd", False, None)
     (change,) = answer["changes"]

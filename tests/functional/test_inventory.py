@@ -94,6 +94,7 @@ def test_the_text_says_it_to_people(node: fake_node.Node) -> None:
 
 
 def test_nothing_to_choose_ends_with_2_and_says_why(tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()  # An empty directory is no root of a node.
     done = fake_node.cli(
         "detect", "-o", "json", f"--host-root={tmp_path}", f"--socket={tmp_path}/none"
     )

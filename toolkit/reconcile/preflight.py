@@ -91,8 +91,8 @@ def check(context: Context, plan: Plan) -> Baseline:
         fixed, way_out = read_only(plan)
         hints = [
             _NOT_ANSWERING if obstacle else "",
-            unread_hint,
             invisible[0].hint if invisible else "",
+            unread_hint,
             _TOO_OFTEN if any("--restart-budget" in problem for problem in problems) else "",
             _CORRECT if problems == unusable else "",
             correct_it if problems == broken else "",

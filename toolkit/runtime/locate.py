@@ -155,7 +155,7 @@ def target(settings: Settings, adapter: Adapter, stop: Cancellation | None = Non
 
 def _ended(launch_file: Path) -> supervisor.Supervisor | None:
     """Return the supervisor of a daemon that a killed run has ended, None if none has."""
-    if not launch_file.exists():
+    if not os.path.exists(launch_file):  # Also False where an ordinary user may not look.
         return None
     from toolkit.runtime.supervision import launch_file as of_file  # noqa: PLC0415  # Rarely used.
 
