@@ -150,7 +150,9 @@ DIFFERENCES: Final = (
     Difference(
         "the NRI plugin (`--enable-nri-plugin`)",
         "runs the plugin, and does not configure the runtime",
-        "the same, and more ([nri.md](nri.md#differences-from-the-upstream-plugin))",
+        "the same, and more ([nri.md](nri.md#differences-from-the-upstream-plugin)). Without"
+        " `--nri-namespace` it is refused before anything is changed",
+        ("* --enable-nri-plugin=*", "* -p=*", "* ENABLE_NRI_PLUGIN=*"),
     ),
     Difference(
         "an argument that is no option (`nvidia-toolkit /usr/local/nvidia` in old manifests)",
