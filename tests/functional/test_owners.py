@@ -497,3 +497,25 @@ def test_a_runtime_s_output_does_not_go_to_what_a_user_linked_to_its_log(tmp_pat
     fake_node.wait_for(lambda: pids.read_text().count("\n") == 2, "it was not started again")
     os.kill(int(pids.read_text().split()[1]), signal.SIGKILL)
     assert victim.read_bytes() == b""
+
+
+def test_in_a_pod_the_members_of_a_group_are_those_of_the_node(node: Node) -> None:
+    """The image knows no group of the node, so each would seem to have no member."""
+    root = node.root / "node"
+    (root / "etc").mkdir(parents=True)
+    (root / "etc/group").write_text(
+        "root:x:0:\nops:x:4321:alice\nempty:x:4322:\n", encoding="utf-8"
+    )
+    (root / "etc/passwd").write_text(
+        "root:x:0:0::/:/bin/sh\nalice:x:1000:1000::/:/bin/sh\n", encoding="utf-8"
+    )
+    place = node.root / "run-of-node"
+    place.mkdir()
+    place.chmod(0o775)
+    options = node.options(host_root=str(root), pid_file=str(place / "toolkit.pid"))
+    os.chown(place, 0, 4321)
+    refused = fake_node.cli("run", "-n", *options)
+    assert "group ID 4321 may write to" in refused.stderr
+    assert refused.returncode == 4
+    os.chown(place, 0, 4322)
+    assert "group ID" not in fake_node.cli("run", "-n", *options).stderr

@@ -130,3 +130,13 @@ def test_a_toolkit_that_cannot_say_is_refused(node: Node) -> None:
         node.source / "usr/bin/nvidia-ctk", "#!/bin/sh\necho broken >&2\nexit 3\n"
     )
     assert "the keys cannot be checked" in refused(node, "disable-require=true")
+
+
+def test_what_is_reset_is_named_without_its_secrets(node: fake_node.Node) -> None:
+    chosen = "nvidia-container-cli.environment=HTTPS_PROXY=http://u:Zq7canary7qZ@p"
+    words = ("-n", "--no-runtime-config")
+    fake_node.done("run", *words, *node.options(toolkit_config=chosen))
+    for form in ((), ("-o", "json")):
+        shown = fake_node.done("plan", *form, words[1], *node.options()).stdout
+        assert "nvidia-container-cli.environment is" in shown
+        assert "Zq7canary7qZ" not in shown

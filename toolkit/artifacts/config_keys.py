@@ -15,6 +15,7 @@ from typing import Any, Final
 from runtimes import edits
 from runtimes.edits import dotted
 from runtimes.model import Key
+from toolkit import redact
 from toolkit.errors import StepError, UsageProblem
 from toolkit.node import command
 from toolkit.settings import checks
@@ -46,7 +47,7 @@ def chosen(settings: Settings, program: Path) -> dict[Key, Any]:
         try:
             result[key] = _value(edits.value(samples or {}, key), text)
         except ValueError as error:
-            problems.append(f"{option}={name}={text}: {error}")
+            problems.append(f"{option}={redact.text(f'{name}={text}')}: {error}")
     if problems:
         hint = (
             "`nvidia-ctk config default` prints the keys; the lists' items are separated by commas"

@@ -95,14 +95,23 @@ def reset(toolkit: Path, *, without: Iterable[Key]) -> dict[Key, Any]:
 
 
 def resets(present: bytes | None, config: bytes, path: str) -> tuple[str, ...]:
-    """Return a message for every key of the present configuration that gets another value."""
+    """Return a message for every key of the present configuration that gets another value.
+
+    Secrets in the values are masked, since the messages are part of every plan.
+    """
     before, after = toml_editor.tree(present or b"", path), toml_editor.tree(config, path)
     return tuple(
-        f"{edits.dotted(key)} is {json.dumps(old, default=str)}, and would be "
-        f"{'removed' if new is ABSENT else json.dumps(new, default=str)}"
+        f"{edits.dotted(key)} is {_shown(old, key)}, and would be "
+        f"{'removed' if new is ABSENT else _shown(new, key)}"
         for key, old, new in edits.differences(before, after)
         if old is not ABSENT
     )
+
+
+def _shown(value: Any, key: Key) -> str:
+    from toolkit import redact  # noqa: PLC0415  # Only needed where a key changes.
+
+    return redact.text(json.dumps(redact.value(value, key), default=str))
 
 
 def configuration(present: bytes | None, path: str, asked: Mapping[Key, Any]) -> bytes:

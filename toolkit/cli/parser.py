@@ -12,6 +12,7 @@ import click
 
 from toolkit import __version__, log
 from toolkit.errors import StepError, UsageProblem
+from toolkit.node import trust
 from toolkit.settings import env_file
 from toolkit.settings.layout import RunDir
 from toolkit.settings.options import SETTINGS, Kind, LogFormat, Setting, grouped
@@ -161,6 +162,8 @@ def _command(name: str, text: str, *own: click.Option, hidden: bool = False) -> 
             return _liveness(options)
         environment = _environment(options)
         settings = resolve(options, environment)
+        if os.path.isdir(settings.host_root):
+            trust.use_databases_of(Path(settings.host_root))
         if extra.get("quiet"):
             # No other command needs it here.
             from toolkit.state import readiness_probe  # noqa: PLC0415

@@ -19,6 +19,7 @@ from typing import Final, NamedTuple
 PROC: Final = "/proc"
 _MOST_LINKS: Final = 40
 _LARGEST_DATABASE: Final = 4 << 20
+_databases: Final = [Path("/")]
 _NONE: Final = ""
 _FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW
 
@@ -246,6 +247,14 @@ def _status_problem(name: str, status: os.stat_result, root: Path) -> str:
     return _NONE
 
 
+def use_databases_of(root: Path) -> None:
+    """Look up the members of groups in the files below a directory, the node's root.
+
+    In a pod the local files know no group of the node, so each would seem to have no member.
+    """
+    _databases[0] = root
+
+
 def _is_lonely(gid: int, root: Path) -> bool:
     """Return whether a group has only trusted members, by the node's passwd and group files.
 
@@ -253,6 +262,7 @@ def _is_lonely(gid: int, root: Path) -> bool:
     """
     if gid in {0, os.getegid()}:
         return True
+    root = _databases[0] if root == Path("/") else root
     try:
         groups = _database(root, "group")
         users = _database(root, "passwd")

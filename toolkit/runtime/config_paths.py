@@ -287,7 +287,7 @@ def _generated_instead(
 
 def _refuse_drop_in(settings: Settings, adapter: Adapter, config: str) -> None:
     """Raise UsageProblem if the configured root config is in a directory of drop-ins."""
-    if posixpath.dirname(config).endswith(".d"):
+    if not settings.no_runtime_config and posixpath.dirname(config).endswith(".d"):
         given = f"{settings.by('config')}={settings.config}"
         raise UsageProblem(
             [f"{given}: this is a drop-in, not the main configuration file of {adapter.name}"],

@@ -59,6 +59,9 @@ def look_up(
 ) -> NriSupport:
     """Return whether a runtime has NRI. `endpoint` is its socket, None if nothing answers there."""
     socket = _existing(settings, host)
+    if socket is not None and settings.runs_plugin and str(socket) != settings.nri_socket:
+        text = f"{settings.nri_socket} does not exist in this container, but on the node"
+        return NriSupport(state=NriState.UNKNOWN, text=text, hint=_NOT_MOUNTED)
     if socket is not None:
         return NriSupport(state=NriState.ON, text=f"NRI is on: {socket}")
     has_nri = None if endpoint is None else _has_nri(runtime, endpoint)

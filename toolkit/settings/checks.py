@@ -130,7 +130,7 @@ def _of_toolkit_config(values: Mapping[str, Any], origins: Mapping[str, str]) ->
     try:
         given = toolkit_config(values["toolkit_config"] or ())
     except ValueError as error:
-        yield f"{option}={','.join(values['toolkit_config'])}: {error}"
+        yield f"{option}: {error}"
         return
     flags = {flag for row in SETTINGS for flag in row.flags} if given else set()
     for name in given:
@@ -312,6 +312,9 @@ def _of_plugin(values: Mapping[str, Any], origins: Mapping[str, str]) -> Iterato
             f"{origins['enable_nri_plugin']} has no effect with --no-daemon: {what}",
         )
     if runs_plugin(values):
+        if not values["cdi_enabled"]:
+            what = "no specification of the devices is generated; the node needs its own"
+            yield logging.WARNING, f"{origins['enable_nri_plugin']} without --cdi-enabled: {what}"
         return
     # On level debug, since the GPU Operator always sets the namespace.
     yield from (
