@@ -153,7 +153,7 @@ def test_the_documented_setting_of_the_default_is_as_good(tmp_path: Path) -> Non
         (
             {"handlers": (replace(pure_plan.HANDLERS[0], name="gpu"), *pure_plan.HANDLERS[1:])},
             "it does not provide the handler gpu",
-            "omit --runtime-class",
+            "omit --runtime-class, and NVIDIA_RUNTIME_NAME",
         ),
     ],
 )
