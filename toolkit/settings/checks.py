@@ -130,7 +130,9 @@ def _of_toolkit_config(values: Mapping[str, Any], origins: Mapping[str, str]) ->
     try:
         given = toolkit_config(values["toolkit_config"] or ())
     except ValueError as error:
-        yield f"{option}: {error}"
+        from toolkit import redact  # noqa: PLC0415  # Only needed for this message.
+
+        yield f"{option}={redact.text(values['toolkit_config'][0])}: {error}"
         return
     flags = {flag for row in SETTINGS for flag in row.flags} if given else set()
     for name in given:
