@@ -18,7 +18,7 @@ from typing import Final
 
 import pytest
 
-from tests.support import artifacts, containers, crio, driver, node_fixtures, nodes, real
+from tests.support import artifacts, boot, containers, crio, driver, nodes, real
 from tests.support.nodes import Node, NodeError
 
 pytestmark = [pytest.mark.node, pytest.mark.timeout(300)]
@@ -76,7 +76,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def node() -> Iterator[Node]:
-    with node_fixtures.booted("trixie", units=("containerd", "docker")) as booted:
+    with boot.booted("trixie", units=("containerd", "docker")) as booted:
         if reason := containers.why_no_containers(booted):
             pytest.skip(reason)
         containers.prepare_images(booted)

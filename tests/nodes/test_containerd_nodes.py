@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import pytest
 
-from tests.support import artifacts, containers, node_fixtures, nodes
+from tests.support import artifacts, boot, containers, nodes
 from tests.support.nodes import Node
 
 pytestmark = [pytest.mark.node, pytest.mark.timeout(300)]
@@ -34,7 +34,7 @@ HANDLERS = {
 
 @pytest.fixture(scope="module", params=nodes.SUITES)
 def node(request: pytest.FixtureRequest) -> Iterator[Node]:
-    with node_fixtures.booted(request.param) as booted:
+    with boot.booted(request.param) as booted:
         yield booted
 
 

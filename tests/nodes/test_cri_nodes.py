@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import containers, fake_node, node_fixtures, nodes, real
+from tests.support import boot, containers, fake_node, nodes, real
 from tests.support.nodes import Node
 from toolkit.runtime.client import cri
 from toolkit.runtime.client.cri import CriFailed
@@ -34,7 +34,7 @@ version = 2
 
 @pytest.fixture(scope="module", params=nodes.SUITES)
 def node(request: pytest.FixtureRequest) -> Iterator[Node]:
-    with node_fixtures.booted(request.param, "over CRI") as booted:
+    with boot.booted(request.param, "over CRI") as booted:
         configure(booted, HANDLERS)
         yield booted
 
@@ -182,7 +182,7 @@ def test_restart_is_waited_through_without_strange_errors(node: Node) -> None:
 
 @pytest.mark.parametrize("suite", nodes.SUITES)
 def test_dockerd_speaks_no_cri(suite: str) -> None:
-    with node_fixtures.booted(suite, units=("containerd", "docker")) as booted:
+    with boot.booted(suite, units=("containerd", "docker")) as booted:
         version = nodes.run(booted, ["dockerd", "--version"]).stdout.split()[2].rstrip(",")
         real.USED.add(f"dockerd {version}, asked over CRI on a booted {suite} node")
         with pytest.raises(CriFailed) as caught:

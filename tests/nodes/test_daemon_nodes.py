@@ -16,7 +16,7 @@ from typing import Final
 
 import pytest
 
-from tests.support import binaries, containers, node_fixtures, nodes, pods, real
+from tests.support import binaries, boot, containers, nodes, pods, real
 from tests.support.nodes import Node
 from tests.support.pods import Pod
 
@@ -38,13 +38,13 @@ LONGEST: Final = 0.9
 
 @pytest.fixture(scope="module", params=nodes.SUITES)
 def node(request: pytest.FixtureRequest) -> Iterator[Node]:
-    with node_fixtures.booted(request.param, "watched by the daemon") as booted:
+    with boot.booted(request.param, "watched by the daemon") as booted:
         yield booted
 
 
 @pytest.fixture(scope="module")
 def trixie() -> Iterator[Node]:
-    with node_fixtures.booted("trixie") as booted:
+    with boot.booted("trixie") as booted:
         yield booted
 
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import pytest
 
-from tests.support import containers, node_fixtures, nodes
+from tests.support import boot, containers, nodes
 from tests.support.nodes import Node
 
 pytestmark = [pytest.mark.node, pytest.mark.timeout(300)]
@@ -48,7 +48,7 @@ def installed(node: Node, source: Path) -> Iterator[Node]:
 
 @pytest.fixture(scope="module")
 def node() -> Iterator[Node]:
-    with node_fixtures.booted("trixie") as booted:
+    with boot.booted("trixie") as booted:
         yield booted
 
 

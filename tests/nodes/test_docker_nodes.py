@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import artifacts, containers, node_fixtures, nodes, real
+from tests.support import artifacts, boot, containers, nodes, real
 from tests.support.nodes import Node
 
 pytestmark = [pytest.mark.node, pytest.mark.timeout(300)]
@@ -35,7 +35,7 @@ ORIGINAL = (
 
 @pytest.fixture(scope="module", params=nodes.SUITES)
 def node(request: pytest.FixtureRequest) -> Iterator[Node]:
-    with node_fixtures.booted(request.param, units=("containerd", "docker")) as booted:
+    with boot.booted(request.param, units=("containerd", "docker")) as booted:
         nodes.path(booted, "/etc/docker").mkdir(exist_ok=True)
         real.USED.add(f"dockerd {info(booted)['ServerVersion']} on a booted {booted.suite} node")
         yield booted

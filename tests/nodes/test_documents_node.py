@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import artifacts, containers, documents, node_fixtures, nodes, real
+from tests.support import artifacts, boot, containers, documents, nodes, real
 from tests.support.documents import ROOT, Block
 from tests.support.nodes import Node
 
@@ -21,7 +21,7 @@ OPTIONS = "--runtime=containerd"
 
 @pytest.fixture(scope="module")
 def node() -> Iterator[Node]:
-    with node_fixtures.booted("trixie") as booted:
+    with boot.booted("trixie") as booted:
         artifacts.make(nodes.path(booted, "/artifacts/deb"))
         real.USED.add("containerd, for the commands in the documents, on a booted trixie node")
         yield booted

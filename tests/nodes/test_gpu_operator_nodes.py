@@ -19,11 +19,11 @@ import pytest
 
 from tests.support import (
     artifacts,
+    boot,
     containers,
     crio,
     driver,
     gpu_operator,
-    node_fixtures,
     nodes,
     real,
 )
@@ -69,7 +69,7 @@ CASES = (
 
 @pytest.fixture(scope="module")
 def node(request: pytest.FixtureRequest) -> Iterator[Node]:
-    with node_fixtures.booted(request.param, units=("containerd", "docker")) as booted:
+    with boot.booted(request.param, units=("containerd", "docker")) as booted:
         # The image has its artifacts; here the node lends a directory for that. Its handlers are
         # stand-ins, which tell that they ran; what makes the specification is real.
         artifacts.make_real(

@@ -15,7 +15,7 @@ from typing import Final
 
 import pytest
 
-from tests.support import artifacts, containers, node_fixtures, nodes, real
+from tests.support import artifacts, boot, containers, nodes, real
 from tests.support.nodes import Node
 
 pytestmark = [pytest.mark.node, pytest.mark.timeout(900)]
@@ -34,7 +34,7 @@ LONGEST: Final = 0.8
 
 @pytest.fixture(scope="module")
 def node() -> Iterator[Node]:
-    with node_fixtures.booted("trixie", f"under {KILLS} kills") as booted:
+    with boot.booted("trixie", f"under {KILLS} kills") as booted:
         yield booted
 
 

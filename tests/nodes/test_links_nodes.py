@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import containers, node_fixtures, nodes
+from tests.support import boot, containers, nodes
 from tests.support.nodes import Node
 
 pytestmark = [pytest.mark.node, pytest.mark.timeout(300)]
@@ -32,7 +32,7 @@ NAMED = {
 
 @pytest.fixture(scope="module")
 def node() -> Iterator[Node]:
-    with node_fixtures.booted(nodes.SUITES[-1]) as booted:  # containerd 2.x merges drop-ins
+    with boot.booted(nodes.SUITES[-1]) as booted:  # containerd 2.x merges drop-ins
         yield booted
 
 

@@ -19,11 +19,11 @@ import pytest
 from tests.nodes.test_gpu_operator_nodes import DRIVER_READY, READY, Pod
 from tests.support import (
     artifacts,
+    boot,
     containers,
     crio,
     driver,
     gpu_operator,
-    node_fixtures,
     nodes,
     pods,
     real,
@@ -97,7 +97,7 @@ class Plugin:
 
 @pytest.fixture(scope="module")
 def node() -> Iterator[Node]:
-    with node_fixtures.booted("forky", "with the NRI plugin") as booted:
+    with boot.booted("forky", "with the NRI plugin") as booted:
         if reason := containers.why_no_containers(booted):
             pytest.skip(reason)
         containers.prepare_images(booted)

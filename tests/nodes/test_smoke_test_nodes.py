@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import pytest
 
-from tests.support import artifacts, containers, crio, node_fixtures, nodes, real
+from tests.support import artifacts, boot, containers, crio, nodes, real
 from tests.support.nodes import Node
 from toolkit.errors import StepError
 from toolkit.runtime import smoke_test
@@ -307,7 +307,7 @@ def containerd_config() -> str:
 @pytest.fixture(scope="module", params=nodes.SUITES)
 def bare(request: pytest.FixtureRequest, source: Path) -> Iterator[Place]:
     """A node with containerd and our handlers, but without any image."""
-    with node_fixtures.booted(request.param, "handlers tried") as booted:
+    with boot.booted(request.param, "handlers tried") as booted:
         put(booted, HANGS, _HANGS)
         put(booted, "/etc/containerd/config.toml", containerd_config(), mode=0o644)
         nodes.run(booted, ["systemctl", "restart", "containerd"])
@@ -615,7 +615,7 @@ DOCKER_MOUNTS: Final = {
 @pytest.fixture(scope="module", params=nodes.SUITES)
 def docker(request: pytest.FixtureRequest, source: Path) -> Iterator[Place]:
     """A node with Docker and our handlers, once a container was there."""
-    with node_fixtures.booted(request.param, units=("containerd", "docker")) as booted:
+    with boot.booted(request.param, units=("containerd", "docker")) as booted:
         put(booted, HANGS, _HANGS)
         # dockerd refuses to take up a handler whose binary is not there. Later it may go.
         put(booted, GONE, "#!/bin/sh\n")

@@ -14,7 +14,7 @@ from typing import Final
 
 import pytest
 
-from tests.support import containers, node_fixtures, nodes, real
+from tests.support import boot, containers, nodes, real
 from tests.support.nodes import Node
 
 pytestmark = [pytest.mark.node, pytest.mark.timeout(300)]
@@ -55,7 +55,7 @@ NO_SYSTEMD: Final = {**containers.DEFAULT_MOUNTS, "/host/run/systemd": "/etc/con
 @pytest.fixture(params=["trixie"])
 def node(request: pytest.FixtureRequest) -> Iterator[Node]:
     """Boot a node of its own for each test, which changes its units."""
-    with node_fixtures.booted(request.param) as booted:
+    with boot.booted(request.param) as booted:
         version = nodes.run(booted, ["systemctl", "--version"]).stdout.split()[1]
         real.USED.add(f"systemd {version} on a booted {booted.suite} node")
         yield booted

@@ -14,7 +14,7 @@ from typing import Final
 import pytest
 
 from tests.nodes.test_containerd_nodes import RESTARTS, Tool, picture
-from tests.support import containers, gpu_operator, node_fixtures, nodes, real
+from tests.support import boot, containers, gpu_operator, nodes, real
 from tests.support.nodes import Node
 
 pytestmark = [pytest.mark.node, pytest.mark.timeout(300)]
@@ -36,7 +36,7 @@ HIDDEN: Final = {
 
 @pytest.fixture(scope="module", params=("bookworm", "forky"))
 def node(request: pytest.FixtureRequest) -> Iterator[Node]:
-    with node_fixtures.booted(request.param) as booted:
+    with boot.booted(request.param) as booted:
         nodes.path(booted, INSTALL_DIR).mkdir(exist_ok=True)
         yield booted
 

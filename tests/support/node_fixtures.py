@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 
 import pytest
 
-from tests.support import containers, nodes, real
+from tests.support import boot, containers, nodes
 from tests.support.nodes import Node
 
 
@@ -16,19 +15,6 @@ def node_machine() -> None:
     """Skip where no node can be booted."""
     if reason := nodes.why_not():
         pytest.skip(reason)
-
-
-@contextmanager
-def booted(
-    suite: str, about: str = "", *, units: Sequence[str] = ("containerd",)
-) -> Iterator[Node]:
-    """Boot a node, or skip if that is impossible; note that its containerd was used for it."""
-    if reason := nodes.why_not():
-        pytest.skip(reason)
-    with nodes.boot(suite, units=units) as node:
-        version = nodes.run(node, ("containerd", "--version")).stdout.split()[2]
-        real.USED.add(f"containerd {version}{about and ' '}{about} on a booted {suite} node")
-        yield node
 
 
 @pytest.fixture(params=nodes.SUITES)
@@ -40,7 +26,7 @@ def suite(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def node(node_machine: None, suite: str) -> Iterator[Node]:
     """Boot a fresh node with containerd; it may be spoilt."""
-    with booted(suite) as made:
+    with boot.booted(suite) as made:
         yield made
 
 
