@@ -119,6 +119,11 @@ def _ordinary(_: Node) -> Sequence[str]:
     return fake_node.ORDINARY
 
 
+_READABLE: Final = (
+    "a pod needs `privileged: true`, or the capabilities CHOWN and DAC_OVERRIDE"
+    if os.geteuid() == 0
+    else "run as root, or with the directory mounted into the container"
+)
 CASES: Final = (
     # --- the wish
     Case(
@@ -264,7 +269,7 @@ CASES: Final = (
         prefix=_ordinary,
         code=3,
         said="{node}/etc/containerd/config.toml cannot be read: Permission denied",
-        hint="a pod needs `privileged: true`, or the capabilities CHOWN and DAC_OVERRIDE",
+        hint=_READABLE,
     ),
     Case(
         name="unreadable directory of the config",
