@@ -25,13 +25,13 @@ $(VENV)/.made: pyproject.toml constraints.txt tools/venv.py $(BIN)/python
 demo: $(VENV)/.program ## The program's whole job on a throw-away node (1 min); needs Python alone
 	$(BIN)/python examples/demo
 
-test: $(VENV)/.made ## Every tier that this machine can run (8 min); REQUIRE_REAL_RUNTIMES=1: all of each
+test: $(VENV)/.made ## Every tier that this machine can run (10 min); REQUIRE_REAL_RUNTIMES=1: all of each
 	$(BIN)/python -m tools.tiers --jobs $(JOBS)
 
 unit: $(VENV)/.made ## Pure and in-process tests (30 s)
 	$(BIN)/python -m tools.tiers unit --jobs $(JOBS)
 
-functional: $(VENV)/.made ## The program as processes, against fake runtimes (4 min)
+functional: $(VENV)/.made ## The program as processes, against fake runtimes (6 min)
 	$(BIN)/python -m tools.tiers functional --jobs $(JOBS)
 
 conformance: $(VENV)/.made ## Real executables on our configurations (4 min; root, Go)
