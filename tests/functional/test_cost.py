@@ -141,6 +141,21 @@ def test_a_start_on_a_node_that_is_right_loads_only_what_it_uses(right: Node) ->
     assert len(rest) < 147
 
 
+def test_the_agent_loads_only_what_it_uses_while_it_waits() -> None:
+    """A class that is generated, or the settings, cost every node a megabyte or two."""
+    found = _python("import sys, toolkit.agent.daemon\nprint(*sys.modules)")
+    unused = (
+        "dataclasses",
+        "inspect",
+        "hashlib",
+        "datetime",
+        "toolkit.settings",
+        "toolkit.reconcile",
+        "runtimes",
+    )
+    assert {name for name in found if name.startswith(unused)} == set()
+
+
 def _loaded(words: list[str], environment: Mapping[str, str] = fake_node.ENVIRONMENT) -> list[str]:
     """Run the program and return the modules that it has at its end."""
     script = (

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -290,7 +289,7 @@ def test_a_state_that_cannot_be_written_is_logged_once_and_the_old_one_expires(
     assert [line.partition(": ")[0] for line in told] == ["the liveness probe may fail"]
     path.parent.chmod(0o755)
     file.publish(path, began=1.0, deadline=2.0)
-    assert json.loads(path.read_bytes()) == asdict(file.state)
+    assert json.loads(path.read_bytes()) == file.state._asdict()
     assert file.problem() == liveness.unhealthy(path)
 
 

@@ -12,7 +12,7 @@ import stat
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,7 +27,7 @@ from toolkit.node import processes
 from toolkit.node.host import Host
 from toolkit.reconcile import cdi
 from toolkit.runtime.supervision import launch
-from toolkit.state.liveness import AgentState
+from toolkit.state.liveness import StateFile
 from toolkit.state.record import Record
 from toolkit.state.restart_budget import Budget
 
@@ -412,7 +412,7 @@ def test_a_state_of_the_agent_that_others_control_is_not_believed(
 ) -> None:
     """A user must not be able to keep a dead agent alive, nor to hang its probe."""
     path = run_dir(installed) / "agent.json"
-    forged(path, asdict(AgentState()))
+    forged(path, StateFile().state._asdict())
     argv = ("status", "--live", f"--pid-file={path.parent / 'toolkit.pid'}")
     assert fake_node.cli(*argv).returncode == 0
     kind(path)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from toolkit.agent.report import SyncReport
-from toolkit.reconcile.context import RunStats
+
+if TYPE_CHECKING:
+    from toolkit.reconcile.context import RunStats
 
 IN_SYNC: Final = "in sync"
 CHANGED: Final = "changed"

@@ -11,9 +11,8 @@ import json
 import os
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from toolkit.log import LOGGER
 from toolkit.node import procfs, trust
@@ -24,8 +23,7 @@ _MOST_FAILED_STARTS: Final = 3
 """Syncs in a row that could not be started, after which only a new process is likely to help."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AgentState:
+class AgentState(NamedTuple):  # A dataclass would cost the agent 1 MB of memory.
     """The content of the file. Times are those of CLOCK_MONOTONIC, which all processes share.
 
     `pid`, `started` (in clock ticks since boot) and `boot` identify the process. `since` is when
@@ -34,10 +32,10 @@ class AgentState:
     syncs in a row that could not be started, `failure` is why.
     """
 
+    pid: int
+    started: int | None
+    boot: str
     format: int = FORMAT
-    pid: int = field(default_factory=os.getpid)
-    started: int | None = field(default_factory=lambda: procfs.start_time(os.getpid()))
-    boot: str = field(default_factory=procfs.boot_id)
     is_syncing: bool = False
     since: float = 0.0
     deadline: float | None = None
@@ -68,7 +66,8 @@ class StateFile:
     """The writer of the file. `state` is what it should contain, also if it cannot be written."""
 
     def __init__(self) -> None:
-        self.state = AgentState()
+        pid = os.getpid()
+        self.state = AgentState(pid=pid, started=procfs.start_time(pid), boot=procfs.boot_id())
         self._path: Path | None = None
         self._problem = ""
 
@@ -80,8 +79,7 @@ class StateFile:
         If the file cannot be written, the old one says later that the agent is not healthy, since
         its deadline passes. That is logged once. The next call tries again.
         """
-        self.state = replace(
-            self.state,
+        self.state = self.state._replace(
             is_syncing=began is not None,
             since=time.monotonic() if began is None else began,
             deadline=None if deadline == float("inf") else deadline,
@@ -122,7 +120,7 @@ def _written(path: Path, state: AgentState) -> str:
             spare, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
         )
         with open(fd, "wb") as stream:
-            stream.write(json.dumps(asdict(state)).encode() + b"\n")
+            stream.write(json.dumps(state._asdict()).encode() + b"\n")
         os.rename(spare, path)
     except OSError as error:
         return f"{path} cannot be written: {error.strerror}"
