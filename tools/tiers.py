@@ -80,7 +80,11 @@ class Tier:
 
 TIERS: Final = (
     Tier(name="unit", about="pure and in-process"),
-    Tier(name="functional", about="the program as processes, against fake runtimes"),
+    Tier(
+        name="functional",
+        about="the program as processes, against fake runtimes",
+        whole=("busybox-static", "dash", "llvm", "qemu-user-static", "strace"),
+    ),
     Tier(name="project", about="lint, types, import layers, documents", packages=("groff-base",)),
     Tier(name="fuzz", about="hostile input, a fixed number of cases", is_long=True),
     Tier(
