@@ -166,13 +166,13 @@ CASES: Final = (
         name="stale socket",
         spoil=_stale_socket,
         code=4,
-        said="nobody listens on {node}/run/c.sock: it is not a socket, or a stale one",
+        said="no process listens on {node}/run/c.sock: it is not a socket, or a stale one",
     ),
     Case(
         name="a file for a socket",
         spoil=lambda node: node.socket.touch(),
         code=4,
-        said="nobody listens on {node}/run/c.sock: it is not a socket, or a stale one",
+        said="no process listens on {node}/run/c.sock: it is not a socket, or a stale one",
     ),
     Case(
         name="another program's socket",

@@ -608,7 +608,7 @@ def test_new_files_are_not_installed_beside_a_runtime_that_is_down(node: Node) -
         transaction.converge(node.settings(), containerd)
     fake_node.make_artifacts(node.source, release="2")
     (said,) = findings(node)
-    assert said.startswith(f"nobody listens on {node.socket}: ")
+    assert said.startswith(f"no process listens on {node.socket}: ")
     transaction.converge(node.settings(restart_mode="none"), containerd)
     assert (node.toolkit / "libnvidia-container.so.1.2").exists()
 

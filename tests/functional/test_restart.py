@@ -247,8 +247,8 @@ def test_a_runtime_that_dies_and_does_not_come_back_is_a_failure(node: fake_node
         assert 0.5 <= time.monotonic() - begin < 1.5
         assert (
             str(caught.value)
-            == f"the runtime did not restart or reload in time: nobody listens on {node.socket}:"
-            " it is not a socket, or a stale one"
+            == "the runtime did not restart or reload in time: no process listens on"
+            f" {node.socket}: it is not a socket, or a stale one"
         )
         assert (caught.value.exit_code, caught.value.hint) == (4, HINT)
         assert daemon.signals() == ["SIGHUP"]

@@ -238,9 +238,9 @@ def _ourselves(path: Path) -> Iterator[None]:
     ("there", "message", "hint"),
     [
         (_nothing, "the socket {} does not exist", RUNNING),
-        (_stale, "nobody listens on {}: it is not a socket, or a stale one", RUNNING),
-        (_file, "nobody listens on {}: it is not a socket, or a stale one", RUNNING),
-        (_directory, "nobody listens on {}: it is not a socket, or a stale one", RUNNING),
+        (_stale, "no process listens on {}: it is not a socket, or a stale one", RUNNING),
+        (_file, "no process listens on {}: it is not a socket, or a stale one", RUNNING),
+        (_directory, "no process listens on {}: it is not a socket, or a stale one", RUNNING),
         (_below_a_file, "the socket {} cannot be used: Not a directory", ""),
         (_busy, "{} was not answered within 0.8 s", ""),
         (_ourselves, "{} is answered by this very process, which is not a container runtime", ""),

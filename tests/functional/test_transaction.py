@@ -549,7 +549,7 @@ def test_a_revert_where_nobody_listens_changes_nothing(node: Node) -> None:
     before = snapshot(node)
     done = fake_node.cli("revert", *node.options())
     assert done.returncode == 4
-    assert done.stderr.startswith("error: nobody listens on ")
+    assert done.stderr.startswith("error: no process listens on ")
     assert done.stderr.splitlines()[0].endswith(": nothing was changed")
     assert done.stderr.splitlines()[1:] == [
         "hint: with --restart-mode none the files are changed and the restart is left to you"

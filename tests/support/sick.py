@@ -163,7 +163,7 @@ def _occupied(path: str) -> Shell:
 
 _DID_NOT_START: Final = "`systemctl restart {0}.service` failed: "
 _NO_ANSWER: Final = "the runtime did not restart or reload in time: {0} was not answered within "
-_NOBODY: Final = "the runtime did not restart or reload in time: nobody listens on {0}"
+_NOBODY: Final = "the runtime did not restart or reload in time: no process listens on {0}"
 UNSEEN: Final = "does not see "
 _NOT_TAKEN_UP: Final = "the runtime did not apply the change: "
 _NO_NETWORK: Final = "the network is no longer ready: NetworkReady is false: NetworkPluginNotReady"

@@ -72,7 +72,7 @@ def stay(
     state_fd = child.shared_json_fd({**state, "came": received})
     for fd in (lock, state_fd):
         fcntl.fcntl(fd, fcntl.F_SETFD, 0)  # clear FD_CLOEXEC: the agent inherits the descriptor
-    with contextlib.suppress(OSError):  # nobody reads the log any more, or its disk is full
+    with contextlib.suppress(OSError):  # the log has no reader, or its disk is full
         sys.stderr.flush()
     argv = [*child.interpreter("toolkit.agent.daemon"), str(state_fd)]
     os.execv(argv[0], argv)  # noqa: S606  # the interpreter of this process

@@ -66,7 +66,7 @@ def install(version: Version, install_dir: Path, host: Host, *, like: str = "") 
 
 
 def _own(directory: Path) -> None:
-    """Make a directory belong to this user, and let nobody else write to it. Raises OSError."""
+    """Make a directory belong to this user, and let no other user write to it. Raises OSError."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         mode = os.fstat(fd).st_mode

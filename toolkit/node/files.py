@@ -237,7 +237,7 @@ def writable(directory: Path) -> str | None:
 
 
 def immutable_reason(path: Path) -> str:
-    """Return why nobody can replace an existing file: empty if somebody, perhaps only root, can."""
+    """Return why no user, root included, can replace an existing file; empty if one can."""
     for place in (path, path.parent):
         if _inode_flags(place) & (_IMMUTABLE | _APPEND_ONLY):
             what = "it" if place == path else f"its directory {place}"

@@ -115,7 +115,7 @@ def _speaker(path: Path, timeout: Timeout, *, server_speaks_first: bool) -> int:
         ) from error
     except ConnectionRefusedError as error:
         raise NoPeer(
-            f"nobody listens on {path}: it is not a socket, or a stale one",
+            f"no process listens on {path}: it is not a socket, or a stale one",
             hint="is the runtime running? name its socket with --socket",
         ) from error
     except trust.Distrusted as error:

@@ -64,7 +64,7 @@ def unwritable(host: Host, changes: Sequence[FileChange]) -> list[str]:
 
 
 def immutable_files(host: Host, changes: Sequence[FileChange]) -> list[str]:
-    """Return a message for every existing file that nobody can replace where it is."""
+    """Return a message for every existing file that no user can replace where it is."""
     return [problem for change in changes if (problem := _fixed(host, change))]
 
 

@@ -149,7 +149,7 @@ def _of_origin(context: Context, plan: Plan) -> tuple[list[str], str]:
 
 
 def read_only(plan: Plan) -> tuple[list[str], str]:
-    """Return a message for every file of the plan that nobody can replace, and a hint."""
+    """Return a message for every file of the plan that no user can replace, and a hint."""
     target = plan.target
     fixed = apply.immutable_files(target.host, plan.config_plan.changes)
     return fixed, (_system_hint(target) or _GENERATED) if fixed else ""

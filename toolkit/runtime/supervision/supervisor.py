@@ -100,7 +100,7 @@ def find(
     try:
         return replace(found, dependents=systemd.dependents(host, found.unit, timeout=timeout))
     except StepError as error:
-        # Without them nobody knows what a restart ends.
+        # Without them it is unknown what a restart ends.
         return replace(
             found, unusable=unusable or error.message, after_signal="", doubt=error.message
         )
