@@ -6,7 +6,7 @@
 # The toolkit's files of a local directory (below it artifacts/deb or artifacts/rpm): --build-context artifacts=DIRECTORY
 # Without a network: put the wheels of both requirements.txt into wheels/.
 ARG PYTHON_IMAGE=docker.io/library/python:3.13-slim-trixie
-ARG ARTIFACTS_IMAGE=nvcr.io/nvidia/k8s/container-toolkit:v1.20.0
+ARG ARTIFACTS_IMAGE=nvcr.io/nvidia/k8s/container-toolkit:v1.20.2
 
 FROM ${ARTIFACTS_IMAGE} AS artifacts
 

@@ -13,9 +13,9 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from tests.support import artifacts, nodes
+from tests.support import artifacts, nodes, versions
 
-VERSION: Final = "v1.20.0"
+VERSION: Final = versions.TOOLKIT
 NAME: Final = "nvidia-ctk-installer"
 PROGRAMS: Final = (
     "nvidia-container-runtime",

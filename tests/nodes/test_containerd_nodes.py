@@ -1,4 +1,4 @@
-"""The main job on real nodes: booted Debian with systemd and its own containerd 1.6, 1.7 and 2.1.
+"""The main job on real nodes: booted Debian with systemd and containerd 1.6, 1.7, 2.1 and 2.4.
 
 The program runs as its DaemonSet container would: the node's PID namespace, the
 node's root read-only at /host, four directories of the node writable.
@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import pytest
 
-from tests.support import artifacts, boot, containers, nodes
+from tests.support import artifacts, boot, containers, nodes, versions
 from tests.support.nodes import Node
 
 pytestmark = [pytest.mark.node, pytest.mark.timeout(300)]
@@ -32,7 +32,7 @@ HANDLERS = {
 }
 
 
-@pytest.fixture(scope="module", params=nodes.SUITES)
+@pytest.fixture(scope="module", params=[*nodes.SUITES, versions.BOOTED_CONTAINERD])
 def node(request: pytest.FixtureRequest) -> Iterator[Node]:
     with boot.booted(request.param) as booted:
         yield booted

@@ -20,7 +20,7 @@ from typing import Any
 import click
 import pytest
 
-from tests.support import binaries, documents, fake_node
+from tests.support import binaries, documents, fake_node, versions
 from tests.support.documents import ROOT, Block
 from toolkit.cli import parser
 from toolkit.settings.options import SETTINGS
@@ -61,7 +61,7 @@ def test_the_versions_of_containerd_are_those_that_are_tested() -> None:
         for line, version in zip(lines.split(", "), versions.split(", "), strict=True)
     }
     assert tuple(named) == binaries.LINES
-    assert {line: f"v{named[line]}" for line in binaries.MODULES} == binaries.MODULES
+    assert {line: f"v{named[line]}" for line in versions.CONTAINERD} == versions.CONTAINERD
 
 
 @pytest.mark.parametrize("document", documents.DOCUMENTS, ids=lambda path: path.name)

@@ -20,18 +20,17 @@ from typing import Final
 import pytest
 
 from runtimes.model import BinaryQuery, BinaryResult, token
-from tests.support import nodes, real
+from tests.support import nodes, real, versions
+from tests.support.nodes import Node
 from toolkit.node import command
 
 SUITES: Final = {"1.6": "bookworm", "1.7": "trixie", "2.1": "forky"}
-MODULES: Final = {"2.2": "v2.2.9", "2.3": "v2.3.7", "2.4": "v2.4.2"}
-LINES: Final = (*SUITES, *MODULES)
+LINES: Final = (*SUITES, *versions.CONTAINERD)
 """The release lines that are asked, oldest first."""
 
-_MODULE: Final = "github.com/containerd/containerd/v2/cmd/containerd"
+_COMMANDS: Final = "github.com/containerd/containerd/v2/cmd"
 _IN_ROOT: Final = 'mount -t proc proc "$0/proc" && exec chroot "$0" "$@"'
 _TOOLKIT: Final = "github.com/NVIDIA/nvidia-container-toolkit"
-TOOLKIT: Final = "v1.20.0"
 TOOLKIT_PROGRAMS: Final = (
     "nvidia-container-runtime",
     "nvidia-container-runtime.cdi",
@@ -69,12 +68,23 @@ def find(line: str) -> Binary:
     if line in SUITES:
         found = Binary(line=line, root=_image(SUITES[line]), path="/usr/bin/containerd")
     else:
-        found = Binary(line=line, root=Path("/"), path=str(built(_MODULE, MODULES[line])))
+        found = Binary(line=line, root=Path("/"), path=str(_containerd("containerd", line)))
     said = command.run(_argv(found, ("--version",)))
     if not said.ok:
         pytest.skip(f"containerd {line} cannot be run here: {said.err}")
     real.USED.add(f"containerd {said.out.split()[2]}")
     return found
+
+
+def put_on(node: Node, line: str) -> None:
+    """Replace the containerd and the shim of a booted node by those of a release line."""
+    for program in ("containerd", "containerd-shim-runc-v2"):
+        there = nodes.path(node, f"/usr/bin/{program}")
+        new = there.with_name(f"{program}.new")
+        shutil.copy(_containerd(program, line), new)
+        new.rename(there)
+    nodes.run(node, ("systemctl", "restart", "containerd"))
+    nodes.wait_for(node, lambda: nodes.answers(node))
 
 
 def ask(binary: Binary, question: BinaryQuery) -> BinaryResult:
@@ -165,11 +175,15 @@ def _image(suite: str) -> Path:
         pytest.skip(f"no root file system of {suite} can be made here: {error}")
 
 
+def _containerd(program: str, line: str) -> Path:
+    return built(f"{_COMMANDS}/{program}", versions.CONTAINERD[line])
+
+
 @cache
 def toolkit(program: str) -> Path:
     """Return an NVIDIA Container Toolkit program, made on first use; skip if it cannot be."""
-    found = built(f"{_TOOLKIT}/cmd/{program}", TOOLKIT, cgo=True)
-    real.USED.add(f"{program} {TOOLKIT.removeprefix('v')}")
+    found = built(f"{_TOOLKIT}/cmd/{program}", versions.TOOLKIT, cgo=True)
+    real.USED.add(f"{program} {versions.TOOLKIT.removeprefix('v')}")
     return found
 
 

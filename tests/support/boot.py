@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.support import nodes, real
+from tests.support import binaries, nodes, real, versions
 from tests.support.nodes import Node
 
 
@@ -18,10 +18,17 @@ from tests.support.nodes import Node
 def booted(
     suite: str, about: str = "", *, units: Sequence[str] = ("containerd",)
 ) -> Iterator[Node]:
-    """Boot a node, or skip if that is impossible; note that its containerd was used for it."""
+    """Boot a node, or skip if that is impossible; note that its containerd was used for it.
+
+    `suite` may also be a release line of containerd that no suite has, for example 2.4: it is put
+    on a node of the newest suite.
+    """
+    line = suite if suite in versions.CONTAINERD else ""
     if reason := nodes.why_not():
         pytest.skip(reason)
-    with nodes.boot(suite, units=units) as node:
+    with nodes.boot(nodes.SUITES[-1] if line else suite, units=units) as node:
+        if line:
+            binaries.put_on(node, line)
         version = nodes.run(node, ("containerd", "--version")).stdout.split()[2]
-        real.USED.add(f"containerd {version}{about and ' '}{about} on a booted {suite} node")
+        real.USED.add(f"containerd {version}{about and ' '}{about} on a booted {node.suite} node")
         yield node

@@ -24,14 +24,13 @@ import pytest
 import yaml
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from tests.support import helm, nodes, real
+from tests.support import helm, nodes, real, versions
 from tests.support.kubernetes import Authority, private_bytes
 from tests.support.nodes import Node, NodeError
 
-VERSION: Final = "1.36.3"
-CNI_VERSION: Final = "v1.9.1"
+VERSION: Final = versions.KUBERNETES
 SUITE: Final = "forky"
-"""The node's suite: kubelet of 1.36 speaks to containerd 2 alone."""
+"""The node's suite: kubelet of 1.36 and later speaks to containerd 2 alone."""
 
 _PROGRAMS: Final = (
     "kube-apiserver",
@@ -41,6 +40,7 @@ _PROGRAMS: Final = (
     "kubectl",
 )
 _ETCD: Final = "go.etcd.io/etcd/server/v3"
+_CNI_PLUGINS: Final = "github.com/containernetworking/plugins/plugins"
 _CNI: Final = ("main/ptp", "main/loopback", "ipam/host-local")
 _BUILD_TIME: Final = 2400
 _SERVICE: Final = "10.96.0.1"
@@ -119,7 +119,7 @@ def _build(scratch: Path, missing: Sequence[str]) -> None:
     for name in missing:
         if name == "cni":
             for plugin in _CNI:
-                module = f"github.com/containernetworking/plugins/plugins/{plugin}@{CNI_VERSION}"
+                module = f"{_CNI_PLUGINS}/{plugin}@{versions.CNI_PLUGINS}"
                 _go(
                     scratch,
                     "install",
@@ -236,9 +236,9 @@ class Cluster:
         """Return what the API says of something."""
         return json.loads(self.kubectl("get", "--output=json", *words).stdout)
 
-    def helm(self, *words: str) -> str:
+    def helm(self, *words: str, major: str = helm.MAJORS[0]) -> str:
         """Run helm; refuse its failure."""
-        done = helm.run(*words, kubeconfig=self.kubeconfig, prefix=self.enter)
+        done = helm.run(*words, kubeconfig=self.kubeconfig, prefix=self.enter, major=major)
         if done.returncode != 0:
             raise NodeError(f"helm {' '.join(words)}: {done.stderr}{self.logs()}")
         return done.stdout

@@ -24,11 +24,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from tests.support import containers, nodes
+from tests.support import containers, nodes, versions
 from tests.support.containers import Pod, PodResult
 from tests.support.nodes import Node, NodeError
 
-VERSION: Final = "1.36.3"
+VERSION: Final = versions.CRIO
 SUITES: Final = ("trixie", "forky")
 SOCKET: Final = "/run/crio/crio.sock"
 CONFIG: Final = "/etc/crio/crio.conf"

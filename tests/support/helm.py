@@ -15,11 +15,12 @@ from typing import Any, Final
 import pytest
 import yaml
 
-from tests.support import nodes, real
+from tests.support import nodes, real, versions
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 CHART: Final = ROOT / "deploy/helm/nvidia-toolkit"
-VERSION: Final = "v3.22.0"
+MAJORS: Final = tuple(versions.HELM)
+"""The major versions, the first of which is meant where none is named."""
 RELEASE: Final = "nvidia-toolkit"
 NAMESPACE: Final = "nvidia-toolkit"
 DOCUMENTED: Final = (
@@ -36,47 +37,57 @@ DOCUMENTED: Final = (
 """The command line that the GPU Operator documents for containerd."""
 
 _BUILD_TIME: Final = 900
-# As its own Makefile does: without these it takes every cluster that it cannot ask for one of 1.20.
-_LINKED: Final = " ".join((
-    "-s -w",
-    "-X helm.sh/helm/v3/pkg/chartutil.k8sVersionMajor=1",
-    "-X helm.sh/helm/v3/pkg/chartutil.k8sVersionMinor=36",
-    "-X helm.sh/helm/v3/internal/version.version=" + VERSION,
-))  # fmt: skip
+# As the Makefile of 3 does: else it takes every cluster that it cannot ask for one of 1.20.
+_KUBERNETES: Final = versions.KUBERNETES.split(".")
+_LINKED: Final = {
+    "3": (
+        f"helm.sh/helm/v3/pkg/chartutil.k8sVersionMajor={_KUBERNETES[0]}",
+        f"helm.sh/helm/v3/pkg/chartutil.k8sVersionMinor={_KUBERNETES[1]}",
+    ),
+    "4": (),
+}
 
 
 @cache
-def find() -> Path:
-    """Return the helm program, built on first use; skip the test where it cannot be."""
-    home = nodes.cache() / "go" / f"helm-{VERSION}"
+def find(major: str = MAJORS[0]) -> Path:
+    """Return the helm program of a major version, built on first use; skip if it cannot be."""
+    version = versions.HELM[major]
+    home = nodes.cache() / "go" / f"helm-{version}"
     home.mkdir(parents=True, exist_ok=True)
     wanted = home / "helm"
     with home.with_suffix(".lock").open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not wanted.exists():
-            _build(wanted)
-    real.USED.add(f"helm {VERSION}")
+            _build(wanted, major, version)
+    real.USED.add(f"helm {version}")
     return wanted
 
 
-def _build(wanted: Path) -> None:
+def _build(wanted: Path, major: str, version: str) -> None:
     go = shutil.which("go")
     if go is None:
         pytest.skip("helm is not built: it needs Go 1.26 or newer on PATH")
+    module = f"helm.sh/helm/v{major}"
+    told = (f"{module}/internal/version.version={version}", *_LINKED[major])
+    linked = " ".join(("-s -w", *(f"-X {each}" for each in told)))
     done = subprocess.run(
-        (go, "install", "-trimpath", f"-ldflags={_LINKED}", f"helm.sh/helm/v3/cmd/helm@{VERSION}"),
+        (go, "install", "-trimpath", f"-ldflags={linked}", f"{module}/cmd/helm@{version}"),
         env={**os.environ, "CGO_ENABLED": "0", "GOBIN": str(wanted.parent)},
         capture_output=True, text=True, check=False, timeout=_BUILD_TIME,
     )  # fmt: skip
     if done.returncode != 0:
-        pytest.skip(f"helm {VERSION} cannot be built here: {done.stderr[-500:]}")
+        pytest.skip(f"helm {version} cannot be built here: {done.stderr[-500:]}")
 
 
 def run(
-    *words: str, kubeconfig: Path | None = None, prefix: Sequence[str] = (), timeout: float = 110
+    *words: str,
+    kubeconfig: Path | None = None,
+    prefix: Sequence[str] = (),
+    timeout: float = 110,
+    major: str = MAJORS[0],
 ) -> subprocess.CompletedProcess[str]:
     """Run helm, with nothing of this machine's settings and caches."""
-    program = find()
+    program = find(major)
     with tempfile.TemporaryDirectory() as home:
         environment = {"PATH": nodes.PATH, "HOME": home}
         if kubeconfig is not None:
@@ -92,16 +103,16 @@ def rendered(*options: str) -> list[dict[str, Any]]:
     return objects(template(*options))
 
 
-def template(*options: str) -> str:
+def template(*options: str, major: str = MAJORS[0]) -> str:
     """Return what the chart makes of some options, as helm writes it."""
-    done = run("template", RELEASE, str(CHART), f"--namespace={NAMESPACE}", *options)
+    done = run("template", RELEASE, str(CHART), f"--namespace={NAMESPACE}", *options, major=major)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def refusal(*options: str) -> str:
+def refusal(*options: str, major: str = MAJORS[0]) -> str:
     """Return why helm refuses some options."""
-    done = run("template", RELEASE, str(CHART), f"--namespace={NAMESPACE}", *options)
+    done = run("template", RELEASE, str(CHART), f"--namespace={NAMESPACE}", *options, major=major)
     assert done.returncode != 0, done.stdout
     return done.stderr
 

@@ -55,7 +55,7 @@ def _parts(tiers: set[str], *, whole: bool) -> Iterator[_Part]:
         yield "CRI-O", _crio
         yield "the stand-in of k3s", distros.agent
     if "cluster" in tiers:
-        yield "helm", helm.find
+        yield from ((f"helm {major}", partial(helm.find, major)) for major in helm.MAJORS)
         yield f"Kubernetes {cluster.VERSION}", cluster.programs
         yield "the image's base", images.base
         yield "the image's wheels", images.wheels

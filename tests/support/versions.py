@@ -1,0 +1,23 @@
+"""The versions of other people's programs that this project is built with, tested and measured.
+
+Each is named here and nowhere else in code; tests/project/test_versions.py compares the Dockerfile
+and the documents with it. Debian's own versions are those of the suites of nodes.SUITES.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+TOOLKIT: Final = "v1.20.2"
+"""NVIDIA Container Toolkit: its programs, and the installer that this one is compared with."""
+
+CONTAINERD: Final = {"2.2": "v2.2.9", "2.3": "v2.3.7", "2.4": "v2.4.2"}
+"""Release lines of containerd that no Debian suite has, built from the Go module."""
+
+BOOTED_CONTAINERD: Final = "2.4"
+"""The line of these that nodes are booted with."""
+
+CRIO: Final = "1.36.3"
+KUBERNETES: Final = "1.37.2"
+HELM: Final = {"3": "v3.22.0", "4": "v4.3.2"}
+CNI_PLUGINS: Final = "v1.9.1"
