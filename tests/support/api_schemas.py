@@ -53,6 +53,13 @@ def errors(found: Mapping[str, Any], minor: int) -> list[str]:
     return list(_problems(types, types[name], found, str(found["kind"])))
 
 
+def prepare() -> None:
+    """Download and parse what is needed for all versions."""
+    for minor in versions.KUBERNETES_MINORS:
+        _types(_KUBERNETES[0], f"v0.{minor}.0", _KUBERNETES[1])
+    _types(_OPENSHIFT[0], versions.OPENSHIFT_CLIENT, _OPENSHIFT[1])
+
+
 def _problems(types: Schema, rule: Mapping[str, Any], value: Any, path: str) -> Iterator[str]:
     if name := rule.get("namedType"):
         rule = types[name]
