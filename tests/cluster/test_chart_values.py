@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -206,6 +208,25 @@ def test_common_labels_are_everywhere_and_no_pod_changes_with_the_chart_s_versio
     assert "team" not in daemonset(found)["spec"]["selector"]["matchLabels"]
 
 
+def test_another_chart_can_have_this_one_as_a_dependency(tmp_path: Path) -> None:
+    """Its values arrive below the chart's name, with the globals of all, and a condition."""
+    shutil.copytree(helm.CHART, tmp_path / "charts/nvidia-toolkit")
+    of = {"name": "nvidia-toolkit", "version": __version__, "condition": "nvidia-toolkit.enabled"}
+    chart = {"apiVersion": "v2", "name": "all", "version": "1.0.0", "dependencies": [of]}
+    (tmp_path / "Chart.yaml").write_text(yaml.safe_dump(chart), encoding="utf-8")
+    values = ("--set", "global.imageRegistry=mirror", "--set", "global.storageClass=x")
+
+    def rendered(*options: str) -> Objects:
+        done = helm.run("template", "x", str(tmp_path), *values, *options)
+        assert done.returncode == 0, done.stderr
+        return helm.objects(done.stdout)
+
+    found = rendered("--set", "nvidia-toolkit.enabled=true")
+    assert helm.container(found)["image"] == f"mirror/nvidia-toolkit:{__version__}"
+    assert daemonset(found)["metadata"]["name"] == "x-nvidia-toolkit"
+    assert rendered("--set", "nvidia-toolkit.enabled=false") == []
+
+
 def test_extra_objects_are_objects_or_templates() -> None:
     text = "apiVersion: v1\nkind: Secret\nmetadata: {name: '{{ .Release.Name }}-s'}\n"
     as_object = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c"}}
@@ -223,6 +244,11 @@ ONE: Final = {"name": "CONTAINERD_CONFIG", "value": "/a/b"}
     ("values", "words"),
     [
         ({"toolkit__enabled": False}, "toolkit.enabled=false: this chart installs nothing but"),
+        ({"enabled": False}, "enabled=false: this chart installs nothing but the toolkit; leave"),
+        (
+            {"daemonsets__podSecurityContext": {"runAsNonRoot": True}},
+            "daemonsets.podSecurityContext.runAsNonRoot=true: the installer writes files",
+        ),
         (
             {"toolkit__env": [{"name": "NO_DAEMON", "value": True}]},
             "toolkit.env[0]: NO_DAEMON=true ends the container, and a DaemonSet starts it again",
@@ -296,6 +322,10 @@ def test_the_same_is_refused_by_every_helm() -> None:
     for major in helm.MAJORS:
         said = helm.refusal("--set", "toolkit.enviroment=x", major=major)
         assert "unknown value toolkit.enviroment: did you mean toolkit.env?" in said, major
+        # To lint is to check one's values before the installation; `fail` alone would pass here.
+        done = helm.run("lint", str(helm.CHART), "--set", "toolkit.enviroment=x", major=major)
+        assert done.returncode != 0, done.stdout
+        assert "unknown value toolkit.enviroment: did you mean toolkit.env?" in done.stdout
 
 
 # --- Kubernetes, its distributions and their versions ---------------------------------------------
