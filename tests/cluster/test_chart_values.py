@@ -166,6 +166,8 @@ def test_the_pod_is_what_a_cluster_needs() -> None:
     assert spec["securityContext"] == {"supplementalGroups": [7]}
     assert daemonset(found)["spec"]["revisionHistoryLimit"] == 3
     assert helm.container(found)["readinessProbe"]["periodSeconds"] == 30
+    without = helm.rendered(*given(daemonsets__livenessProbe=None, toolkit__imagePullSecrets=None))
+    assert "livenessProbe" not in helm.container(without)
     assert pod(helm.rendered(*given(daemonsets__dnsPolicy="Default")))["dnsPolicy"] == "Default"
     assert not {"hostNetwork", "dnsPolicy"} & pod(helm.rendered()).keys()
 
@@ -244,6 +246,7 @@ ONE: Final = {"name": "CONTAINERD_CONFIG", "value": "/a/b"}
     ("values", "words"),
     [
         ({"toolkit__enabled": False}, "toolkit.enabled=false: this chart installs nothing but"),
+        ({"daemonsets__readinessProbe": None}, "only daemonsets.livenessProbe can be null"),
         ({"enabled": False}, "enabled=false: this chart installs nothing but the toolkit; leave"),
         (
             {"daemonsets__podSecurityContext": {"runAsNonRoot": True}},
