@@ -400,6 +400,9 @@ def test_openshift_gets_constraints_that_allow_what_the_pods_have_and_no_more() 
     assert allowed["allowHostPID"]
     assert allowed["users"] == [f"system:serviceaccount:{helm.NAMESPACE}:nvidia-toolkit"]
     assert helm.mounts(found).keys() >= {"/etc/crio", "/run/crio"}
+    # These would be for every pod of the namespace.
+    said = helm.refusal(*OPENSHIFT, "--set", "serviceAccount.create=false")
+    assert "name one in serviceAccount.name" in said
     wider = helm.one(
         helm.rendered(*OPENSHIFT, "--set", "cdi.enabled=true"), "SecurityContextConstraints"
     )

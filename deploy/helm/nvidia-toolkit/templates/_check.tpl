@@ -11,7 +11,7 @@ and choices to the template below, which reads the rules in files/values.strict.
 {{- include "nvidia-toolkit.checkValue" (dict "schema" $schema "rule" $schema "value" .Values "path" "") -}}
 {{- include "nvidia-toolkit.checkVariables" . -}}
 {{- range $path, $value := dict "enabled" .Values.enabled "toolkit.enabled" .Values.toolkit.enabled -}}
-{{- if not $value -}}
+{{- if eq (toString $value) "false" -}}
 {{- include "nvidia-toolkit.refuse" (printf "%s=false: this chart installs nothing but the toolkit; leave the chart out, or run helm uninstall" $path) -}}
 {{- end -}}
 {{- end -}}
