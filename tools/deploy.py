@@ -1,7 +1,8 @@
 """What is generated below deploy/: `python -m tools.deploy` writes it, a test compares it.
 
 The chart's schema knows the variables of the one table of settings, its distributions are those
-of the program, and the plain manifests are what the chart makes of its defaults.
+of the program, and the plain manifests are what the chart makes of its defaults. The overlays and
+the Jobs are made by tools.overlays.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ import yaml
 from runtimes.distributions import DISTRIBUTIONS
 from tests.support import helm
 from toolkit.settings.options import SETTINGS, Kind, Setting
+from tools import overlays
 
+GENERATED: Final = (overlays.OVERLAYS, overlays.JOBS)
+"""Directories below deploy/ with nothing but generated files, besides the plain manifests."""
 SCHEMA: Final = helm.CHART / "values.schema.json"
 ROWS: Final = helm.CHART / "files/distributions.json"
 MANIFESTS: Final = helm.ROOT / "deploy/manifests"
@@ -35,7 +39,8 @@ _HEAD: Final = "# Rendered from deploy/helm/nvidia-toolkit by `make generate`; c
 def generated() -> Mapping[Path, str]:
     """Return every generated file and what has to be in it."""
     files = {SCHEMA: schema(), ROWS: distributions()}
-    return files | manifests()
+    plain = manifests()
+    return files | plain | overlays.generated(plain)
 
 
 def schema() -> str:
@@ -59,6 +64,13 @@ def distributions() -> str:
     return json.dumps(rows, indent=2) + "\n"
 
 
+def _kept() -> dict[str, str]:
+    """Return the annotations that make Argo CD and Flux leave an object, as the chart has them."""
+    role = helm.one(helm.rendered(), "Role")
+    found: dict[str, str] = role["metadata"]["annotations"]
+    return {name: value for name, value in found.items() if not name.startswith("helm.sh/")}
+
+
 def manifests() -> dict[Path, str]:
     """Return the plain manifests: a namespace, the chart's objects by kind, the kustomization."""
     namespace = {
@@ -67,6 +79,8 @@ def manifests() -> dict[Path, str]:
         "metadata": {
             "name": helm.NAMESPACE,
             "labels": {"pod-security.kubernetes.io/enforce": "privileged"},
+            # With the namespace goes the role, and what else is in it.
+            "annotations": _kept(),
         },
     }
     texts: dict[str, list[str]] = {"namespace.yaml": [yaml.safe_dump(namespace, sort_keys=False)]}
@@ -88,8 +102,9 @@ def write() -> None:
     SCHEMA.write_text(schema(), encoding="utf-8")
     ROWS.parent.mkdir(exist_ok=True)
     ROWS.write_text(distributions(), encoding="utf-8")
-    MANIFESTS.mkdir(exist_ok=True)
-    for path, text in manifests().items():
+    plain = manifests()
+    for path, text in (plain | overlays.generated(plain)).items():
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
 
 
