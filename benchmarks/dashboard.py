@@ -31,7 +31,7 @@ PICTURE: Final = helm.ROOT / "docs/dashboard.png"
 _PAGE: Final = Path(__file__).with_suffix(".html")
 _DASHBOARD: Final = helm.CHART / "files/dashboard.json"
 _NODES: Final = 6
-_SIZE: Final = (1400, 1010)
+_SIZE: Final = (1400, 1080)
 _MODULE: Final = 'mount -t tmpfs fake /sys/module\nln -s "$1" /sys/module/nvidia\nshift'
 _VARIABLES: Final = {"$namespace": ".*", "$node": ".*", "$__rate_interval": "10s"}
 

@@ -84,7 +84,7 @@ def manifests() -> dict[Path, str]:
         },
     }
     texts: dict[str, list[str]] = {"namespace.yaml": [yaml.safe_dump(namespace, sort_keys=False)]}
-    for text in helm.template("--kube-version=1.30.0").split("\n---\n"):
+    for text in helm.template(overlays.KUBERNETES).split("\n---\n"):
         if helm.objects(text):
             name = text.split("# Source: nvidia-toolkit/templates/", 1)[1].split("\n", 1)[0]
             texts.setdefault(name, []).append(_plain(text))

@@ -23,11 +23,14 @@ OVERLAYS: Final = helm.ROOT / "deploy/overlays"
 JOBS: Final = helm.ROOT / "deploy/jobs"
 DEFAULT: Final = "containerd"
 """The row that the plain manifests are for."""
+KUBERNETES: Final = "--kube-version=1.30.0"
+"""helm's option for the version that all of this is for (docs/install.md)."""
 PLACEHOLDER: Final = "@NODE@"
 """What stands for the node's name in a Job."""
 
 _HEAD: Final = "# Rendered from deploy/helm/nvidia-toolkit by `make generate`; change that.\n"
 _MERGE_KEYS: Final = {
+    "initContainers": "name",
     "containers": "name",
     "env": "name",
     "volumes": "name",
@@ -39,7 +42,6 @@ _OF_A_POD: Final = frozenset({"POD_NAME", "POD_NAMESPACE", "NODE_NAME", "TOOLKIT
 """Variables for the question to the API server, which a pod without a DaemonSet does not ask."""
 _FINAL: Final = (2, 3, 6, 7)
 """Exit codes after which the same command would fail again (docs/exit-codes.md)."""
-_LATEST: Final = "--kube-version=1.30.0"
 
 
 def generated(manifests: Mapping[Path, str]) -> dict[Path, str]:
@@ -70,7 +72,7 @@ def options(row: Distribution) -> tuple[str, ...]:
 
 def rendered(row: Distribution) -> list[Object]:
     """Return what the chart renders for a row, without the words that are only for helm."""
-    return [without_helm(each) for each in helm.rendered(_LATEST, *options(row))]
+    return [without_helm(each) for each in helm.rendered(KUBERNETES, *options(row))]
 
 
 def without_helm(content: Object) -> Object:

@@ -552,7 +552,7 @@ def test_kustomize_makes_the_chart_s_objects(home: Path, options: tuple[str, ...
     assert made.pop(("Namespace", helm.NAMESPACE))
     chart = {
         (each["kind"], each["metadata"]["name"]): each
-        for each in helm.rendered("--kube-version=1.30.0", *options)
+        for each in helm.rendered(overlays.KUBERNETES, *options)
     }
     assert made.keys() == chart.keys()
     for name, found in made.items():
@@ -562,7 +562,7 @@ def test_kustomize_makes_the_chart_s_objects(home: Path, options: tuple[str, ...
 
 @pytest.mark.parametrize("row", DISTRIBUTIONS, ids=[row.name for row in DISTRIBUTIONS])
 def test_a_job_is_the_pod_of_the_daemonset_with_a_command_that_ends(row: Any) -> None:
-    found = helm.rendered("--kube-version=1.30.0", *overlays.options(row))
+    found = helm.rendered(overlays.KUBERNETES, *overlays.options(row))
     pod = helm.one(found, "DaemonSet")["spec"]["template"]["spec"]
     [container] = pod["containers"]
     for name, command in (("install", "run --no-daemon"), ("revert", "revert")):

@@ -221,13 +221,18 @@ def test_the_api_server_takes_overlays_and_jobs(kubernetes: Cluster) -> None:
 class Deletion:
     """How a tool deletes what it has applied: the order, the propagation, and what it leaves.
 
-    `annotation` is the option of an annotation with which an object stays. The tools do not wait
-    for one object before they delete the next.
+    `kinds` are those that it deletes last, in this order; all others come first. `annotation` is
+    the option of an annotation with which an object stays. The tools do not wait for one object
+    before they delete the next.
     """
 
     kinds: tuple[str, ...]
     cascade: str
     annotation: tuple[str, str]
+
+    def order(self, applied: Mapping[str, Any]) -> int:
+        kind = applied["kind"]
+        return self.kinds.index(kind) if kind in self.kinds else -1
 
     def leaves(self, annotations: Mapping[str, str]) -> bool:
         name, option = self.annotation
@@ -237,13 +242,23 @@ class Deletion:
 DELETIONS: Final = {
     # gitops-engine, pruneObject: everything of a wave at the same time. The worst order is chosen.
     "Argo CD prunes": Deletion(
-        kinds=("ServiceAccount", "RoleBinding", "Role", "RuntimeClass", "Namespace", "DaemonSet"),
+        kinds=("DaemonSet",),
         cascade="foreground",
         annotation=("argocd.argoproj.io/sync-options", "Prune=false"),
     ),
     # fluxcd/pkg/ssa, DeleteAll and ReconcileOrder.
     "Flux prunes": Deletion(
-        kinds=("DaemonSet", "RoleBinding", "Role", "ServiceAccount", "RuntimeClass", "Namespace"),
+        kinds=(
+            "ConfigMap",
+            "RoleBinding",
+            "Role",
+            "ServiceAccount",
+            "ClusterRoleBinding",
+            "PriorityClass",
+            "RuntimeClass",
+            "ClusterRole",
+            "Namespace",
+        ),
         cascade="background",
         annotation=("kustomize.toolkit.fluxcd.io/prune", "disabled"),
     ),
@@ -262,10 +277,9 @@ def test_a_node_is_reverted_however_the_plain_manifests_are_pruned(
     roll_out(kubernetes)
     assert state(node) != before
     applied = helm.objects(kubernetes.kubectl("kustomize", str(deploy.MANIFESTS)).stdout)
-    assert {each["kind"] for each in applied} == set(deletion.kinds)
 
     def prune() -> None:
-        for each in sorted(applied, key=lambda each: deletion.kinds.index(each["kind"])):
+        for each in sorted(applied, key=deletion.order):
             if not deletion.leaves(each["metadata"].get("annotations", {})):
                 what = f"{each['kind']}/{each['metadata']['name']}"
                 how = (f"--cascade={deletion.cascade}", "--wait=false")
