@@ -1,8 +1,9 @@
 """What is generated below deploy/: `python -m tools.deploy` writes it, a test compares it.
 
 The chart's schema knows the variables of the one table of settings, its distributions are those
-of the program, and the plain manifests are what the chart makes of its defaults. The comments of
-values.yaml are the descriptions in the schemas and in the chart's README.
+of the program, and the plain manifests are what the chart makes of its defaults. The overlays and
+the Jobs are made by tools.overlays. The comments of values.yaml are the descriptions in the
+schemas and in the chart's README.
 
 There are two schemas. The strict one knows every name and choice; editors read it, and so does
 the chart's template `nvidia-toolkit.check`. The one that helm enforces leaves names and choices to
@@ -23,9 +24,12 @@ import yaml
 from runtimes.distributions import DISTRIBUTIONS
 from tests.support import helm
 from toolkit.settings.options import SETTINGS, Kind, Setting
+from tools import overlays
 
 VALUES: Final = helm.CHART / "values.yaml"
 STRICT: Final = helm.CHART / "files/values.strict.schema.json"
+GENERATED: Final = (overlays.OVERLAYS, overlays.JOBS)
+"""Directories below deploy/ with nothing but generated files, besides the plain manifests."""
 SCHEMA: Final = helm.CHART / "values.schema.json"
 README: Final = helm.CHART / "README.md"
 ROWS: Final = helm.CHART / "files/distributions.json"
@@ -52,7 +56,8 @@ def generated() -> Mapping[Path, str]:
         ROWS: distributions(),
         README: readme(),
     }
-    return files | manifests()
+    plain = manifests()
+    return files | plain | overlays.generated(plain)
 
 
 def strict_schema() -> str:
@@ -127,6 +132,13 @@ def distributions() -> str:
     return json.dumps(rows, indent=2) + "\n"
 
 
+def _kept() -> dict[str, str]:
+    """Return the annotations that make Argo CD and Flux leave an object, as the chart has them."""
+    role = helm.one(helm.rendered(), "Role")
+    found: dict[str, str] = role["metadata"]["annotations"]
+    return {name: value for name, value in found.items() if not name.startswith("helm.sh/")}
+
+
 def manifests() -> dict[Path, str]:
     """Return the plain manifests: a namespace, the chart's objects by kind, the kustomization."""
     namespace = {
@@ -135,10 +147,12 @@ def manifests() -> dict[Path, str]:
         "metadata": {
             "name": helm.NAMESPACE,
             "labels": {"pod-security.kubernetes.io/enforce": "privileged"},
+            # With the namespace goes the role, and what else is in it.
+            "annotations": _kept(),
         },
     }
     texts: dict[str, list[str]] = {"namespace.yaml": [yaml.safe_dump(namespace, sort_keys=False)]}
-    for text in helm.template("--kube-version=1.30.0", "--skip-tests").split("\n---\n"):
+    for text in helm.template(overlays.KUBERNETES, "--skip-tests").split("\n---\n"):
         if helm.objects(text):
             name = text.split("# Source: nvidia-toolkit/templates/", 1)[1].split("\n", 1)[0]
             texts.setdefault(name, []).append(_plain(text))
@@ -158,8 +172,9 @@ def write() -> None:
     ROWS.parent.mkdir(exist_ok=True)
     ROWS.write_text(distributions(), encoding="utf-8")
     README.write_text(readme(), encoding="utf-8")
-    MANIFESTS.mkdir(exist_ok=True)
-    for path, text in manifests().items():
+    plain = manifests()
+    for path, text in (plain | overlays.generated(plain)).items():
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
 
 

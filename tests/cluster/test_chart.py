@@ -18,10 +18,17 @@ from tests.support.containers import FEW as CAPABILITIES
 from toolkit import __version__
 from toolkit.settings.options import SETTINGS
 from toolkit.settings.resolve import resolve
-from tools import deploy
+from tools import deploy, overlays
 
 pytestmark = [pytest.mark.binary, pytest.mark.timeout(120)]
 
+GENERATED: Final = sorted(
+    path
+    for home in (deploy.MANIFESTS, *deploy.GENERATED)
+    for path in home.rglob("*")
+    if path.is_file()
+)
+"""The generated files below deploy/ that are there, besides those of the chart."""
 HOST: Final = {"/host": ("/", False)}
 
 
@@ -528,8 +535,8 @@ def test_who_reads_the_metrics_can_be_named() -> None:
 # By the files that are there: rendering them takes helm, and collecting tests must not need it.
 @pytest.mark.parametrize(
     "path",
-    [deploy.STRICT, deploy.SCHEMA, deploy.ROWS, deploy.README, *sorted(deploy.MANIFESTS.iterdir())],
-    ids=lambda path: path.name,
+    [deploy.STRICT, deploy.SCHEMA, deploy.ROWS, deploy.README, *GENERATED],
+    ids=lambda path: str(path.relative_to(helm.ROOT / "deploy")),
 )
 def test_generated_files_are_up_to_date(path: Path) -> None:
     wanted = deploy.generated()
@@ -538,24 +545,28 @@ def test_generated_files_are_up_to_date(path: Path) -> None:
 
 
 def test_no_manifest_is_missing_or_left_over() -> None:
-    assert {path.name for path in deploy.MANIFESTS.iterdir()} == {
-        path.name for path in deploy.manifests()
-    }
+    others = {deploy.STRICT, deploy.SCHEMA, deploy.ROWS, deploy.README}
+    assert set(GENERATED) == deploy.generated().keys() - others
 
 
-def test_kustomize_makes_the_chart_s_objects_of_the_manifests() -> None:
-    done = subprocess.run(
-        (str(cluster.programs() / "kubectl"), "kustomize", str(deploy.MANIFESTS)),
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
-    made = {(each["kind"], each["metadata"]["name"]): each for each in helm.objects(done.stdout)}
+@pytest.mark.parametrize(
+    ("home", "options"),
+    [
+        (deploy.MANIFESTS, ()),
+        *(
+            (overlays.OVERLAYS / row.name, overlays.options(row))
+            for row in DISTRIBUTIONS
+            if row.name != overlays.DEFAULT
+        ),
+    ],
+    ids=lambda value: value.name if isinstance(value, Path) else "",
+)
+def test_kustomize_makes_the_chart_s_objects(home: Path, options: tuple[str, ...]) -> None:
+    made = kustomized(home)
     assert made.pop(("Namespace", helm.NAMESPACE))
     chart = {
         (each["kind"], each["metadata"]["name"]): each
-        for each in helm.rendered("--kube-version=1.30.0", "--skip-tests")
+        for each in helm.rendered(overlays.KUBERNETES, "--skip-tests", *options)
     }
     assert made.keys() == chart.keys()
     for name, found in made.items():
@@ -563,10 +574,85 @@ def test_kustomize_makes_the_chart_s_objects_of_the_manifests() -> None:
         assert not re.search(r"[Hh]elm", str(found))
 
 
+@pytest.mark.parametrize("row", DISTRIBUTIONS, ids=[row.name for row in DISTRIBUTIONS])
+def test_a_job_is_the_pod_of_the_daemonset_with_a_command_that_ends(row: Any) -> None:
+    found = helm.rendered(overlays.KUBERNETES, *overlays.options(row))
+    pod = helm.one(found, "DaemonSet")["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    for name, command in (("install", "run --no-daemon"), ("revert", "revert")):
+        text = (overlays.JOBS / row.name / f"{name}.yaml").read_text(encoding="utf-8")
+        assert text.count(overlays.PLACEHOLDER) == 2
+        [job] = helm.objects(text)
+        spec = job["spec"]["template"]["spec"]
+        [own] = spec["containers"]
+        assert " ".join(own["args"]) == command
+        for key in ("image", "securityContext", "volumeMounts"):
+            assert own[key] == container[key], key
+        for key in ("volumes", "hostPID", "tolerations", "runtimeClassName"):
+            assert spec.get(key) == pod.get(key), key
+        resolve({}, {each["name"]: each["value"] for each in own["env"]})
+        assert "serviceAccountName" not in spec
+        assert not spec["automountServiceAccountToken"]
+        selector = helm.one(found, "DaemonSet")["spec"]["selector"]["matchLabels"]
+        assert not selector.items() <= job["spec"]["template"]["metadata"]["labels"].items()
+    # What has to be there first: the classes, and neither a DaemonSet nor rights.
+    needed = kustomized(overlays.JOBS / row.name)
+    assert {kind for kind, _ in needed} <= {"Namespace", "RuntimeClass"}
+    classes = {each["metadata"]["name"] for each in found if each["kind"] == "RuntimeClass"}
+    assert {name for kind, name in needed if kind == "RuntimeClass"} == classes
+    assert not any("scheduling" in each for each in needed.values())
+
+
+def test_what_an_overlay_changes_is_found() -> None:
+    before = {"a": 1, "b": {"c": 1, "d": 2}, "env": [{"name": "x", "value": "1"}, {"name": "y"}]}
+    after = {"b": {"c": 1, "d": 3}, "env": [{"name": "x", "value": "2"}], "list": [1]}
+    assert overlays.patch(before, after) == {
+        "a": None,
+        "b": {"d": 3},
+        "env": [{"name": "x", "value": "2"}, {"name": "y", "$patch": "delete"}],
+        "list": [1],
+    }
+    assert overlays.patch(before, before) == {}
+
+
+def test_what_outlives_the_daemonset_is_left_by_helm_argo_cd_and_flux() -> None:
+    kept = {
+        "helm.sh/resource-policy": "keep",
+        "argocd.argoproj.io/sync-options": "Delete=false,Prune=false",
+        "kustomize.toolkit.fluxcd.io/prune": "disabled",
+    }
+    own = "--set-string=serviceAccount.annotations.a=b"
+    for each in helm.rendered(own):
+        annotations = each["metadata"].get("annotations", {})
+        if each["kind"] in {"Role", "RoleBinding", "ServiceAccount"}:
+            more = {"a": "b"} if each["kind"] == "ServiceAccount" else {}
+            assert annotations == kept | more, each["kind"]
+        else:
+            assert not kept.keys() & annotations.keys(), each["kind"]
+    plain = {name: value for name, value in kept.items() if "helm.sh" not in name}
+    for (kind, _), each in kustomized(deploy.MANIFESTS).items():
+        is_kept = kind in {"Namespace", "Role", "RoleBinding", "ServiceAccount"}
+        assert each["metadata"].get("annotations", {}) == (plain if is_kept else {}), kind
+
+
+def kustomized(home: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return the objects that kustomize makes of a directory, by kind and name."""
+    done = subprocess.run(
+        (str(cluster.programs() / "kubectl"), "kustomize", str(home)),
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    return {(each["kind"], each["metadata"]["name"]): each for each in helm.objects(done.stdout)}
+
+
 def _bare(value: Any) -> Any:
-    """Return an object without what only helm needs."""
+    """Return an object without what only helm needs, and lists of named things in one order."""
     if isinstance(value, list):
-        return [_bare(each) for each in value]
+        bare = [_bare(each) for each in value]
+        keys = [key for key in ("name", "mountPath") if all(key in each for each in value)]
+        return sorted(bare, key=lambda each: [each[key] for key in keys]) if keys else bare
     if not isinstance(value, dict):
         return value
     kept = {

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
+from runtimes.distributions import DISTRIBUTIONS
 from tests.support import cluster, containers, documents, helm, images, nodes, real, versions
 from tests.support.cluster import Cluster
 from tests.support.nodes import Node
 from toolkit.runtime.client import cri
-from tools import deploy
+from tools import deploy, overlays
 
 pytestmark = [pytest.mark.node, pytest.mark.timeout(600)]
 
@@ -28,9 +30,15 @@ DOCUMENTED: Final = (
     "logs POD",
     "helm uninstall",
     "delete rolebinding",
-    "apply --kustomize",
+    "apply --kustomize deploy/manifests",
     "delete daemonset",
-    "delete --kustomize",
+    "delete --kustomize deploy/manifests",
+    "apply --kustomize deploy/jobs",
+    "install.yaml",
+    "component=install",
+    "revert.yaml",
+    "component=revert",
+    "delete --kustomize deploy/jobs",
 )
 """What the documents' lines for a cluster are known by; each is run below."""
 A_POD: Final[Mapping[str, Any]] = {
@@ -195,6 +203,98 @@ def test_the_api_server_takes_the_plain_manifests(kubernetes: Cluster) -> None:
     assert "daemonset.apps/nvidia-toolkit" in done.stdout
 
 
+def test_the_api_server_takes_overlays_and_jobs(kubernetes: Cluster) -> None:
+    kubernetes.kubectl("create", "namespace", helm.NAMESPACE, check=False)
+    checked = ("--dry-run=server", "--validate=strict")
+    jobs = []
+    for row in DISTRIBUTIONS:
+        if row.name != overlays.DEFAULT:
+            overlay = f"--kustomize={overlays.OVERLAYS / row.name}"
+            done = kubernetes.kubectl("apply", *checked, overlay)
+            assert "daemonset.apps/nvidia-toolkit" in done.stdout, row.name
+        for name in ("install", "revert"):
+            text = (overlays.JOBS / row.name / f"{name}.yaml").read_text(encoding="utf-8")
+            jobs.append(text.replace(overlays.PLACEHOLDER, "node"))
+    done = kubernetes.kubectl("create", *checked, "--filename=-", text="---\n".join(jobs))
+    assert done.stdout.count("created (server dry run)") == len(jobs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deletion:
+    """How a tool deletes what it has applied: the order, the propagation, and what it leaves.
+
+    `kinds` are those that it deletes last, in this order; all others come first. `annotation` is
+    the option of an annotation with which an object stays. The tools do not wait for one object
+    before they delete the next.
+    """
+
+    kinds: tuple[str, ...]
+    cascade: str
+    annotation: tuple[str, str]
+
+    def order(self, applied: Mapping[str, Any]) -> int:
+        kind = applied["kind"]
+        return self.kinds.index(kind) if kind in self.kinds else -1
+
+    def leaves(self, annotations: Mapping[str, str]) -> bool:
+        name, option = self.annotation
+        return option in annotations.get(name, "").split(",")
+
+
+DELETIONS: Final = {
+    # gitops-engine, pruneObject: everything of a wave at the same time. The worst order is chosen.
+    "Argo CD prunes": Deletion(
+        kinds=("DaemonSet",),
+        cascade="foreground",
+        annotation=("argocd.argoproj.io/sync-options", "Prune=false"),
+    ),
+    # fluxcd/pkg/ssa, DeleteAll and ReconcileOrder.
+    "Flux prunes": Deletion(
+        kinds=(
+            "ConfigMap",
+            "RoleBinding",
+            "Role",
+            "ServiceAccount",
+            "ClusterRoleBinding",
+            "PriorityClass",
+            "RuntimeClass",
+            "ClusterRole",
+            "Namespace",
+        ),
+        cascade="background",
+        annotation=("kustomize.toolkit.fluxcd.io/prune", "disabled"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DELETIONS)
+def test_a_node_is_reverted_however_the_plain_manifests_are_pruned(
+    kubernetes: Cluster, name: str
+) -> None:
+    """The calls that a tool sends, in its order; the tools themselves are not run."""
+    node, deletion = kubernetes.node, DELETIONS[name]
+    before = state(node)
+    forget_restarts(node)
+    kubernetes.kubectl("apply", f"--kustomize={deploy.MANIFESTS}")
+    roll_out(kubernetes)
+    assert state(node) != before
+    applied = helm.objects(kubernetes.kubectl("kustomize", str(deploy.MANIFESTS)).stdout)
+
+    def prune() -> None:
+        for each in sorted(applied, key=deletion.order):
+            if not deletion.leaves(each["metadata"].get("annotations", {})):
+                what = f"{each['kind']}/{each['metadata']['name']}"
+                how = (f"--cascade={deletion.cascade}", "--wait=false")
+                kubernetes.kubectl("delete", IN, what, *how)
+
+    told = last_words(kubernetes, prune)
+    assert "the node was reverted" in told, told
+    assert state(node) == before
+    assert objects(kubernetes) == {"Role", "RoleBinding", "ServiceAccount"}
+    kubernetes.kubectl("delete", f"--kustomize={deploy.MANIFESTS}", "--ignore-not-found")
+    real.USED.add(f"the API calls with which {name}, on Kubernetes {versions.KUBERNETES}")
+
+
 def test_the_documented_command_line_sets_a_node_up_and_uninstalling_gives_it_back(
     kubernetes: Cluster,
 ) -> None:
@@ -321,19 +421,47 @@ def test_the_documented_commands_for_a_cluster(kubernetes: Cluster) -> None:
         ],
     )
     forget_restarts(node)
-    kubernetes.shell(lines.pop("apply --kustomize"))
+    kubernetes.shell(lines.pop("apply --kustomize deploy/manifests"))
     roll_out(kubernetes)
     assert state(node) != before
     told = last_words(kubernetes, lambda: kubernetes.shell(lines.pop("delete daemonset")))
     assert "the node was reverted" in told, told
     assert state(node) == before
-    kubernetes.shell(lines.pop("delete --kustomize"))
+    kubernetes.shell(lines.pop("delete --kustomize deploy/manifests"))
     assert "NotFound" in kubernetes.kubectl("get", "namespace", helm.NAMESPACE, check=False).stderr
+    set_up_and_revert_by_jobs(kubernetes, lines)
     assert lines == {}
     real.USED.add(
         f"helm {versions.HELM[helm.MAJORS[0]]} and kubectl {cluster.VERSION},"
         " by the documents' lines for a cluster"
     )
+
+
+def set_up_and_revert_by_jobs(kubernetes: Cluster, lines: dict[str, str]) -> None:
+    """Run the documented lines for sites without a DaemonSet, with a pod of a user in between."""
+    node = kubernetes.node
+    before = state(node)
+    forget_restarts(node)
+    kubernetes.kubectl("label", "node", "node", "nvidia-toolkit/batch=1")
+    kubernetes.shell(lines.pop("apply --kustomize deploy/jobs"))
+    kubernetes.shell(lines.pop("install.yaml"))
+    kubernetes.shell(lines.pop("component=install"))
+    assert state(node) != before
+    [job] = kubernetes.get("jobs", IN)["items"]
+    assert job["metadata"]["annotations"]["nvidia-toolkit/node"] == "node"
+    kubernetes.kubectl("apply", "--filename=-", text=json.dumps(A_POD))
+    kubernetes.until(
+        lambda: kubernetes.get("pod", "user")["status"]["phase"] == "Succeeded",
+        "the pod of a user",
+    )
+    kubernetes.kubectl("delete", "pod", "user", "--wait=true")
+    sweep(node)
+    kubernetes.shell(lines.pop("revert.yaml"))
+    kubernetes.shell(lines.pop("component=revert"))
+    assert state(node) == before
+    kubernetes.shell(lines.pop("delete --kustomize deploy/jobs"))
+    kubernetes.kubectl("label", "node", "node", "nvidia-toolkit/batch-")
+    real.USED.add(f"Jobs that set a node up and revert it, on Kubernetes {versions.KUBERNETES}")
 
 
 def look_into(kubernetes: Cluster, pod: Mapping[str, Any], diagnose: str, previous: str) -> None:

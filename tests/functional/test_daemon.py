@@ -91,6 +91,8 @@ def test_an_overwritten_config_is_repaired_at_once_with_one_restart(
     assert added["nvidia_toolkit_repairs_total"] == 1
     assert added["nvidia_toolkit_restarts_total"] == 1
     assert added["nvidia_toolkit_rollbacks_total"] == 0
+    assert added["nvidia_toolkit_restart_budget_remaining"] == -1
+    assert after["nvidia_toolkit_last_sync_exit_code"] == 0
     assert after["nvidia_toolkit_in_sync"] == after["nvidia_toolkit_ready"] == 1
     assert after["nvidia_toolkit_last_restart_unavailable_seconds"] > 0
     told = pod.says("the node is not in sync")

@@ -13,7 +13,7 @@ FILES = sorted((ROOT / "tests").rglob("test_*.py"))
 CLOCKS = {"monotonic", "perf_counter", "process_time", "time"}
 STARTS = {"cli", "done", "started", "on_terminal", "daemon"}
 """What of tests/support/fake_node.py starts a program."""
-PREPARED = frozenset({"binaries", "cluster", "crio", "images"})
+PREPARED = frozenset({"binaries", "cluster", "crio", "images", "promtool"})
 """Modules of tests/support for what is downloaded or built first."""
 
 EVERYWHERE = frozenset(

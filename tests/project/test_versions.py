@@ -21,6 +21,7 @@ _NAMED: Final = frozenset(
         versions.KUBERNETES,
         *versions.HELM.values(),
         versions.CNI_PLUGINS,
+        versions.PROMETHEUS,
     )
 )
 _TOOLKIT: Final = versions.TOOLKIT.removeprefix("v")

@@ -26,3 +26,5 @@ KUBERNETES_MINORS: Final = tuple(range(28, 38))
 
 OPENSHIFT_CLIENT: Final = "v0.0.0-20251015124057-db0dee36e235"
 """The Go module with the schema of OpenShift's SecurityContextConstraints."""
+PROMETHEUS: Final = "v0.316.0"
+"""Of the Go module: Prometheus 3.16.0."""

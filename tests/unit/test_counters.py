@@ -13,7 +13,14 @@ from toolkit.reconcile.context import RunStats
 
 
 def report(outcome: str, **more: Any) -> SyncReport:
-    done = {"outcome": outcome, "is_drift": True, "check": "", "seconds": 0.5, "ready": True}
+    done = {
+        "outcome": outcome,
+        "is_drift": True,
+        "check": "",
+        "seconds": 0.5,
+        "ready": True,
+        "code": 0,
+    }
     return from_json({**done, **more})
 
 
@@ -74,7 +81,7 @@ def test_failed_checks_are_counted_by_name() -> None:
 
 def test_metrics_are_what_prometheus_reads() -> None:
     counts = counters.initial()
-    failed = report("failed", check="preflight", ready=False)
+    failed = report("failed", check="preflight", ready=False, code=4)
     for done, account in ((report("changed"), tally(restarts=1)), (failed, tally())):
         counts = counters.after(counts, done, account)
     counts["versions"] = {"tool": "1", "runtime": "containerd", "configuration": 'a"b'}
@@ -82,6 +89,11 @@ def test_metrics_are_what_prometheus_reads() -> None:
     families = list(text_string_to_metric_families(metrics.exposition(told)))
     samples = {(s.name, *s.labels.values()): s.value for family in families for s in family.samples}
     prefix = metrics.PREFIX
+    assert samples[f"{prefix}_last_sync_exit_code",] == 4
+    assert (f"{prefix}_restart_budget_remaining",) not in samples
+    assert "\nnvidia_toolkit_restart_budget_remaining 0.0\n" in metrics.exposition(
+        told, restarts_remaining=0
+    )
     assert samples[f"{prefix}_in_sync",] == samples[f"{prefix}_ready",] == 0
     assert samples[f"{prefix}_driver_loaded",] == 0
     assert samples[f"{prefix}_repairs_total",] == samples[f"{prefix}_restarts_total",] == 1

@@ -28,10 +28,11 @@ _COUNTERS: Final = {
 
 
 class MetricsCollector(Collector):
-    """The metrics of one report."""
+    """The metrics of one report; `restarts_remaining` as `exposition` takes it."""
 
-    def __init__(self, report: SyncReport) -> None:
+    def __init__(self, report: SyncReport, restarts_remaining: int | None) -> None:
         self._report = report
+        self._restarts_remaining = restarts_remaining
 
     def collect(self) -> Iterator[Metric]:
         """Yield every metric."""
@@ -51,6 +52,7 @@ class MetricsCollector(Collector):
             yield _gauge("driver_loaded", text, report["driver"])
         yield _gauge("last_sync_timestamp_seconds", "When the last sync ended.", last["time"])
         yield _gauge("last_sync_duration_seconds", "How long the last sync took.", last["seconds"])
+        yield _gauge("last_sync_exit_code", "The exit code of the last sync.", report["code"])
         outcomes = CounterMetricFamily(f"{PREFIX}_syncs", "Syncs by outcome.", labels=["outcome"])
         for outcome, count in counts["outcomes"].items():
             outcomes.add_metric([outcome.replace(" ", "_")], count)
@@ -62,6 +64,12 @@ class MetricsCollector(Collector):
             "How long the runtime did not answer during the last restart.",
             counts["silent_last"],
         )
+        if self._restarts_remaining is not None:
+            yield _gauge(
+                "restart_budget_remaining",
+                "Restarts of the runtime that the restart budget still allows within its window.",
+                self._restarts_remaining,
+            )
         yield self._handlers()
         yield from self._checks()
         yield InfoMetricFamily(PREFIX, "Versions in use.", value=dict(counts["versions"]))
@@ -91,10 +99,13 @@ class MetricsCollector(Collector):
         yield now
 
 
-def exposition(report: SyncReport) -> str:
-    """Return the metrics of a report in Prometheus' text format."""
+def exposition(report: SyncReport, *, restarts_remaining: int | None = None) -> str:
+    """Return the metrics of a report in Prometheus' text format.
+
+    `restarts_remaining` is what the restart budget still allows, None if it has no limit.
+    """
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(MetricsCollector(report))
+    registry.register(MetricsCollector(report, restarts_remaining))
     return generate_latest(registry).decode()
 
 

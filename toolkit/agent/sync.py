@@ -298,7 +298,7 @@ def _finished(context: Context, done: SyncReport, counts: Mapping[str, Any]) -> 
     if context.settings.metrics_address:
         from toolkit.agent import metrics  # noqa: PLC0415  # its library costs time and memory
 
-        done["metrics"] = metrics.exposition(done)
+        done["metrics"] = metrics.exposition(done, restarts_remaining=context.budget.remaining())
     return done
 
 

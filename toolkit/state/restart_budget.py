@@ -64,6 +64,10 @@ class Budget:
         """Return the times of the restarts within the window."""
         return self._read().restarts
 
+    def remaining(self) -> int | None:
+        """Return how many restarts the budget still allows within the window; None: no limit."""
+        return max(self.most - len(self.spent()), 0) if self.most else None
+
     def was_ineffective(self, mark: str) -> bool:
         """Return whether the last restart had no effect (see `record_ineffective_restart`)."""
         return self._read().vain == mark
