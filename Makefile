@@ -63,7 +63,9 @@ format: $(VENV)/.made ## Format the code
 	$(BIN)/ruff check --fix runtimes toolkit tests examples benchmarks tools
 
 generate: $(VENV)/.made ## Write everything that is generated: types of settings, docs/, the manual page, deploy/
+	$(BIN)/python -m tools.version
 	$(BIN)/python -m tools.values
+	$(BIN)/python -m tools.completions
 	$(BIN)/python -m tools.docs
 	$(BIN)/python -m tools.deploy
 

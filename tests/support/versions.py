@@ -21,3 +21,5 @@ CRIO: Final = "1.36.3"
 KUBERNETES: Final = "1.37.2"
 HELM: Final = {"3": "v3.22.0", "4": "v4.3.2"}
 CNI_PLUGINS: Final = "v1.9.1"
+NFPM: Final = "v2.45.2"
+"""What makes the .deb and the .rpm."""
