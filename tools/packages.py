@@ -113,6 +113,8 @@ def tree(source: Path, target: Path, architecture: str, *, wheels: Path | None =
     launcher.write_text(_LAUNCHER, encoding="utf-8")
     launcher.chmod(0o755)
     for name, place in _FILES.items():
+        if not (source / name).exists():
+            continue
         (target / place).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / name, target / place)
     manual = target / f"usr/share/man/man1/{NAME}.1.gz"

@@ -24,19 +24,13 @@ import pytest
 from tests.support import helm
 from toolkit import __version__
 from tools import archives, bills, packages
+from tools import source as sources
 from tools.packages import PackageError
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 SUMS: Final = "SHA256SUMS"
 _SECONDS: Final = 1800
-_LEFT_OUT: Final = frozenset({
-    ".git", ".hypothesis", ".import_linter_cache", ".mypy_cache", ".pytest_cache", ".ruff_cache",
-    ".venv", "__pycache__", "build", "dist", "nvidia_toolkit.egg-info", "wheels",
-})  # fmt: skip
-"""What a source archive that was unpacked and worked in may contain besides the source."""
 _BACKEND: Final = "import sys\nfrom setuptools import build_meta\nbuild_meta.{}(sys.argv[1])"
-_ADDED: Final = frozenset({"PKG-INFO", "setup.cfg"})
-"""What setuptools adds to a source archive, besides its directory of metadata."""
 
 
 class ReleaseError(Exception):
@@ -127,23 +121,6 @@ def release(options: argparse.Namespace) -> list[Path]:
 # --- the source ---------------------------------------------------------------------------------
 
 
-def listed(root: Path) -> list[str]:
-    """Return the names of the files of the source below a directory, sorted.
-
-    In a checkout those are the files that git tracks. In a source archive that was unpacked they
-    are all files but those that setuptools added and those that tools leave.
-    """
-    if (root / ".git").exists():
-        names = _git(root, "ls-files", "-z").split("\0")
-        return sorted(name for name in names if name and (root / name).is_file())
-    found = [path.relative_to(root) for path in root.rglob("*") if path.is_file()]
-    return sorted(
-        path.as_posix()
-        for path in found
-        if not _LEFT_OUT & set(path.parts) and path.as_posix() not in _ADDED
-    )
-
-
 def export(target: Path, *, is_dirty_allowed: bool = False) -> Source:
     """Copy the source to a directory; return it with its commit and the commit's time.
 
@@ -162,7 +139,7 @@ def export(target: Path, *, is_dirty_allowed: bool = False) -> Source:
         epoch = int(_git(ROOT, "log", "-1", "--format=%ct"))
     elif (ROOT / "PKG-INFO").exists():
         epoch = int((ROOT / "PKG-INFO").stat().st_mtime)
-    for name in listed(ROOT):
+    for name in sources.listed(ROOT):
         place = target / name
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, place)
@@ -194,7 +171,7 @@ def python(job: Job) -> None:
     name = built.name.removesuffix(".tar.gz")
     archives.unpack(built, job.scratch)
     inside = job.scratch / name
-    if missing := sorted(set(listed(job.source.directory)) - set(listed(inside))):
+    if missing := sorted(set(sources.listed(job.source.directory)) - set(sources.listed(inside))):
         raise ReleaseError(f"MANIFEST.in leaves out {', '.join(missing[:5])}")
     archives.pack(inside, job.output / built.name, job.source.epoch, top=f"{name}/")
     job.run(sys.executable, "-c", _BACKEND.format("build_wheel"), str(job.output), cwd=inside)

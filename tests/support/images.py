@@ -23,6 +23,7 @@ from typing import Any, Final
 from tests.support import artifacts, containers, helm, nodes
 from tests.support.nodes import Node, NodeError
 from toolkit import __version__
+from tools import source
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 IMAGE: Final = f"localhost/nvidia-toolkit:{__version__}"
@@ -177,13 +178,9 @@ class Store:
 
 def _lay(context: Path) -> None:
     """Copy what git tracks or would track, so that nothing of this checkout's leftovers gets in."""
-    listed = _run(
-        "git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"
-    ).split("\0")
-    for name in filter(None, listed):
-        if (ROOT / name).is_file():
-            (context / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, context / name)
+    for name in source.listed(ROOT, with_new=True):
+        (context / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, context / name)
     shutil.copytree(wheels(), context / "wheels")
 
 

@@ -198,9 +198,12 @@ def lacking(suite: str) -> str:
     return "" if _home(suite).is_dir() else f"there is no node of {suite} (`make test` makes it)"
 
 
-def image(suite: str) -> Path:
-    """Return the root file system of a suite, made on first use; it must not be written to."""
-    wanted = _home(suite)
+def image(suite: str, packages: Sequence[str] = ()) -> Path:
+    """Return the root file system of a suite, made on first use; it must not be written to.
+
+    `packages` are Debian packages that it has besides those of every node.
+    """
+    wanted = _home(suite, packages)
     home = wanted.parent
     home.mkdir(parents=True, exist_ok=True)
     with (home / f"{suite}.lock").open("w", encoding="utf-8") as lock:
@@ -212,7 +215,7 @@ def image(suite: str) -> Path:
         made = Path(tempfile.mkdtemp(prefix=f".{suite}-", dir=home))
         try:
             done = subprocess.run(
-                (*_recipe(suite), suite, str(made)),
+                (*_recipe(suite, packages), suite, str(made)),
                 capture_output=True, text=True, check=False, timeout=900,
             )  # fmt: skip
             if done.returncode != 0:
@@ -226,13 +229,18 @@ def image(suite: str) -> Path:
 
 @contextlib.contextmanager
 def boot(
-    suite: str, *, units: Sequence[str] = ("containerd",), timeout: float = 60
+    suite: str,
+    *,
+    units: Sequence[str] = ("containerd",),
+    packages: Sequence[str] = (),
+    timeout: float = 60,
 ) -> Iterator[Node]:
     """Boot a fresh node of a suite and yield it once the sockets of its units answer.
 
-    A unit that is not asked for is disabled, not masked: a test may start it later.
+    A unit that is not asked for is disabled, not masked: a test may start it later. `packages` are
+    as for `image`.
     """
-    lower = image(suite)
+    lower = image(suite, packages)
     for stale in _abandoned(Path(tempfile.gettempdir())):
         shutil.rmtree(stale, ignore_errors=True)  # several workers find the same ones
     with contextlib.ExitStack() as undo:
@@ -334,8 +342,8 @@ def answers(node: Node, unit: str = "containerd") -> bool:
     return True
 
 
-def _recipe(suite: str) -> list[str]:
-    packages = (*_PACKAGES, *_MORE_PACKAGES.get(suite, ()))
+def _recipe(suite: str, more: Sequence[str] = ()) -> list[str]:
+    packages = (*_PACKAGES, *_MORE_PACKAGES.get(suite, ()), *more)
     return [
         "mmdebstrap",
         "--quiet",
@@ -348,8 +356,8 @@ def _recipe(suite: str) -> list[str]:
     ]
 
 
-def _home(suite: str) -> Path:
-    recipe = hashlib.sha256("\0".join(_recipe(suite)).encode()).hexdigest()[:10]
+def _home(suite: str, packages: Sequence[str] = ()) -> Path:
+    recipe = hashlib.sha256("\0".join(_recipe(suite, packages)).encode()).hexdigest()[:10]
     return cache() / "nodes" / f"{suite}-{recipe}"
 
 
