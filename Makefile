@@ -7,7 +7,7 @@ JOBS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test unit functional conformance nodes cluster faults fuzz lint
-.PHONY: bench peer format generate lock clean
+.PHONY: bench peer format generate lock audit release clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -71,6 +71,12 @@ generate: $(VENV)/.made ## Write everything that is generated: types of settings
 
 lock: $(VENV)/.made ## Write the image's requirements anew, with the hashes of the wheels for amd64 and arm64
 	$(BIN)/python -m tools.locks
+
+audit: $(VENV)/.made ## Look for known vulnerabilities in the locked packages; fails if the index cannot be asked
+	$(BIN)/python -m tools.audit
+
+release: $(VENV)/.made ## Make the files of a release in dist/ (Go, buildah, root): docs/release.md
+	$(BIN)/python -m tools.release $(RELEASE)
 
 clean: ## Remove what the other targets made here
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -42,6 +42,8 @@ _MORE_PACKAGES: Final[Mapping[str, Sequence[str]]] = {
     "trixie": ("docker-cli",),
     "forky": ("docker-cli",),
 }
+FOR_PACKAGES: Final = ("python3", "rpm")
+"""What a node has besides, where the packages of a release are installed on it."""
 # Stands in for runc where the machine forbids what it is told; the rest of the way is real.
 _RUNC: Final = """#!/bin/sh
 last=

@@ -17,6 +17,7 @@ from typing import Final
 import pytest
 
 from tests.support import binaries, cluster, crio, distros, helm, images, nodes
+from tools import packages
 
 _Part = tuple[str, Callable[[], object]]
 _BOOTED: Final = frozenset({"conformance", "nodes", "cluster"})
@@ -57,6 +58,8 @@ def _parts(tiers: set[str], *, whole: bool) -> Iterator[_Part]:
     if "cluster" in tiers:
         yield from ((f"helm {major}", partial(helm.find, major)) for major in helm.MAJORS)
         yield f"Kubernetes {cluster.VERSION}", cluster.programs
+        yield "node trixie for packages", partial(nodes.image, "trixie", nodes.FOR_PACKAGES)
+        yield "nfpm", packages.nfpm
         yield "the image's base", images.base
         yield "the image's wheels", images.wheels
 
