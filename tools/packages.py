@@ -62,6 +62,16 @@ _ZSH: Final[Mapping[str, str]] = {
     "deb": "usr/share/zsh/vendor-completions/_nvidia-toolkit",
     "rpm": "usr/share/zsh/site-functions/_nvidia-toolkit",
 }
+_DIRECTORIES: Final = (
+    _DOCUMENTATION,
+    "usr/share/bash-completion",
+    "usr/share/bash-completion/completions",
+    "usr/share/fish",
+    "usr/share/fish/vendor_completions.d",
+    "usr/share/zsh",
+    "usr/share/zsh/site-functions",
+)
+"""Directories that may not be there where the shells are not installed."""
 _BUILD_SECONDS: Final = 900
 
 
@@ -175,6 +185,8 @@ def describe(
                 if path.is_file() and not path.is_relative_to(laid / HOME)
             ),
             {"src": str(zsh), "dst": f"/{_ZSH[packager]}", "file_info": {"mode": 0o644}},
+            # rpm removes no directory that no package has.
+            *({"dst": f"/{name}", "type": "dir"} for name in _DIRECTORIES if packager == "rpm"),
         ],
         "scripts": {
             "postinstall": str(scripts / "postinstall.sh"),
