@@ -124,8 +124,9 @@ def release(options: argparse.Namespace) -> list[Path]:
 def export(target: Path, *, is_dirty_allowed: bool = False) -> Source:
     """Copy the source to a directory; return it with its commit and the commit's time.
 
-    A source archive has no commit, and the time of its PKG-INFO is that of the commit. Raises
-    ReleaseError if there are changes that are not committed.
+    A source archive has no commit, and the time of its PKG-INFO is that of the commit. The
+    variable SOURCE_DATE_EPOCH overrides both times. Raises ReleaseError if there are changes that
+    are not committed.
     """
     revision, epoch = "", int((ROOT / "pyproject.toml").stat().st_mtime)
     if (ROOT / ".git").exists():
@@ -139,6 +140,7 @@ def export(target: Path, *, is_dirty_allowed: bool = False) -> Source:
         epoch = int(_git(ROOT, "log", "-1", "--format=%ct"))
     elif (ROOT / "PKG-INFO").exists():
         epoch = int((ROOT / "PKG-INFO").stat().st_mtime)
+    epoch = int(os.environ.get("SOURCE_DATE_EPOCH") or epoch)
     for name in sources.listed(ROOT):
         place = target / name
         place.parent.mkdir(parents=True, exist_ok=True)
