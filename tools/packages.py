@@ -49,8 +49,6 @@ _OF_PIP: Final = ("INSTALLER", "RECORD", "REQUESTED", "direct_url.json")
 _DOCUMENTATION: Final = f"usr/share/doc/{NAME}"
 _FILES: Final[Mapping[str, str]] = {
     "LICENSE": f"{_DOCUMENTATION}/copyright",
-    "deploy/systemd/nvidia-toolkit.service": "usr/lib/systemd/system/nvidia-toolkit.service",
-    "deploy/systemd/nvidia-toolkit.env": f"{_DOCUMENTATION}/nvidia-toolkit.env",
     "deploy/completions/bash/nvidia-toolkit": (
         "usr/share/bash-completion/completions/nvidia-toolkit"
     ),
@@ -58,6 +56,12 @@ _FILES: Final[Mapping[str, str]] = {
         "usr/share/fish/vendor_completions.d/nvidia-toolkit.fish"
     ),
 }
+_SYSTEMD: Final[Mapping[str, str]] = {
+    ".service": "usr/lib/systemd/system",
+    ".target": "usr/lib/systemd/system",
+    ".env": _DOCUMENTATION,
+}
+"""Where the files of deploy/systemd go, by their suffix. The settings are an example to copy."""
 _ZSH: Final[Mapping[str, str]] = {
     "deb": "usr/share/zsh/vendor-completions/_nvidia-toolkit",
     "rpm": "usr/share/zsh/site-functions/_nvidia-toolkit",
@@ -122,9 +126,11 @@ def tree(source: Path, target: Path, architecture: str, *, wheels: Path | None =
     launcher.parent.mkdir(parents=True)
     launcher.write_text(_LAUNCHER, encoding="utf-8")
     launcher.chmod(0o755)
-    for name, place in _FILES.items():
-        if not (source / name).exists():
-            continue
+    units = {
+        f"deploy/systemd/{path.name}": f"{_SYSTEMD[path.suffix]}/{path.name}"
+        for path in (source / "deploy/systemd").glob("*")
+    }
+    for name, place in {**_FILES, **units}.items():
         (target / place).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / name, target / place)
     manual = target / f"usr/share/man/man1/{NAME}.1.gz"
