@@ -29,6 +29,9 @@ from tools.packages import PackageError
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 SUMS: Final = "SHA256SUMS"
+MACHINES: Final[Mapping[str, str]] = {"amd64": "x86_64", "arm64": "aarch64"}
+"""Architectures as uname(1) and QEMU name them."""
+_BINFMT: Final = Path("/proc/sys/fs/binfmt_misc")
 _SECONDS: Final = 1800
 _BACKEND: Final = "import sys\nfrom setuptools import build_meta\nbuild_meta.{}(sys.argv[1])"
 
@@ -82,7 +85,7 @@ def main(words: Sequence[str] | None = None) -> int:
     os.umask(0o022)
     try:
         made = release(options)
-    except (ReleaseError, PackageError) as error:
+    except (ReleaseError, PackageError, subprocess.SubprocessError) as error:
         sys.stderr.write(f"tools.release: {error}\n")
         return 1
     except pytest.skip.Exception as reason:  # helm cannot be built
@@ -99,8 +102,7 @@ def release(options: argparse.Namespace) -> list[Path]:
     The output directory is replaced at the end, so that it never holds half a release.
     """
     output: Path = options.output
-    if output.exists() and not (output / SUMS).exists() and any(output.iterdir()):
-        raise ReleaseError(f"{output} holds something else than a release: name another --output")
+    check(options)
     with tempfile.TemporaryDirectory(prefix="nvidia-toolkit-release-") as place:
         scratch = Path(place)
         source = export(scratch / "source", is_dirty_allowed=options.uncommitted)
@@ -116,6 +118,29 @@ def release(options: argparse.Namespace) -> list[Path]:
         output.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(made, output)
     return sorted(output.iterdir())
+
+
+def check(options: argparse.Namespace) -> None:
+    """Find out what would end a release late. Raises ReleaseError."""
+    output: Path = options.output
+    there = {path.name for path in output.iterdir()} if output.exists() else set()
+    if SUMS in there:
+        lines = (output / SUMS).read_text(encoding="utf-8").splitlines()
+        there -= {SUMS, *(line.partition("  ")[2] for line in lines)}
+    if there:
+        raise ReleaseError(f"{output} holds something else than a release: name another --output")
+    if "image" not in (options.only or PARTS):
+        return
+    if shutil.which("buildah") is None:
+        raise ReleaseError("the image needs buildah: apt-get install buildah")
+    for architecture in options.architecture:
+        machine = MACHINES[architecture]
+        if machine != os.uname().machine and not (_BINFMT / f"qemu-{machine}").exists():
+            raise ReleaseError(
+                f"this machine runs no programs for {architecture}, of which the image for it is"
+                f" made: apt-get install qemu-user-static, or leave {architecture} out with"
+                " --architecture"
+            )
 
 
 # --- the source ---------------------------------------------------------------------------------
@@ -231,8 +256,6 @@ def distributions(job: Job) -> None:
 
 def image(job: Job) -> None:
     """Build the image for every architecture, each as an OCI archive with its bill of materials."""
-    if shutil.which("buildah") is None:
-        raise ReleaseError("the image needs buildah: apt-get install buildah")
     for architecture in job.options.architecture:
         context, oci = job.scratch / f"context-{architecture}", job.scratch / f"oci-{architecture}"
         shutil.copytree(job.source.directory, context)

@@ -11,7 +11,7 @@ remove | 0)
 	;;
 upgrade | 1) ;;
 esac
-if [ "$1" != 1 ]; then
+if [ "$1" != 1 ] && [ -d /usr/lib/nvidia-toolkit ]; then
 	# rpm writes the bytecode of the new version before this runs for the old one.
 	find /usr/lib/nvidia-toolkit -name __pycache__ -type d -prune -exec rm -rf {} +
 fi

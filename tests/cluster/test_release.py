@@ -31,6 +31,7 @@ OPTIONS: Final = (*(f"--only={part}" for part in PARTS), "--architecture=amd64")
 SOURCE: Final = "/artifacts/deb"
 LOG: Final = "/run/agent.log"
 OF_NODE: Final = (f"--toolkit-source-root={SOURCE}", "--runtime=containerd")
+UNIT: Final = "/usr/lib/systemd/system/nvidia-toolkit.service"
 PROGRAM: Final = "/usr/lib/nvidia-toolkit"
 INSTALL: Final = {"deb": ("dpkg", "--install"), "rpm": ("rpm", "--install", "--nodeps")}
 REMOVE: Final = {"deb": ("dpkg", "--remove"), "rpm": ("rpm", "--erase", "--nodeps")}
@@ -201,18 +202,12 @@ def everything(node: Node) -> dict[str, str]:
     return found
 
 
-def told(node: Node) -> str:
-    """Return the log of the agent."""
-    log = nodes.path(node, LOG)
-    return log.read_text(encoding="utf-8") if log.exists() else ""
-
-
 @pytest.mark.parametrize("kind", packages.PACKAGERS)
 def test_a_package_is_installed_run_and_removed(made: Path, node: Node, kind: str) -> None:
     package = one(made, f"*.{kind}")
     before = everything(node)
     nodes.path(node, f"/root/package.{kind}").write_bytes(package.read_bytes())
-    nodes.run(node, (*INSTALL[kind], f"/root/package.{kind}"))
+    install(node, kind)
     said = nodes.run(node, ("nvidia-toolkit", "--version")).stdout
     assert said == f"nvidia-toolkit, version {__version__}\n"
     assert nodes.path(node, "/usr/share/man/man1/nvidia-toolkit.1.gz").is_file()
@@ -220,7 +215,7 @@ def test_a_package_is_installed_run_and_removed(made: Path, node: Node, kind: st
     planned = nodes.run(node, ("nvidia-toolkit", "plan", "--output=json", *OF_NODE)).stdout
     assert json.loads(planned)["runtime"] == "containerd"
     if kind == "deb":  # the program is the same, and restarts of the runtime are counted
-        does_the_job(node)
+        does_the_job(node, kind)
     nodes.run(node, (*REMOVE[kind], "nvidia-toolkit"))
     after = everything(node)
     left = after.keys() ^ before.keys()
@@ -229,18 +224,16 @@ def test_a_package_is_installed_run_and_removed(made: Path, node: Node, kind: st
     real.USED.add(f".{kind} made by nfpm, installed and removed on a booted trixie node")
 
 
-def does_the_job(node: Node) -> None:
-    """Run the installed program as an agent, which repairs a change; then revert the node."""
+def install(node: Node, kind: str) -> None:
+    nodes.run(node, (*INSTALL[kind], f"/root/package.{kind}"))
+
+
+def does_the_job(node: Node, kind: str) -> None:
+    """Run the service: it repairs a change, an upgrade restarts it, a removal stops it; revert."""
     config = nodes.path(node, "/etc/containerd/config.toml")
     original = config.read_bytes()
-    nodes.run(
-        node,
-        ("systemd-run", "--unit=agent", f"--property=StandardError=file:{LOG}",
-         "nvidia-toolkit", "run", *OF_NODE),
-    )  # fmt: skip
-    # Before that the directories are not watched yet.
-    nodes.wait_for(node, lambda: "set up; watching" in told(node), 60)
-    pid = nodes.main_pid(node, "agent")
+    start(node)
+    pid = nodes.main_pid(node, "nvidia-toolkit")
     command = nodes.path(node, f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     assert f"{PROGRAM}/toolkit/__main__.py".encode() in command
     assert b"-S" in command
@@ -248,9 +241,38 @@ def does_the_job(node: Node) -> None:
     config.write_bytes(original)
     nodes.wait_for(node, lambda: b"nvidia" in config.read_bytes(), 60)
     nodes.wait_for(node, lambda: is_ready(node), 60)
-    nodes.run(node, ("systemctl", "stop", "agent"))
+    install(node, kind)
+    assert nodes.main_pid(node, "nvidia-toolkit") not in {0, pid}
+    nodes.wait_for(node, lambda: is_ready(node), 60)
+    nodes.run(node, (*REMOVE[kind], "nvidia-toolkit"))
+    assert not nodes.is_active(node, "nvidia-toolkit")
+    assert not nodes.path(node, PROGRAM).exists()
+    assert b"nvidia" in config.read_bytes()
+    install(node, kind)
+    assert not nodes.is_active(node, "nvidia-toolkit")
     nodes.run(node, ("nvidia-toolkit", "revert", "--runtime=containerd"))
     assert config.read_bytes() == original
+    nodes.run(node, ("rm", "-rf", "/etc/nvidia-toolkit"))
+
+
+def start(node: Node) -> None:
+    """Start the packaged service, or one of its name where the source has none."""
+    if nodes.path(node, UNIT).exists():
+        settings = nodes.path(node, "/etc/nvidia-toolkit/nvidia-toolkit.env")
+        settings.parent.mkdir()
+        settings.write_text(f"RUNTIME=containerd\nTOOLKIT_SOURCE_ROOT={SOURCE}\n", encoding="utf-8")
+        nodes.run(node, ("systemctl", "start", "nvidia-toolkit"))
+        return
+    nodes.run(
+        node,
+        ("systemd-run", "--unit=nvidia-toolkit", f"--property=StandardError=file:{LOG}",
+         "nvidia-toolkit", "run", *OF_NODE),
+    )  # fmt: skip
+    # Before that the directories are not watched yet.
+    log = nodes.path(node, LOG)
+    nodes.wait_for(
+        node, lambda: log.exists() and "set up; watching" in log.read_text(encoding="utf-8"), 60
+    )
 
 
 def is_ready(node: Node) -> bool:
@@ -271,6 +293,8 @@ def test_a_package_brings_all_that_it_needs_but_python(made: Path, tmp_path: Pat
         path.name.removesuffix(".dist-info").split("-") for path in home.glob("*.dist-info")
     )
     assert {name.replace("_", "-"): version for name, version in there.items()} == locked
+    for path in (ROOT / "deploy/systemd").glob("*.*"):
+        assert list(tmp_path.rglob(path.name)), f"the package lacks {path.name}"
     fields = subprocess.run(
         ["dpkg-deb", "--field", str(one(made, "*.deb")), "Depends"],
         capture_output=True, text=True, check=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -77,16 +78,40 @@ def test_the_bill_of_materials_has_every_locked_wheel_with_its_hashes() -> None:
     assert bills.bill(text, "1.2.3", 1700000000) == bills.bill(text, "1.2.3", 1700000000)
 
 
+@pytest.mark.parametrize("has_sums", [False, True])
 def test_a_release_never_replaces_a_directory_of_something_else(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], *, has_sums: bool
 ) -> None:
     (tmp_path / "thesis.txt").write_text("mine", encoding="utf-8")
+    if has_sums:
+        (tmp_path / "SHA256SUMS").write_text("00  release.tar.gz\n", encoding="utf-8")
+    before = sorted(tmp_path.iterdir())
     words = ["--uncommitted", "--only=manifests", f"--output={tmp_path}"]
     assert release.main(words) == 1
     assert capsys.readouterr().err == (
         f"tools.release: {tmp_path} holds something else than a release: name another --output\n"
     )
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_an_image_that_cannot_be_built_here_ends_a_release_before_it_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setattr(release, "_BINFMT", tmp_path)
+    words = ["--uncommitted", f"--output={tmp_path / 'output'}"]
+    assert release.main(words) == 1
+    (tmp_path / "bin/buildah").symlink_to("/bin/true")
+    assert release.main(words) == 1
+    [other] = {"x86_64", "aarch64"} - {os.uname().machine} or {"aarch64"}
+    named = {machine: name for name, machine in release.MACHINES.items()}[other]
+    assert capsys.readouterr().err == (
+        "tools.release: the image needs buildah: apt-get install buildah\n"
+        f"tools.release: this machine runs no programs for {named}, of which the image for it is"
+        f" made: apt-get install qemu-user-static, or leave {named} out with --architecture\n"
+    )
+    assert not (tmp_path / "output").exists()
 
 
 def test_the_sums_are_those_of_sha256sum_and_cover_every_file(tmp_path: Path) -> None:
