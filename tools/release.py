@@ -108,7 +108,7 @@ def release(options: argparse.Namespace) -> list[Path]:
         source = export(scratch / "source", is_dirty_allowed=options.uncommitted)
         made = scratch / "output"
         made.mkdir()
-        for name in options.only or PARTS:
+        for name in dict.fromkeys(options.only or PARTS):
             part = scratch / name
             part.mkdir()
             PARTS[name](Job(source=source, output=made, scratch=part, options=options))
