@@ -99,7 +99,7 @@ def test_an_image_that_cannot_be_built_here_ends_a_release_before_it_begins(
 ) -> None:
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    monkeypatch.setattr(release, "_BINFMT", tmp_path)
+    monkeypatch.setattr(release, "BINFMT", tmp_path)
     words = ["--uncommitted", f"--output={tmp_path / 'output'}"]
     assert release.main(words) == 1
     (tmp_path / "bin/buildah").symlink_to("/bin/true")
