@@ -16,7 +16,7 @@ COPY . /src
 RUN python3 -IB /src/deploy/image/assemble.py /image
 
 FROM scratch
-ARG VERSION=
+ARG VERSION=0.1.0
 ARG REVISION=
 ARG PYTHON_IMAGE
 ARG ARTIFACTS_IMAGE

@@ -7,7 +7,7 @@ JOBS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test unit functional conformance nodes cluster faults fuzz lint
-.PHONY: bench peer format generate lock clean
+.PHONY: bench peer format generate lock audit release clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -63,12 +63,20 @@ format: $(VENV)/.made ## Format the code
 	$(BIN)/ruff check --fix runtimes toolkit tests examples benchmarks tools
 
 generate: $(VENV)/.made ## Write everything that is generated: types of settings, docs/, the manual page, deploy/
+	$(BIN)/python -m tools.version
 	$(BIN)/python -m tools.values
+	$(BIN)/python -m tools.completions
 	$(BIN)/python -m tools.docs
 	$(BIN)/python -m tools.deploy
 
 lock: $(VENV)/.made ## Write the image's requirements anew, with the hashes of the wheels for amd64 and arm64
 	$(BIN)/python -m tools.locks
+
+audit: $(VENV)/.made ## Look for known vulnerabilities in the locked packages; fails if the index cannot be asked
+	$(BIN)/python -m tools.audit
+
+release: $(VENV)/.made ## Make the files of a release in dist/ (Go, buildah, root): docs/release.md
+	$(BIN)/python -m tools.release $(RELEASE)
 
 clean: ## Remove what the other targets made here
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

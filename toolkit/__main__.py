@@ -1,5 +1,21 @@
-"""The entry point of `python -m toolkit`, which is the same as `nvidia-toolkit`."""
+"""The entry point of `python -m toolkit`, which is the same as `nvidia-toolkit`.
 
-from toolkit.cli.main import main
+The agent runs it by its path, for itself and for its children (see `toolkit.agent.child.program`).
+"""
 
-main()
+import os
+import sys
+
+_DIRECTORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+if _DIRECTORY not in sys.path:
+    sys.path.insert(0, _DIRECTORY)
+
+if sys.argv[1:2] == ["resident"]:
+    # Without the modules of the command line, whose memory it would keep.
+    from toolkit.agent.daemon import main
+
+    sys.exit(main())
+
+from toolkit.cli import main as command_line  # noqa: E402
+
+command_line.main()

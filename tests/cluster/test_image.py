@@ -29,6 +29,7 @@ from tests.support import (
 from tests.support.documents import Block
 from tests.support.nodes import Node
 from toolkit import __version__
+from tools import release
 
 pytestmark = [pytest.mark.node, pytest.mark.timeout(600)]
 
@@ -100,8 +101,42 @@ def test_the_wheels_for_arm64_are_locked_as_well(tmp_path: Path) -> None:
     assert list(tmp_path.glob("psutil-*aarch64*.whl"))
 
 
-def test_the_same_source_makes_the_same_image(store: images.Store, built: tuple[str, str]) -> None:
-    assert store.build()[0] == built[0]
+def test_a_release_has_the_same_image_with_its_version_and_its_commit(
+    store: images.Store,
+    built: tuple[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Built once more, as `make release` does: the same layer, in an archive with a digest."""
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", images.EPOCH)
+    artifacts.make(tmp_path / "artifacts/deb")
+    store.put("localhost/artifacts", tmp_path)
+    architecture = {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine]
+    output = tmp_path / "dist"
+    assert (
+        release.main([
+            "--uncommitted", "--only=image", f"--architecture={architecture}",
+            f"--output={output}", f"--python-image={images.BASE}",
+            "--artifacts-image=localhost/artifacts", f"--wheels={images.wheels()}",
+            *(f"--buildah={each}" for each in store.options),
+        ])
+        == 0
+    )  # fmt: skip
+    stem = f"nvidia-toolkit-{__version__}-image-{architecture}"
+    names = [f"{stem}.cdx.json", f"{stem}.oci.tar"]
+    assert sorted(path.name for path in output.iterdir()) == [release.SUMS, *names]
+    store("pull", "--quiet", f"oci-archive:{output / names[1]}")
+    made = json.loads(
+        store("inspect", "--type=image", f"localhost/nvidia-toolkit:{__version__}-{architecture}")
+    )["OCIv1"]
+    tested = json.loads(store("inspect", "--type=image", built[0]))["OCIv1"]
+    assert made["rootfs"]["diff_ids"] == tested["rootfs"]["diff_ids"]
+    labels = made["config"]["Labels"]
+    assert labels["org.opencontainers.image.version"] == __version__
+    commit = release.export(tmp_path / "source", is_dirty_allowed=True).revision
+    assert labels["org.opencontainers.image.revision"] == commit
+    found = json.loads((output / names[0]).read_text(encoding="utf-8"))
+    assert found["metadata"]["component"]["version"] == __version__
 
 
 def test_it_is_small(root: Path, built: tuple[str, str]) -> None:

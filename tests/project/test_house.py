@@ -13,7 +13,7 @@ import pytest
 from tests.support import fake_node
 from toolkit import errors
 from toolkit.settings.options import SETTINGS
-from tools import docs, manual, values
+from tools import completions, docs, manual, source, values, version
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -101,14 +101,24 @@ def test_every_package_is_in_the_wheel() -> None:
     """An editable installation finds the others all the same, an image does not."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     there = {Path(path).parent.as_posix().replace("/", ".") for path in _CODE}
-    assert set(project["tool"]["setuptools"]["packages"]) == there
+    assert set(project["tool"]["setuptools"]["packages"]) == {"nvidia_toolkit", *there}
+
+
+@pytest.mark.parametrize("name", version.PLACES)
+def test_the_version_is_the_program_s_wherever_it_is_repeated(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert version.updated(text, version.PLACES[name]) == text, "run `make generate`"
+    assert version.updated(text, version.PLACES[name], "9.8.7") != text
+
+
+@pytest.mark.parametrize("shell", completions.NAMES)
+def test_the_completion_of_a_shell_is_up_to_date(shell: str) -> None:
+    written = (completions.PLACE / completions.NAMES[shell]).read_text(encoding="utf-8")
+    assert written == completions.text(shell), "run `make generate`"
 
 
 def test_no_path_of_a_machine_is_in_the_tree() -> None:
-    listed = subprocess.run(
-        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.split()
-    listed = [name for name in listed if (ROOT / name).is_file()]
+    listed = source.listed(ROOT)
     # A checkout's own place, and what lies hidden in a home.
     strange = re.compile(f"{re.escape(str(ROOT))}/|{re.escape(str(Path.home()))}/[.]")
     texts = {name: (ROOT / name).read_bytes().decode(errors="replace") for name in listed}

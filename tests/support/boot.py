@@ -16,17 +16,21 @@ from tests.support.nodes import Node
 
 @contextmanager
 def booted(
-    suite: str, about: str = "", *, units: Sequence[str] = ("containerd",)
+    suite: str,
+    about: str = "",
+    *,
+    units: Sequence[str] = ("containerd",),
+    packages: Sequence[str] = (),
 ) -> Iterator[Node]:
     """Boot a node, or skip if that is impossible; note that its containerd was used for it.
 
     `suite` may also be a release line of containerd that no suite has, for example 2.4: it is put
-    on a node of the newest suite.
+    on a node of the newest suite. `packages` are Debian packages that it has besides.
     """
     line = suite if suite in versions.CONTAINERD else ""
     if reason := nodes.why_not():
         pytest.skip(reason)
-    with nodes.boot(nodes.SUITES[-1] if line else suite, units=units) as node:
+    with nodes.boot(nodes.SUITES[-1] if line else suite, units=units, packages=packages) as node:
         if line:
             binaries.put_on(node, line)
         version = nodes.run(node, ("containerd", "--version")).stdout.split()[2]

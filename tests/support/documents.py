@@ -13,7 +13,10 @@ from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 DOCUMENTS: Final = (
-    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")),
+    *(
+        ROOT / f"{name}.md"
+        for name in ("README", "CHANGELOG", "CODE_OF_CONDUCT", "CONTRIBUTING", "SECURITY")
+    ),
     *sorted((ROOT / "docs").rglob("*.md")),
 )
 SHELL: Final = ("desk", "node", "make", "image", "cluster", "fleet", "operator")

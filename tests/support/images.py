@@ -23,13 +23,14 @@ from typing import Any, Final
 from tests.support import artifacts, containers, helm, nodes
 from tests.support.nodes import Node, NodeError
 from toolkit import __version__
+from tools import source
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 IMAGE: Final = f"localhost/nvidia-toolkit:{__version__}"
 EPOCH: Final = "1700000000"
 SUITE: Final = "trixie"
 LOCKS: Final = (ROOT / "requirements.txt", ROOT / "deploy/image/requirements.txt")
-_BASE: Final = "localhost/base"
+BASE: Final = "localhost/base"
 _RECIPE: Final = (
     "mmdebstrap", "--quiet", "--variant=minbase", "--include=python3,python3-pip",
     '--aptopt=Acquire::Check-Valid-Until "false"',
@@ -114,9 +115,8 @@ class Store:
 
     def __init__(self, home: Path) -> None:
         self.home = home
-        self._buildah = (
-            "buildah", f"--root={home}/root", f"--runroot={home}/run", "--storage-driver=vfs",
-        )  # fmt: skip
+        self.options = (f"--root={home}/root", f"--runroot={home}/run", "--storage-driver=vfs")
+        self._buildah = ("buildah", *self.options)
 
     def __call__(self, *words: str) -> str:
         """Run buildah."""
@@ -124,7 +124,7 @@ class Store:
 
     def take_base(self) -> None:
         """Make the base image out of the root file system."""
-        self.put(_BASE, base())
+        self.put(BASE, base())
 
     def put(self, name: str, content: Path) -> None:
         """Make an image out of an archive or of what is in a directory."""
@@ -142,7 +142,7 @@ class Store:
             said = self(
                 "bud", "--isolation=chroot", "--no-cache", f"--timestamp={EPOCH}",
                 f"--iidfile={name}", f"--build-arg=SOURCE_DATE_EPOCH={EPOCH}",
-                f"--build-arg=PYTHON_IMAGE={_BASE}", f"--build-arg=VERSION={__version__}",
+                f"--build-arg=PYTHON_IMAGE={BASE}", f"--build-arg=VERSION={__version__}",
                 f"--build-context=artifacts={toolkit}", f"--tag={IMAGE}", str(context),
             )  # fmt: skip
             return name.read_text(encoding="utf-8"), said
@@ -177,13 +177,9 @@ class Store:
 
 def _lay(context: Path) -> None:
     """Copy what git tracks or would track, so that nothing of this checkout's leftovers gets in."""
-    listed = _run(
-        "git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"
-    ).split("\0")
-    for name in filter(None, listed):
-        if (ROOT / name).is_file():
-            (context / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, context / name)
+    for name in source.listed(ROOT, with_new=True):
+        (context / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, context / name)
     shutil.copytree(wheels(), context / "wheels")
 
 

@@ -42,6 +42,8 @@ _MORE_PACKAGES: Final[Mapping[str, Sequence[str]]] = {
     "trixie": ("docker-cli",),
     "forky": ("docker-cli",),
 }
+FOR_PACKAGES: Final = ("python3", "rpm")
+"""What a node has besides, where the packages of a release are installed on it."""
 # Stands in for runc where the machine forbids what it is told; the rest of the way is real.
 _RUNC: Final = """#!/bin/sh
 last=
@@ -198,9 +200,12 @@ def lacking(suite: str) -> str:
     return "" if _home(suite).is_dir() else f"there is no node of {suite} (`make test` makes it)"
 
 
-def image(suite: str) -> Path:
-    """Return the root file system of a suite, made on first use; it must not be written to."""
-    wanted = _home(suite)
+def image(suite: str, packages: Sequence[str] = ()) -> Path:
+    """Return the root file system of a suite, made on first use; it must not be written to.
+
+    `packages` are Debian packages that it has besides those of every node.
+    """
+    wanted = _home(suite, packages)
     home = wanted.parent
     home.mkdir(parents=True, exist_ok=True)
     with (home / f"{suite}.lock").open("w", encoding="utf-8") as lock:
@@ -212,7 +217,7 @@ def image(suite: str) -> Path:
         made = Path(tempfile.mkdtemp(prefix=f".{suite}-", dir=home))
         try:
             done = subprocess.run(
-                (*_recipe(suite), suite, str(made)),
+                (*_recipe(suite, packages), suite, str(made)),
                 capture_output=True, text=True, check=False, timeout=900,
             )  # fmt: skip
             if done.returncode != 0:
@@ -226,13 +231,18 @@ def image(suite: str) -> Path:
 
 @contextlib.contextmanager
 def boot(
-    suite: str, *, units: Sequence[str] = ("containerd",), timeout: float = 60
+    suite: str,
+    *,
+    units: Sequence[str] = ("containerd",),
+    packages: Sequence[str] = (),
+    timeout: float = 60,
 ) -> Iterator[Node]:
     """Boot a fresh node of a suite and yield it once the sockets of its units answer.
 
-    A unit that is not asked for is disabled, not masked: a test may start it later.
+    A unit that is not asked for is disabled, not masked: a test may start it later. `packages` are
+    as for `image`.
     """
-    lower = image(suite)
+    lower = image(suite, packages)
     for stale in _abandoned(Path(tempfile.gettempdir())):
         shutil.rmtree(stale, ignore_errors=True)  # several workers find the same ones
     with contextlib.ExitStack() as undo:
@@ -334,8 +344,8 @@ def answers(node: Node, unit: str = "containerd") -> bool:
     return True
 
 
-def _recipe(suite: str) -> list[str]:
-    packages = (*_PACKAGES, *_MORE_PACKAGES.get(suite, ()))
+def _recipe(suite: str, more: Sequence[str] = ()) -> list[str]:
+    packages = (*_PACKAGES, *_MORE_PACKAGES.get(suite, ()), *more)
     return [
         "mmdebstrap",
         "--quiet",
@@ -348,8 +358,8 @@ def _recipe(suite: str) -> list[str]:
     ]
 
 
-def _home(suite: str) -> Path:
-    recipe = hashlib.sha256("\0".join(_recipe(suite)).encode()).hexdigest()[:10]
+def _home(suite: str, packages: Sequence[str] = ()) -> Path:
+    recipe = hashlib.sha256("\0".join(_recipe(suite, packages)).encode()).hexdigest()[:10]
     return cache() / "nodes" / f"{suite}-{recipe}"
 
 

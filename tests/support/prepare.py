@@ -27,6 +27,7 @@ from tests.support import (
     nodes,
     promtool,
 )
+from tools import packages
 
 _Part = tuple[str, Callable[[], object]]
 _BOOTED: Final = frozenset({"conformance", "nodes", "cluster"})
@@ -69,6 +70,8 @@ def _parts(tiers: set[str], *, whole: bool) -> Iterator[_Part]:
         yield "promtool", promtool.find
         yield f"Kubernetes {cluster.VERSION}", cluster.programs
         yield "the schemas of Kubernetes' APIs", api_schemas.prepare
+        yield "node trixie for packages", partial(nodes.image, "trixie", nodes.FOR_PACKAGES)
+        yield "nfpm", packages.nfpm
         yield "the image's base", images.base
         yield "the image's wheels", images.wheels
 

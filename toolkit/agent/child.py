@@ -14,8 +14,12 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+import toolkit
 from toolkit import log
 from toolkit.agent.report import SyncReport, from_json
+
+RESIDENT: Final = "resident"
+"""The first argument of the process that stays; `toolkit.__main__` knows it."""
 
 # --- JSON files in memory, shared with a child ----------------------------------------------------
 
@@ -26,8 +30,12 @@ LOG: Final = 102
 _LARGEST: Final = 16 << 20
 
 
-def interpreter(module: str) -> list[str]:
-    """Return the command to run a module of this program, isolated from the working directory."""
+def program() -> list[str]:
+    """Return the command to run this program again, isolated from the working directory.
+
+    It is named by its path: an isolated interpreter does not find the packages of an installation
+    that has them in a directory of its own, and could find those of another one.
+    """
     # -I ignores PYTHONUTF8, and in the locale of another encoding the names of files would be
     # decoded by it.
     return [
@@ -35,8 +43,8 @@ def interpreter(module: str) -> list[str]:
         "-IX",
         "utf8",
         *(["-B"] if sys.dont_write_bytecode else []),
-        "-m",
-        module,
+        *(["-S"] if sys.flags.no_site else []),
+        f"{toolkit.__path__[0]}/__main__.py",
     ]
 
 
@@ -92,7 +100,7 @@ class Worker:
         self.fd, log_end = os.pipe2(os.O_CLOEXEC)
         try:
             os.set_blocking(self.fd, False)
-            argv = [*interpreter("toolkit"), "sync", f"--kind={kind}", *arguments]
+            argv = [*program(), "sync", f"--kind={kind}", *arguments]
             null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
             inherited = {0: null, LOCK: lock, REPORT: self._report, LOG: log_end}
             try:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from toolkit import log
 from toolkit.agent import child, counters, signals
-from toolkit.agent.child import Worker
+from toolkit.agent.child import RESIDENT, Worker
 from toolkit.agent.inotify import Watches
 from toolkit.agent.pages import Pages
 from toolkit.agent.report import SyncReport, from_json
@@ -74,7 +74,7 @@ def stay(
         fcntl.fcntl(fd, fcntl.F_SETFD, 0)  # clear FD_CLOEXEC: the agent inherits the descriptor
     with contextlib.suppress(OSError):  # the log has no reader, or its disk is full
         sys.stderr.flush()
-    argv = [*child.interpreter("toolkit.agent.daemon"), str(state_fd)]
+    argv = [*child.program(), RESIDENT, str(state_fd)]
     os.execv(argv[0], argv)  # noqa: S606  # the interpreter of this process
 
 
@@ -467,7 +467,7 @@ class Daemon:
 
 def main() -> int:
     """Run the agent with the state that `stay` passed on; return the exit code."""
-    state_fd = int(sys.argv[1])
+    state_fd = int(sys.argv[2])
     state = child.read(state_fd)
     os.close(state_fd)
     log.start(**state["log_options"], counted=True, phase="daemon")
@@ -476,7 +476,3 @@ def main() -> int:
     os.ftruncate(state["lock"], 0)  # remove the PID of this process, which exits now
     log.write(sys.stderr, "")
     return code
-
-
-if __name__ == "__main__":
-    sys.exit(main())
