@@ -1,0 +1,27 @@
+"""A stand-in for the service manager: a socket that receives the messages of a service."""
+
+from __future__ import annotations
+
+import socket
+
+
+class Manager:
+    """The socket of a service manager."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(f"\0{address[1:]}" if address.startswith("@") else address)
+        self._socket.setblocking(False)
+
+    def received(self) -> list[list[str]]:
+        """Return the lines of each datagram since the last call."""
+        datagrams = []
+        while True:
+            try:
+                datagrams.append(self._socket.recv(4096).decode().split("\n"))
+            except BlockingIOError:
+                return datagrams
+
+    def close(self) -> None:
+        self._socket.close()
