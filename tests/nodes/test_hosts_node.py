@@ -5,16 +5,36 @@ The program is installed on the node itself, with its own Python, and not run as
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
+import shlex
+import shutil
 import signal
+import subprocess
+import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Final
 
 import pytest
 
-from tests.support import artifacts, boot, hosts, images, nodes, real
+from tests.support import (
+    artifacts,
+    binaries,
+    boot,
+    containers,
+    documents,
+    driver,
+    fake_node,
+    hosts,
+    images,
+    nodes,
+    real,
+)
+from tests.support.documents import ROOT
 from tests.support.hosts import UNIT
 from tests.support.nodes import Node
 
@@ -191,3 +211,173 @@ def test_systemd_knows_every_line_of_the_unit(host: Node) -> None:
     # The manual page comes with the package, which is not installed here.
     said = nodes.run(host, ["systemd-analyze", "verify", "--man=no", *files])
     assert said.stdout + said.stderr == ""
+
+
+# --- the documents ------------------------------------------------------------------------------
+
+PACKAGE: Final = (
+    "nvidia-container-runtime", "nvidia-container-runtime-hook", "nvidia-ctk", "nvidia-cdi-hook",
+)  # fmt: skip
+"""What the package nvidia-container-toolkit holds; `.cdi` and `.legacy` have a package of their own."""
+OWN_CONFIG: Final = "/etc/nvidia-container-runtime"
+GPU: Final = "a made-up GPU\n"
+# A specification in /etc/cdi of a mount namespace, without a trace of it in the machine's /etc.
+_ETC: Final = """
+mount -t tmpfs fake /mnt
+mkdir /mnt/upper /mnt/work
+mount -t overlay -o lowerdir=/etc,upperdir=/mnt/upper,workdir=/mnt/work fake /etc
+mkdir -p /etc/cdi
+cp "$1" /etc/cdi/nvidia.yaml
+shift
+"""
+
+
+def specification(program: str) -> str:
+    """Return a specification of a device that mounts a program as nvidia-smi."""
+    mount = {"hostPath": program, "containerPath": "/bin/nvidia-smi", "options": ["ro", "bind"]}
+    device = {"name": "all", "containerEdits": {"mounts": [mount]}}
+    return json.dumps({"cdiVersion": "0.5.0", "kind": "nvidia.com/gpu", "devices": [device]})
+
+
+def write_program(path: Path) -> None:
+    path.write_text(f"#!/bin/sh\necho '{GPU.strip()}'\n", encoding="utf-8")
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def gpu(host: Node) -> Iterator[None]:
+    """Make up a driver, a device, and the image `ubuntu`.
+
+    There is no library to ask for devices, so the toolkit is configured for a written specification
+    where it is not installed by the program.
+    """
+    own, made = nodes.path(host, OWN_CONFIG), nodes.path(host, "/run/cdi")
+    for directory in (own, made, nodes.path(host, driver.ROOT)):
+        directory.mkdir(parents=True, exist_ok=True)
+    (own / "config.toml").write_text('[nvidia-container-runtime]\nmode = "cdi"\n', encoding="utf-8")
+    (made / "by-hand.json").write_text(specification("/run/nvidia-smi"), encoding="utf-8")
+    write_program(nodes.path(host, "/run/nvidia-smi"))
+    nodes.path(host, "/run/image.tar").write_bytes(image(host))
+    nodes.run(host, ["docker", "load", "--input", "/run/image.tar"])
+    with driver.on_node(host):
+        yield
+    shutil.rmtree(own)
+    shutil.rmtree(made)
+    nodes.run(host, ["rm", "-rf", "/opt/nvidia-container-toolkit/artifacts"])
+
+
+def image(node: Node) -> bytes:
+    busybox = nodes.path(node, "/usr/bin/busybox").read_bytes()
+    return containers.image_archive(busybox, ["docker.io/library/ubuntu:latest"])
+
+
+@pytest.mark.usefixtures("gpu")
+def test_the_commands_for_a_host_work_from_top_to_bottom(host: Node, tmp_path: Path) -> None:
+    ran = 0
+    for block in documents.of_kind("sh host"):
+        for command in block.commands:
+            said = on_host(host, command, tmp_path)
+            if command.startswith("docker run"):
+                assert (command, said) == (command, GPU)
+                ran += 1
+    assert ran == 5
+    assert known(host) == (set(), "runc")
+    real.USED.add("`docker run --gpus all` with the real toolkit in CDI mode, without a GPU")
+
+
+def on_host(node: Node, line: str, scratch: Path) -> str:
+    """Run a line on the host; what a registry would send comes from elsewhere."""
+    words = shlex.split(line, comments=True)
+    match words:
+        case ["apt-get", "install", "--yes", "nvidia-container-toolkit"]:
+            give(node, "/usr/bin", PACKAGE)
+        case ["apt-get", "purge", "--yes", "nvidia-container-toolkit"]:
+            nodes.run(node, ["rm", *(f"/usr/bin/{name}" for name in PACKAGE)])
+        case ["GOBIN=/usr/local/bin", "CGO_ENABLED=1", "go", "install", module]:
+            name, _, version = module.partition("/cmd/...@")
+            assert (name, version) == (binaries.TOOLKIT_MODULE, binaries.TOOLKIT)
+            give(node, "/usr/local/bin", binaries.TOOLKIT_PROGRAMS)
+        case ["skopeo", "copy", source, target]:
+            assert source == f"docker://nvcr.io/nvidia/k8s/container-toolkit:{binaries.TOOLKIT}"
+            archive = scratch / "toolkit.tar"
+            archive.write_bytes(toolkit_image(scratch / "files"))
+            # skopeo would resolve the link that leads into the node.
+            fetched = scratch / "fetched"
+            subprocess.run(
+                ["skopeo", "copy", "--quiet", f"docker-archive:{archive}", f"dir:{fetched}"],
+                check=True, capture_output=True, timeout=60,
+            )  # fmt: skip
+            shutil.copytree(fetched, nodes.path(node, target.removeprefix("dir:")))
+        case ["docker", "run", *rest]:
+            nodes.run(node, ["docker", "image", "inspect", "ubuntu"])
+            return nodes.run(node, ["docker", "run", "--network=none", *rest]).stdout
+        case _:
+            if words[:3] == ["systemctl", "restart", "docker"]:
+                nodes.run(node, ["systemctl", "reset-failed", "docker"])
+            mode = {"NVIDIA_CONTAINER_RUNTIME_MODE": "cdi"}
+            return nodes.run(node, ["bash", "-eu", "-o", "pipefail", "-c", line], env=mode).stdout
+    return ""
+
+
+def give(node: Node, directory: str, programs: Sequence[str]) -> None:
+    for name in programs:
+        shutil.copy(binaries.toolkit(name), nodes.path(node, f"{directory}/{name}"))
+
+
+def toolkit_image(files: Path) -> bytes:
+    """Return an archive of an image with the toolkit's files where NVIDIA's image has them."""
+    artifacts.make_real(files / "artifacts/deb")
+    layer, whole = io.BytesIO(), io.BytesIO()
+    with tarfile.open(fileobj=layer, mode="w") as archive:
+        archive.add(files / "artifacts", "artifacts")
+    digest = hashlib.sha256(layer.getvalue()).hexdigest()
+    config = {"architecture": "amd64", "os": "linux", "config": {}}
+    config["rootfs"] = {"type": "layers", "diff_ids": [f"sha256:{digest}"]}
+    index = [{"Config": "config.json", "RepoTags": ["toolkit:1"], "Layers": ["layer.tar"]}]
+    with tarfile.open(fileobj=whole, mode="w") as archive:
+        for name, data in (
+            ("config.json", json.dumps(config).encode()),
+            ("layer.tar", layer.getvalue()),
+            ("manifest.json", json.dumps(index).encode()),
+        ):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    return whole.getvalue()
+
+
+def test_the_commands_for_the_unit_work_from_top_to_bottom(host: Node) -> None:
+    for block in documents.of_kind("sh host unit"):
+        for command in block.commands:
+            nodes.run(host, ["bash", "-eu", "-o", "pipefail", "-c", command])
+    assert known(host) == (set(), "runc")
+    assert shown(host, "ActiveState") == "inactive"
+    text = (ROOT / "docs/systemd.md").read_text(encoding="utf-8")
+    version = nodes.run(host, ["docker", "version", "--format", "{{.Server.Version}}"]).stdout
+    assert f'"ready: docker {version.strip()} with the handlers ' in text
+
+
+def test_podman_gives_a_container_what_the_specification_says(host: Node, tmp_path: Path) -> None:
+    """The real podman of this machine; a specification stands in for what nvidia-ctk generates."""
+    [block] = documents.of_kind("sh host podman")
+    generate, run = (shlex.split(command) for command in block.commands)
+    assert generate == ["nvidia-ctk", "cdi", "generate", "--output=/etc/cdi/nvidia.yaml"]
+    assert run[:3] == ["podman", "run", "--rm"]
+    write_program(tmp_path / "nvidia-smi")
+    text = specification(str(tmp_path / "nvidia-smi"))
+    (tmp_path / "nvidia.yaml").write_text(text, encoding="utf-8")
+    (tmp_path / "image.tar").write_bytes(image(host))
+    # Its store goes with the mount namespace. The machine may allow no higher limits than these.
+    podman = "podman --root=/mnt/root --runroot=/mnt/run --storage-driver=vfs"
+    limits = "--network=none --ulimit=nofile=1024:1024 --ulimit=nproc=1000:1000"
+    script = (
+        f"{podman} load --quiet --input={tmp_path}/image.tar >&2\n"
+        f"{podman} --cgroup-manager=cgroupfs run {limits} {shlex.join(run[2:])}"
+    )
+    done = subprocess.run(
+        [*fake_node.in_mounts(_ETC, str(tmp_path / "nvidia.yaml")), "sh", "-ec", script],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == GPU
+    real.USED.add("podman with a CDI specification")

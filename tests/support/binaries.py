@@ -30,7 +30,7 @@ LINES: Final = (*SUITES, *MODULES)
 
 _MODULE: Final = "github.com/containerd/containerd/v2/cmd/containerd"
 _IN_ROOT: Final = 'mount -t proc proc "$0/proc" && exec chroot "$0" "$@"'
-_TOOLKIT: Final = "github.com/NVIDIA/nvidia-container-toolkit"
+TOOLKIT_MODULE: Final = "github.com/NVIDIA/nvidia-container-toolkit"
 TOOLKIT: Final = "v1.20.0"
 TOOLKIT_PROGRAMS: Final = (
     "nvidia-container-runtime",
@@ -168,7 +168,7 @@ def _image(suite: str) -> Path:
 @cache
 def toolkit(program: str) -> Path:
     """Return an NVIDIA Container Toolkit program, made on first use; skip if it cannot be."""
-    found = built(f"{_TOOLKIT}/cmd/{program}", TOOLKIT, cgo=True)
+    found = built(f"{TOOLKIT_MODULE}/cmd/{program}", TOOLKIT, cgo=True)
     real.USED.add(f"{program} {TOOLKIT.removeprefix('v')}")
     return found
 

@@ -35,7 +35,7 @@ class ServiceManager:
     """
 
     def __init__(self, address: str, watchdog: float | None = None) -> None:
-        """Take the address of its socket, and the seconds after which it ends a silent service.
+        """Take the address of its socket, and after how many seconds without a keep-alive it acts.
 
         An address that begins with @ is in the abstract namespace.
         """
@@ -86,11 +86,13 @@ class ServiceManager:
 
     def stopping(self, status: str, seconds: float) -> None:
         """Send that the service stops, which takes at most some seconds."""
-        self._send((
-            "STOPPING=1",
-            f"EXTEND_TIMEOUT_USEC={round(seconds * 1_000_000)}",
-            f"STATUS={_one_line(status)}",
-        ))
+        self._send(
+            (
+                "STOPPING=1",
+                f"EXTEND_TIMEOUT_USEC={round(seconds * 1_000_000)}",
+                f"STATUS={_one_line(status)}",
+            )
+        )
         self._alive_due = self._retry_due = _NEVER
 
     def keep_alive(self, problem: str = "") -> None:
@@ -99,7 +101,9 @@ class ServiceManager:
         if now < self._alive_due:
             return
         if problem:
-            self._alive_due = now + self._interval / 4  # it may have passed before the watchdog acts
+            self._alive_due = (
+                now + self._interval / 4
+            )  # it may have passed before the watchdog acts
         elif self._send(("WATCHDOG=1",)):
             self._alive_due = now + self._interval
 
