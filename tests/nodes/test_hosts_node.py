@@ -218,7 +218,7 @@ def test_systemd_knows_every_line_of_the_unit(host: Node) -> None:
 PACKAGE: Final = (
     "nvidia-container-runtime", "nvidia-container-runtime-hook", "nvidia-ctk", "nvidia-cdi-hook",
 )  # fmt: skip
-"""What the package nvidia-container-toolkit holds; `.cdi` and `.legacy` have a package of their own."""
+"""What the package nvidia-container-toolkit holds; `.cdi` and `.legacy` have another one."""
 OWN_CONFIG: Final = "/etc/nvidia-container-runtime"
 GPU: Final = "a made-up GPU\n"
 # A specification in /etc/cdi of a mount namespace, without a trace of it in the machine's /etc.

@@ -1,4 +1,4 @@
-"""The systemd unit: every directive is documented, and the example of its settings is up to date."""
+"""The systemd unit: its directives are documented, and the example of its settings is current."""
 
 from __future__ import annotations
 

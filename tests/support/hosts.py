@@ -1,4 +1,4 @@
-"""A host without Kubernetes: the program and its unit, installed on a booted node as a package would.
+"""A host without Kubernetes: the program and its unit, installed on a node as a package would.
 
 The node's suite has a Python of its own; it and the locked wheels are those from which the image is
 built.
@@ -6,6 +6,8 @@ built.
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import tarfile
 import zipfile
@@ -21,7 +23,7 @@ UNITS: Final = tuple(sorted(each for each in DEPLOY.iterdir() if each.suffix != 
 SUITE: Final = images.SUITE
 UNIT: Final = "nvidia-toolkit"
 SETTINGS: Final = "/etc/nvidia-toolkit/nvidia-toolkit.env"
-_PYTHON: Final = ("./usr/bin/python3", "./usr/lib/python3", "./usr/lib/x86_64-linux-gnu/lib")
+_PYTHON: Final = re.compile(r"\./usr/(bin/python3|lib/python3|lib/[^/]+-linux-gnu/lib)")
 _LIBRARY: Final = "/usr/lib/nvidia-toolkit"
 _PROGRAM: Final = """#!/usr/bin/python3 -I
 import sys
@@ -37,13 +39,13 @@ def install(node: Node) -> None:
     with tarfile.open(images.base()) as archive:
         for member in archive:
             # What the node has already may be in use.
-            if member.name.startswith(_PYTHON) and not _path(node, member.name).is_symlink():
-                if member.isdir() or not _path(node, member.name).exists():
-                    archive.extract(member, node.root, filter="fully_trusted")
+            is_new = member.isdir() or not os.path.lexists(node.root / member.name)
+            if is_new and _PYTHON.match(member.name):
+                archive.extract(member, node.root, filter="fully_trusted")
     library = nodes.path(node, _LIBRARY)
     for wheel in images.wheels().glob("*.whl"):
         with zipfile.ZipFile(wheel) as packed:
-            packed.extractall(library)
+            packed.extractall(library)  # noqa: S202  # locked by their hashes
     for package in ("toolkit", "runtimes"):
         shutil.copytree(
             ROOT / package, library / package, ignore=shutil.ignore_patterns("__pycache__")
@@ -55,10 +57,6 @@ def install(node: Node) -> None:
     settings = (DEPLOY / "nvidia-toolkit.env").read_text(encoding="utf-8")
     _write(node, SETTINGS, settings)
     nodes.run(node, ["systemctl", "daemon-reload"])
-
-
-def _path(node: Node, name: str) -> Path:
-    return node.root / name
 
 
 def _write(node: Node, name: str, text: str, mode: int = 0o644) -> None:

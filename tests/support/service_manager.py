@@ -5,14 +5,19 @@ from __future__ import annotations
 import socket
 
 
+def kernel_address(address: str) -> str:
+    """Return an address as the kernel takes it: @ stands for the abstract namespace."""
+    return f"\0{address[1:]}" if address.startswith("@") else address
+
+
 class Manager:
     """The socket of a service manager."""
 
     def __init__(self, address: str) -> None:
         self.address = address
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.bind(f"\0{address[1:]}" if address.startswith("@") else address)
-        self._socket.setblocking(False)
+        self._socket.bind(kernel_address(address))
+        self._socket.settimeout(0)
 
     def received(self) -> list[list[str]]:
         """Return the lines of each datagram since the last call."""
