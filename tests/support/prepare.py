@@ -57,6 +57,7 @@ def _parts(tiers: set[str], *, whole: bool) -> Iterator[_Part]:
     if "cluster" in tiers:
         yield "helm", helm.find
         yield f"Kubernetes {cluster.VERSION}", cluster.programs
+    if tiers & {"nodes", "cluster"}:
         yield "the image's base", images.base
         yield "the image's wheels", images.wheels
 
