@@ -66,8 +66,8 @@ class ServiceManager:
         if text != self._status:
             lines.append(f"STATUS={text}")
         if not lines:
-            return
-        if self._send(lines):
+            self._retry_due = _NEVER
+        elif self._may_send() and self._send(lines):
             self._status = text
             self._is_started = self._is_started or is_done
             self._is_reloading = self._is_reloading and not is_done
@@ -104,8 +104,13 @@ class ServiceManager:
             self._alive_due = (
                 now + self._interval / 4
             )  # it may have passed before the watchdog acts
-        elif self._send(("WATCHDOG=1",)):
-            self._alive_due = now + self._interval
+        else:
+            is_sent = self._send(("WATCHDOG=1",))
+            self._alive_due = now + (self._interval if is_sent else _RETRY_SECONDS)
+
+    def _may_send(self) -> bool:
+        """Return whether to try now: each try may take a moment while nothing is accepted."""
+        return self._retry_due == _NEVER or time.monotonic() >= self._retry_due
 
     def _send(self, lines: tuple[str, ...] | list[str]) -> bool:
         """Send a datagram; return whether it was accepted. A new problem is logged once."""
