@@ -34,6 +34,7 @@ FOREIGN = {
     "--default-runtime": "dockerd",
     "--container-runtime-endpoint": "the kubelet",
     "--build-arg": "docker build",
+    "--gpus": "docker run",
 }
 """Options of other programs that the documents name."""
 MARKS = set("();<>|&")

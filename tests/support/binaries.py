@@ -30,7 +30,7 @@ LINES: Final = (*SUITES, *versions.CONTAINERD)
 
 _COMMANDS: Final = "github.com/containerd/containerd/v2/cmd"
 _IN_ROOT: Final = 'mount -t proc proc "$0/proc" && exec chroot "$0" "$@"'
-_TOOLKIT: Final = "github.com/NVIDIA/nvidia-container-toolkit"
+TOOLKIT_MODULE: Final = "github.com/NVIDIA/nvidia-container-toolkit"
 TOOLKIT_PROGRAMS: Final = (
     "nvidia-container-runtime",
     "nvidia-container-runtime.cdi",
@@ -182,7 +182,7 @@ def _containerd(program: str, line: str) -> Path:
 @cache
 def toolkit(program: str) -> Path:
     """Return an NVIDIA Container Toolkit program, made on first use; skip if it cannot be."""
-    found = built(f"{_TOOLKIT}/cmd/{program}", versions.TOOLKIT, cgo=True)
+    found = built(f"{TOOLKIT_MODULE}/cmd/{program}", versions.TOOLKIT, cgo=True)
     real.USED.add(f"{program} {versions.TOOLKIT.removeprefix('v')}")
     return found
 

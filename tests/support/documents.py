@@ -19,7 +19,10 @@ DOCUMENTS: Final = (
     ),
     *sorted((ROOT / "docs").rglob("*.md")),
 )
-SHELL: Final = ("desk", "node", "make", "image", "cluster", "fleet", "operator")
+SHELL: Final = (
+    "desk", "node", "host", "host podman", "host unit", "make", "image", "cluster", "fleet",
+    "operator",
+)  # fmt: skip
 CLASSES: Final = (*(f"sh {name}" for name in SHELL), "python", "toml", "json", "yaml", "text")
 _FENCE: Final = re.compile(r"^(\s*)(`{3,}|~{3,})(.*)$")
 _SPAN: Final = re.compile(r"(?<!`)`([^`]+)`(?!`)")

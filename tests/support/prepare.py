@@ -72,6 +72,7 @@ def _parts(tiers: set[str], *, whole: bool) -> Iterator[_Part]:
         yield "the schemas of Kubernetes' APIs", api_schemas.prepare
         yield "node trixie for packages", partial(nodes.image, "trixie", nodes.FOR_PACKAGES)
         yield "nfpm", packages.nfpm
+    if tiers & {"nodes", "cluster"}:
         yield "the image's base", images.base
         yield "the image's wheels", images.wheels
 

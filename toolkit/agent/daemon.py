@@ -35,6 +35,7 @@ from toolkit.state.readiness_probe import NO_PLUGIN
 if TYPE_CHECKING:
     from toolkit.agent.nri import Plugin
     from toolkit.deadline import Cancellation
+    from toolkit.node.service_manager import ServiceManager
 
 _ROLLBACK_TIME: Final = 18.0
 """Seconds that a child needs after SIGTERM: finish a step (8 s), roll back (8 s), and a margin."""
@@ -103,6 +104,7 @@ class Daemon:
         self._state_file = StateFile()
         self._pages = Pages(lambda: self.report, self._state_file.problem, lambda: self._plugin)
         self._signals = SignalQueue()
+        self._service_manager = _service_manager()
 
     def run(self, came: Iterable[int] = ()) -> int:
         """Run until a signal stops the agent; return the exit code.
@@ -120,6 +122,7 @@ class Daemon:
         if self.report["settings"]["daemonset"] and self._asks:
             self._start("greet")
         LOGGER.info("set up; watching %d directories until SIGTERM", self._watched)
+        self._notify()
         while self.stopped_by is None or self._worker is not None:
             if self._step():
                 break
@@ -132,6 +135,7 @@ class Daemon:
                     "converge" if self._sync_requested or self._on_drift == "repair" else "check"
                 )
                 self._sync_requested = False
+            self._notify()
         code = self._leave()
         self._state_file.remove()
         return code
@@ -169,6 +173,8 @@ class Daemon:
         ends = [time.monotonic() + _LONGEST]
         if self._plugin is not None:
             ends.append(self._plugin.due)
+        if self._service_manager is not None:
+            ends.append(self._service_manager.due)
         if self._worker is None and self.stopped_by is None:
             ends.append(self.pace.due)
             if self.report["settings"]["needs_driver"]:
@@ -368,6 +374,26 @@ class Daemon:
         except OSError:
             pass  # Linux before 5.3 has no pidfd_open(2): the periodic check notices the exit later
 
+    # --- the service manager ---
+
+    def _notify(self) -> None:
+        """Send the service manager what changed, and that this process is alive."""
+        if self._service_manager is None or self.stopped_by is not None:
+            return
+        is_settled = self._worker is None and not self._sync_requested
+        self._service_manager.update(
+            self._status(), is_ready=self.report["ready"], is_settled=is_settled
+        )
+        self._service_manager.keep_alive(self._state_file.problem())
+
+    def _status(self) -> str:
+        """Return in one line whether the node is ready, or why not."""
+        if not self.report["ready"]:
+            return f"not ready: {self.report['unready']}"
+        versions, handlers = self.report["versions"], ", ".join(self.report["verified"])
+        runtime = f"{versions['runtime']} {versions['runtime_version']}".strip()
+        return f"ready: {runtime}" + (f" with the handlers {handlers}" if handlers else "")
+
     # --- signals ---
 
     def _handle(self, number: signal.Signals) -> None:
@@ -378,6 +404,8 @@ class Daemon:
             LOGGER.info("SIGHUP: reloading the settings and syncing now")
             self._sync_requested = True
             self.pace.wanted()
+            if self._service_manager is not None:
+                self._service_manager.reloading("reading the settings again")
         elif number is signal.SIGUSR1:
             LOGGER.info("state: %s", json.dumps(self._state()))
 
@@ -386,6 +414,10 @@ class Daemon:
             LOGGER.info("%s again: waiting for the running sync to finish", number.name)
             return
         self.stopped_by, self._since = number, time.monotonic()
+        if self._service_manager is not None:
+            self._service_manager.stopping(
+                f"{number.name}: stopping", float(self.report["settings"]["grace"])
+            )
         if self._worker is not None:
             LOGGER.info("%s: stopping when the running sync has finished", number.name)
             # A `greet` changes nothing on the node, so interrupting it is no failure.
@@ -463,6 +495,15 @@ class Daemon:
                 LOGGER.error("the node was not reverted in time; the next run or revert continues")
                 return 128 + (self.stopped_by or signal.SIGTERM), False
         return int(self.report["code"]), self.report["outcome"] == "changed"
+
+
+def _service_manager() -> ServiceManager | None:
+    """Return the service manager that started this process, None if none did."""
+    if "NOTIFY_SOCKET" not in os.environ:
+        return None
+    from toolkit.node import service_manager  # noqa: PLC0415  # needs memory
+
+    return service_manager.take(os.environ)
 
 
 def main() -> int:

@@ -98,32 +98,10 @@ class Invocation:
 
 def run(invocation: Invocation) -> int:
     """Configure the node, then continue as the agent unless --no-daemon. Raises ToolkitError."""
-    stop = Cancellation()
-    no_daemon = invocation.settings.no_daemon
-    # SIGHUP makes the agent resolve its settings again, so it does not stop the first sync.
-    stop.listen(keep=() if no_daemon else (signal.SIGHUP,))
-    context = invocation.context(stop)
-    if invocation.is_json and not no_daemon:
-        raise UsageProblem(
-            ["-o json requires --no-daemon"],
-            hint="add --no-daemon, or write the agent's log as JSON with --log-format=json",
-        )
-    with lock.held(invocation.lock) as fd:
-        if no_daemon:
-            began = time.monotonic()
-            applied = transaction.converge(context.settings, context.adapter, stop)
-            _require_specification(applied)
-            if readiness.lacks_driver(context, applied):
-                log.LOGGER.warning("not ready: %s", readiness_probe.NO_DRIVER)
-            if invocation.is_json:
-                from toolkit.cli import output  # noqa: PLC0415
+    from toolkit.node import service_manager  # noqa: PLC0415  # only this command has one
 
-                sys.stdout.write(output.run_json(applied, seconds=time.monotonic() - began))
-            return 128 + stop.signal if stop.signal is not None else 0
-        from toolkit.agent import daemon, sync  # noqa: PLC0415  # only this command needs them
-
-        first = sync.first(context)
-        return daemon.stay(fd, first, invocation.arguments, invocation.log_options, stop)
+    with service_manager.starting("setting up this node"):
+        return _run(invocation)
 
 
 def keep(invocation: Invocation) -> int:
@@ -230,6 +208,35 @@ COMMANDS: Final[Mapping[str, Callable[[Invocation], int]]] = MappingProxyType(
         "sync": keep,
     }
 )
+
+
+def _run(invocation: Invocation) -> int:
+    stop = Cancellation()
+    no_daemon = invocation.settings.no_daemon
+    # SIGHUP makes the agent resolve its settings again, so it does not stop the first sync.
+    stop.listen(keep=() if no_daemon else (signal.SIGHUP,))
+    context = invocation.context(stop)
+    if invocation.is_json and not no_daemon:
+        raise UsageProblem(
+            ["-o json requires --no-daemon"],
+            hint="add --no-daemon, or write the agent's log as JSON with --log-format=json",
+        )
+    with lock.held(invocation.lock) as fd:
+        if no_daemon:
+            began = time.monotonic()
+            applied = transaction.converge(context.settings, context.adapter, stop)
+            _require_specification(applied)
+            if readiness.lacks_driver(context, applied):
+                log.LOGGER.warning("not ready: %s", readiness_probe.NO_DRIVER)
+            if invocation.is_json:
+                from toolkit.cli import output  # noqa: PLC0415
+
+                sys.stdout.write(output.run_json(applied, seconds=time.monotonic() - began))
+            return 128 + stop.signal if stop.signal is not None else 0
+        from toolkit.agent import daemon, sync  # noqa: PLC0415  # only this command needs them
+
+        first = sync.first(context)
+        return daemon.stay(fd, first, invocation.arguments, invocation.log_options, stop)
 
 
 def _require_specification(applied: Plan) -> None:
