@@ -56,6 +56,9 @@ class Distribution:
     `data_dir` is the default of a directory that an installation may have elsewhere; empty if there
     is none. `config` and `executables` that are below it are then below the other one, and
     `programs` are patterns of the daemon's program relative to it which no other distribution uses.
+
+    `runtime_classes` are the RuntimeClasses that the distribution itself creates in the cluster,
+    so that the chart must not.
     """
 
     name: str
@@ -69,6 +72,7 @@ class Distribution:
     in_place_of: tuple[str, ...] = ()
     data_dir: str = ""
     programs: tuple[str, ...] = ()
+    runtime_classes: tuple[str, ...] = ()
     delivery: ConfigDelivery = field(default_factory=ConfigDelivery)
 
     def reads(self, config: str) -> bool:
@@ -183,7 +187,8 @@ def _rancher(
     unit's name. Both render the root config at each start. Since the releases of early 2026 it
     imports a directory named after its schema version (k3s-io/k3s#13680). Every release adds the
     handler `nvidia` if it finds the runtime's program in the usual directory of the toolkit;
-    releases since late 2024 also add `nvidia-cdi` (#11065).
+    releases since late 2024 also add `nvidia-cdi` (#11065). k3s creates the RuntimeClass `nvidia` by
+    its packaged manifest runtimes.yaml, RKE2 by its packaged chart rke2-runtimeclasses.
     """
     home = f"/var/lib/rancher/{name}"
     config_dir = f"{home}/agent/etc/containerd"
@@ -198,6 +203,7 @@ def _rancher(
         other_units=(f"{name}-*.service",),
         data_dir=home,
         programs=programs,
+        runtime_classes=("nvidia",),
         delivery=ConfigDelivery(
             kind=DeliveryKind.AUTO_DETECTED,
             drop_ins=(f"{config_dir}/config.toml.d/99-nvidia.toml",),

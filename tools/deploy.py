@@ -1,12 +1,19 @@
 """What is generated below deploy/: `python -m tools.deploy` writes it, a test compares it.
 
 The chart's schema knows the variables of the one table of settings, its distributions are those
-of the program, and the plain manifests are what the chart makes of its defaults.
+of the program, and the plain manifests are what the chart makes of its defaults. The comments of
+values.yaml are the descriptions in the schemas and in the chart's README.
+
+There are two schemas. The strict one knows every name and choice; editors read it, and so does
+the chart's template `nvidia-toolkit.check`. The one that helm enforces leaves names and choices to
+that template: helm checks it first, and its messages neither name the closest name nor stay short.
 """
+
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -18,7 +25,10 @@ from runtimes.distributions import DISTRIBUTIONS
 from tests.support import helm
 from toolkit.settings.options import SETTINGS, Kind, Setting
 
+VALUES: Final = helm.CHART / "values.yaml"
+STRICT: Final = helm.CHART / "files/values.strict.schema.json"
 SCHEMA: Final = helm.CHART / "values.schema.json"
+README: Final = helm.CHART / "README.md"
 ROWS: Final = helm.CHART / "files/distributions.json"
 MANIFESTS: Final = helm.ROOT / "deploy/manifests"
 _WORDS: Final = ("true", "false", "1", "0", "yes", "no", "on", "off", "t", "f")
@@ -28,21 +38,78 @@ _PATHS: Final = frozenset({
     "dev_root_ctr_path", "hooks_dir", "cdi_output_dir",
     "readiness_file", "env_file", "nri_socket",
 })  # fmt: skip
+_TABLE: Final = ("<!-- generated from values.yaml: -->\n", "<!-- end of what is generated -->\n")
+_OPENSHIFT: Final = "openshift"
+"""CRI-O with its usual paths, so no row of the program: what differs are objects of the chart."""
 _HEAD: Final = "# Rendered from deploy/helm/nvidia-toolkit by `make generate`; change that.\n"
 
 
 @cache
 def generated() -> Mapping[Path, str]:
     """Return every generated file and what has to be in it."""
-    files = {SCHEMA: schema(), ROWS: distributions()}
+    files = {
+        STRICT: strict_schema(),
+        SCHEMA: schema(),
+        ROWS: distributions(),
+        README: readme(),
+    }
     return files | manifests()
 
 
-def schema() -> str:
-    """Return the chart's schema with the variables of the table of settings."""
-    found = json.loads(SCHEMA.read_text(encoding="utf-8"))
+def strict_schema() -> str:
+    """Return the schema with all names and choices: its rules, and what is known elsewhere."""
+    found = json.loads(STRICT.read_text(encoding="utf-8"))
     found["$defs"]["variable"] = _variable()
+    names = [row.name for row in DISTRIBUTIONS if row.name != row.runtime]
+    operator = found["properties"]["operator"]["properties"]
+    operator["distribution"]["enum"] = ["", *names, _OPENSHIFT]
+    for path, text in descriptions().items():
+        place = _at(found, path)
+        place.pop("description", None)
+        place["description"] = text
+    for path, value in _leaves(found, _values()):
+        _at(found, path)["default"] = value
     return json.dumps(found, indent=2) + "\n"
+
+
+def schema() -> str:
+    """Return the schema that helm enforces: the strict one without unknown names and choices."""
+    return json.dumps(_without_names(json.loads(strict_schema())), indent=2) + "\n"
+
+
+def descriptions() -> dict[str, str]:
+    """Return the comment above each value of values.yaml, as one line, by its path.
+
+    A comment that a blank line follows is about the file.
+    """
+    found: dict[str, str] = {}
+    above: list[str] = []
+    path: list[str] = []
+    for line in VALUES.read_text(encoding="utf-8").splitlines():
+        if match := re.match(r"( *)# ?(.*)", line):
+            above.append(match[2].strip())
+        elif match := re.match(r"((?:  )*)(\w+):", line):
+            path[len(match[1]) // 2 :] = [match[2]]
+            if above:
+                found[".".join(path)] = " ".join(above)
+            above = []
+        else:
+            above = []
+    return found
+
+
+def readme() -> str:
+    """Return the chart's README with the table of its values."""
+    text = README.read_text(encoding="utf-8")
+    head, _, rest = text.partition(_TABLE[0])
+    _, _, tail = rest.partition(_TABLE[1])
+    described = descriptions()
+    lines = ["| value | default | description |", "| --- | --- | --- |"]
+    for path, value in _leaves(json.loads(STRICT.read_text(encoding="utf-8")), _values()):
+        default = "" if value in ("", None) else f"`{json.dumps(value)}`"
+        meaning = described.get(path, described.get(path.rpartition(".")[0], ""))
+        lines.append(f"| `{path}` | {default} | {meaning.replace('|', chr(92) + '|')} |")
+    return head + _TABLE[0] + "\n" + "\n".join(lines) + "\n\n" + _TABLE[1] + tail
 
 
 def distributions() -> str:
@@ -53,9 +120,11 @@ def distributions() -> str:
             "config": row.config,
             "dropIn": row.drop_in,
             "sockets": list(row.sockets),
+            "runtimeClasses": list(row.runtime_classes),
         }
         for row in DISTRIBUTIONS
     }
+    rows[_OPENSHIFT] = rows["crio"]
     return json.dumps(rows, indent=2) + "\n"
 
 
@@ -70,7 +139,7 @@ def manifests() -> dict[Path, str]:
         },
     }
     texts: dict[str, list[str]] = {"namespace.yaml": [yaml.safe_dump(namespace, sort_keys=False)]}
-    for text in helm.template("--kube-version=1.30.0").split("\n---\n"):
+    for text in helm.template("--kube-version=1.30.0", "--skip-tests").split("\n---\n"):
         if helm.objects(text):
             name = text.split("# Source: nvidia-toolkit/templates/", 1)[1].split("\n", 1)[0]
             texts.setdefault(name, []).append(_plain(text))
@@ -84,13 +153,58 @@ def manifests() -> dict[Path, str]:
 
 
 def write() -> None:
-    """Write every generated file; the schema first, since helm reads it."""
+    """Write every generated file; the schemas first, since helm reads them."""
+    STRICT.write_text(strict_schema(), encoding="utf-8")
     SCHEMA.write_text(schema(), encoding="utf-8")
     ROWS.parent.mkdir(exist_ok=True)
     ROWS.write_text(distributions(), encoding="utf-8")
+    README.write_text(readme(), encoding="utf-8")
     MANIFESTS.mkdir(exist_ok=True)
     for path, text in manifests().items():
         path.write_text(text, encoding="utf-8")
+
+
+def _values() -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(VALUES.read_text(encoding="utf-8"))
+    return found
+
+
+def _at(schema: dict[str, Any], path: str) -> dict[str, Any]:
+    """Return the rule of a value. A KeyError means that values.yaml has it and the schema not."""
+    for name in path.split("."):
+        schema = schema["properties"][name]
+    return schema
+
+
+def _leaves(schema: dict[str, Any], values: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Return the path and default of each value whose rule is written at its own place."""
+    found: list[tuple[str, Any]] = []
+    for name, value in values.items():
+        rule = schema["properties"][name]
+        if value and isinstance(value, dict) and "properties" in rule:
+            found += [(f"{name}.{path}", each) for path, each in _leaves(rule, value)]
+        else:
+            found.append((name, value))
+    return found
+
+
+def _without_names(rule: Any) -> Any:
+    """Return a rule that lets every name and choice through; conditions stay as they are."""
+    if isinstance(rule, list):
+        return [_without_names(each) for each in rule]
+    if not isinstance(rule, dict):
+        return rule
+    kept = {
+        name: each if name in {"if", "default", "required"} else _without_names(each)
+        for name, each in rule.items()
+    }
+    if isinstance(kept.get("enum"), list):
+        del kept["enum"]
+    if kept.get("additionalProperties") is False:
+        del kept["additionalProperties"]
+    if "allOf" in kept:
+        kept["allOf"] = [each for each in kept["allOf"] if each["then"]["properties"]["value"]]
+    return kept
 
 
 def _plain(text: str) -> str:

@@ -164,7 +164,7 @@ def test_the_chart_has_the_values(block: Block) -> None:
         key for command in block.commands for key in values(shlex.split(command, comments=True))
     ]
     if keys or "helm " in block.text:
-        [path] = (ROOT / "deploy/helm").glob("*/values.schema.json")
+        [path] = (ROOT / "deploy/helm").glob("*/files/values.strict.schema.json")
         schema = json.loads(path.read_text(encoding="utf-8"))
         assert [key for key in keys if not knows(schema, schema, steps(key))] == []
 

@@ -1,14 +1,44 @@
+{{/* The name of the DaemonSet and of what belongs to it. At most 52 characters: a pod's name and a revision's have more. */}}
 {{- define "nvidia-toolkit.name" -}}
-{{- if contains .Chart.Name .Release.Name -}}
+{{- $chart := include "nvidia-toolkit.chartName" . -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 52 | trimSuffix "-" -}}
+{{- else if contains $chart .Release.Name -}}
 {{- .Release.Name | trunc 52 | trimSuffix "-" -}}
 {{- else -}}
-{{- printf "%s-%s" .Release.Name .Chart.Name | trunc 52 | trimSuffix "-" -}}
+{{- printf "%s-%s" .Release.Name $chart | trunc 52 | trimSuffix "-" -}}
 {{- end -}}
 {{- end -}}
 
+{{- define "nvidia-toolkit.chartName" -}}
+{{- .Values.nameOverride | default .Chart.Name -}}
+{{- end -}}
+
+{{- define "nvidia-toolkit.namespace" -}}
+{{- .Values.namespaceOverride | default .Release.Namespace -}}
+{{- end -}}
+
+{{/* The name of an object outside of namespaces: two releases may have the same name in two namespaces. */}}
+{{- define "nvidia-toolkit.clusterName" -}}
+{{- $name := include "nvidia-toolkit.name" . -}}
+{{- $namespace := include "nvidia-toolkit.namespace" . -}}
+{{- ternary $name (printf "%s.%s" $namespace $name) (eq $name $namespace) -}}
+{{- end -}}
+
 {{- define "nvidia-toolkit.selector" -}}
-app.kubernetes.io/name: {{ .Chart.Name }}
+app.kubernetes.io/name: {{ include "nvidia-toolkit.chartName" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{/* Without the chart's version: a pod that is the same in two versions is not replaced. */}}
+{{- define "nvidia-toolkit.podLabels" -}}
+{{ include "nvidia-toolkit.selector" . }}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- with .Values.daemonsets.labels }}
+{{ toYaml . }}
+{{- end }}
 {{- end -}}
 
 {{- define "nvidia-toolkit.labels" -}}
@@ -16,6 +46,9 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
 {{- end -}}
 
 {{- define "nvidia-toolkit.account" -}}
@@ -24,7 +57,13 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 
 {{- define "nvidia-toolkit.image" -}}
-{{- $name := printf "%s/%s" .Values.toolkit.repository .Values.toolkit.image -}}
+{{- $repository := .Values.toolkit.repository -}}
+{{- with .Values.global.imageRegistry -}}
+  {{- /* A first part with a dot or a port, or `localhost`, is a registry, as container runtimes take it. */ -}}
+  {{- $repository = regexReplaceAll "^([^/]*[.:][^/]*|localhost)(/|$)" $repository "" -}}
+  {{- $repository = printf "%s/%s" (trimSuffix "/" .) $repository | trimSuffix "/" -}}
+{{- end -}}
+{{- $name := printf "%s/%s" $repository .Values.toolkit.image -}}
 {{- if .Values.toolkit.digest -}}
 {{- printf "%s@%s" $name .Values.toolkit.digest -}}
 {{- else -}}
@@ -32,11 +71,22 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end -}}
 
-{{- define "nvidia-toolkit.priorityClass" -}}
-{{- ternary (include "nvidia-toolkit.name" .) .Values.daemonsets.priorityClassName .Values.priorityClass.create -}}
+{{/* The pull secrets of the pods as a list of objects, in YAML; empty without any. */}}
+{{- define "nvidia-toolkit.pullSecrets" -}}
+{{- $names := list -}}
+{{- range concat (.Values.global.imagePullSecrets | default list) .Values.toolkit.imagePullSecrets -}}
+  {{- $names = append $names (kindIs "map" . | ternary (get (kindIs "map" . | ternary . dict) "name") .) -}}
+{{- end -}}
+{{- range uniq $names }}
+- name: {{ . | quote }}
+{{- end -}}
 {{- end -}}
 
-{{/* The value of the first of some variables that toolkit.env sets; of a name that is there twice, the last. */}}
+{{- define "nvidia-toolkit.priorityClass" -}}
+{{- ternary (include "nvidia-toolkit.clusterName" .) .Values.daemonsets.priorityClassName .Values.priorityClass.create -}}
+{{- end -}}
+
+{{/* The value of the first of some variables that toolkit.env sets. */}}
 {{- define "nvidia-toolkit.variable" -}}
 {{- $found := "" -}}
 {{- range $name := .names -}}
@@ -62,7 +112,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- $runtime := .Values.operator.defaultRuntime -}}
 {{- $row := get $rows (.Values.operator.distribution | default $runtime) -}}
 {{- if ne $row.runtime $runtime -}}
-{{- fail (printf "operator.distribution: %s runs %s, but operator.defaultRuntime is %s" .Values.operator.distribution $row.runtime $runtime) -}}
+{{- fail (printf "operator.distribution: %s runs %s, but operator.defaultRuntime is %s; set operator.defaultRuntime=%s" .Values.operator.distribution $row.runtime $runtime $row.runtime) -}}
 {{- end -}}
 {{- $row | toJson -}}
 {{- end -}}
@@ -90,7 +140,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 
 {{/* "true" where the driver's CDI specification is made; else empty. */}}
 {{- define "nvidia-toolkit.cdi" -}}
-{{- if has (include "nvidia-toolkit.variable" (dict "root" . "names" (list "CDI_ENABLED" "ENABLE_CDI")) | lower) (list "true" "t" "1" "yes" "on") -}}
+{{- $given := include "nvidia-toolkit.variable" (dict "root" . "names" (list "CDI_ENABLED" "ENABLE_CDI")) | lower -}}
+{{- if ternary .Values.cdi.enabled (has $given (list "true" "t" "1" "yes" "on")) (eq $given "") -}}
 true
 {{- end -}}
 {{- end -}}
@@ -172,4 +223,70 @@ next boot. A socket's directory is only looked into (a restart replaces the sock
 {{- define "nvidia-toolkit.ownHandler" -}}
 {{- $usual := ternary "runc" "none" (eq .Values.operator.defaultRuntime "containerd") -}}
 {{- .Values.daemonsets.runtimeHandler | default $usual | replace "none" "" -}}
+{{- end -}}
+
+{{/* The RuntimeClass of the pods. A RuntimeClass's handler is immutable, so another handler needs another name. */}}
+{{- define "nvidia-toolkit.ownClass" -}}
+{{- include "nvidia-toolkit.clusterName" . }}-pod-{{ include "nvidia-toolkit.ownHandler" . }}
+{{- end -}}
+
+{{/*
+The RuntimeClasses of the handlers, as JSON: `created` are the names of those that this release has, and `left` are
+those of others, from the name to a text that says whose. A lookup that asked no server is empty.
+*/}}
+{{- define "nvidia-toolkit.runtimeClasses" -}}
+{{- $created := list -}}
+{{- $left := dict -}}
+{{- if and .Values.runtimeClasses.create (not (include "nvidia-toolkit.nri" .)) -}}
+  {{- $shipped := (include "nvidia-toolkit.row" . | fromJson).runtimeClasses -}}
+  {{- $answer := dict -}}
+  {{- if .Values.runtimeClasses.lookup -}}{{- $answer = lookup "node.k8s.io/v1" "RuntimeClass" "" "" -}}{{- end -}}
+  {{- $there := dict -}}
+  {{- range $answer.items -}}{{- $_ := set $there .metadata.name . -}}{{- end -}}
+  {{- range $name := list (include "nvidia-toolkit.runtimeClass" .) "nvidia-cdi" "nvidia-legacy" -}}
+    {{- $class := get $there $name -}}
+    {{- if $class -}}
+      {{- $annotations := $class.metadata.annotations | default dict -}}
+      {{- $release := get $annotations "meta.helm.sh/release-name" -}}
+      {{- $namespace := get $annotations "meta.helm.sh/release-namespace" -}}
+      {{- if and (eq $release $.Release.Name) (eq $namespace $.Release.Namespace) -}}
+        {{- $created = append $created $name -}}
+      {{- else -}}
+        {{- $of := "was not created by helm" -}}
+        {{- with $class.metadata.ownerReferences -}}{{- $of = printf "belongs to the %s %s" (first .).kind (first .).name -}}{{- end -}}
+        {{- with $release -}}{{- $of = printf "belongs to the release %s/%s" $namespace . -}}{{- end -}}
+        {{- if ne $class.handler $name -}}{{- $of = printf "%s and has the handler %s" $of $class.handler -}}{{- end -}}
+        {{- $_ := set $left $name $of -}}
+      {{- end -}}
+    {{- else if and (not $answer) (has $name $shipped) -}}
+      {{- $_ := set $left $name (printf "is shipped with %s" $.Values.operator.distribution) -}}
+    {{- else -}}
+      {{- $created = append $created $name -}}
+    {{- end -}}
+  {{- end -}}
+{{- end -}}
+{{- dict "created" $created "left" $left | toJson -}}
+{{- end -}}
+
+{{/* The update strategy of the DaemonSet, in YAML. */}}
+{{- define "nvidia-toolkit.updateStrategy" -}}
+{{- $given := .Values.daemonsets.updateStrategy | default "RollingUpdate" -}}
+{{- $type := $given -}}
+{{- $pace := .Values.daemonsets.rollingUpdate | default dict -}}
+{{- if kindIs "map" $given -}}
+  {{- $type = get $given "type" | default "RollingUpdate" -}}
+  {{- $pace = get $given "rollingUpdate" | default $pace -}}
+{{- end -}}
+type: {{ $type }}
+{{- if and (eq $type "RollingUpdate") $pace }}
+rollingUpdate:
+  {{- toYaml $pace | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{/* The timing of a probe, in YAML. */}}
+{{- define "nvidia-toolkit.probe" -}}
+periodSeconds: {{ .periodSeconds }}
+timeoutSeconds: {{ .timeoutSeconds }}
+failureThreshold: {{ .failureThreshold }}
 {{- end -}}
