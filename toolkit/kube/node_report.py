@@ -174,6 +174,10 @@ def _note(state: ReportState, report: Report) -> None:
     if not settings["events"]:
         state.series = []
         return
+    # A policy lets no pod send Events about another one, and this one may be new.
+    state.series = [
+        each for each in state.series if each.kind == "Node" or each.uid == settings["pod_uid"]
+    ]
     # Events of a node are looked up by its name as the UID, as the kubelet writes them.
     objects = [("Node", settings["node"], settings["node"])]
     if settings["pod"] and settings["pod_uid"]:
