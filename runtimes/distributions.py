@@ -187,8 +187,8 @@ def _rancher(
     unit's name. Both render the root config at each start. Since the releases of early 2026 it
     imports a directory named after its schema version (k3s-io/k3s#13680). Every release adds the
     handler `nvidia` if it finds the runtime's program in the usual directory of the toolkit;
-    releases since late 2024 also add `nvidia-cdi` (#11065). k3s creates the RuntimeClass `nvidia` by
-    its packaged manifest runtimes.yaml, RKE2 by its packaged chart rke2-runtimeclasses.
+    releases since late 2024 also add `nvidia-cdi` (#11065). The RuntimeClass `nvidia` is in the
+    packaged manifest runtimes.yaml of k3s, and in the packaged chart rke2-runtimeclasses of RKE2.
     """
     home = f"/var/lib/rancher/{name}"
     config_dir = f"{home}/agent/etc/containerd"

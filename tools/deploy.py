@@ -9,7 +9,6 @@ the chart's template `nvidia-toolkit.check`. The one that helm enforces leaves n
 that template: helm checks it first, and its messages neither name the closest name nor stay short.
 """
 
-
 from __future__ import annotations
 
 import json

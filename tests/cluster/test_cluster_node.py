@@ -23,6 +23,7 @@ IN: Final = f"--namespace={helm.NAMESPACE}"
 FAST: Final = ("--set", "daemonsets.minReadySeconds=0", "--set", "metrics.enabled=true")
 DOCUMENTED: Final = (
     "helm install",
+    "helm test",
     "exec POD",
     "logs POD",
     "helm uninstall",
@@ -295,6 +296,14 @@ def test_the_documented_commands_for_a_cluster(kubernetes: Cluster) -> None:
     assert state(node) != before
     [pod] = kubernetes.get("pods", IN)["items"]
     assert pod["spec"]["containers"][0]["image"] == tag()
+    said = kubernetes.shell(lines.pop("helm test")).stdout
+    assert re.search(r"Phase: +Succeeded", said), said
+    assert "a container was started through the RuntimeClass nvidia on the node node" in said
+    # The pod that ended is gone, so the handler is not in use.
+    assert {each["metadata"]["name"] for each in kubernetes.get("pods", IN)["items"]} == {
+        pod["metadata"]["name"]
+    }
+    sweep(node)
     look_into(kubernetes, pod, lines.pop("exec POD"), lines.pop("logs POD"))
     told = last_words(kubernetes, lambda: kubernetes.shell(lines.pop("helm uninstall")))
     assert "the node was reverted" in told, told

@@ -20,16 +20,13 @@ from typing import Any, Final
 import pytest
 import yaml
 
-from tests.support import nodes
+from tests.support import nodes, versions
 
-MINORS: Final = tuple(range(28, 38))
-"""The minor versions of Kubernetes 1 that the chart is checked against."""
 _KUBERNETES: Final = ("k8s.io/client-go", "applyconfigurations/internal/internal.go")
 _OPENSHIFT: Final = (
     "github.com/openshift/client-go",
     "security/applyconfigurations/internal/internal.go",
 )
-_OPENSHIFT_VERSION: Final = "v0.0.0-20251015124057-db0dee36e235"
 _GROUPS: Final = {
     "": "core", "apps": "apps", "node.k8s.io": "node", "networking.k8s.io": "networking",
     "rbac.authorization.k8s.io": "rbac", "scheduling.k8s.io": "scheduling",
@@ -43,17 +40,24 @@ Schema = Mapping[str, Any]
 def errors(found: Mapping[str, Any], minor: int) -> list[str]:
     """Return what a minor version of Kubernetes does not know in an object, each with its path.
 
-    Raises KeyError for a kind that this version does not have, or whose schema is not at hand.
+    Raises KeyError for a kind that this version does not have, or of a group without a schema.
     """
     group, _, version = f"/{found['apiVersion']}".rpartition("/")
     group = group.removeprefix("/")
     if group == "security.openshift.io":
-        types = _types(_OPENSHIFT[0], _OPENSHIFT_VERSION, _OPENSHIFT[1])
+        types = _types(_OPENSHIFT[0], versions.OPENSHIFT_CLIENT, _OPENSHIFT[1])
         name = f"com.github.openshift.api.security.{version}.{found['kind']}"
     else:
         types = _types(_KUBERNETES[0], f"v0.{minor}.0", _KUBERNETES[1])
         name = f"io.k8s.api.{_GROUPS[group]}.{version}.{found['kind']}"
     return list(_problems(types, types[name], found, str(found["kind"])))
+
+
+def prepare() -> None:
+    """Download and parse what is needed for all versions."""
+    for minor in versions.KUBERNETES_MINORS:
+        _types(_KUBERNETES[0], f"v0.{minor}.0", _KUBERNETES[1])
+    _types(_OPENSHIFT[0], versions.OPENSHIFT_CLIENT, _OPENSHIFT[1])
 
 
 def _problems(types: Schema, rule: Mapping[str, Any], value: Any, path: str) -> Iterator[str]:
@@ -62,18 +66,23 @@ def _problems(types: Schema, rule: Mapping[str, Any], value: Any, path: str) -> 
     if value is None:
         return
     if isinstance(value, dict) and "map" in rule:
-        fields = {each["name"]: each["type"] for each in rule["map"].get("fields", ())}
-        element = rule["map"].get("elementType")
-        for key, each in value.items():
-            if key not in fields and element is None:
-                yield f"{path}.{key}: unknown field"
-            else:
-                yield from _problems(types, fields.get(key, element), each, f"{path}.{key}")
+        yield from _fields(types, rule["map"], value, path)
     elif isinstance(value, list) and "list" in rule:
         for index, each in enumerate(value):
             yield from _problems(types, rule["list"]["elementType"], each, f"{path}[{index}]")
     elif isinstance(value, dict | list) or not _is(value, rule.get("scalar", "")):
         yield f"{path}: {value!r} is not of the type {rule}"
+
+
+def _fields(
+    types: Schema, rule: Mapping[str, Any], value: Mapping[str, Any], path: str
+) -> Iterator[str]:
+    fields = {each["name"]: each["type"] for each in rule.get("fields", ())}
+    for key, each in value.items():
+        if field := fields.get(key, rule.get("elementType")):
+            yield from _problems(types, field, each, f"{path}.{key}")
+        else:
+            yield f"{path}.{key}: unknown field"
 
 
 def _is(value: object, scalar: str) -> bool:
@@ -99,7 +108,7 @@ def _types(module: str, version: str, inner: str) -> Schema:
         if not made.exists():
             text = (_download(module, version) / inner).read_text(encoding="utf-8")
             [schema] = re.findall(r"`(types:\n.*?)`", text, re.DOTALL)
-            types = yaml.load(schema, yaml.CSafeLoader)["types"]  # noqa: S506 - it is a safe one
+            types = yaml.load(schema, yaml.CSafeLoader)["types"]
             part = made.with_suffix(".part")
             part.write_text(json.dumps({each["name"]: each for each in types}), encoding="utf-8")
             part.rename(made)

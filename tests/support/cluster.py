@@ -418,6 +418,33 @@ def running(node: Node, home: Path) -> Iterator[Cluster]:
         made.stop()
 
 
+@contextlib.contextmanager
+def without_node(home: Path) -> Iterator[Cluster]:
+    """Run a control plane in a network of its own, with no kubelet: pods are only objects."""
+    if reason := nodes.why_not():
+        pytest.skip(reason)
+    programs()
+    holder = subprocess.Popen(
+        ("setpriv", "--pdeathsig", "KILL", "--", "unshare", "--net", "--mount", "--",
+         "sleep", "infinity"),
+        stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        made = Cluster(Node(suite="none", pid=holder.pid, cgroup2=True), home)
+        mine = os.readlink("/proc/self/ns/net")
+        made.until(
+            lambda: os.readlink(f"/proc/{holder.pid}/ns/net") != mine, "no network of its own"
+        )
+        try:
+            made.start()
+            yield made
+        finally:
+            made.stop()
+    finally:
+        holder.kill()
+        holder.wait(20)
+
+
 def _authority(home: Path) -> Authority:
     home.mkdir()
     made = Authority.first(home, "root")

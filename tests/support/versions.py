@@ -21,3 +21,8 @@ CRIO: Final = "1.36.3"
 KUBERNETES: Final = "1.37.2"
 HELM: Final = {"3": "v3.22.0", "4": "v4.3.2"}
 CNI_PLUGINS: Final = "v1.9.1"
+KUBERNETES_MINORS: Final = tuple(range(28, 38))
+"""The minor versions of Kubernetes 1 whose API schemas the chart's objects are checked against."""
+
+OPENSHIFT_CLIENT: Final = "v0.0.0-20251015124057-db0dee36e235"
+"""The Go module with the schema of OpenShift's SecurityContextConstraints."""

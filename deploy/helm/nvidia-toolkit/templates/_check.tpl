@@ -10,27 +10,41 @@ and choices to the template below, which reads the rules in files/values.strict.
 {{- $schema := .Files.Get "files/values.strict.schema.json" | fromJson -}}
 {{- include "nvidia-toolkit.checkValue" (dict "schema" $schema "rule" $schema "value" .Values "path" "") -}}
 {{- include "nvidia-toolkit.checkVariables" . -}}
-{{- if not .Values.toolkit.enabled -}}
-{{- fail "toolkit.enabled=false: this chart installs nothing but the toolkit; leave the chart out, or run helm uninstall" -}}
+{{- range $path, $value := dict "enabled" .Values.enabled "toolkit.enabled" .Values.toolkit.enabled -}}
+{{- if not $value -}}
+{{- include "nvidia-toolkit.refuse" (printf "%s=false: this chart installs nothing but the toolkit; leave the chart out, or run helm uninstall" $path) -}}
+{{- end -}}
+{{- end -}}
+{{- if .Values.daemonsets.podSecurityContext.runAsNonRoot -}}
+{{- include "nvidia-toolkit.refuse" "daemonsets.podSecurityContext.runAsNonRoot=true: the installer writes files of the node's root; leave it out, and see docs/security.md for its four capabilities" -}}
 {{- end -}}
 {{- with .Values.daemonsets.updateStrategy -}}
   {{- if kindIs "map" . -}}
     {{- $surge := dig "rollingUpdate" "maxSurge" 0 . | toString -}}
     {{- if not (has $surge (list "0" "0%")) -}}
-    {{- fail (printf "daemonsets.updateStrategy.rollingUpdate.maxSurge=%s: two pods would configure one node at a time; leave it out, and set maxUnavailable" $surge) -}}
+    {{- include "nvidia-toolkit.refuse" (printf "daemonsets.updateStrategy.rollingUpdate.maxSurge=%s: two pods would configure one node at a time; leave it out, and set maxUnavailable" $surge) -}}
     {{- end -}}
   {{- end -}}
 {{- end -}}
 {{- range $path, $labels := dict "commonLabels" .Values.commonLabels "daemonsets.labels" .Values.daemonsets.labels -}}
   {{- range $name, $_ := $labels -}}
     {{- if has $name (list "app.kubernetes.io/name" "app.kubernetes.io/instance" "app.kubernetes.io/version" "app.kubernetes.io/managed-by" "helm.sh/chart") -}}
-    {{- fail (printf "%s: the chart itself sets %s; use another name (nameOverride changes app.kubernetes.io/name)" $path $name) -}}
+    {{- include "nvidia-toolkit.refuse" (printf "%s: the chart itself sets %s; use another name (nameOverride changes app.kubernetes.io/name)" $path $name) -}}
     {{- end -}}
     {{- if and (eq $path "daemonsets.labels") (hasKey $.Values.commonLabels $name) -}}
-    {{- fail (printf "%s: %s is in commonLabels already; set it in one place" $path $name) -}}
+    {{- include "nvidia-toolkit.refuse" (printf "%s: %s is in commonLabels already; set it in one place" $path $name) -}}
     {{- end -}}
   {{- end -}}
 {{- end -}}
+{{- end -}}
+
+{{/*
+Fail with a message. `helm lint` lets `fail` pass, and so would every check; it does not let a template pass that
+does not exist, and its complaint about that contains the message.
+*/}}
+{{- define "nvidia-toolkit.refuse" -}}
+{{- fail . -}}
+{{- include . "" -}}
 {{- end -}}
 
 {{/* Fail if a variable is given twice, is set by the chart, or ends the process that a DaemonSet keeps. */}}
@@ -49,16 +63,16 @@ and choices to the template below, which reads the rules in files/values.strict.
   {{- range $index, $variable := $variables -}}
     {{- $path := printf "%s[%d]" $place $index -}}
     {{- with get $reasons .name -}}
-    {{- fail (printf "%s: %s cannot be set here: %s" $path $variable.name .) -}}
+    {{- include "nvidia-toolkit.refuse" (printf "%s: %s cannot be set here: %s" $path $variable.name .) -}}
     {{- end -}}
     {{- if and (eq $place "toolkit.extraEnv") (has .name (list "ROOT" "TOOLKIT_INSTALL_DIR" "TOOLKIT_GRACE_PERIOD")) -}}
-    {{- fail (printf "%s: %s cannot be set here: set it in toolkit.env, from which the mounts and limits of the pod follow" $path .name) -}}
+    {{- include "nvidia-toolkit.refuse" (printf "%s: %s cannot be set here: set it in toolkit.env, from which the mounts and limits of the pod follow" $path .name) -}}
     {{- end -}}
     {{- if and (eq .name "NO_DAEMON") (has (get . "value" | toString | lower) (list "true" "t" "1" "yes" "on")) -}}
-    {{- fail (printf "%s: NO_DAEMON=true ends the container, and a DaemonSet starts it again and again; leave it out, or run `nvidia-toolkit run --no-daemon` in a Job" $path) -}}
+    {{- include "nvidia-toolkit.refuse" (printf "%s: NO_DAEMON=true ends the container, and a DaemonSet starts it again and again; leave it out, or run `nvidia-toolkit run --no-daemon` in a Job" $path) -}}
     {{- end -}}
     {{- with get $seen .name -}}
-    {{- fail (printf "%s: %s is given twice, first in %s; keep one of them" $path $variable.name .) -}}
+    {{- include "nvidia-toolkit.refuse" (printf "%s: %s is given twice, first in %s; keep one of them" $path $variable.name .) -}}
     {{- end -}}
     {{- $_ := set $seen .name $path -}}
   {{- end -}}
@@ -110,9 +124,9 @@ and choices to the template below, which reads the rules in files/values.strict.
   {{- $closest := include "nvidia-toolkit.closest" (dict "word" $given "names" $words) -}}
   {{- $hint := $closest | empty | ternary "" (printf "; did you mean %s?" $closest) -}}
   {{- if gt (len (uniq $words)) 30 -}}
-  {{- fail (printf "%s=%s: no setting of the program%s (docs/options.md lists them; other variables belong into toolkit.extraEnv)" .path $given $hint) -}}
+  {{- include "nvidia-toolkit.refuse" (printf "%s=%s: no setting of the program%s (docs/options.md lists them; other variables belong into toolkit.extraEnv)" .path $given $hint) -}}
   {{- end -}}
-  {{- fail (printf "%s=%s: %s%s" .path $given $way $hint) -}}
+  {{- include "nvidia-toolkit.refuse" (printf "%s=%s: %s%s" .path $given $way $hint) -}}
 {{- end -}}
 {{- end -}}
 
@@ -133,7 +147,7 @@ and choices to the template below, which reads the rules in files/values.strict.
     "toolkit.tag" "toolkit.version" -}}
 {{- $hint := get $usual .path -}}
 {{- if and (not .above) (has .name (list "ccManager" "dcgm" "dcgmExporter" "devicePlugin" "driver" "gdrcopy" "gds" "gfd" "kataManager" "mig" "migManager" "nfd" "node-feature-discovery" "nodeStatusExporter" "sandboxDevicePlugin" "sandboxWorkloads" "validator" "vfioManager" "vgpuDeviceManager" "vgpuManager")) -}}
-{{- fail (printf "unknown value %s: it belongs to the GPU Operator; leave it out" .path) -}}
+{{- include "nvidia-toolkit.refuse" (printf "unknown value %s: it belongs to the GPU Operator; leave it out" .path) -}}
 {{- end -}}
 {{- if not $hint -}}
   {{- $elsewhere := list -}}
@@ -148,7 +162,7 @@ and choices to the template below, which reads the rules in files/values.strict.
   {{- end -}}
 {{- end -}}
 {{- $hint = $hint | empty | ternary "`helm show values` lists all" (printf "did you mean %s?" $hint) -}}
-{{- fail (printf "unknown value %s: %s" .path $hint) -}}
+{{- include "nvidia-toolkit.refuse" (printf "unknown value %s: %s" .path $hint) -}}
 {{- end -}}
 
 {{/* The paths of all values of a schema, as JSON. */}}

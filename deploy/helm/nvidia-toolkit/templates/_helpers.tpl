@@ -58,7 +58,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 
 {{- define "nvidia-toolkit.image" -}}
 {{- $repository := .Values.toolkit.repository -}}
-{{- with .Values.global.imageRegistry -}}
+{{- with (.Values.global | default dict).imageRegistry -}}
   {{- /* A first part with a dot or a port, or `localhost`, is a registry, as container runtimes take it. */ -}}
   {{- $repository = regexReplaceAll "^([^/]*[.:][^/]*|localhost)(/|$)" $repository "" -}}
   {{- $repository = printf "%s/%s" (trimSuffix "/" .) $repository | trimSuffix "/" -}}
@@ -74,7 +74,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{/* The pull secrets of the pods as a list of objects, in YAML; empty without any. */}}
 {{- define "nvidia-toolkit.pullSecrets" -}}
 {{- $names := list -}}
-{{- range concat (.Values.global.imagePullSecrets | default list) .Values.toolkit.imagePullSecrets -}}
+{{- range concat ((.Values.global | default dict).imagePullSecrets | default list) .Values.toolkit.imagePullSecrets -}}
   {{- $names = append $names (kindIs "map" . | ternary (get (kindIs "map" . | ternary . dict) "name") .) -}}
 {{- end -}}
 {{- range uniq $names }}
@@ -112,7 +112,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- $runtime := .Values.operator.defaultRuntime -}}
 {{- $row := get $rows (.Values.operator.distribution | default $runtime) -}}
 {{- if ne $row.runtime $runtime -}}
-{{- fail (printf "operator.distribution: %s runs %s, but operator.defaultRuntime is %s; set operator.defaultRuntime=%s" .Values.operator.distribution $row.runtime $runtime $row.runtime) -}}
+{{- include "nvidia-toolkit.refuse" (printf "operator.distribution: %s runs %s, but operator.defaultRuntime is %s; set operator.defaultRuntime=%s" .Values.operator.distribution $row.runtime $runtime $row.runtime) -}}
 {{- end -}}
 {{- $row | toJson -}}
 {{- end -}}
@@ -200,9 +200,9 @@ next boot. A socket's directory is only looked into (a restart replaces the sock
 {{- range $path := keys $kept | sortAlpha -}}
   {{- $way := get $kept $path -}}
   {{- if and (eq $way "rw") (has $path $tops) -}}
-  {{- fail (printf "toolkit: something lies directly in %s, and that is never mounted writable: give it a directory of its own" $path) -}}
+  {{- include "nvidia-toolkit.refuse" (printf "toolkit: something lies directly in %s, and that is never mounted writable: give it a directory of its own" $path) -}}
   {{- end -}}
-  {{- if eq $path "/" -}}{{- fail "toolkit: a socket lies directly in /: give it a directory of its own" -}}{{- end -}}
+  {{- if eq $path "/" -}}{{- include "nvidia-toolkit.refuse" "toolkit: a socket lies directly in /: give it a directory of its own" -}}{{- end -}}
   {{- $covered := false -}}
   {{- range $above := keys $kept -}}
     {{- if and (ne $above $path) (hasPrefix (printf "%s/" $above) $path) (or (eq (get $kept $above) "rw") (eq $way "ro")) -}}

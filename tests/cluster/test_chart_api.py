@@ -1,0 +1,213 @@
+"""The chart on a real API server: RuntimeClasses of others, two releases, other handlers.
+
+There is no kubelet and no node: what is looked at are the objects in the cluster.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+import pytest
+
+from tests.support import cluster, helm, real
+from tests.support.cluster import Cluster
+from tests.support.nodes import NodeError
+
+pytestmark = [pytest.mark.node, pytest.mark.timeout(300)]
+
+HANDLERS: Final = ("nvidia", "nvidia-cdi", "nvidia-legacy")
+CRIO: Final = ("--set", "operator.defaultRuntime=crio", "--set", "daemonsets.runtimeHandler=crun")
+KEEP: Final = ("--set", "runtimeClasses.keep=true")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with cluster.without_node(tmp_path_factory.mktemp("cluster")) as made:
+        real.USED.add(f"the chart's objects on the API server of Kubernetes {cluster.VERSION}")
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def _clean(server: Cluster) -> Iterator[None]:
+    yield
+    for release in json.loads(server.helm("list", "--all-namespaces", "--output=json")):
+        server.helm("uninstall", release["name"], f"--namespace={release['namespace']}")
+    server.kubectl("delete", "runtimeclass", "--all", "--wait=false")
+    server.kubectl(
+        "delete", "role,rolebinding,serviceaccount", "--all-namespaces",
+        "--selector=helm.sh/chart",
+    )  # fmt: skip
+
+
+def install(server: Cluster, name: str, *options: str, major: str = helm.MAJORS[0]) -> str:
+    """Install or upgrade a release in a namespace of its name; return what helm says."""
+    return server.helm(
+        "upgrade", "--install", name, str(helm.CHART), f"--namespace={name}", "--create-namespace",
+        *options, major=major,
+    )  # fmt: skip
+
+
+def uninstall(server: Cluster, name: str) -> None:
+    server.helm("uninstall", name, f"--namespace={name}")
+
+
+def classes(server: Cluster) -> dict[str, str]:
+    """Return the release that each RuntimeClass belongs to; empty where it is none's."""
+    return {
+        each["metadata"]["name"]: each["metadata"]
+        .get("annotations", {})
+        .get("meta.helm.sh/release-name", "")
+        for each in server.get("runtimeclass")["items"]
+    }
+
+
+def create(server: Cluster, name: str, **metadata: Any) -> None:
+    """Create a RuntimeClass as somebody else does."""
+    made = {
+        "apiVersion": "node.k8s.io/v1",
+        "kind": "RuntimeClass",
+        "metadata": {"name": name, **metadata},
+        "handler": name,
+    }
+    server.kubectl("create", "--filename=-", text=json.dumps(made))
+
+
+@pytest.mark.parametrize("major", helm.MAJORS)
+def test_the_runtimeclass_that_k3s_ships_is_left_as_it_is(server: Cluster, major: str) -> None:
+    create(server, "nvidia", labels={"objectset.rio.cattle.io/hash": "x"})
+    said = install(server, "gpu", "--set", "operator.distribution=k3s", major=major)
+    wanted = {"nvidia": "", "nvidia-cdi": "gpu", "nvidia-legacy": "gpu"}
+    own = "gpu-nvidia-toolkit-pod-runc"
+    assert "RuntimeClass nvidia is left as it is: it was not created by helm." in said
+    assert {name: of for name, of in classes(server).items() if name in HANDLERS} == wanted
+    uninstall(server, "gpu")
+    assert classes(server) == {"nvidia": ""}
+    assert own not in classes(server)
+
+
+def test_without_what_k3s_ships_the_server_s_answer_counts(server: Cluster) -> None:
+    install(server, "gpu", "--set", "operator.distribution=k3s")
+    assert {name: classes(server)[name] for name in HANDLERS} == dict.fromkeys(HANDLERS, "gpu")
+    # An upgrade keeps its own, and so does a next one.
+    install(server, "gpu", "--set", "operator.distribution=k3s")
+    assert {name: classes(server)[name] for name in HANDLERS} == dict.fromkeys(HANDLERS, "gpu")
+
+
+def test_the_runtimeclasses_of_the_gpu_operator_are_left_as_they_are(server: Cluster) -> None:
+    owner = {"apiVersion": "nvidia.com/v1", "kind": "ClusterPolicy", "name": "cluster-policy"}
+    for name in HANDLERS:
+        create(server, name, ownerReferences=[owner | {"uid": "0" * 8}])
+    said = install(server, "gpu")
+    assert said.count("it belongs to the ClusterPolicy cluster-policy.") == 3
+    uninstall(server, "gpu")
+    assert classes(server) == dict.fromkeys(HANDLERS, "")
+
+
+def test_without_the_lookup_the_conflict_is_helm_s(server: Cluster) -> None:
+    create(server, "nvidia")
+    with pytest.raises(NodeError, match=r"nvidia.*exists and cannot be imported"):
+        install(server, "gpu", "--set", "runtimeClasses.lookup=false")
+
+
+@pytest.mark.parametrize("first", ["a", "b"], ids=["first goes first", "second goes first"])
+def test_two_releases_share_the_runtimeclasses_in_any_order(server: Cluster, first: str) -> None:
+    pools: Mapping[str, tuple[str, ...]] = {"a": KEEP, "b": (*KEEP, *CRIO)}
+    install(server, "a", *pools["a"])
+    said = install(server, "b", *pools["b"])
+    assert said.count("it belongs to the release a/a.") == 3
+    made = classes(server)
+    assert {made[name] for name in HANDLERS} == {"a"}
+    own = {"a-nvidia-toolkit-pod-runc": "a", "b-nvidia-toolkit-pod-crun": "b"}
+    assert {name.partition(".")[2]: of for name, of in made.items() if name not in HANDLERS} == own
+    # Upgrades in the other order change nothing.
+    for name in ("b", "a"):
+        install(server, name, *pools[name])
+        assert classes(server) == made
+    other = "b" if first == "a" else "a"
+    uninstall(server, first)
+    left = classes(server)
+    assert set(HANDLERS) < set(left)
+    assert [of for name, of in left.items() if name not in HANDLERS] == [other]
+    # The one that stays can be upgraded, and the one that went comes back.
+    install(server, other, *pools[other])
+    install(server, first, *pools[first])
+    assert classes(server) == made
+    for name in ("a", "b"):
+        uninstall(server, name)
+    assert set(classes(server)) == set(HANDLERS)
+
+
+def test_without_keep_an_upgrade_of_the_second_release_creates_them_again(server: Cluster) -> None:
+    install(server, "a")
+    install(server, "b")
+    uninstall(server, "a")
+    assert not set(HANDLERS) & set(classes(server))
+    install(server, "b")
+    assert {classes(server)[name] for name in HANDLERS} == {"b"}
+
+
+def test_the_same_name_in_two_namespaces(server: Cluster) -> None:
+    options = ("--create-namespace", "--set", "priorityClass.create=true")
+    for namespace in ("one", "two"):
+        server.helm("install", "x", str(helm.CHART), f"--namespace={namespace}", *options)
+    names = {each["metadata"]["name"] for each in server.get("priorityclass")["items"]}
+    assert {"one.x-nvidia-toolkit", "two.x-nvidia-toolkit"} <= names
+
+
+@pytest.mark.parametrize("major", helm.MAJORS)
+def test_another_handler_of_the_pods_is_an_upgrade_like_any_other(
+    server: Cluster, major: str
+) -> None:
+    def own() -> tuple[list[str], str | None]:
+        spec = server.get("daemonset", "nvidia-toolkit", f"--namespace={helm.NAMESPACE}")["spec"]
+        names = [name for name in classes(server) if name not in HANDLERS]
+        return names, spec["template"]["spec"].get("runtimeClassName")
+
+    for handler in ("runc", "crun", "none", "runc"):
+        install(server, helm.RELEASE, "--set", f"daemonsets.runtimeHandler={handler}", major=major)
+        name = f"nvidia-toolkit-pod-{handler}"
+        assert own() == (([], None) if handler == "none" else ([name], name))
+
+
+def test_values_of_all_kinds_are_taken_by_the_api_server(server: Cluster) -> None:
+    """Not rendered alone: the server refuses what contradicts itself."""
+    values = {
+        "namespaceOverride": "elsewhere",
+        "fullnameOverride": "renamed",
+        "commonLabels": {"team": "gpu"},
+        "global": {"imageRegistry": "mirror:5000", "imagePullSecrets": ["a", {"name": "b"}]},
+        "toolkit": {
+            "hostNetwork": True,
+            "extraVolumes": [{"name": "more", "emptyDir": {}}],
+            "extraVolumeMounts": [{"name": "more", "mountPath": "/more"}],
+        },
+        "cdi": {"enabled": True},
+        "daemonsets": {
+            "podSecurityContext": {"supplementalGroups": [7]},
+            "initContainers": [{"name": "first", "image": "a/b:1"}],
+            "updateStrategy": {"type": "OnDelete"},
+        },
+        "metrics": {"enabled": True},
+        "networkPolicy": {"create": True},
+        "priorityClass": {"create": True},
+        "extraObjects": [
+            {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "more"}},
+        ],
+    }
+    server.kubectl("create", "namespace", "elsewhere")
+    path = server.home / "values.json"
+    path.write_text(json.dumps(values), encoding="utf-8")
+    server.helm(
+        "install", "gpu", str(helm.CHART), "--namespace=gpu", "--create-namespace",
+        f"--values={path}",
+    )  # fmt: skip
+    made = server.get("daemonset", "renamed", "--namespace=elsewhere")
+    template = made["spec"]["template"]
+    assert made["spec"]["updateStrategy"]["type"] == "OnDelete"
+    assert template["spec"]["imagePullSecrets"] == [{"name": "a"}, {"name": "b"}]
+    assert template["spec"]["containers"][0]["image"].startswith("mirror:5000/nvidia-toolkit:")
+    assert template["spec"]["priorityClassName"] == "elsewhere.renamed"
+    uninstall(server, "gpu")
+    assert not server.get("daemonset", "--namespace=elsewhere")["items"]
