@@ -166,6 +166,8 @@ def test_the_pod_is_what_a_cluster_needs() -> None:
     assert spec["securityContext"] == {"supplementalGroups": [7]}
     assert daemonset(found)["spec"]["revisionHistoryLimit"] == 3
     assert helm.container(found)["readinessProbe"]["periodSeconds"] == 30
+    without = helm.rendered(*given(daemonsets__livenessProbe=None, toolkit__imagePullSecrets=None))
+    assert "livenessProbe" not in helm.container(without)
     assert pod(helm.rendered(*given(daemonsets__dnsPolicy="Default")))["dnsPolicy"] == "Default"
     assert not {"hostNetwork", "dnsPolicy"} & pod(helm.rendered()).keys()
 
@@ -244,6 +246,7 @@ ONE: Final = {"name": "CONTAINERD_CONFIG", "value": "/a/b"}
     ("values", "words"),
     [
         ({"toolkit__enabled": False}, "toolkit.enabled=false: this chart installs nothing but"),
+        ({"daemonsets__readinessProbe": None}, "only daemonsets.livenessProbe can be null"),
         ({"enabled": False}, "enabled=false: this chart installs nothing but the toolkit; leave"),
         (
             {"daemonsets__podSecurityContext": {"runAsNonRoot": True}},
@@ -397,6 +400,9 @@ def test_openshift_gets_constraints_that_allow_what_the_pods_have_and_no_more() 
     assert allowed["allowHostPID"]
     assert allowed["users"] == [f"system:serviceaccount:{helm.NAMESPACE}:nvidia-toolkit"]
     assert helm.mounts(found).keys() >= {"/etc/crio", "/run/crio"}
+    # These would be for every pod of the namespace.
+    said = helm.refusal(*OPENSHIFT, "--set", "serviceAccount.create=false")
+    assert "name one in serviceAccount.name" in said
     wider = helm.one(
         helm.rendered(*OPENSHIFT, "--set", "cdi.enabled=true"), "SecurityContextConstraints"
     )

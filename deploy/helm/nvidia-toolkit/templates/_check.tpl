@@ -11,11 +11,11 @@ and choices to the template below, which reads the rules in files/values.strict.
 {{- include "nvidia-toolkit.checkValue" (dict "schema" $schema "rule" $schema "value" .Values "path" "") -}}
 {{- include "nvidia-toolkit.checkVariables" . -}}
 {{- range $path, $value := dict "enabled" .Values.enabled "toolkit.enabled" .Values.toolkit.enabled -}}
-{{- if not $value -}}
+{{- if eq (toString $value) "false" -}}
 {{- include "nvidia-toolkit.refuse" (printf "%s=false: this chart installs nothing but the toolkit; leave the chart out, or run helm uninstall" $path) -}}
 {{- end -}}
 {{- end -}}
-{{- if .Values.daemonsets.podSecurityContext.runAsNonRoot -}}
+{{- if (.Values.daemonsets.podSecurityContext | default dict).runAsNonRoot -}}
 {{- include "nvidia-toolkit.refuse" "daemonsets.podSecurityContext.runAsNonRoot=true: the installer writes files of the node's root; leave it out, and see docs/security.md for its four capabilities" -}}
 {{- end -}}
 {{- with .Values.daemonsets.updateStrategy -}}
@@ -26,12 +26,17 @@ and choices to the template below, which reads the rules in files/values.strict.
     {{- end -}}
   {{- end -}}
 {{- end -}}
+{{- range list "readinessProbe" "startupProbe" -}}
+{{- if not (get $.Values.daemonsets .) -}}
+{{- include "nvidia-toolkit.refuse" (printf "daemonsets.%s: without it a pod counts as ready before its node is set up; only daemonsets.livenessProbe can be null" .) -}}
+{{- end -}}
+{{- end -}}
 {{- range $path, $labels := dict "commonLabels" .Values.commonLabels "daemonsets.labels" .Values.daemonsets.labels -}}
   {{- range $name, $_ := $labels -}}
     {{- if has $name (list "app.kubernetes.io/name" "app.kubernetes.io/instance" "app.kubernetes.io/version" "app.kubernetes.io/managed-by" "helm.sh/chart") -}}
     {{- include "nvidia-toolkit.refuse" (printf "%s: the chart itself sets %s; use another name (nameOverride changes app.kubernetes.io/name)" $path $name) -}}
     {{- end -}}
-    {{- if and (eq $path "daemonsets.labels") (hasKey $.Values.commonLabels $name) -}}
+    {{- if and (eq $path "daemonsets.labels") (hasKey ($.Values.commonLabels | default dict) $name) -}}
     {{- include "nvidia-toolkit.refuse" (printf "%s: %s is in commonLabels already; set it in one place" $path $name) -}}
     {{- end -}}
   {{- end -}}

@@ -74,7 +74,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{/* The pull secrets of the pods as a list of objects, in YAML; empty without any. */}}
 {{- define "nvidia-toolkit.pullSecrets" -}}
 {{- $names := list -}}
-{{- range concat ((.Values.global | default dict).imagePullSecrets | default list) .Values.toolkit.imagePullSecrets -}}
+{{- range concat ((.Values.global | default dict).imagePullSecrets | default list) (.Values.toolkit.imagePullSecrets | default list) -}}
   {{- $names = append $names (kindIs "map" . | ternary (get (kindIs "map" . | ternary . dict) "name") .) -}}
 {{- end -}}
 {{- range uniq $names }}
