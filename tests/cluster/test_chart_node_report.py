@@ -7,7 +7,7 @@ from typing import Any, Final
 import pytest
 
 from tests.cluster.test_chart import env
-from tests.support import helm
+from tests.support import documents, helm
 
 NEW: Final = "--kube-version=1.30.0"
 OLD: Final = "--kube-version=1.29.9"
@@ -140,3 +140,22 @@ def test_another_label_is_in_the_policy_as_well() -> None:
 @pytest.mark.parametrize("name", ["a b", "a'b", "-x/y", "x/y/z", "x/", "ready-"])
 def test_what_is_no_name_of_a_label_is_refused(name: str) -> None:
     assert "/nodeReport/label" in helm.refusal(NEW, "--set", f"nodeReport.label={name}")
+
+
+def test_the_rule_of_the_node_readiness_controller_fits_the_chart() -> None:
+    """The document shows the file, and its taint keeps no pod of the chart from a new node."""
+    path = helm.ROOT / "deploy/examples/node-readiness-rule.yaml"
+    [rule] = helm.objects(path.read_text(encoding="utf-8"))
+    shown = [
+        each
+        for block in documents.of_kind("yaml")
+        for each in helm.objects(block.text)
+        if each.get("kind") == rule["kind"]
+    ]
+    assert shown == [rule]
+    found = helm.rendered(NEW)
+    assert rule["spec"]["conditions"] == [
+        {"type": helm.environment(found)["TOOLKIT_NODE_CONDITION"], "requiredStatus": "True"}
+    ]
+    tolerated = helm.one(found, "DaemonSet")["spec"]["template"]["spec"]["tolerations"]
+    assert {"key": rule["spec"]["taint"]["key"], "operator": "Exists"} in tolerated
