@@ -50,6 +50,20 @@ def test_a_ready_node_is_reported_at_once_and_checked_after_the_interval(
     assert reports.begin()["ready"] is True  # somebody may have removed the label
 
 
+def test_an_event_alone_repeats_no_label_and_delays_no_check(
+    reports: ReportSchedule, clock: Clock
+) -> None:
+    ready(reports, clock)
+    checked = reports.due
+    clock.now += 100
+    reports.add({"reason": "DriftRepaired", "kind": "Normal", "message": ""})
+    assert reports.begin()["ready"] is None
+    reports.end(DONE)
+    assert reports.due == checked
+    clock.now = checked
+    assert reports.begin()["ready"] is True
+
+
 def test_a_short_interval_does_not_ask_more_often(clock: Clock) -> None:
     reports = ReportSchedule(SETTINGS, 5.0, clock, lambda: 0.5)
     ready(reports, clock)
@@ -122,9 +136,16 @@ def test_failures_are_retried_later_and_later_and_logged_once(
     assert logged == [AWAY["error"], *[""] * 8]
     reports.begin()
     reports.end(DONE)
+    # A check that fails is repeated as well, and the node was ready all the time.
     clock.now += 300
-    reports.begin()
+    assert reports.begin()["ready"] is True
     assert reports.end(AWAY) == AWAY["error"]
+    assert reports.due == clock.now + 10
+    clock.now += 10
+    again = reports.begin()
+    assert (again["ready"], again["events"]) == (True, [])
+    reports.end(DONE)
+    assert reports.due == clock.now + 300
 
 
 def test_the_api_server_may_ask_for_more_time(reports: ReportSchedule, clock: Clock) -> None:

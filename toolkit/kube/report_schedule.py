@@ -55,6 +55,7 @@ class ReportSchedule:
         self._reason = ""
         self._lost_at = clock()
         self._reported: bool | None = None
+        self._is_unsent = False
         self._reporting: bool | None = None
         self._events: list[Occurrence] = []
         self._sending: list[Occurrence] = []
@@ -92,12 +93,17 @@ class ReportSchedule:
         self._events = [*self._events, event][-_MOST_EVENTS:]
 
     def begin(self) -> Report:
-        """Return the report to send now."""
-        is_lost = not self._is_ready and self._clock() >= self._lost_at + HOLD
+        """Return the report to send now; label and condition only if they are due."""
+        now = self._clock()
+        is_lost = not self._is_ready and now >= self._lost_at + HOLD
         self._reporting = True if self._is_ready else False if is_lost else None
+        if self._reporting is self._reported and now < self._check_at and not self._is_unsent:
+            self._reporting = None
         self._note_transition()
         self._sending, self._events = self._events, []
-        self._again_at = self._check_at = _NEVER
+        self._again_at = _NEVER
+        if self._reporting is not None or now >= self._check_at:
+            self._check_at = _NEVER
         return {
             "settings": self.settings,
             "ready": self._reporting,
@@ -121,8 +127,9 @@ class ReportSchedule:
         each node by another half more or less, so that they do not come back all at once.
         """
         now, error = self._clock(), str(result.get("error", "no result"))
-        if result.get("is_done") and self._reporting is not None:
-            self._reported = self._reporting
+        if self._reporting is not None:
+            self._is_unsent = not result.get("is_done")
+            self._reported = self._reported if self._is_unsent else self._reporting
         wait = result.get("wait")
         if error:
             doubled = _FIRST_RETRY * 2.0 ** min(self._failures, _MOST_DOUBLINGS)
@@ -135,6 +142,7 @@ class ReportSchedule:
             self._failures = 0
             self._again_at = _NEVER if wait is None else now + float(wait)
             self._not_before = self._again_at if not result.get("is_done") else now
-        self._check_at = now + self._interval * (0.8 + 0.4 * self._chance())
+        if self._check_at == _NEVER:
+            self._check_at = now + self._interval * (0.8 + 0.4 * self._chance())
         is_new, self._error = error != self._error, error
         return error if is_new else ""
