@@ -97,6 +97,10 @@ def test_a_node_that_is_not_ready_for_long_is_reported(
         "no driver",
     )
     assert [event["reason"] for event in report["events"]] == ["NotReady"]
+    reports.end(AWAY)
+    clock.now = reports.due
+    again = reports.begin()
+    assert (again["ready"], again["events"]) == (False, [])  # the first one was noted
     reports.end(DONE)
     reports.observe(is_ready=True, why="versions")
     assert reports.due <= clock.now

@@ -56,6 +56,7 @@ class ReportSchedule:
         self._lost_at = clock()
         self._reported: bool | None = None
         self._is_unsent = False
+        self._noted: bool | None = None
         self._reporting: bool | None = None
         self._events: list[Occurrence] = []
         self._sending: list[Occurrence] = []
@@ -114,9 +115,13 @@ class ReportSchedule:
 
     def _note_transition(self) -> None:
         """Add an Event if the report says that readiness was lost, or is there again."""
-        if self._reported is True and self._reporting is False:
+        noted, self._noted = (
+            self._noted,
+            self._noted if self._reporting is None else self._reporting,
+        )
+        if noted is True and self._noted is False:
             self.add({"reason": "NotReady", "kind": "Warning", "message": self._why})
-        elif self._reported is False and self._reporting is True:
+        elif noted is False and self._noted is True:
             self.add({"reason": "Ready", "kind": "Normal", "message": "the node is ready again"})
 
     def end(self, result: Mapping[str, Any]) -> str:
