@@ -25,8 +25,6 @@ from toolkit.kube.report_state import ReportState, Series
 
 TRUE: Final = "true"
 """The value of the label. A node that is not ready has no label."""
-VERIFIED: Final = "Verified"
-NOT_READY: Final = "NotReady"
 _REVERTED: Final = "Reverted"
 _COMPONENT: Final = "nvidia-toolkit"
 _NODE_NAMESPACE: Final = "default"
@@ -194,18 +192,20 @@ def _send_series(api: Api, state: ReportState, settings: ReportSettings, result:
         if (due := series.due()) > now:
             wait = None if due == float("inf") else due - now
         elif state.take(now, report_state.RESERVE):
-            wait = _send_one(api, series, settings, result)
+            wait = _send_one(api, state, series, settings, result)
         else:
             wait = state.wait(report_state.RESERVE)
         if wait is not None:
             result["wait"] = wait if result["wait"] is None else min(wait, result["wait"])
 
 
-def _send_one(api: Api, series: Series, settings: ReportSettings, result: Result) -> float | None:
+def _send_one(
+    api: Api, state: ReportState, series: Series, settings: ReportSettings, result: Result
+) -> float | None:
     """Send a series; return after how many seconds to try again, None if it was sent."""
     sent_at = report_state.uptime()
     try:
-        _put_event(api, series, settings)
+        _put_event(api, state, series, settings)
     except ApiError as error:
         if error.status not in {400, 403, 404, 409, 422}:
             raise
@@ -216,7 +216,7 @@ def _send_one(api: Api, series: Series, settings: ReportSettings, result: Result
     return None
 
 
-def _put_event(api: Api, series: Series, settings: ReportSettings) -> None:
+def _put_event(api: Api, state: ReportState, series: Series, settings: ReportSettings) -> None:
     """Create or update the Event of a series: the other one if it expired or exists already."""
     attempts = [(_create, 409), (_update, 404)]
     if series.count > series.unsent:  # the API server knows the series
@@ -227,6 +227,7 @@ def _put_event(api: Api, series: Series, settings: ReportSettings) -> None:
     except ApiError as error:
         if error.status != otherwise:
             raise
+        state.take(report_state.uptime())  # there is one: Events leave a reserve
         second(api, series, settings)
 
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from toolkit.kube.report import Occurrence, Report, ReportSettings
 
+VERIFIED: Final = "Verified"
+NOT_READY: Final = "NotReady"
 HOLD: Final = 60.0
 """Seconds that a node may be not ready before label and condition say so.
 
@@ -108,7 +110,7 @@ class ReportSchedule:
         return {
             "settings": self.settings,
             "ready": self._reporting,
-            "reason": "Verified" if self._is_ready else "NotReady",
+            "reason": VERIFIED if self._is_ready else NOT_READY,
             "message": self._why,
             "events": self._sending,
         }
@@ -120,7 +122,7 @@ class ReportSchedule:
             self._noted if self._reporting is None else self._reporting,
         )
         if noted is True and self._noted is False:
-            self.add({"reason": "NotReady", "kind": "Warning", "message": self._why})
+            self.add({"reason": NOT_READY, "kind": "Warning", "message": self._why})
         elif noted is False and self._noted is True:
             self.add({"reason": "Ready", "kind": "Normal", "message": "the node is ready again"})
 

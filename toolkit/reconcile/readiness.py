@@ -230,7 +230,7 @@ def report(settings: Settings, failure: Occurrence | None = None) -> None:
     """
     if (to := kube_report.settings_of(settings)) is None:
         return
-    from toolkit.kube import node_report  # noqa: PLC0415  # imports ssl, which is large
+    from toolkit.kube import node_report, report_schedule  # noqa: PLC0415  # imports ssl, which is large
 
     problem = readiness_probe.unready(settings.readiness)
     is_ready = None if failure and not problem else not problem
@@ -239,7 +239,7 @@ def report(settings: Settings, failure: Occurrence | None = None) -> None:
         {
             "settings": to,
             "ready": is_ready,
-            "reason": node_report.NOT_READY if problem else node_report.VERIFIED,
+            "reason": report_schedule.NOT_READY if problem else report_schedule.VERIFIED,
             "message": why or f"nvidia-toolkit {__version__}",
             "events": [failure] if failure else [],
         },
