@@ -20,6 +20,7 @@ from tools import deploy
 pytestmark = [pytest.mark.node, pytest.mark.timeout(600)]
 
 CONFIG: Final = "/etc/containerd/config.toml"
+DROP_IN: Final = "/etc/containerd/conf.d/99-nvidia.toml"
 LABEL: Final = "nvidia-toolkit.io/ready"
 CONDITION: Final = "nvidia-toolkit.io/Ready"
 IN: Final = f"--namespace={helm.NAMESPACE}"
@@ -320,8 +321,7 @@ def test_the_label_is_there_while_the_node_is_ready_and_pods_wait_for_it(
     sweep(node)
     # Drift is repaired in a moment, so the label stays, and an Event says so.
     roll_out(kubernetes)
-    config = nodes.path(node, CONFIG)
-    config.write_text(config.read_text("utf-8").replace("nvidia", "nvidiax"), encoding="utf-8")
+    nodes.path(node, DROP_IN).unlink()
     kubernetes.until(lambda: ("Node", "DriftRepaired") in events(kubernetes), "the Event")
     assert {("Node", "SetUp"), ("Pod", "SetUp"), ("Pod", "DriftRepaired")} <= events(kubernetes)
     assert label(kubernetes) == "true"
