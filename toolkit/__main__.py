@@ -16,6 +16,12 @@ if sys.argv[1:2] == ["resident"]:
 
     sys.exit(main())
 
+if sys.argv[1:2] == ["node-report"]:
+    # It starts often, and reads no settings.
+    from toolkit.kube.node_report import main as report
+
+    sys.exit(report())
+
 from toolkit.cli import main as command_line  # noqa: E402
 
 command_line.main()

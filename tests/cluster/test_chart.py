@@ -335,6 +335,7 @@ def test_every_variable_of_the_table_is_let_through() -> None:
             given[name] = texts.get(str(row.kind), fallback)
     # These are refused: see test_chart_values.py.
     del given["RUNTIME"], given["TOOLKIT_DAEMONSET"], given["NO_DAEMON"]
+    del given["TOOLKIT_NODE_LABEL"], given["TOOLKIT_NODE_CONDITION"], given["TOOLKIT_EVENTS"]
     told = helm.environment(helm.rendered(*env(**given)))
     missing = {name for name in given if name not in told} - {"ROOT"}
     assert missing == set()
@@ -424,7 +425,7 @@ def test_the_container_has_no_more_rights_than_it_needs(
 def test_the_pod_has_a_token_only_where_it_asks_the_api_server(
     options: list[str], *, asks: bool
 ) -> None:
-    found = helm.rendered(*options)
+    found = helm.rendered(*options, "--set", "nodeReport.enabled=false")
     pod = helm.one(found, "DaemonSet")["spec"]["template"]["spec"]
     assert pod["automountServiceAccountToken"] is asks
     assert helm.one(found, "ServiceAccount")["automountServiceAccountToken"] is False

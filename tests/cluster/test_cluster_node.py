@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,9 @@ from tools import deploy, overlays
 pytestmark = [pytest.mark.node, pytest.mark.timeout(600)]
 
 CONFIG: Final = "/etc/containerd/config.toml"
+DROP_IN: Final = "/etc/containerd/conf.d/99-nvidia.toml"
+LABEL: Final = "nvidia-toolkit.io/ready"
+CONDITION: Final = "nvidia-toolkit.io/Ready"
 IN: Final = f"--namespace={helm.NAMESPACE}"
 FAST: Final = ("--set", "daemonsets.minReadySeconds=0", "--set", "metrics.enabled=true")
 DOCUMENTED: Final = (
@@ -28,6 +32,10 @@ DOCUMENTED: Final = (
     "helm test",
     "exec POD",
     "logs POD",
+    "--selector nvidia-toolkit.io/ready=true",
+    "custom-columns",
+    "get events",
+    "label node NODE",
     "helm uninstall",
     "delete rolebinding",
     "apply --kustomize deploy/manifests",
@@ -356,6 +364,179 @@ def test_with_the_role_gone_there_is_no_answer_and_the_node_stays(kubernetes: Cl
     assert state(node) == before
 
 
+# --- the report of the node's state ------------------------------------------------------------
+
+
+def label(kubernetes: Cluster) -> str | None:
+    """Return the value of the label that says that the node is ready; None without it."""
+    found: str | None = kubernetes.get("node", "node")["metadata"]["labels"].get(LABEL)
+    return found
+
+
+def condition(kubernetes: Cluster) -> tuple[str, str]:
+    """Return status and reason of the condition that says whether the node is ready."""
+    for each in kubernetes.get("node", "node")["status"]["conditions"]:
+        if each["type"] == CONDITION:
+            return each["status"], each["reason"]
+    return "", ""
+
+
+def events(kubernetes: Cluster) -> set[tuple[str, str]]:
+    """Return kind of object and reason of each Event that was sent."""
+    found = kubernetes.get(
+        "events", "--all-namespaces", "--field-selector=reportingComponent=nvidia-toolkit"
+    )
+    return {(each["involvedObject"]["kind"], each["reason"]) for each in found["items"]}
+
+
+def test_the_label_is_there_while_the_node_is_ready_and_pods_wait_for_it(
+    kubernetes: Cluster,
+) -> None:
+    node = kubernetes.node
+    before = state(node)
+    assert label(kubernetes) is None
+    install(kubernetes)
+    kubernetes.until(lambda: label(kubernetes) == "true", "the label")
+    assert condition(kubernetes) == ("True", "Verified")
+    selector = {LABEL: "true"}
+    assert kubernetes.get("runtimeclass", "nvidia")["scheduling"]["nodeSelector"] == selector
+    for name in ("nvidia-toolkit-node-report", "nvidia-toolkit-node-report-events"):
+        policy = kubernetes.get("validatingadmissionpolicy", name)
+        assert not policy["status"].get("typeChecking", {}).get("expressionWarnings")
+    # Somebody removes the label: a pod with the RuntimeClass waits, until the agent restores it.
+    kubernetes.kubectl("label", "node", "node", f"{LABEL}-")
+    kubernetes.kubectl("apply", "--filename=-", text=json.dumps(A_POD))
+    kubernetes.until(
+        lambda: "PodScheduled" in str(kubernetes.get("pod", "user")["status"].get("conditions")),
+        "the scheduler",
+    )
+    assert kubernetes.get("pod", "user")["spec"]["nodeSelector"] == selector
+    assert "nodeName" not in kubernetes.get("pod", "user")["spec"]
+    kubernetes.kubectl("delete", "pod", IN, "--selector=app.kubernetes.io/name=nvidia-toolkit")
+    kubernetes.until(
+        lambda: kubernetes.get("pod", "user")["status"]["phase"] == "Succeeded",
+        "the pod of a user",
+    )
+    assert label(kubernetes) == "true"
+    kubernetes.kubectl("delete", "pod", "user", "--wait=true")
+    sweep(node)
+    # Drift is repaired in a moment, so the label stays, and an Event says so.
+    roll_out(kubernetes)
+    nodes.path(node, DROP_IN).unlink()
+    kubernetes.until(lambda: ("Node", "DriftRepaired") in events(kubernetes), "the Event")
+    assert {("Node", "SetUp"), ("Pod", "SetUp"), ("Pod", "DriftRepaired")} <= events(kubernetes)
+    assert label(kubernetes) == "true"
+    forget_restarts(node)
+    roll_out(kubernetes)
+    told = uninstall(kubernetes)
+    assert "the node was reverted" in told, told
+    assert label(kubernetes) is None
+    assert condition(kubernetes) == ("False", "Reverted")
+    assert state(node) == before
+
+
+def test_the_token_of_a_pod_changes_its_own_node_s_label_and_condition_alone(
+    kubernetes: Cluster,
+) -> None:
+    other = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "other"}}
+    kubernetes.kubectl("apply", "--filename=-", text=json.dumps(other))
+    install(kubernetes)
+    kubernetes.until(lambda: label(kubernetes) == "true", "the label")
+    [pod] = kubernetes.get("pods", IN)["items"]
+    name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
+    asked = ("create", "token", IN, "nvidia-toolkit")
+    bound = ("--bound-object-kind=Pod", f"--bound-object-name={name}", f"--bound-object-uid={uid}")
+    token = kubernetes.kubectl(*asked, *bound).stdout.strip()
+    unbound = kubernetes.kubectl(*asked).stdout.strip()
+    kept = kubernetes.get("node", "node")
+
+    def patch(content: object, where: str = "node/status", as_: str = token) -> int:
+        status, said = kubernetes.request(
+            as_, "PATCH", f"/api/v1/nodes/{where}", content, "strategic-merge-patch+json"
+        )
+        assert status != 500, said
+        return status
+
+    def labelled(**labels: str | None) -> dict[str, Any]:
+        return {"metadata": {"labels": labels}}
+
+    def conditions(kind: str, status: str = "True") -> dict[str, Any]:
+        return {"status": {"conditions": [{"type": kind, "status": status, "reason": "Test"}]}}
+
+    own = {"metadata": {"labels": {LABEL: None}}} | conditions(CONDITION, "False")
+    assert patch(own) == 200
+    assert (label(kubernetes), condition(kubernetes)) == (None, ("False", "Test"))
+    assert patch({"metadata": {"labels": {LABEL: "true"}}}) == 200
+    refused: list[Any] = [
+        labelled(other="true"),
+        labelled(**{LABEL: "false"}),
+        labelled(**{"kubernetes.io/hostname": None}),
+        labelled(**{"nvidia.com/gpu.present": None}),
+        labelled(**{"node-role.kubernetes.io/control-plane": ""}),
+        {"metadata": {"annotations": {"a": "b"}}},
+        {"metadata": {"finalizers": ["example.com/stay"]}},
+        {"metadata": {"ownerReferences": [
+            {"apiVersion": "v1", "kind": "Pod", "name": name, "uid": uid},
+        ]}},
+        conditions("Ready", "False"),
+        conditions("MemoryPressure"),
+        {"status": {"conditions": [{"$patch": "replace"}]}},
+        {"status": {"capacity": {"nvidia.com/gpu": "8"}}},
+        {"status": {"allocatable": {"cpu": "1m"}}},
+        {"status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]}},
+        {"status": {"daemonEndpoints": {"kubeletEndpoint": {"Port": 1}}}},
+        {"status": {"volumesInUse": ["x"]}},
+        {"status": {"phase": "Terminated"}},
+    ]  # fmt: skip
+    assert {json.dumps(each): patch(each) for each in refused} == {
+        json.dumps(each): 403 for each in refused
+    }
+    taint = {"spec": {"taints": [{"key": "a", "effect": "NoSchedule"}], "unschedulable": True}}
+    # The API server ignores a spec here; through the Node itself the pod has no right.
+    assert patch(taint) in {200, 403}
+    assert [patch(content, "node") for content in (own, taint)] == [403, 403]
+    assert patch(own, "other/status") == 403
+    assert patch(own, as_=unbound) == 403
+    for method, path in (
+        ("GET", "nodes/node"),
+        ("GET", "nodes"),
+        ("DELETE", "nodes/other"),
+        ("GET", "pods"),
+        ("PUT", "nodes/node/status"),
+    ):
+        assert kubernetes.request(token, method, f"/api/v1/{path}", kept)[0] == 403
+    now = kubernetes.get("node", "node")
+    assert now["spec"] == kept["spec"]
+    assert now["metadata"]["labels"] == kept["metadata"]["labels"]
+    assert now["metadata"].get("annotations") == kept["metadata"].get("annotations")
+    send_events(kubernetes, token, name)
+    uninstall(kubernetes)
+    kubernetes.kubectl("delete", "node", "other")
+
+
+def send_events(kubernetes: Cluster, token: str, pod: str) -> None:
+    """Send Events with the token of a pod: about itself, and about what it has no business with."""
+
+    def send(kind: str, name: str, namespace: str, component: str = "nvidia-toolkit") -> int:
+        about = {"kind": kind, "apiVersion": "v1", "name": name}
+        event = {
+            "metadata": {"generateName": "test.", "namespace": namespace},
+            "involvedObject": about | ({"namespace": namespace} if kind != "Node" else {}),
+            "reason": "Test",
+            "source": {"component": component},
+        }
+        path = f"/api/v1/namespaces/{namespace}/events"
+        return kubernetes.request(token, "POST", path, event)[0]
+
+    assert send("Node", "node", "default") == 201
+    assert send("Pod", pod, helm.NAMESPACE) == 201
+    assert send("Node", "other", "default") == 403
+    assert send("Pod", f"{pod}x", helm.NAMESPACE) == 403
+    assert send("Pod", pod, "default") == 403
+    assert send("Deployment", "coredns", "kube-system") == 403
+    assert send("Node", "node", "default", "kubelet") == 403
+
+
 # --- what the documents say ---------------------------------------------------------------------
 
 
@@ -407,13 +588,19 @@ def test_the_documented_commands_for_a_cluster(kubernetes: Cluster) -> None:
         pod["metadata"]["name"]
     }
     sweep(node)
+    look_over(kubernetes, lines)
     look_into(kubernetes, pod, lines.pop("exec POD"), lines.pop("logs POD"))
     told = last_words(kubernetes, lambda: kubernetes.shell(lines.pop("helm uninstall")))
     assert "the node was reverted" in told, told
     assert state(node) == before
     assert objects(kubernetes) == {"Role", "RoleBinding", "ServiceAccount"}
+    assert report_objects(kubernetes) == {
+        "ClusterRole": 1, "ClusterRoleBinding": 1,
+        "ValidatingAdmissionPolicy": 2, "ValidatingAdmissionPolicyBinding": 2,
+    }  # fmt: skip
     kubernetes.shell(lines.pop("delete rolebinding"))
     assert objects(kubernetes) == set()
+    assert report_objects(kubernetes) == {}
     images.give(
         node,
         helm.container(helm.objects((deploy.MANIFESTS / "daemonset.yaml").read_text("utf-8")))[
@@ -462,6 +649,32 @@ def set_up_and_revert_by_jobs(kubernetes: Cluster, lines: dict[str, str]) -> Non
     kubernetes.shell(lines.pop("delete --kustomize deploy/jobs"))
     kubernetes.kubectl("label", "node", "node", "nvidia-toolkit/batch-")
     real.USED.add(f"Jobs that set a node up and revert it, on Kubernetes {versions.KUBERNETES}")
+
+
+def report_objects(kubernetes: Cluster) -> Counter[str]:
+    """Return how many objects of the report there are outside of namespaces, by kind."""
+    found = kubernetes.get(
+        "clusterrole,clusterrolebinding,validatingadmissionpolicy,validatingadmissionpolicybinding",
+        f"--selector=app.kubernetes.io/instance={helm.RELEASE}",
+    )
+    return Counter(each["kind"] for each in found["items"])
+
+
+def look_over(kubernetes: Cluster, lines: dict[str, str]) -> None:
+    """Run the documented lines that show the fleet, and the one that removes a label by hand."""
+    kubernetes.until(lambda: label(kubernetes) == "true", "the label")
+    said = kubernetes.shell(lines.pop("--selector nvidia-toolkit.io/ready=true")).stdout
+    assert [line.split()[0] for line in said.splitlines()] == ["NAME", "node"]
+    head, row = kubernetes.shell(lines.pop("custom-columns")).stdout.splitlines()
+    assert head.split() == ["NODE", "READY", "SINCE", "REASON", "MESSAGE"]
+    name, ready, _, reason, *message = row.split()
+    assert (name, ready, reason) == ("node", "True", "Verified")
+    assert re.fullmatch(r"nvidia-toolkit \S+ containerd 2\.\S+", " ".join(message)), row
+    said = kubernetes.shell(lines.pop("get events")).stdout
+    assert re.search(r"^default +.* SetUp +node/node +the node is set up: ", said, re.MULTILINE)
+    assert re.search(rf"^{helm.NAMESPACE} +.* SetUp +pod/nvidia-toolkit-", said, re.MULTILINE)
+    kubernetes.shell(lines.pop("label node NODE").replace("NODE", "node"))
+    assert label(kubernetes) is None
 
 
 def look_into(kubernetes: Cluster, pod: Mapping[str, Any], diagnose: str, previous: str) -> None:

@@ -32,6 +32,7 @@ from tests.support import (
     hosts,
     nodes,
     real,
+    versions,
 )
 from tests.support.documents import ROOT
 from tests.support.hosts import UNIT
@@ -291,11 +292,11 @@ def on_host(node: Node, line: str, scratch: Path) -> str:
             nodes.run(node, ["rm", *(f"/usr/bin/{name}" for name in PACKAGE)])
         case ["GOBIN=/usr/local/bin", "CGO_ENABLED=1", "go", "install", module]:
             name, _, version = module.partition("/cmd/...@")
-            assert (name, version) == (binaries.TOOLKIT_MODULE, binaries.TOOLKIT)
+            assert (name, version) == (binaries.TOOLKIT_MODULE, versions.TOOLKIT)
             give(node, "/usr/local/bin", binaries.TOOLKIT_PROGRAMS)
         case ["skopeo", "copy", source, target]:
             require("skopeo")
-            assert source == f"docker://nvcr.io/nvidia/k8s/container-toolkit:{binaries.TOOLKIT}"
+            assert source == f"docker://nvcr.io/nvidia/k8s/container-toolkit:{versions.TOOLKIT}"
             archive = scratch / "toolkit.tar"
             archive.write_bytes(toolkit_image(scratch / "files"))
             # skopeo would resolve the link that leads into the node.

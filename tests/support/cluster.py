@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -184,6 +185,43 @@ class Cluster:
         if check and done.returncode != 0:
             raise NodeError(f"kubectl {' '.join(words)}: {done.stderr}{done.stdout}")
         return done
+
+    def request(
+        self, token: str, method: str, path: str, content: object, kind: str = "json"
+    ) -> tuple[int, str]:
+        """Send a request with a token, which kubectl would precede by another; return the answer.
+
+        `kind` is the kind of a patch: `strategic-merge-patch+json` or `merge-patch+json`.
+        """
+        script = (
+            "import http.client, ssl, sys\n"
+            "token, method, path, body, kind, ca = sys.argv[1:]\n"
+            "client = http.client.HTTPSConnection("
+            f"'{_SERVICE}', context=ssl.create_default_context(cafile=ca), timeout=30)\n"
+            "client.request(method, path, body, {'Authorization': f'Bearer {token}',"
+            " 'Content-Type': f'application/{kind}'})\n"
+            "answer = client.getresponse(); print(answer.status, answer.read().decode())"
+        )
+        done = subprocess.run(
+            (
+                *self.enter,
+                sys.executable,
+                "-c",
+                script,
+                token,
+                method,
+                path,
+                json.dumps(content),
+                kind,
+                str(self.authority.path),
+            ),
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
+        status, _, said = done.stdout.partition(" ")
+        return int(status), said
 
     def shell(self, line: str, *, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a line in the checkout as a user with helm, kubectl, KUBECONFIG; it must succeed."""

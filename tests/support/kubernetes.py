@@ -208,11 +208,15 @@ def context(certificate: Path) -> ssl.SSLContext:
 
 @dataclass(slots=True)
 class Api:
-    """The API by http.server: a status and a body for each path, and what was asked."""
+    """The API by http.server: a status and a body for each path, and what was asked.
+
+    The key of a request that changes something is its method and its path; `sent` are its bodies.
+    """
 
     answers: Mapping[str, tuple[int, object]]
     headers: Mapping[str, str] = field(default_factory=dict)
     asked: list[tuple[str, dict[str, str]]] = field(default_factory=list)
+    sent: list[tuple[str, Any]] = field(default_factory=list)
 
     def __call__(self, client: socket.socket) -> None:
         api = self
@@ -221,8 +225,23 @@ class Api:
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
+                self.answer(self.path)
+
+            def do_PATCH(self) -> None:
+                self.take()
+
+            def do_POST(self) -> None:
+                self.take()
+
+            def take(self) -> None:
+                target = f"{self.command} {self.path}"
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                api.sent.append((target, json.loads(body)))
+                self.answer(target)
+
+            def answer(self, target: str) -> None:
                 api.asked.append((self.path, dict(self.headers)))
-                status, said = api.answers[self.path]
+                status, said = api.answers[target]
                 body = said if isinstance(said, bytes) else json.dumps(said).encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(body)))

@@ -1,4 +1,4 @@
-"""The child process of the agent that runs one sync, and the files that both share.
+"""A child process of the agent, which runs one sync or one report, and the files that both share.
 
 The child may import large modules: its memory is freed when it exits.
 """
@@ -20,6 +20,8 @@ from toolkit.agent.report import SyncReport, from_json
 
 RESIDENT: Final = "resident"
 """The first argument of the process that stays; `toolkit.__main__` knows it."""
+NODE_REPORT: Final = "node-report"
+"""The first argument of the process that reports to the API server."""
 
 # --- JSON files in memory, shared with a child ----------------------------------------------------
 
@@ -46,6 +48,16 @@ def program() -> list[str]:
         *(["-S"] if sys.flags.no_site else []),
         f"{toolkit.__path__[0]}/__main__.py",
     ]
+
+
+def sync_command(kind: str, arguments: Sequence[str]) -> list[str]:
+    """Return the command that runs a sync of a kind with the arguments of the command line."""
+    return [*program(), "sync", f"--kind={kind}", *arguments]
+
+
+def report_command() -> list[str]:
+    """Return the command that reports the node's state to the API server."""
+    return [*program(), NODE_REPORT, str(REPORT)]
 
 
 def shared_json_fd(content: Mapping[str, Any]) -> int:
@@ -86,23 +98,25 @@ class Worker:
     """A running child. `fd` is the read end of its log, `began` the monotonic time of its start."""
 
     def __init__(
-        self, kind: str, arguments: Sequence[str], lock: int, previous: SyncReport
+        self, kind: str, argv: list[str], given: Mapping[str, Any], lock: int | None = None
     ) -> None:
-        """Start a child that runs a sync of a kind.
+        """Start a child of a kind with a command.
 
-        `lock` is the descriptor of the lock file, `previous` the part of the last report that the
-        child needs. Raises OSError if the child cannot be started.
+        `given` is the content of the file in which the child leaves its report, `lock` the
+        descriptor of the lock file for a child that changes the node. Raises OSError if the child
+        cannot be started.
         """
         self.kind = kind
         self.began = time.monotonic()
         self._rest = b""
-        self._report = shared_json_fd(previous)
+        self._report = shared_json_fd(given)
         self.fd, log_end = os.pipe2(os.O_CLOEXEC)
         try:
             os.set_blocking(self.fd, False)
-            argv = [*program(), "sync", f"--kind={kind}", *arguments]
             null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-            inherited = {0: null, LOCK: lock, REPORT: self._report, LOG: log_end}
+            inherited = {0: null, REPORT: self._report, LOG: log_end}
+            if lock is not None:
+                inherited[LOCK] = lock
             try:
                 self.pid = os.posix_spawn(
                     argv[0],
@@ -137,7 +151,11 @@ class Worker:
 
     def report(self) -> SyncReport:
         """Return the report of the child; empty if it exited without writing one."""
-        return from_json(read(self._report), self.kind)
+        return from_json(self.content(), self.kind)
+
+    def content(self) -> dict[str, Any]:
+        """Return what is in the file of the report, whatever it is."""
+        return read(self._report)
 
     def close(self) -> None:
         """Close the descriptors of the log and the report."""

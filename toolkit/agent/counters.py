@@ -86,5 +86,6 @@ def not_started(problem: str) -> SyncReport:
         "check": "sync",
         "ready": False,
         "unready": problem,
+        "is_exhausted": False,
         "metrics": "",  # the metrics of the report before are out of date
     }

@@ -24,7 +24,14 @@ from toolkit.agent import child, counters, signals
 from toolkit.agent.child import RESIDENT, Worker
 from toolkit.agent.inotify import Watches
 from toolkit.agent.pages import Pages
-from toolkit.agent.report import SyncReport, from_json
+from toolkit.agent.report import (
+    NOT_ROLLED_BACK,
+    ROLLED_BACK,
+    SyncReport,
+    from_json,
+    occurrence,
+    versions,
+)
 from toolkit.agent.schedule import Schedule
 from toolkit.agent.signals import STOPS, SignalQueue
 from toolkit.log import LOGGER
@@ -35,6 +42,7 @@ from toolkit.state.readiness_probe import NO_PLUGIN
 if TYPE_CHECKING:
     from toolkit.agent.nri import Plugin
     from toolkit.deadline import Cancellation
+    from toolkit.kube.report_schedule import ReportSchedule
     from toolkit.node.service_manager import ServiceManager
 
 _ROLLBACK_TIME: Final = 18.0
@@ -45,6 +53,9 @@ _ACCOUNT: Final = "/var/run/secrets/kubernetes.io/serviceaccount/token"
 _LONGEST: Final = 3600.0
 _DRIVER_INTERVAL: Final = 10.0
 """Seconds between checks for the driver, if readiness depends on it: a module causes no event."""
+_NO_DRIVER: Final = "the NVIDIA driver is not loaded any more"
+_REPORT_TIME: Final = 30.0
+"""Seconds after which a child that reports to the API server is killed; its requests take 10 s."""
 _NEVER: Final = float("inf")
 
 
@@ -101,6 +112,8 @@ class Daemon:
         self._runtime = -1
         self._plugin: Plugin | None = None
         self._was_registered = False
+        self._reports: ReportSchedule | None = None
+        self._reporter: Worker | None = None
         self._state_file = StateFile()
         self._pages = Pages(lambda: self.report, self._state_file.problem, lambda: self._plugin)
         self._signals = SignalQueue()
@@ -115,6 +128,7 @@ class Daemon:
             self._signals.put(number)
         self._signals.listen()
         self._apply(self.report)
+        self._note(self.report)
         self._pause()
         self._publish()
         if not self._has_driver and self.report["settings"]["needs_driver"]:
@@ -136,6 +150,8 @@ class Daemon:
                 )
                 self._sync_requested = False
             self._notify()
+            self._send_report()
+        self._end_reporter()  # before a revert, which removes the label that it may be setting
         code = self._leave()
         self._state_file.remove()
         return code
@@ -158,8 +174,9 @@ class Daemon:
         for fd in (self._signals.fd, self._watches.fd, self._runtime, self._pages.fd):
             if fd >= 0:
                 poll.register(fd, select.POLLIN)
-        if self._worker is not None:
-            poll.register(self._worker.fd, select.POLLIN)
+        for child_process in (self._worker, self._reporter):
+            if child_process is not None:
+                poll.register(child_process.fd, select.POLLIN)
         if self._plugin is not None and self._plugin.fd >= 0:
             poll.register(self._plugin.fd, self._plugin.events)
         ready = poll.poll(self._milliseconds())
@@ -170,7 +187,7 @@ class Daemon:
 
     def _milliseconds(self) -> float:
         """Return the milliseconds until the next deadline."""
-        ends = [time.monotonic() + _LONGEST]
+        ends = [time.monotonic() + _LONGEST, self._report_due()]
         if self._plugin is not None:
             ends.append(self._plugin.due)
         if self._service_manager is not None:
@@ -185,6 +202,14 @@ class Daemon:
                 ends.append(self._end - _ROLLBACK_TIME)
         return max(min(ends) - time.monotonic(), 0.0) * 1000 + 1
 
+    def _report_due(self) -> float:
+        """Return when the next report starts, or the running one has to end."""
+        if self._reporter is not None:
+            return self._reporter.began + _REPORT_TIME
+        if self._reports is not None and self.stopped_by is None:
+            return self._reports.due
+        return _NEVER
+
     def _dispatch(self, fd: int) -> None:
         if fd == self._signals.fd:
             self._signals.empty()
@@ -195,6 +220,8 @@ class Daemon:
             self._lost_runtime()
         elif self._worker is not None and fd == self._worker.fd:
             self._worker.relay()
+        elif self._reporter is not None and fd == self._reporter.fd:
+            self._reporter.relay()
         elif fd == self._pages.fd:
             self._pages.serve()
 
@@ -229,6 +256,8 @@ class Daemon:
                 return
             if self._worker is not None and pid == self._worker.pid:
                 self._ended = os.waitstatus_to_exitcode(status)
+            if self._reporter is not None and pid == self._reporter.pid:
+                self._collect_report(self._reporter)
 
     # --- the child ---
 
@@ -241,7 +270,8 @@ class Daemon:
             )
             if self._was_registered:
                 previous["plugin"] = [os.getpid(), procfs.start_time(os.getpid()) or 0]
-            self._worker = Worker(kind, self.arguments, self.lock, previous)
+            command = child.sync_command(kind, self.arguments)
+            self._worker = Worker(kind, command, previous, self.lock)
         except OSError as error:
             problem = f"a sync cannot be started: {error}"
             LOGGER.error("%s", problem)
@@ -264,6 +294,8 @@ class Daemon:
         worker.close()
         self._log_outcome(report)
         self._apply({**self.report, **report})
+        if report.get("kind") != "greet":
+            self._note({**self.report, **report})
         self._pause(is_changed=report["outcome"] == "changed")
         self._publish()
 
@@ -308,6 +340,7 @@ class Daemon:
         if report["outcome"] != "failed":
             self._follow(report["pid"] if checks else None)
         self._pages.listen(report["settings"]["metrics"])
+        self._apply_reports(interval)
         self._apply_plugin()
         self._check_driver()
 
@@ -336,6 +369,12 @@ class Daemon:
         had_driver, self._has_driver = self._has_driver, is_loaded
         if had_driver is None or had_driver is is_loaded:
             return
+        if self._reports is not None:
+            self._reports.add(
+                {"reason": "DriverLoaded", "kind": "Normal", "message": "the driver is loaded"}
+                if is_loaded
+                else {"reason": "DriverGone", "kind": "Warning", "message": _NO_DRIVER}
+            )
         if is_loaded:
             LOGGER.info("the NVIDIA driver is loaded")
         else:
@@ -347,6 +386,73 @@ class Daemon:
             LOGGER.warning("the NVIDIA driver is not loaded any more: containers %s", effect)
         if self._on_drift != "ignore" or settings["needs_driver"]:
             self.pace.changed()  # metrics, readiness record and CDI specification depend on it
+
+    # --- the report to the API server ---
+
+    def _apply_reports(self, interval: float) -> None:
+        """Begin, change or end the reports to the API server if their settings changed."""
+        settings = self.report["settings"].get("report")
+        if self._reports is not None and self._reports.settings != settings:
+            self._reports = None
+        if self._reports is None and settings is not None:
+            from toolkit.kube.report_schedule import ReportSchedule  # noqa: PLC0415  # in a pod only
+
+            self._reports = ReportSchedule(settings, min(interval, _LONGEST))
+
+    def _note(self, report: SyncReport) -> None:
+        """Add the Event for a sync that was more than a look, and what it says of readiness."""
+        if self._reports is None:
+            return
+        if (event := occurrence(report)) is not None:
+            self._reports.add(event)
+        self._observe(is_harmed=report["code"] in (ROLLED_BACK, NOT_ROLLED_BACK))
+
+    def _observe(self, *, is_harmed: bool = False) -> None:
+        if self._reports is not None:
+            is_ready = self.report["ready"]
+            why = versions(self.report) if is_ready else self.report["unready"]
+            self._reports.observe(is_ready=is_ready, why=why, is_harmed=is_harmed)
+
+    def _send_report(self) -> None:
+        """Start a child for the report if it is due; end one that takes too long.
+
+        It runs beside a sync and without the lock: neither waits for the other.
+        """
+        self._observe()
+        if self._reporter is not None:
+            if time.monotonic() >= self._reporter.began + _REPORT_TIME:
+                self._reporter.signal(signal.SIGKILL)
+            return
+        if self._reports is None or self.stopped_by is not None:
+            return
+        if self._reports.due <= time.monotonic():
+            report = self._reports.begin()
+            try:
+                self._reporter = Worker("report", child.report_command(), report)
+            except OSError as error:
+                self._log_report({"error": f"cannot be started: {error.strerror}"})
+
+    def _collect_report(self, reporter: Worker) -> None:
+        """Take over what became of a report from the child, which has exited."""
+        self._reporter = None
+        reporter.relay()
+        content = reporter.content()
+        reporter.close()
+        self._log_report(content if content.get("kind") == "report" else {})
+
+    def _log_report(self, result: Mapping[str, Any]) -> None:
+        """Log the first failure of the reports to the API server, and another one."""
+        if self._reports is not None and (error := self._reports.end(result)):
+            LOGGER.warning("the node's state is not reported, it is tried again: %s", error)
+
+    def _end_reporter(self) -> None:
+        """Kill a running report and wait for its end: no request of it may come later."""
+        if self._reporter is not None:
+            self._reporter.signal(signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self._reporter.pid, 0)
+            self._reporter.close()
+            self._reporter = None
 
     def _watch(self, watch: Mapping[str, list[str] | None], interval: float) -> None:
         """Watch directories; log which ones cannot be watched whenever that changes."""

@@ -20,6 +20,7 @@ from toolkit.agent import counters, watch_list
 from toolkit.agent.report import AgentSettings, SyncReport
 from toolkit.cdi import driver
 from toolkit.errors import Interrupted, NotRolledBack, RolledBack, StepError, ToolkitError
+from toolkit.kube import report as kube_report
 from toolkit.log import LOGGER, facts
 from toolkit.reconcile import cdi, preflight, readiness, transaction, verify
 from toolkit.reconcile.context import Context
@@ -78,6 +79,7 @@ def later(context: Context, kind: str, previous: SyncReport) -> SyncReport:
             "unready": error.message,
             "seconds": round(time.monotonic() - began, 3),
             "is_drift": True,
+            "is_exhausted": isinstance(error, StepError) and bool(context.budget.restart_refusal()),
         }
         return _finished(context, failed, counts)
 
@@ -97,6 +99,7 @@ def agent_settings(settings: Settings) -> AgentSettings:
         "readiness": str(settings.readiness),
         "state": str(RunDir.of(settings.pid_file).agent),
         "nri": _plugin_settings(settings) if settings.runs_plugin else None,
+        "report": kube_report.settings_of(settings),
     }
 
 

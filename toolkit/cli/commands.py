@@ -6,7 +6,8 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -19,10 +20,18 @@ from toolkit.agent import child
 from toolkit.agent.report import from_json
 from toolkit.deadline import Cancellation, end_at_once
 from toolkit.discovery import selection
-from toolkit.errors import Contradiction, StepError, ToolkitError, UsageProblem
+from toolkit.errors import (
+    Contradiction,
+    Interrupted,
+    Locked,
+    StepError,
+    ToolkitError,
+    UsageProblem,
+)
+from toolkit.kube import report as kube_report
 from toolkit.node import lock
 from toolkit.reconcile import readiness, transaction
-from toolkit.reconcile.context import Context
+from toolkit.reconcile.context import Context, budget_of
 from toolkit.reconcile.planning import Plan, make_plan
 from toolkit.settings.resolve import Settings, resolve
 from toolkit.state import readiness_probe
@@ -215,17 +224,19 @@ def _run(invocation: Invocation) -> int:
     no_daemon = invocation.settings.no_daemon
     # SIGHUP makes the agent resolve its settings again, so it does not stop the first sync.
     stop.listen(keep=() if no_daemon else (signal.SIGHUP,))
-    context = invocation.context(stop)
+    with _reporting_failures(invocation.settings):
+        context = invocation.context(stop)
     if invocation.is_json and not no_daemon:
         raise UsageProblem(
             ["-o json requires --no-daemon"],
             hint="add --no-daemon, or write the agent's log as JSON with --log-format=json",
         )
-    with lock.held(invocation.lock) as fd:
+    with lock.held(invocation.lock) as fd, _reporting_failures(context.settings):
         if no_daemon:
             began = time.monotonic()
             applied = transaction.converge(context.settings, context.adapter, stop)
             _require_specification(applied)
+            readiness.report(context.settings)
             if readiness.lacks_driver(context, applied):
                 log.LOGGER.warning("not ready: %s", readiness_probe.NO_DRIVER)
             if invocation.is_json:
@@ -237,6 +248,25 @@ def _run(invocation: Invocation) -> int:
 
         first = sync.first(context)
         return daemon.stay(fd, first, invocation.arguments, invocation.log_options, stop)
+
+
+@contextmanager
+def _reporting_failures(settings: Settings) -> Iterator[None]:
+    """Report to the API server that the node is not set up: no agent runs that would do so."""
+    try:
+        yield
+    except (Interrupted, Locked):
+        raise
+    except ToolkitError as error:
+        if kube_report.is_wanted(settings):
+            from toolkit.agent import report  # noqa: PLC0415  # rarely needed
+
+            is_exhausted = isinstance(error, StepError) and bool(
+                budget_of(settings).restart_refusal()
+            )
+            failure = report.failure(error.exit_code, error.message, is_exhausted=is_exhausted)
+            readiness.report(settings, failure)
+        raise
 
 
 def _require_specification(applied: Plan) -> None:

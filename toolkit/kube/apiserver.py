@@ -1,4 +1,4 @@
-"""Client for GET requests to the Kubernetes API with the pod's service account and one deadline.
+"""Client for the Kubernetes API with the pod's service account and one deadline for all requests.
 
 Only a short-lived process imports this module, so that the idle agent does not keep TLS in memory.
 """
@@ -12,12 +12,12 @@ import re
 import socket
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -27,10 +27,28 @@ _MOST_RECEIVED: Final = 2 * _LARGEST
 _HOST: Final = re.compile(r"[0-9A-Za-z.:-]+")
 _PORT: Final = re.compile(r"[0-9]{1,5}")
 _TOKEN: Final = re.compile(r"[!-~]+")
+_LONGEST_NAME: Final = 253
+_LABEL: Final = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+_NAME: Final = re.compile(rf"{_LABEL}(\.{_LABEL})*")
+_LONGEST_NUMBER: Final = 10
+
+
+_LONGEST_WAIT: Final = 3600.0
+_METADATA: Final = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json"
+"""What is accepted in response to a change: a whole Node may have hundreds of kilobytes."""
 
 
 class ApiError(Exception):
-    """The API request failed. The message says why and never contains the token."""
+    """The API request failed. The message says why and never contains the token.
+
+    `status` is the HTTP status of the response, 0 without one. `wait` is how many seconds the
+    server asks to wait before another request (Retry-After), 0 if it does not.
+    """
+
+    def __init__(self, message: str, *, status: int = 0, wait: float = 0.0) -> None:
+        super().__init__(message)
+        self.status = status
+        self.wait = wait
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,14 +104,78 @@ def find(environment: Mapping[str, str], account: Path, *, timeout: float) -> Ap
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Request:
+    method: str
+    target: str
+    accept: str = "application/json"
+    body: bytes | None = None
+    content_type: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.target}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Response:
+    status: int
+    body: bytes
+    wait: float
+
+
 def get(api: Api, target: str) -> tuple[int, object]:
     """Return the status of a GET request, 200 or 404, and its JSON body, None if that is not JSON.
 
     Raises ApiError for every other status, and if there is no response.
     """
-    failed = f"{api} does not answer GET {target}"
+    request = _Request(method="GET", target=target)
+    response = _response(api, request, {http.client.OK, http.client.NOT_FOUND})
+    return response.status, _json(response.body)
+
+
+def send(
+    api: Api, method: str, target: str, content: Mapping[str, Any], *, content_type: str
+) -> object:
+    """Send an object and return the metadata in the response; None if that is not JSON.
+
+    `method` is POST or PATCH, `content_type` that of `content` (for a patch it says which kind of
+    patch). Raises ApiError for every status but 200 and 201, and if there is no response. The
+    server may have made the change nevertheless if the response did not arrive in time.
+    """
+    request = _Request(
+        method=method,
+        target=target,
+        accept=_METADATA,
+        body=json.dumps(content).encode(),
+        content_type=content_type,
+    )
+    return _json(_response(api, request, {http.client.OK, http.client.CREATED}).body)
+
+
+def path_of(
+    api: Api, group: str, resource: str, name: str | None, *, namespace: str | None = None
+) -> str:
+    """Return the API path of an object in a namespace, by default the pod's.
+
+    With None as the name it is the path of the collection. Raises ApiError if a name is invalid.
+    """
+    space = checked_name(api.namespace if namespace is None else namespace)
+    tail = "" if name is None else f"/{checked_name(name)}"
+    return f"{group}/namespaces/{space}/{resource}{tail}"
+
+
+def checked_name(name: str) -> str:
+    """Return the name of an object. Raises ApiError if it is no name of Kubernetes (RFC 1123)."""
+    if len(name) > _LONGEST_NAME or not _NAME.fullmatch(name):
+        raise ApiError(f"{name[:80]!r} is not a valid Kubernetes name")
+    return name
+
+
+def _response(api: Api, request: _Request, expected: Collection[int]) -> _Response:
+    """Return the response to a request. Raises ApiError if its status is not an expected one."""
+    failed = f"{api} does not answer {request}"
     try:
-        status, body = _exchange(api, target)
+        response = _exchange(api, request)
     except TimeoutError as error:
         raise ApiError(f"{failed} within {api.timeout:g} s") from error
     except ssl.SSLCertVerificationError as error:
@@ -103,15 +185,23 @@ def get(api: Api, target: str) -> tuple[int, object]:
         raise ApiError(f"{failed} in HTTP: {type(error).__name__}") from error
     except (OSError, ValueError) as error:
         raise ApiError(f"{failed}: {error}") from error
-    if status not in {http.client.OK, http.client.NOT_FOUND}:
-        phrase = http.client.responses.get(status, "")
-        raise ApiError(f"{api} answers GET {target} with {status} {phrase}".rstrip())
-    if len(body) > _LARGEST:
-        raise ApiError(f"{api} answers GET {target} with more than {_LARGEST} bytes")
+    if response.status not in expected:
+        phrase = http.client.responses.get(response.status, "")
+        raise ApiError(
+            f"{api} answers {request} with {response.status} {phrase}".rstrip(),
+            status=response.status,
+            wait=response.wait,
+        )
+    if len(response.body) > _LARGEST:
+        raise ApiError(f"{api} answers {request} with more than {_LARGEST} bytes")
+    return response
+
+
+def _json(body: bytes) -> object:
     try:
-        return status, json.loads(body)
+        return json.loads(body)
     except (ValueError, RecursionError):
-        return status, None
+        return None
 
 
 def _text(path: Path) -> str:
@@ -156,8 +246,8 @@ class _Socket(ssl.SSLSocket):
         return size
 
 
-def _exchange(api: Api, target: str) -> tuple[int, bytes]:
-    """Return the status and the body of a response. Raises TimeoutError at the deadline.
+def _exchange(api: Api, request: _Request) -> _Response:
+    """Return the response to a request. Raises TimeoutError at the deadline.
 
     A timeout of the socket bounds one read only, so a server that sends a byte now and then would
     hold this process for as long as it likes: at the deadline the connection is shut down.
@@ -165,13 +255,13 @@ def _exchange(api: Api, target: str) -> tuple[int, bytes]:
     client = http.client.HTTPSConnection(
         api.host, api.port, timeout=api.left(), context=api.context
     )
-    results: SimpleQueue[tuple[int, bytes] | Exception] = SimpleQueue()
+    results: SimpleQueue[_Response | Exception] = SimpleQueue()
 
     def exchange() -> None:
         try:
             client.connect()
             api.left()  # nobody shuts down a connection that is made after the deadline
-            results.put(_request(client, target, api.token))
+            results.put(_request(client, request, api.token))
         except Exception as error:  # noqa: BLE001  # it is raised where the result is waited for
             client.close()
             results.put(error)
@@ -192,15 +282,27 @@ def _exchange(api: Api, target: str) -> tuple[int, bytes]:
     return result
 
 
-def _request(client: http.client.HTTPSConnection, target: str, token: str) -> tuple[int, bytes]:
+def _request(client: http.client.HTTPSConnection, request: _Request, token: str) -> _Response:
     headers = {
         "Authorization": f"Bearer {token}",
-        "Accept": "application/json",
+        "Accept": request.accept,
         "Connection": "close",
     }
+    if request.content_type:
+        headers["Content-Type"] = request.content_type
     try:
-        client.request("GET", target, headers=headers)
+        client.request(request.method, request.target, body=request.body, headers=headers)
         with client.getresponse() as response:
-            return response.status, response.read(_LARGEST + 1)
+            return _Response(
+                status=response.status,
+                body=response.read(_LARGEST + 1),
+                wait=_seconds(response.getheader("Retry-After", "")),
+            )
     finally:
         client.close()
+
+
+def _seconds(text: str) -> float:
+    """Return the seconds of a Retry-After header, bounded; 0 for a date or anything else."""
+    is_number = text.isascii() and text.isdecimal() and len(text) < _LONGEST_NUMBER
+    return min(float(text), _LONGEST_WAIT) if is_number else 0.0

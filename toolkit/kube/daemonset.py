@@ -15,15 +15,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import quote
 
 from toolkit.kube import apiserver
 from toolkit.kube.apiserver import Api, ApiError
 
 _ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-_LONGEST_NAME: Final = 253
-_LABEL: Final = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
-_NAME: Final = re.compile(rf"{_LABEL}(\.{_LABEL})*")
 _GENERATED: Final = re.compile("-[bcdfghjklmnpqrstvwxz2456789]{5}")
 """The suffix that a Kubernetes controller adds to its own name to name a pod."""
 
@@ -82,7 +78,7 @@ def _lookup(api: Api, name: str, *, owner: str | None) -> Lookup:
 
     `owner` is the UID of the one that owns this pod, None if it is not known. Raises ApiError.
     """
-    target = _target(api, "/apis/apps/v1", "daemonsets", name)
+    target = apiserver.path_of(api, "/apis/apps/v1", "daemonsets", name)
     subject = f"the DaemonSet {api.namespace}/{name}"
     status, answer = apiserver.get(api, target)
     if status == http.client.NOT_FOUND:
@@ -105,7 +101,7 @@ def _lookup(api: Api, name: str, *, owner: str | None) -> Lookup:
 
 def _owner(api: Api, pod: str) -> tuple[str, str]:
     """Return the name and the UID of the DaemonSet that owns a pod. Raises ApiError."""
-    target = _target(api, "/api/v1", "pods", pod)
+    target = apiserver.path_of(api, "/api/v1", "pods", pod)
     status, answer = apiserver.get(api, target)
     if status == http.client.NOT_FOUND:
         raise ApiError(f"{api} answers GET {target} with 404 Not Found")
@@ -116,14 +112,6 @@ def _owner(api: Api, pod: str) -> tuple[str, str]:
         if is_controller and isinstance(name, str) and isinstance(uid, str):
             return name, uid
     raise ApiError(f"the pod {api.namespace}/{pod} does not belong to a DaemonSet")
-
-
-def _target(api: Api, group: str, resource: str, name: str) -> str:
-    """Return the API path of an object. Raises ApiError if the namespace or the name is invalid."""
-    for part in (api.namespace, name):
-        if len(part) > _LONGEST_NAME or not _NAME.fullmatch(part):
-            raise ApiError(f"{part[:80]!r} is not a valid Kubernetes name")
-    return f"{group}/namespaces/{quote(api.namespace, safe='')}/{resource}/{quote(name, safe='')}"
 
 
 def _is_gone(answer: object, name: str) -> bool:

@@ -113,11 +113,7 @@ class Context:
     @property
     def budget(self) -> Budget:
         """Return the restart budget, whose counter file lies beside the PID file."""
-        return Budget(
-            path=RunDir.of(self.settings.pid_file).restarts,
-            most=self.settings.restart_budget,
-            window=self.settings.restart_window,
-        )
+        return budget_of(self.settings)
 
     @property
     def readiness(self) -> Path:
@@ -132,3 +128,12 @@ class Context:
     def deadline(self) -> Deadline:
         """Return a deadline of `--reload-timeout` from now for the runtime to load a change."""
         return Deadline(self.settings.reload_timeout, self.stop)
+
+
+def budget_of(settings: Settings) -> Budget:
+    """Return the restart budget, whose counter file lies beside the PID file."""
+    return Budget(
+        path=RunDir.of(settings.pid_file).restarts,
+        most=settings.restart_budget,
+        window=settings.restart_window,
+    )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
+from toolkit import __version__
 from toolkit.cdi import driver
 from toolkit.errors import HandlerAtFault, StepError, UsageProblem
+from toolkit.kube import report as kube_report
 from toolkit.log import LOGGER
 from toolkit.node.processes import RuntimeProcess
 from toolkit.reconcile import verify
@@ -16,7 +18,13 @@ from toolkit.reconcile.planning import Plan, make_plan
 from toolkit.runtime import locate
 from toolkit.runtime.health import Health
 from toolkit.settings.options import VerifyMode
+from toolkit.settings.resolve import Settings
 from toolkit.state import readiness_probe, readiness_record
+
+if TYPE_CHECKING:
+    from toolkit.kube.report import Occurrence
+
+_REPORT_SECONDS: Final = 5.0
 
 
 def check(context: Context) -> tuple[Plan, str]:
@@ -209,3 +217,51 @@ def _facts(
     facts = readiness_record.facts(runtime, daemon, state.effective, digest, files, signs)
     plugin = _plugin(context) if context.settings.runs_plugin else None
     return {**facts, "plugin": None if plugin is None else list(plugin)}
+
+
+# --- the report to the API server, where no agent sends it ----------------------------------------
+
+
+def report(settings: Settings, failure: Occurrence | None = None) -> None:
+    """Report to the API server whether the node is ready, as the readiness record says.
+
+    `failure` is the Event of a run that failed; if the record still counts, the label and the
+    condition stay as they are. A failure to report is only logged.
+    """
+    if (to := kube_report.settings_of(settings)) is None:
+        return
+    from toolkit.kube import node_report, report_schedule  # noqa: PLC0415  # imports ssl, which is large
+
+    problem = readiness_probe.unready(settings.readiness)
+    is_ready = None if failure and not problem else not problem
+    why = failure["message"] if failure else problem
+    result = node_report.send(
+        {
+            "settings": to,
+            "ready": is_ready,
+            "reason": report_schedule.NOT_READY if problem else report_schedule.VERIFIED,
+            "message": why or f"nvidia-toolkit {__version__}",
+            "events": [failure] if failure else [],
+        },
+        timeout=_REPORT_SECONDS,
+    )
+    if result["error"]:
+        LOGGER.warning("the node's state is not reported: %s", result["error"])
+
+
+def withdraw(settings: Settings) -> None:
+    """Remove the label, and set the condition to False, before the node is reverted.
+
+    If that fails, the revert goes on: an API server that is away keeps no node from being reverted.
+    """
+    if (to := kube_report.settings_of(settings)) is None:
+        return
+    from toolkit.kube import node_report  # noqa: PLC0415  # imports ssl, which is large
+
+    if problem := node_report.withdraw(to, "the node is being reverted"):
+        way_out = f"kubectl label node {to['node']} {to['label']}-" if to["label"] else ""
+        LOGGER.warning(
+            "the node may still be reported as ready: %s%s",
+            problem,
+            f"; remove the label: {way_out}" if way_out else "",
+        )

@@ -23,6 +23,7 @@ from toolkit.reconcile import (
     handler_verification,
     planning,
     preflight,
+    readiness,
     transaction,
     verify,
 )
@@ -64,6 +65,7 @@ def revert(settings: Settings, adapter: Adapter, stop: Cancellation | None = Non
     # A container that a killed run left behind would keep the handlers in use.
     handler_verification.clear(context, target)
     plan = _plan(context, target)
+    readiness.withdraw(settings)  # before anything changes: no pod is sent here any more
     if plan is None:
         _clean(context, target, ())
         LOGGER.info("nothing to revert: no changes are recorded for this node")

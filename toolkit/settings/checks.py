@@ -21,6 +21,11 @@ _PATHS: Final = (
 _KIND: Final = re.compile(
     r"[A-Za-z]([A-Za-z0-9._-]*[A-Za-z0-9])?/[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?"
 )
+_QUALIFIED: Final = re.compile(
+    r"([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?"
+    r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"
+)
+_LONGEST_QUALIFIED: Final = 253 + 1 + 63
 _CONFIG_KEY: Final = re.compile(r"([a-z][a-z0-9-]*(?:\.[a-z][a-z0-9-]*)*)=")
 _CONFIG_OPTIONS: Final = {
     "nvidia-container-cli.root": "--driver-root",
@@ -29,6 +34,10 @@ _CONFIG_OPTIONS: Final = {
 _CONFIG_PATHS: Final = frozenset(
     {"nvidia-container-cli.path", "nvidia-container-runtime-hook.path", "nvidia-ctk.path"}
 )
+_QUALIFIED_NAMES: Final = {
+    "node_label": "nvidia-toolkit.io/ready",
+    "node_condition": "nvidia-toolkit.io/Ready",
+}
 _PORTS: Final = 65536
 _MOST_PLUGINS: Final = 99
 _FIXED_NAMES: Final = ("nvidia-cdi", "nvidia-legacy")
@@ -191,6 +200,12 @@ def contradictions(values: Mapping[str, Any], origins: Mapping[str, str]) -> lis
             f"{_named(origins, 'runtime_class')}{name}: must be a name without spaces, quotes and"
             " slashes"
         )
+    problems += [
+        f"{_named(origins, name)}{given}: must be a name such as {example}"
+        for name, example in _QUALIFIED_NAMES.items()
+        if (given := values[name])
+        and (len(given) > _LONGEST_QUALIFIED or not _QUALIFIED.fullmatch(given))
+    ]
     problems += _of_cdi(values, origins)
     problems += _of_toolkit_config(values, origins)
     if runs_plugin(values) and not values["nri_namespace"].strip():

@@ -69,6 +69,11 @@ class RunDir:
         return self.path / "restarts.json"
 
     @property
+    def report(self) -> Path:
+        """Return the file that remembers what was reported to the API server."""
+        return self.path / "report.json"
+
+    @property
     def answers(self) -> Path:
         """Return the cache of what the runtime's binary printed."""
         return self.path / "answers.json"

@@ -261,6 +261,30 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         " POD_NAME or HOSTNAME names.",
     ),
     _value(
+        "node_label",
+        "--node-label",
+        "TOOLKIT_NODE_LABEL",
+        default="",
+        help="Label that the agent sets to `true` on its Node object while the node is ready, and"
+        " removes before an uninstall; for example nvidia-toolkit.io/ready. NODE_NAME must name"
+        " the node. Empty: none.",
+    ),
+    _value(
+        "node_condition",
+        "--node-condition",
+        "TOOLKIT_NODE_CONDITION",
+        default="",
+        help="Type of the condition by which the agent reports in its Node object whether the node"
+        " is ready, and why not; for example nvidia-toolkit.io/Ready. Empty: none.",
+    ),
+    _flag(
+        "events",
+        "--events",
+        "TOOLKIT_EVENTS",
+        help="Send Kubernetes Events about the node and the pod: set up, drift, rolled back,"
+        " restart budget used up, driver gone.",
+    ),
+    _value(
         "metrics_address",
         "--metrics-address",
         "TOOLKIT_METRICS_ADDRESS",
@@ -693,7 +717,8 @@ GROUPS: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
         "The agent",
         (
             "no_daemon", "on_drift", "check_interval", "on_exit", "grace_period", "daemonset",
-            "metrics_address", "readiness_file", "pid_file",
+            "node_label", "node_condition", "events", "metrics_address", "readiness_file",
+            "pid_file",
         ),
     ),
     (

@@ -25,6 +25,9 @@ class Values:
     on_exit: str
     grace_period: float
     daemonset: str
+    node_label: str
+    node_condition: str
+    events: bool
     metrics_address: str
     log_format: str
     env_file: str

@@ -58,6 +58,8 @@ does not exist, and its complaint about that contains the message.
     "RUNTIME" "set operator.defaultRuntime"
     "TOOLKIT_DAEMONSET" "the chart sets it; fullnameOverride changes the name"
     "NVIDIA_VISIBLE_DEVICES" "the chart sets it, so that the pod itself gets no GPU"
+    "TOOLKIT_NODE_LABEL" "set nodeReport.label" "TOOLKIT_NODE_CONDITION" "set nodeReport.condition"
+    "TOOLKIT_EVENTS" "set nodeReport.events" "POD_UID" "the chart sets it"
     "POD_NAME" "the chart sets it" "POD_NAMESPACE" "the chart sets it" "NODE_NAME" "the chart sets it" -}}
 {{- if .Values.metrics.enabled -}}{{- $_ := set $reasons "TOOLKIT_METRICS_ADDRESS" "set metrics.host and metrics.port" -}}{{- end -}}
 {{- if .Values.toolkit.waitForDriver -}}{{- $_ := set $reasons "WAIT_FOR_DRIVER" "toolkit.waitForDriver sets it" -}}{{- end -}}
