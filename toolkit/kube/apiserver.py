@@ -27,10 +27,21 @@ _MOST_RECEIVED: Final = 2 * _LARGEST
 _HOST: Final = re.compile(r"[0-9A-Za-z.:-]+")
 _PORT: Final = re.compile(r"[0-9]{1,5}")
 _TOKEN: Final = re.compile(r"[!-~]+")
+_UNAVAILABLE: Final = frozenset({
+    http.client.TOO_MANY_REQUESTS,
+    http.client.INTERNAL_SERVER_ERROR,  # etcd is electing a leader
+    http.client.BAD_GATEWAY,
+    http.client.SERVICE_UNAVAILABLE,
+    http.client.GATEWAY_TIMEOUT,
+})  # fmt: skip
 
 
 class ApiError(Exception):
     """The API request failed. The message says why and never contains the token."""
+
+
+class ApiUnavailable(ApiError):
+    """Nobody listens, the connection broke, or the server is overloaded: a retry may succeed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,29 +100,41 @@ def find(environment: Mapping[str, str], account: Path, *, timeout: float) -> Ap
 def get(api: Api, target: str) -> tuple[int, object]:
     """Return the status of a GET request, 200 or 404, and its JSON body, None if that is not JSON.
 
-    Raises ApiError for every other status, and if there is no response.
+    Raises ApiError for every other status, and if there is no response: ApiUnavailable where a
+    server that restarts or has too much to do answers so.
     """
     failed = f"{api} does not answer GET {target}"
     try:
         status, body = _exchange(api, target)
-    except TimeoutError as error:
-        raise ApiError(f"{failed} within {api.timeout:g} s") from error
-    except ssl.SSLCertVerificationError as error:
-        raise ApiError(f"{api}: certificate verification failed: {error.verify_message}") from error
-    except http.client.HTTPException as error:
-        # Never repeat the server's text, here or below: it may echo the request, with the token.
-        raise ApiError(f"{failed} in HTTP: {type(error).__name__}") from error
-    except (OSError, ValueError) as error:
-        raise ApiError(f"{failed}: {error}") from error
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise _failure(api, failed, error) from error
     if status not in {http.client.OK, http.client.NOT_FOUND}:
         phrase = http.client.responses.get(status, "")
-        raise ApiError(f"{api} answers GET {target} with {status} {phrase}".rstrip())
+        kind = ApiUnavailable if status in _UNAVAILABLE else ApiError
+        raise kind(f"{api} answers GET {target} with {status} {phrase}".rstrip())
     if len(body) > _LARGEST:
         raise ApiError(f"{api} answers GET {target} with more than {_LARGEST} bytes")
     try:
         return status, json.loads(body)
     except (ValueError, RecursionError):
         return status, None
+
+
+def _failure(api: Api, failed: str, error: Exception) -> ApiError:
+    """Return why there is no response.
+
+    The server's text is never repeated: it may echo the request, with the token.
+    """
+    if isinstance(error, TimeoutError):
+        return ApiError(f"{failed} within {api.timeout:g} s")
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return ApiError(f"{api}: certificate verification failed: {error.verify_message}")
+    # The connection of a server that ends breaks, in HTTP or already in the TLS handshake.
+    is_broken = isinstance(error, (ConnectionError, ssl.SSLEOFError))
+    kind = ApiUnavailable if is_broken else ApiError
+    if isinstance(error, http.client.HTTPException):
+        return kind(f"{failed} in HTTP: {type(error).__name__}")
+    return kind(f"{failed}: {error}")
 
 
 def _text(path: Path) -> str:
