@@ -16,7 +16,7 @@ from typing import Final
 
 import pytest
 
-from tests.support import binaries, cluster, crio, distros, helm, images, nodes
+from tests.support import binaries, cluster, crio, distros, helm, images, kwok, nodes, versions
 
 _Part = tuple[str, Callable[[], object]]
 _BOOTED: Final = frozenset({"conformance", "nodes", "cluster"})
@@ -57,6 +57,7 @@ def _parts(tiers: set[str], *, whole: bool) -> Iterator[_Part]:
     if "cluster" in tiers:
         yield from ((f"helm {major}", partial(helm.find, major)) for major in helm.MAJORS)
         yield f"Kubernetes {cluster.VERSION}", cluster.programs
+        yield f"kwok {versions.KWOK}", kwok.find
         yield "the image's base", images.base
         yield "the image's wheels", images.wheels
 

@@ -21,3 +21,5 @@ CRIO: Final = "1.36.3"
 KUBERNETES: Final = "1.37.2"
 HELM: Final = {"3": "v3.22.0", "4": "v4.3.2"}
 CNI_PLUGINS: Final = "v1.9.1"
+KWOK: Final = "v0.8.0"
+"""Kubernetes' simulator of nodes."""
