@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import pytest
 
-from tests.support import api_requests, cluster, helm, kwok, lookups
+from tests.support import api_requests, cluster, helm, kwok, lookups, nodes
 from tests.support.api_requests import AuditLog
 from tests.support.cluster import ControlPlane
 from toolkit.kube.daemonset import DaemonSetState
