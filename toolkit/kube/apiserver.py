@@ -41,7 +41,7 @@ class ApiError(Exception):
 
 
 class ApiUnavailable(ApiError):
-    """Nobody listens, the connection broke, or the server is overloaded: a retry may succeed."""
+    """The connection is refused or broken, or the server is overloaded: a retry may succeed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

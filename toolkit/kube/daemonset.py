@@ -28,7 +28,7 @@ _LABEL: Final = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 _NAME: Final = re.compile(rf"{_LABEL}(\.{_LABEL})*")
 _GENERATED: Final = re.compile("-[bcdfghjklmnpqrstvwxz2456789]{5}")
 """The suffix that a Kubernetes controller adds to its own name to name a pod."""
-_PAUSES: Final = (0.5, 1.0, 2.0)
+PAUSES: Final = (0.5, 1.0, 2.0)
 """In seconds, before a lookup is repeated; each is spread from its half to one and a half of it."""
 
 
@@ -89,9 +89,9 @@ def _pause(api: Api, attempts: int) -> bool:
     The pods of many nodes may have been refused at the same moment. The random part keeps them from
     coming back at the same moment.
     """
-    if attempts > len(_PAUSES):
+    if attempts > len(PAUSES):
         return False
-    seconds = _PAUSES[attempts - 1] * random.uniform(0.5, 1.5)  # noqa: S311  # no secret
+    seconds = PAUSES[attempts - 1] * random.uniform(0.5, 1.5)  # noqa: S311  # no secret
     if seconds >= api.deadline - time.monotonic():
         return False
     time.sleep(seconds)
