@@ -84,22 +84,26 @@ class Fleet:
         self.count = count
         self._log = AuditLog(plane.home)
         self._lookups: subprocess.Popen[str] | None = None
+        self._asked: list[Request] = []
 
     def phases(self, *, short: bool) -> Iterator[Phase]:
-        """Install, upgrade, upgrade to what fails on broken nodes, roll back, and uninstall.
+        """Install, update to what fails on broken nodes, then to what works, and uninstall.
 
-        In the short form there is no upgrade.
+        The short form has no updates. A roll-out with a small `maxUnavailable` would take a quarter
+        of an hour with the default of `minReadySeconds`; where it stops does not depend on that.
         """
-        broken = f"toolkit.version={kwok.BROKEN}"
-        few = "daemonsets.rollingUpdate.maxUnavailable=1%"
-        yield self._measured("first installation", partial(self._upgrade, "toolkit.version=1"))
+        first, broken, second = (f"toolkit.version={tag}" for tag in ("1", kwok.BROKEN, "2"))
+        few = ("daemonsets.rollingUpdate.maxUnavailable=1%", "daemonsets.minReadySeconds=0")
+        yield self._measured("first installation", partial(self._upgrade, first))
         if not short:
-            yield self._measured("upgrade", partial(self._upgrade, "toolkit.version=2"))
-            yield self._measured("upgrade that 2 % fail", partial(self._upgrade, broken))
-            yield self._measured("roll back", self._roll_back)
             yield self._measured(
-                "upgrade that 2 % fail, `maxUnavailable: 1%`", partial(self._upgrade, broken, few)
+                "update that fails on 2 %, with `maxUnavailable: 1%` and `minReadySeconds: 0`",
+                partial(self._upgrade, broken, *few),
             )
+            yield self._measured(
+                "the same, continued with the defaults", partial(self._upgrade, broken)
+            )
+            yield self._measured("update to a version that works", partial(self._upgrade, second))
         yield self._measured("uninstall", self._uninstall)
 
     def storms(self) -> Iterator[Storm]:
@@ -108,7 +112,6 @@ class Fleet:
         yield self._storm("at the rate of an uninstallation", self._lookups, self.count)
         pods = min(self.count, _MOST_AT_ONCE)
         account = lookups.account(self.plane, self.plane.home)
-        self._log.new()
         process = lookups.begin(self.plane, account, pods)
         yield self._storm("all at once", process, pods)
         self.plane.end("kube-apiserver")
@@ -121,7 +124,8 @@ class Fleet:
 
     def _storm(self, name: str, process: subprocess.Popen[str], pods: int) -> Storm:
         told = lookups.answers(process)
-        asked = [each for each in self._log.new() if each.client == api_requests.PROGRAM]
+        self._sent()
+        asked, self._asked = self._asked, []
         return Storm(
             name=name,
             pods=pods,
@@ -139,13 +143,13 @@ class Fleet:
         """Do something, wait until it is done or has stopped, and return what it caused."""
         pid = self.plane.processes["kube-apiserver"].pid
         served = api_requests.total(self.plane).total()
-        self._log.new()
+        self._sent()
         # The peak is counted anew from here (proc(5)).
         Path(f"/proc/{pid}/clear_refs").write_text("5", encoding="utf-8")
         cpu, began = idle.spent(pid), time.monotonic()
         act()
         changed, unavailable = self._watched()
-        sent = [each for each in self._log.new() if each.client != _OBSERVER]
+        sent = self._sent()
         status = self._status()
         return Phase(
             name=name,
@@ -161,6 +165,12 @@ class Fleet:
             status=status,
             said=self._said() if status else "",
         )
+
+    def _sent(self) -> list[Request]:
+        """Return what was sent since the last call; what the program sent is also kept."""
+        sent = [each for each in self._log.new() if each.client != _OBSERVER]
+        self._asked += [each for each in sent if each.client == api_requests.PROGRAM]
+        return sent
 
     def _watched(self) -> tuple[float, int]:
         """Return when the last change was, and the most nodes at a time without a ready pod."""
@@ -210,14 +220,14 @@ class Fleet:
     # --- what is done ---------------------------------------------------------------------------
 
     def _upgrade(self, *values: str) -> None:
-        options = [word for value in values for word in ("--set-string", value)]
+        options = []
+        for value in values:
+            is_text = value.startswith("toolkit.version=")
+            options += ["--set-string" if is_text else "--set", value]
         self.plane.helm(
             "upgrade", "--install", helm.RELEASE, str(helm.CHART), _IN, "--create-namespace",
             *helm.DOCUMENTED, *options,
         )  # fmt: skip
-
-    def _roll_back(self) -> None:
-        self.plane.helm("rollback", helm.RELEASE, _IN)
 
     def _uninstall(self) -> None:
         """Uninstall; the pods of kwok run nothing, so the program's client asks beside them."""

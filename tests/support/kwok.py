@@ -97,6 +97,10 @@ def _node(name: str) -> dict[str, Any]:
 
 def _stages() -> Iterator[dict[str, Any]]:
     """Yield what happens to a pod: accepted, started, ready, and stopped once it is deleted."""
+    # Without a stage for nodes kwok serves the pods of none. These are ready, so it never matches.
+    yield _stage(
+        "registered", [(_READY, "DoesNotExist")], [_status("phase: Running")], (0, 0), kind="Node"
+    )
     alive = (".metadata.deletionTimestamp", "DoesNotExist")
     waiting = 'ready: false, started: false, state: {waiting: {reason: "ContainerCreating"}}'
     running = "started: %s, ready: %s, state: {running: {startedAt: {{ Now | Quote }}}}"
@@ -138,7 +142,8 @@ def _stages() -> Iterator[dict[str, Any]]:
     stopped = f"ready: false, started: false, {ended}"
     yield _stage(
         "stopped",
-        [(".metadata.deletionTimestamp", "Exists")],
+        # Its own change of the status must not begin it again.
+        [(".metadata.deletionTimestamp", "Exists"), (".status.phase", "NotIn", "Succeeded")],
         [_event("Killing"), _status("phase: Succeeded" + _CONTAINERS % stopped), {"delete": True}],
         (500, 1500),
     )
@@ -149,6 +154,8 @@ def _stage(
     when: Sequence[tuple[str, ...]],
     steps: Sequence[dict[str, Any]],
     milliseconds: tuple[int, int],
+    *,
+    kind: str = "Pod",
 ) -> dict[str, Any]:
     """Return a stage; `when` has a jq expression each, an operator and the values for it."""
     return {
@@ -156,7 +163,7 @@ def _stage(
         "kind": "Stage",
         "metadata": {"name": name},
         "spec": {
-            "resourceRef": {"apiGroup": "v1", "kind": "Pod"},
+            "resourceRef": {"apiGroup": "v1", "kind": kind},
             "selector": {
                 "matchExpressions": [
                     {
