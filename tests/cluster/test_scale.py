@@ -21,7 +21,7 @@ NODES: Final = 60
 BROKEN: Final = 6
 MOST: Final = 3
 """maxUnavailable: fewer than are broken, so that the roll-out must stop."""
-REQUESTS: Final = {"install": 20, "upgrade": 25, "uninstall": 10}
+REQUESTS: Final = {"install": 30, "upgrade": 40, "uninstall": 15}
 """The most requests of all clients together, for each node."""
 LOOKUPS: Final = 40
 FAST: Final = (
