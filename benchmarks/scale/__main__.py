@@ -13,12 +13,13 @@ import platform
 import sys
 import tempfile
 import time
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 from benchmarks import table
 from benchmarks.scale import tables
-from benchmarks.scale.phases import Fleet, Phase, Storm
+from benchmarks.scale.phases import PHASES, Fleet, Phase, Storm
 from tests.support import api_requests, cluster, helm, kwok, nodes, versions
 
 _PAGE: Final = nodes.CHECKOUT / "docs/rollout.md"
@@ -30,7 +31,9 @@ def main() -> None:
     """Measure, and print tables."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__)
     parser.add_argument("--nodes", type=int, default=1000, help="default: 1000")
-    parser.add_argument("--short", action="store_true", help="no upgrades")
+    parser.add_argument(
+        "--phases", nargs="+", choices=PHASES, default=[*PHASES], help="default: all"
+    )
     parser.add_argument("--json", type=Path, help="write the raw results of this run into a file")
     parser.add_argument(
         "--write", type=Path, nargs="+", metavar="JSON", help="put these raw results into docs/"
@@ -41,14 +44,15 @@ def main() -> None:
         table.put(_PAGE, "\n".join(_text(run) for run in runs))
         _RAW.write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
         return
-    run = _measured(given.nodes, short=given.short)
-    if given.json:
-        given.json.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
+    run: dict[str, Any] = {}
+    for run in _measured(given.nodes, given.phases):
+        if given.json:
+            given.json.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
     sys.stdout.write(_text(run))
 
 
-def _measured(count: int, *, short: bool) -> dict[str, Any]:
-    """Return what was measured on a control plane of its own, with plain values alone."""
+def _measured(count: int, wanted: Collection[str]) -> Iterator[dict[str, Any]]:
+    """Yield what was measured so far, on a control plane of its own, with plain values alone."""
     run: dict[str, Any] = {
         "nodes": count,
         "broken": round(count * _BROKEN),
@@ -65,14 +69,15 @@ def _measured(count: int, *, short: bool) -> dict[str, Any]:
         with cluster.alone(home, *api_requests.audit_options(home)) as plane:
             kwok.simulate(plane, count, broken=run["broken"])
             fleet = Fleet(plane, count)
-            for phase in fleet.phases(short=short):
+            for phase in fleet.phases(wanted):
                 _say(f"{phase.name}: {phase.seconds:g} s, {phase.requests}")
                 run["phases"].append(dataclasses.asdict(phase))
+                run["load"][1:] = [round(os.getloadavg()[1], 1)]
+                yield run
             for storm in fleet.storms():
                 _say(f"{storm.name}: {storm.states}, {storm.requests} requests")
                 run["storms"].append(dataclasses.asdict(storm))
-    run["load"].append(round(os.getloadavg()[1], 1))
-    return run
+                yield run
 
 
 def _text(run: dict[str, Any]) -> str:

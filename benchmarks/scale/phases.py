@@ -7,7 +7,7 @@ import statistics
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,17 @@ _DELETED_EACH_SECOND: Final = 20.0
 """What kube-controller-manager allows its DaemonSet controller by default (--kube-api-qps)."""
 _MOST_AT_ONCE: Final = 1000
 """Pods that ask at once: they are threads on the machine of the API server."""
+
+
+PHASES: Final = {
+    "install": "first installation",
+    "update": "update",
+    "stop": "update that 2 % fail, `maxUnavailable: 1%`, `minReadySeconds: 0`",
+    "fail": "update that 2 % fail",
+    "repair": "update to what works",
+    "uninstall": "uninstallation",
+}
+"""All phases in their order: their names, and how they are called in the tables."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,30 +97,30 @@ class Fleet:
         self._lookups: subprocess.Popen[str] | None = None
         self._asked: list[Request] = []
 
-    def phases(self, *, short: bool) -> Iterator[Phase]:
-        """Install, update to what fails on broken nodes, then to what works, and uninstall.
+    def phases(self, wanted: Collection[str]) -> Iterator[Phase]:
+        """Go through the wanted phases of PHASES in their order, and yield each when it is over.
 
-        The short form has no updates. A roll-out with a small `maxUnavailable` would take a quarter
-        of an hour with the default of `minReadySeconds`; where it stops does not depend on that.
+        A roll-out with a small `maxUnavailable` would take a quarter of an hour with the default of
+        `minReadySeconds`; where it stops does not depend on that.
         """
-        first, broken, second = (f"toolkit.version={tag}" for tag in ("1", kwok.BROKEN, "2"))
+        broken = f"toolkit.version={kwok.BROKEN}"
         few = ("daemonsets.rollingUpdate.maxUnavailable=1%", "daemonsets.minReadySeconds=0")
-        yield self._measured("first installation", partial(self._upgrade, first))
-        if not short:
-            yield self._measured(
-                "update that fails on 2 %, with `maxUnavailable: 1%` and `minReadySeconds: 0`",
-                partial(self._upgrade, broken, *few),
-            )
-            yield self._measured(
-                "the same, continued with the defaults", partial(self._upgrade, broken)
-            )
-            yield self._measured("update to a version that works", partial(self._upgrade, second))
-        yield self._measured("uninstall", self._uninstall)
+        acts: dict[str, Callable[[], object]] = {
+            "install": partial(self._upgrade, "toolkit.version=1"),
+            "update": partial(self._upgrade, "toolkit.version=2"),
+            "stop": partial(self._upgrade, broken, *few),
+            "fail": partial(self._upgrade, broken),
+            "repair": partial(self._upgrade, "toolkit.version=3"),
+            "uninstall": self._uninstall,
+        }
+        for name, text in PHASES.items():
+            if name in wanted:
+                yield self._measured(text, acts[name])
 
     def storms(self) -> Iterator[Storm]:
         """Let the pods ask that the uninstallation stops, then many at once, and with an outage."""
-        assert self._lookups is not None
-        yield self._storm("at the rate of an uninstallation", self._lookups, self.count)
+        if self._lookups:
+            yield self._storm("at the rate of an uninstallation", self._lookups, self.count)
         pods = min(self.count, _MOST_AT_ONCE)
         account = lookups.account(self.plane, self.plane.home)
         process = lookups.begin(self.plane, account, pods)

@@ -17,17 +17,14 @@ from toolkit.kube.daemonset import DaemonSetState
 pytestmark = [pytest.mark.node, pytest.mark.timeout(300)]
 
 IN: Final = f"--namespace={helm.NAMESPACE}"
-NODES: Final = 60
-BROKEN: Final = 6
-MOST: Final = 3
+NODES: Final = 50
+BROKEN: Final = 25
+MOST: Final = 5
 """maxUnavailable: fewer than are broken, so that the roll-out must stop."""
+SLOWNESS: Final = 0.2
 REQUESTS: Final = {"install": 30, "upgrade": 40, "uninstall": 15}
 """The most requests of all clients together, for each node."""
 LOOKUPS: Final = 40
-FAST: Final = (
-    "--set", "daemonsets.minReadySeconds=0",
-    "--set", f"daemonsets.rollingUpdate.maxUnavailable={MOST}",
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +32,17 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     kwok.find()
     home = tmp_path_factory.mktemp("plane")
     with cluster.alone(home, *api_requests.audit_options(home)) as made:
-        kwok.simulate(made, NODES, broken=BROKEN)
+        kwok.simulate(made, NODES, broken=BROKEN, slowness=SLOWNESS)
         yield made
 
 
-def upgrade(plane: ControlPlane, version: str) -> None:
+def upgrade(plane: ControlPlane, version: str, *, most: str = "50%") -> None:
+    """Install or upgrade to an image; `most` nodes may be not ready at a time."""
     plane.helm(
         "upgrade", "--install", helm.RELEASE, str(helm.CHART), IN, "--create-namespace",
-        *helm.DOCUMENTED, *FAST, "--set-string", f"toolkit.version={version}",
+        *helm.DOCUMENTED, "--set", "daemonsets.minReadySeconds=0",
+        "--set", f"daemonsets.rollingUpdate.maxUnavailable={most}",
+        "--set-string", f"toolkit.version={version}",
     )  # fmt: skip
 
 
@@ -89,7 +89,7 @@ def test_few_requests_for_each_node_and_a_stop_where_as_many_as_may_be_are_not_r
     assert pods(plane) == {("2", "ready"): NODES}
     check_requests(log, "upgrade")
 
-    upgrade(plane, kwok.BROKEN)
+    upgrade(plane, kwok.BROKEN, most=str(MOST))
     failed = (kwok.BROKEN, kwok.BROKEN)
     plane.until(lambda: pods(plane)[failed] == MOST, "the roll-out does not stop")
     stopped = pods(plane)

@@ -259,8 +259,12 @@ class ControlPlane:
             for path in files
         )
 
-    def start(self, *api_server: str) -> None:
-        """Start the control plane, with more options of the API server; wait until it answers."""
+    def start(self, *api_server: str, controllers: Sequence[str] = ()) -> None:
+        """Start the control plane, and wait until it answers.
+
+        `api_server` and `controllers` are more options of kube-apiserver and of
+        kube-controller-manager.
+        """
         real.USED.add(f"Kubernetes v{VERSION}: API server, controllers and scheduler")
         for words in (
             ("link", "set", "lo", "up"),
@@ -307,6 +311,7 @@ class ControlPlane:
             "--use-service-account-credentials=false",
             "--leader-elect=false",
             "--bind-address=127.0.0.1",
+            *controllers,
         )
         self.run(
             "kube-scheduler",
@@ -379,11 +384,11 @@ class Cluster(ControlPlane):
         super().__init__(node.pid, home)
         self.node = node
 
-    def start(self, *api_server: str) -> None:
+    def start(self, *api_server: str, controllers: Sequence[str] = ()) -> None:
         """Start the control plane where the node's kubelet may set what its network needs."""
         real.USED.add(f"Kubernetes v{VERSION}: kubelet")
         nodes.run(self.node, ("sh", "-c", "mount -o remount,rw /proc/sys/net 2>/dev/null; true"))
-        super().start(*api_server)
+        super().start(*api_server, controllers=controllers)
 
     def join(self) -> None:
         """Make the booted node one of the cluster."""
@@ -436,7 +441,10 @@ def running(node: Node, home: Path) -> Iterator[Cluster]:
 
 @contextlib.contextmanager
 def alone(home: Path, *api_server: str) -> Iterator[ControlPlane]:
-    """Run a control plane without a node, in a network of its own; skip where there can be none."""
+    """Run a control plane without a node, in a network of its own; skip where there can be none.
+
+    No node is taken for dead: simulated ones send no heartbeats.
+    """
     if os.geteuid() != 0:
         pytest.skip("only root can make a network namespace")
     programs()
@@ -447,7 +455,7 @@ def alone(home: Path, *api_server: str) -> Iterator[ControlPlane]:
         _await_namespace(holder)
         made = ControlPlane(holder.pid, home)
         try:
-            made.start(*api_server)
+            made.start(*api_server, controllers=("--node-monitor-grace-period=24h",))
             yield made
         finally:
             made.stop()

@@ -51,13 +51,14 @@ def find() -> Path:
     return found
 
 
-def simulate(plane: ControlPlane, count: int, *, broken: int = 0) -> None:
+def simulate(plane: ControlPlane, count: int, *, broken: int = 0, slowness: float = 1.0) -> None:
     """Add nodes with a GPU to a cluster, `broken` of them with a name that begins with BROKEN.
 
-    Heartbeats are left out: only what a roll-out causes is to be counted.
+    Heartbeats are left out: only what a roll-out causes is to be counted. What takes a second on a
+    real node takes `slowness` seconds.
     """
     config = plane.home / "kwok.yaml"
-    config.write_text(yaml.safe_dump_all(_stages()), encoding="utf-8")
+    config.write_text(yaml.safe_dump_all(_stages(slowness)), encoding="utf-8")
     names = [f"{BROKEN if index < broken else 'node'}-{index:04}" for index in range(count)]
     for first in range(0, count, _AT_ONCE):
         items = [_node(name) for name in names[first : first + _AT_ONCE]]
@@ -95,7 +96,7 @@ def _node(name: str) -> dict[str, Any]:
     }
 
 
-def _stages() -> Iterator[dict[str, Any]]:
+def _stages(slowness: float) -> Iterator[dict[str, Any]]:
     """Yield what happens to a pod: accepted, started, ready, and stopped once it is deleted."""
     # Without a stage for nodes kwok serves the pods of none. These are ready, so it never matches.
     yield _stage(
@@ -114,7 +115,7 @@ def _stages() -> Iterator[dict[str, Any]]:
                 + _CONTAINERS % waiting
             )
         ],
-        (50, 200),
+        _between(0.05, 0.2, slowness),
     )
     yield _stage(
         "started",
@@ -123,7 +124,7 @@ def _stages() -> Iterator[dict[str, Any]]:
             *(_event(reason) for reason in ("Pulled", "Created", "Started")),
             _status("phase: Running" + _CONTAINERS % (running % ("false", "false"))),
         ],
-        (200, 600),
+        _between(0.2, 0.6, slowness),
     )
     # The program takes about a second, and the probes look every 2 s.
     yield _stage(
@@ -136,7 +137,7 @@ def _stages() -> Iterator[dict[str, Any]]:
                 + _CONTAINERS % (running % ("true", "true"))
             )
         ],
-        (1000, 3000),
+        _between(1, 3, slowness),
     )
     ended = 'state: {terminated: {exitCode: 0, reason: "Completed"}}'
     stopped = f"ready: false, started: false, {ended}"
@@ -145,8 +146,12 @@ def _stages() -> Iterator[dict[str, Any]]:
         # Its own change of the status must not begin it again.
         [(".metadata.deletionTimestamp", "Exists"), (".status.phase", "NotIn", "Succeeded")],
         [_event("Killing"), _status("phase: Succeeded" + _CONTAINERS % stopped), {"delete": True}],
-        (500, 1500),
+        _between(0.5, 1.5, slowness),
     )
+
+
+def _between(least: float, most: float, slowness: float) -> tuple[int, int]:
+    return round(least * slowness * 1000), round(most * slowness * 1000)
 
 
 def _stage(
