@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import os
 import platform
 import sys
@@ -34,6 +35,9 @@ def main() -> None:
     parser.add_argument(
         "--phases", nargs="+", choices=PHASES, default=[*PHASES], help="default: all"
     )
+    parser.add_argument(
+        "--lookups", type=int, default=1000, help="pods that ask at once; default: 1000"
+    )
     parser.add_argument("--json", type=Path, help="write the raw results of this run into a file")
     parser.add_argument(
         "--write", type=Path, nargs="+", metavar="JSON", help="put these raw results into docs/"
@@ -45,17 +49,17 @@ def main() -> None:
         _RAW.write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
         return
     run: dict[str, Any] = {}
-    for run in _measured(given.nodes, given.phases):
+    for run in _measured(given.nodes, given.phases, given.lookups):
         if given.json:
             given.json.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
     sys.stdout.write(_text(run))
 
 
-def _measured(count: int, wanted: Collection[str]) -> Iterator[dict[str, Any]]:
+def _measured(count: int, wanted: Collection[str], lookups: int) -> Iterator[dict[str, Any]]:
     """Yield what was measured so far, on a control plane of its own, with plain values alone."""
     run: dict[str, Any] = {
         "nodes": count,
-        "broken": round(count * _BROKEN),
+        "broken": math.ceil(count * _BROKEN),
         "machine": f"{os.cpu_count()} cores, Linux {platform.release()}",
         "programs": f"Kubernetes {versions.KUBERNETES}, kwok {versions.KWOK},"
         f" Helm {versions.HELM[helm.MAJORS[0]]}",
@@ -74,7 +78,7 @@ def _measured(count: int, wanted: Collection[str]) -> Iterator[dict[str, Any]]:
                 run["phases"].append(dataclasses.asdict(phase))
                 run["load"][1:] = [round(os.getloadavg()[1], 1)]
                 yield run
-            for storm in fleet.storms():
+            for storm in fleet.storms(lookups):
                 _say(f"{storm.name}: {storm.states}, {storm.requests} requests")
                 run["storms"].append(dataclasses.asdict(storm))
                 yield run

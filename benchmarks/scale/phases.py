@@ -28,10 +28,6 @@ _STILL: Final = 40.0
 _PATIENCE: Final = 4 * 3600.0
 _DELETED_EACH_SECOND: Final = 20.0
 """What kube-controller-manager allows its DaemonSet controller by default (--kube-api-qps)."""
-_MOST_AT_ONCE: Final = 1000
-"""Pods that ask at once: they are threads on the machine of the API server."""
-
-
 PHASES: Final = {
     "install": "first installation",
     "update": "update",
@@ -117,11 +113,10 @@ class Fleet:
             if name in wanted:
                 yield self._measured(text, acts[name])
 
-    def storms(self) -> Iterator[Storm]:
-        """Let the pods ask that the uninstallation stops, then many at once, and with an outage."""
+    def storms(self, pods: int) -> Iterator[Storm]:
+        """Let the pods ask that an uninstallation stops, then `pods` at once, and in an outage."""
         if self._lookups:
             yield self._storm("at the rate of an uninstallation", self._lookups, self.count)
-        pods = min(self.count, _MOST_AT_ONCE)
         account = lookups.account(self.plane, self.plane.home)
         process = lookups.begin(self.plane, account, pods)
         yield self._storm("all at once", process, pods)
