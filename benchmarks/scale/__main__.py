@@ -73,6 +73,7 @@ def _measured(count: int, wanted: Collection[str], lookups: int) -> Iterator[dic
         with cluster.alone(home, *api_requests.audit_options(home)) as plane:
             kwok.simulate(plane, count, broken=run["broken"])
             fleet = Fleet(plane, count)
+            fleet.settle()
             for phase in fleet.phases(wanted):
                 _say(f"{phase.name}: {phase.seconds:g} s, {phase.requests}")
                 run["phases"].append(dataclasses.asdict(phase))

@@ -23,6 +23,9 @@ _DAEMONSET: Final = f"daemonset/{helm.RELEASE}"
 _OBSERVER: Final = "kubectl"
 """The client of the measurement itself: its requests are left out."""
 _LOOK: Final = 1.0
+_SETTLING: Final = 3.0
+_QUIET: Final = 5.0
+"""Requests each second: those of a control plane that has nothing to do."""
 _STILL: Final = 40.0
 """After so many seconds without a change, a roll-out has stopped: four times minReadySeconds."""
 _PATIENCE: Final = 4 * 3600.0
@@ -92,6 +95,11 @@ class Fleet:
         self._log = AuditLog(plane.home)
         self._lookups: subprocess.Popen[str] | None = None
         self._asked: list[Request] = []
+
+    def settle(self) -> None:
+        """Wait until controllers and kwok are done with the new nodes, which is not counted."""
+        while len(self._sent()) > _QUIET * _SETTLING:
+            time.sleep(_SETTLING)
 
     def phases(self, wanted: Collection[str]) -> Iterator[Phase]:
         """Go through the wanted phases of PHASES in their order, and yield each when it is over.
