@@ -91,7 +91,7 @@ def _text(run: dict[str, Any]) -> str:
     phases = [Phase(**each) for each in run["phases"]]
     storms = [Storm(**each) for each in run["storms"]]
     said = (
-        f"{run['nodes']} nodes, {run['broken']} of them broken. {run['programs']}, all on one"
+        f"{run['nodes']} nodes. {run['programs']}, all on one"
         f" machine: {run['machine']}; load {first} when it began, {last} when it ended."
     )
     parts = (said, "", tables.phases(phases, run["nodes"]), "", tables.storms(storms), "")

@@ -1,4 +1,4 @@
-"""What is done with a fleet, phase by phase, and what the API server is asked meanwhile."""
+"""Phases of roll-outs over a fleet, and the requests that the API server gets in each."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ PHASES: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Phase:
-    """What one phase took and caused.
+    """Duration and consequences of one phase.
 
     `requests` are counted by client, `details` by client, verb and resource, `written` by resource
     (changes that the API server accepted). `busiest` is how many requests came in the busiest
@@ -158,7 +158,7 @@ class Fleet:
         pid = self.plane.processes["kube-apiserver"].pid
         served = api_requests.total(self.plane).total()
         self._sent()
-        # The peak is counted anew from here (proc(5)).
+        # This resets the peak of its memory (proc(5)).
         Path(f"/proc/{pid}/clear_refs").write_text("5", encoding="utf-8")
         cpu, began = idle.spent(pid), time.monotonic()
         act()
@@ -262,7 +262,7 @@ def _busiest(requests: Sequence[Request]) -> int:
 
 
 def _peak(pid: int) -> float:
-    """Return the most memory that a process had at once since this was counted anew, in MB."""
+    """Return the most memory that a process had at once since its peak was reset, in MB."""
     text = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
     (line,) = [line for line in text.splitlines() if line.startswith("VmHWM:")]
     return round(int(line.split()[1]) / 1024, 1)

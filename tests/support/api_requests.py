@@ -1,4 +1,4 @@
-"""What an API server is asked: its own metrics, and its audit log, which knows who asks."""
+"""Requests to an API server, by its own metrics and by its audit log, which knows the clients."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _CLIENTS: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One request that was answered; `at` is the time of day in whole seconds, as text."""
+    """A request that was answered; `at` is its time in whole seconds, as text."""
 
     client: str
     verb: str

@@ -29,7 +29,7 @@ _STACK: Final = 512 << 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answers:
-    """How many lookups ended in which state and why, and how long each took, in seconds, sorted."""
+    """Numbers of lookups by state and by reason, and the seconds that each took, sorted."""
 
     states: Counter[str]
     reasons: Counter[str]
