@@ -12,7 +12,7 @@ from typing import Any, Final
 import pytest
 
 from tests.support import cluster, helm, real
-from tests.support.cluster import Cluster
+from tests.support.cluster import ControlPlane
 from tests.support.nodes import NodeError
 
 pytestmark = [pytest.mark.node, pytest.mark.timeout(300)]
@@ -23,14 +23,14 @@ KEEP: Final = ("--set", "runtimeClasses.keep=true")
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with cluster.without_node(tmp_path_factory.mktemp("cluster")) as made:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    with cluster.alone(tmp_path_factory.mktemp("cluster")) as made:
         real.USED.add(f"the chart's objects on the API server of Kubernetes {cluster.VERSION}")
         yield made
 
 
 @pytest.fixture(autouse=True)
-def _clean(server: Cluster) -> Iterator[None]:
+def _clean(server: ControlPlane) -> Iterator[None]:
     yield
     for release in json.loads(server.helm("list", "--all-namespaces", "--output=json")):
         server.helm("uninstall", release["name"], f"--namespace={release['namespace']}")
@@ -41,7 +41,7 @@ def _clean(server: Cluster) -> Iterator[None]:
     )  # fmt: skip
 
 
-def install(server: Cluster, name: str, *options: str, major: str = helm.MAJORS[0]) -> str:
+def install(server: ControlPlane, name: str, *options: str, major: str = helm.MAJORS[0]) -> str:
     """Install or upgrade a release in a namespace of its name; return what helm says."""
     return server.helm(
         "upgrade", "--install", name, str(helm.CHART), f"--namespace={name}", "--create-namespace",
@@ -49,11 +49,11 @@ def install(server: Cluster, name: str, *options: str, major: str = helm.MAJORS[
     )  # fmt: skip
 
 
-def uninstall(server: Cluster, name: str) -> None:
+def uninstall(server: ControlPlane, name: str) -> None:
     server.helm("uninstall", name, f"--namespace={name}")
 
 
-def classes(server: Cluster) -> dict[str, str]:
+def classes(server: ControlPlane) -> dict[str, str]:
     """Return the release that each RuntimeClass belongs to; empty where it is none's."""
     return {
         each["metadata"]["name"]: each["metadata"]
@@ -63,7 +63,7 @@ def classes(server: Cluster) -> dict[str, str]:
     }
 
 
-def create(server: Cluster, name: str, **metadata: Any) -> None:
+def create(server: ControlPlane, name: str, **metadata: Any) -> None:
     """Create a RuntimeClass as somebody else does."""
     made = {
         "apiVersion": "node.k8s.io/v1",
@@ -75,7 +75,7 @@ def create(server: Cluster, name: str, **metadata: Any) -> None:
 
 
 @pytest.mark.parametrize("major", helm.MAJORS)
-def test_the_runtimeclass_that_k3s_ships_is_left_as_it_is(server: Cluster, major: str) -> None:
+def test_the_runtimeclass_that_k3s_ships_is_left_as_it_is(server: ControlPlane, major: str) -> None:
     create(server, "nvidia", labels={"objectset.rio.cattle.io/hash": "x"})
     said = install(server, "gpu", "--set", "operator.distribution=k3s", major=major)
     wanted = {"nvidia": "", "nvidia-cdi": "gpu", "nvidia-legacy": "gpu"}
@@ -87,7 +87,7 @@ def test_the_runtimeclass_that_k3s_ships_is_left_as_it_is(server: Cluster, major
     assert own not in classes(server)
 
 
-def test_without_what_k3s_ships_the_server_s_answer_counts(server: Cluster) -> None:
+def test_without_what_k3s_ships_the_server_s_answer_counts(server: ControlPlane) -> None:
     install(server, "gpu", "--set", "operator.distribution=k3s")
     assert {name: classes(server)[name] for name in HANDLERS} == dict.fromkeys(HANDLERS, "gpu")
     # An upgrade keeps its own, and so does a next one.
@@ -95,7 +95,7 @@ def test_without_what_k3s_ships_the_server_s_answer_counts(server: Cluster) -> N
     assert {name: classes(server)[name] for name in HANDLERS} == dict.fromkeys(HANDLERS, "gpu")
 
 
-def test_the_runtimeclasses_of_the_gpu_operator_are_left_as_they_are(server: Cluster) -> None:
+def test_the_runtimeclasses_of_the_gpu_operator_are_left_as_they_are(server: ControlPlane) -> None:
     owner = {"apiVersion": "nvidia.com/v1", "kind": "ClusterPolicy", "name": "cluster-policy"}
     for name in HANDLERS:
         create(server, name, ownerReferences=[owner | {"uid": "0" * 8}])
@@ -105,14 +105,16 @@ def test_the_runtimeclasses_of_the_gpu_operator_are_left_as_they_are(server: Clu
     assert classes(server) == dict.fromkeys(HANDLERS, "")
 
 
-def test_without_the_lookup_the_conflict_is_helm_s(server: Cluster) -> None:
+def test_without_the_lookup_the_conflict_is_helm_s(server: ControlPlane) -> None:
     create(server, "nvidia")
     with pytest.raises(NodeError, match=r"nvidia.*exists and cannot be imported"):
         install(server, "gpu", "--set", "runtimeClasses.lookup=false")
 
 
 @pytest.mark.parametrize("first", ["a", "b"], ids=["first goes first", "second goes first"])
-def test_two_releases_share_the_runtimeclasses_in_any_order(server: Cluster, first: str) -> None:
+def test_two_releases_share_the_runtimeclasses_in_any_order(
+    server: ControlPlane, first: str
+) -> None:
     pools: Mapping[str, tuple[str, ...]] = {"a": KEEP, "b": (*KEEP, *CRIO)}
     install(server, "a", *pools["a"])
     said = install(server, "b", *pools["b"])
@@ -139,7 +141,9 @@ def test_two_releases_share_the_runtimeclasses_in_any_order(server: Cluster, fir
     assert set(classes(server)) == set(HANDLERS)
 
 
-def test_without_keep_an_upgrade_of_the_second_release_creates_them_again(server: Cluster) -> None:
+def test_without_keep_an_upgrade_of_the_second_release_creates_them_again(
+    server: ControlPlane,
+) -> None:
     install(server, "a")
     install(server, "b")
     uninstall(server, "a")
@@ -148,7 +152,7 @@ def test_without_keep_an_upgrade_of_the_second_release_creates_them_again(server
     assert {classes(server)[name] for name in HANDLERS} == {"b"}
 
 
-def test_the_same_name_in_two_namespaces(server: Cluster) -> None:
+def test_the_same_name_in_two_namespaces(server: ControlPlane) -> None:
     options = ("--create-namespace", "--set", "priorityClass.create=true")
     for namespace in ("one", "two"):
         server.helm("install", "x", str(helm.CHART), f"--namespace={namespace}", *options)
@@ -158,7 +162,7 @@ def test_the_same_name_in_two_namespaces(server: Cluster) -> None:
 
 @pytest.mark.parametrize("major", helm.MAJORS)
 def test_another_handler_of_the_pods_is_an_upgrade_like_any_other(
-    server: Cluster, major: str
+    server: ControlPlane, major: str
 ) -> None:
     def own() -> tuple[list[str], str | None]:
         spec = server.get("daemonset", "nvidia-toolkit", f"--namespace={helm.NAMESPACE}")["spec"]
@@ -171,7 +175,7 @@ def test_another_handler_of_the_pods_is_an_upgrade_like_any_other(
         assert own() == (([], None) if handler == "none" else ([name], name))
 
 
-def test_values_of_all_kinds_are_taken_by_the_api_server(server: Cluster) -> None:
+def test_values_of_all_kinds_are_taken_by_the_api_server(server: ControlPlane) -> None:
     """Not rendered alone: the server refuses what contradicts itself."""
     values = {
         "namespaceOverride": "elsewhere",

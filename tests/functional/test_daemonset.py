@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import shutil
 import socket
@@ -116,6 +117,12 @@ class Asker:
         assert took > 0.45
 
 
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do not wait long between two attempts."""
+    monkeypatch.setattr(cluster, "PAUSES", (0.001, 0.001, 0.001))
+
+
 @pytest.fixture
 def asker(account: Path, certificates: Certificates) -> Asker:
     return Asker(account, certificates.good)
@@ -180,9 +187,6 @@ def test_what_the_api_says(asker: Asker, answer: tuple[int, object], verdict: Lo
         (401, "401 Unauthorized"),
         (403, "403 Forbidden"),
         (410, "410 Gone"),
-        (429, "429 Too Many Requests"),
-        (500, "500 Internal Server Error"),
-        (503, "503 Service Unavailable"),
         (204, "204 No Content"),
         (299, "299"),
     ],
@@ -193,6 +197,98 @@ def test_another_status_is_no_answer(asker: Asker, code: int, why: str) -> None:
     assert asker.ask(Api({DAEMONSET: (code, body)})) == unknown(
         f"127.0.0.1 answers GET {DAEMONSET} with {why}"
     )
+
+
+@pytest.mark.parametrize("code", [429, 500, 502, 503, 504])
+def test_a_server_that_has_too_much_to_do_is_asked_at_most_four_times(
+    asker: Asker, code: int
+) -> None:
+    api = Api({DAEMONSET: (code, status_of(code, "NotFound"))})
+    phrase = http.client.responses[code]
+    assert asker.ask(api) == unknown(
+        f"127.0.0.1 answers GET {DAEMONSET} with {code} {phrase} (4 attempts)"
+    )
+    assert [path for path, _ in api.asked] == [DAEMONSET] * 4
+
+
+@pytest.mark.parametrize("attempts", [2, 3, 4])
+@pytest.mark.parametrize("failure", ["a status", "a broken connection"])
+def test_an_outage_that_passes_in_time_is_no_lack_of_an_answer(
+    asker: Asker, failure: str, attempts: int
+) -> None:
+    asked = 0
+    down, up = Api({DAEMONSET: (503, status_of(503, "ServiceUnavailable"))}), Api({DAEMONSET: GONE})
+
+    def speech(client: socket.socket) -> None:
+        nonlocal asked
+        asked += 1
+        if asked == attempts:
+            up(client)
+        elif failure == "a status":
+            down(client)
+        else:
+            hear(client)
+
+    assert asker.ask(speech) == leaves("is gone")
+    assert asked == attempts
+
+
+def test_a_server_that_ends_in_the_handshake_is_asked_again(asker: Asker) -> None:
+    asked = 0
+    trust = kubernetes.context(asker.certificate)
+
+    def speech(client: socket.socket) -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            client.recv(65536)
+            return
+        with trust.wrap_socket(client, server_side=True) as secure:
+            Api({DAEMONSET: GONE})(secure)
+
+    with serving(speech, None) as port:
+        assert asker.at(port) == leaves("is gone")
+    assert asked == 2
+
+
+def test_both_requests_are_repeated_together(asker: Asker) -> None:
+    api = Api({POD: (200, pod(owner())), DAEMONSET: (503, b"")})
+    assert asker.ask(api, "").state is DaemonSetState.UNKNOWN
+    assert [path for path, _ in api.asked] == [POD, DAEMONSET] * 4
+
+
+def test_a_pause_that_would_end_after_the_deadline_is_not_begun(
+    asker: Asker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "PAUSES", (60.0, 60.0, 60.0))
+    api = Api({DAEMONSET: (503, b"")})
+    assert asker.ask(api, timeout=20) == unknown(
+        f"127.0.0.1 answers GET {DAEMONSET} with 503 Service Unavailable"
+    )
+    assert len(api.asked) == 1
+
+
+def test_pauses_grow_and_those_of_two_pods_differ() -> None:
+    """The pods of many nodes are refused at the same moment when an API server goes down."""
+    api = apiserver.Api(
+        host="10.0.0.1", port=443, namespace="gpu", token=TOKEN,
+        context=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), timeout=5, deadline=float("inf"),
+    )  # fmt: skip
+    waited: list[list[float]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cluster, "PAUSES", (0.5, 1.0, 2.0))
+        for _ in range(100):
+            slept: list[float] = []
+            patch.setattr(time, "sleep", slept.append)
+            attempts = 1
+            while cluster._pause(api, attempts):
+                attempts += 1
+            waited.append(slept)
+    assert {len(slept) for slept in waited} == {3}
+    for index, usual in enumerate((0.5, 1.0, 2.0)):
+        each = sorted(slept[index] for slept in waited)
+        assert usual * 0.5 <= each[0] < usual * 0.8
+        assert usual * 1.2 < each[-1] <= usual * 1.5
 
 
 @pytest.mark.parametrize(
@@ -299,7 +395,7 @@ def test_an_answer_in_chunks(asker: Asker) -> None:
 @pytest.mark.parametrize(
     ("said", "why"),
     [
-        (b"", "RemoteDisconnected"),
+        (b"", "RemoteDisconnected (4 attempts)"),
         (b"SSH-2.0-OpenSSH_9.2\r\n", "BadStatusLine"),
         (b"HTTP/9.9 200 OK\r\n\r\n", "UnknownProtocol"),
         (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 70_000, "LineTooLong"),
@@ -330,7 +426,7 @@ def test_a_server_that_repeats_all_it_hears_gets_no_token_into_the_log(asker: As
 
     # `at` looks for the token.
     assert asker.ask(speech) == unknown(
-        f"127.0.0.1 answers GET {DAEMONSET} with 500 Internal Server Error"
+        f"127.0.0.1 answers GET {DAEMONSET} with 500 Internal Server Error (4 attempts)"
     )
     assert asker.ask(junk) == unknown(
         f"127.0.0.1 does not answer GET {DAEMONSET} in HTTP: BadStatusLine"
@@ -424,7 +520,8 @@ def test_a_pod_that_is_not_there_says_nothing_of_its_daemonset(asker: Asker) -> 
 
 
 @pytest.mark.parametrize(
-    ("code", "name"), [(401, "Unauthorized"), (403, "Forbidden"), (500, "Internal Server Error")]
+    ("code", "name"),
+    [(401, "Unauthorized"), (403, "Forbidden"), (500, "Internal Server Error (4 attempts)")],
 )
 def test_a_pod_that_may_not_be_seen(asker: Asker, code: int, name: str) -> None:
     assert asker.ask(Api({POD: (code, b"")}), "") == unknown(
@@ -569,7 +666,7 @@ def test_ipv6(asker: Asker) -> None:
         assert asker.at(port, host="::1") == leaves("is gone")
         assert api.asked[0][1]["Host"] == f"[::1]:{port}"
     assert asker.at(port, host="::1") == unknown(
-        f"[::1] does not answer GET {DAEMONSET}: [Errno 111] Connection refused"
+        f"[::1] does not answer GET {DAEMONSET}: [Errno 111] Connection refused (4 attempts)"
     )
 
 
@@ -626,7 +723,7 @@ def test_nobody_listens(asker: Asker) -> None:
     with serving(nobody, None) as port:
         pass
     assert asker.at(port) == unknown(
-        f"127.0.0.1 does not answer GET {DAEMONSET}: [Errno 111] Connection refused"
+        f"127.0.0.1 does not answer GET {DAEMONSET}: [Errno 111] Connection refused (4 attempts)"
     )
 
 

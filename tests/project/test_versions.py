@@ -22,6 +22,7 @@ _NAMED: Final = frozenset(
         *versions.HELM.values(),
         versions.CNI_PLUGINS,
         versions.PROMETHEUS,
+        versions.KWOK,
     )
 )
 _TOOLKIT: Final = versions.TOOLKIT.removeprefix("v")
@@ -34,6 +35,7 @@ CLAIMS: Final = (
     ("docs/compatibility.md", r"^\| NVIDIA Container Toolkit \| ([\d.]+):", _TOOLKIT),
     ("docs/compatibility.md", r"^\| CRI-O [\d.]+ \(([\d.]+)\) \| booted", versions.CRIO),
     ("docs/compatibility.md", r"^\| Kubernetes \| ([\d.]+):", versions.KUBERNETES),
+    ("docs/compatibility.md", r"^\| kwok \| ([\d.]+):", versions.KWOK.removeprefix("v")),
     ("docs/compatibility.md", r"^\| Helm \| (.+) \|$", _HELM),
     ("docs/nri.md", r"CRI-O (\d+\.\d+\.\d+)", versions.CRIO),
     ("README.md", r"^`nvidia-ctk-installer` (\d[\d.]+),", _TOOLKIT),

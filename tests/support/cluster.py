@@ -158,16 +158,16 @@ def _go(scratch: Path, *words: str, **environment: str) -> str:
     return done.stdout
 
 
-class Cluster:
-    """A control plane in the network of a node, and helm and kubectl to speak to it."""
+class ControlPlane:
+    """A control plane in the network of a process, and helm and kubectl to speak to it."""
 
-    def __init__(self, node: Node, home: Path) -> None:
-        self.node = node
+    def __init__(self, pid: int, home: Path) -> None:
         self.home = home
         self.authority = _authority(home / "pki")
         self.kubeconfig = self._kubeconfig()
-        self.enter = ("nsenter", f"--target={node.pid}", "--net", "--")
-        self.processes: list[subprocess.Popen[bytes]] = []
+        self.enter = ("nsenter", f"--target={pid}", "--net", "--")
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._commands: dict[str, tuple[str, ...]] = {}
 
     def kubectl(
         self, *words: str, check: bool = True, text: str = ""
@@ -297,16 +297,19 @@ class Cluster:
             for path in files
         )
 
-    def start(self) -> None:
-        """Start the control plane, and wait until it answers."""
-        real.USED.add(f"Kubernetes v{VERSION}: API server, controllers, scheduler and kubelet")
-        nodes.run(self.node, ("sh", "-c", "mount -o remount,rw /proc/sys/net 2>/dev/null; true"))
+    def start(self, *api_server: str, controllers: Sequence[str] = ()) -> None:
+        """Start the control plane, and wait until it answers.
+
+        `api_server` and `controllers` are more options of kube-apiserver and of
+        kube-controller-manager.
+        """
+        real.USED.add(f"Kubernetes v{VERSION}: API server, controllers and scheduler")
         for words in (
             ("link", "set", "lo", "up"),
             ("address", "add", f"{_SERVICE}/32", "dev", "lo"),
         ):
             subprocess.run((*self.enter, "ip", *words), check=False, capture_output=True)
-        self._run(
+        self.run(
             "etcd",
             f"--data-dir={self.home}/etcd",
             "--listen-client-urls=http://127.0.0.1:2379",
@@ -318,7 +321,7 @@ class Cluster:
         (self.home / "tokens.csv").write_text(
             f'{_TOKEN},admin,admin,"system:masters"\n', encoding="utf-8"
         )
-        self._run(
+        self.run(
             "kube-apiserver",
             "--etcd-servers=http://127.0.0.1:2379",
             "--secure-port=443",
@@ -335,12 +338,10 @@ class Cluster:
             f"--service-account-signing-key-file={pki}/accounts.key",
             "--endpoint-reconciler-type=none",
             "--kubelet-preferred-address-types=InternalIP",
+            *api_server,
         )
-        self.until(
-            lambda: self.kubectl("get", "--raw=/readyz", check=False).stdout == "ok",
-            "the API server",
-        )
-        self._run(
+        self.until(self.is_serving, "the API server")
+        self.run(
             "kube-controller-manager",
             f"--kubeconfig={self.kubeconfig}",
             f"--root-ca-file={self.authority.path}",
@@ -348,13 +349,84 @@ class Cluster:
             "--use-service-account-credentials=false",
             "--leader-elect=false",
             "--bind-address=127.0.0.1",
+            *controllers,
         )
-        self._run(
+        self.run(
             "kube-scheduler",
             f"--kubeconfig={self.kubeconfig}",
             "--leader-elect=false",
             "--bind-address=127.0.0.1",
         )
+
+    def is_serving(self) -> bool:
+        """Return whether the API server says that it is ready."""
+        return self.kubectl("get", "--raw=/readyz", check=False).stdout == "ok"
+
+    def run(self, name: str, *words: str, program: Path | None = None) -> None:
+        """Start a program of the control plane, or another one beside it, until `stop`."""
+        # With its parent goes the child, however the test ends.
+        argv = (str(program or programs() / name), *words)
+        self._commands[name] = ("setpriv", "--pdeathsig", "KILL", "--", *self.enter, *argv)
+        self.begin_again(name)
+
+    def begin_again(self, name: str) -> None:
+        """Start a program once more as before, after `end`."""
+        with (self.home / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                self._commands[name],
+                cwd=self.home,
+                env={"PATH": nodes.PATH, "HOME": str(self.home)},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    def end(self, name: str) -> None:
+        """Kill one program, as a crash does."""
+        process = self.processes.pop(name)
+        process.kill()
+        process.wait(20)
+
+    def stop(self) -> None:
+        """End the control plane."""
+        for name in reversed([*self.processes]):
+            self.end(name)
+
+    def _kubeconfig(self) -> Path:
+        content = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "test",
+            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "admin"}}],
+            "clusters": [
+                {
+                    "name": "test",
+                    "cluster": {
+                        "server": f"https://{_SERVICE}:443",
+                        "certificate-authority-data": _base64(self.authority.path),
+                    },
+                }
+            ],
+            "users": [{"name": "admin", "user": {"token": _TOKEN}}],
+        }
+        path = self.home / "admin.conf"
+        path.write_text(yaml.safe_dump(content), encoding="utf-8")
+        path.chmod(0o600)
+        return path
+
+
+class Cluster(ControlPlane):
+    """A control plane in the network of a booted node, whose kubelet joins it."""
+
+    def __init__(self, node: Node, home: Path) -> None:
+        super().__init__(node.pid, home)
+        self.node = node
+
+    def start(self, *api_server: str, controllers: Sequence[str] = ()) -> None:
+        """Start the control plane where the node's kubelet may set what its network needs."""
+        real.USED.add(f"Kubernetes v{VERSION}: kubelet")
+        nodes.run(self.node, ("sh", "-c", "mount -o remount,rw /proc/sys/net 2>/dev/null; true"))
+        super().start(*api_server, controllers=controllers)
 
     def join(self) -> None:
         """Make the booted node one of the cluster."""
@@ -393,57 +465,6 @@ class Cluster:
         conditions = json.loads(told.stdout)["status"]["conditions"] if told.returncode == 0 else []
         return any((each["type"], each["status"]) == ("Ready", "True") for each in conditions)
 
-    def stop(self) -> None:
-        """End the control plane."""
-        for process in reversed(self.processes):
-            process.kill()
-        for process in self.processes:
-            process.wait(20)
-
-    def _run(self, name: str, *words: str) -> None:
-        with (self.home / f"{name}.log").open("wb") as log:
-            self.processes.append(
-                subprocess.Popen(
-                    # With its parent goes the child, however the test ends.
-                    (
-                        "setpriv",
-                        "--pdeathsig",
-                        "KILL",
-                        "--",
-                        *self.enter,
-                        str(programs() / name),
-                        *words,
-                    ),
-                    cwd=self.home,
-                    env={"PATH": nodes.PATH, "HOME": str(self.home)},
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                )
-            )
-
-    def _kubeconfig(self) -> Path:
-        content = {
-            "apiVersion": "v1",
-            "kind": "Config",
-            "current-context": "test",
-            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "admin"}}],
-            "clusters": [
-                {
-                    "name": "test",
-                    "cluster": {
-                        "server": f"https://{_SERVICE}:443",
-                        "certificate-authority-data": _base64(self.authority.path),
-                    },
-                }
-            ],
-            "users": [{"name": "admin", "user": {"token": _TOKEN}}],
-        }
-        path = self.home / "admin.conf"
-        path.write_text(yaml.safe_dump(content), encoding="utf-8")
-        path.chmod(0o600)
-        return path
-
 
 @contextlib.contextmanager
 def running(node: Node, home: Path) -> Iterator[Cluster]:
@@ -457,30 +478,37 @@ def running(node: Node, home: Path) -> Iterator[Cluster]:
 
 
 @contextlib.contextmanager
-def without_node(home: Path) -> Iterator[Cluster]:
-    """Run a control plane in a network of its own, with no kubelet: pods are only objects."""
-    if reason := nodes.why_not():
-        pytest.skip(reason)
+def alone(home: Path, *api_server: str) -> Iterator[ControlPlane]:
+    """Run a control plane without a node, in a network of its own; skip where there can be none.
+
+    No node is taken for dead: simulated ones send no heartbeats.
+    """
+    if os.geteuid() != 0:
+        pytest.skip("only root can make a network namespace")
     programs()
-    holder = subprocess.Popen(
-        ("setpriv", "--pdeathsig", "KILL", "--", "unshare", "--net", "--mount", "--",
-         "sleep", "infinity"),
-        stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+    # `unshare` replaces itself: this process is what holds the namespace.
+    argv = ("setpriv", "--pdeathsig", "KILL", "--", "unshare", "--net", "--", "sleep", "infinity")
+    holder = subprocess.Popen(argv, stdin=subprocess.DEVNULL)
     try:
-        made = Cluster(Node(suite="none", pid=holder.pid, cgroup2=True), home)
-        mine = os.readlink("/proc/self/ns/net")
-        made.until(
-            lambda: os.readlink(f"/proc/{holder.pid}/ns/net") != mine, "no network of its own"
-        )
+        _await_namespace(holder)
+        made = ControlPlane(holder.pid, home)
         try:
-            made.start()
+            made.start(*api_server, controllers=("--node-monitor-grace-period=24h",))
             yield made
         finally:
             made.stop()
     finally:
         holder.kill()
         holder.wait(20)
+
+
+def _await_namespace(holder: subprocess.Popen[bytes]) -> None:
+    here = Path("/proc/self/ns/net").readlink()
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{holder.pid}/ns/net").readlink() == here:
+        if holder.poll() is not None or time.monotonic() > deadline:
+            raise NodeError("unshare makes no network namespace")
+        time.sleep(0.01)
 
 
 def _authority(home: Path) -> Authority:

@@ -24,8 +24,10 @@ from tests.support import (
     distros,
     helm,
     images,
+    kwok,
     nodes,
     promtool,
+    versions,
 )
 from tools import packages
 
@@ -70,6 +72,7 @@ def _parts(tiers: set[str], *, whole: bool) -> Iterator[_Part]:
         yield "promtool", promtool.find
         yield f"Kubernetes {cluster.VERSION}", cluster.programs
         yield "the schemas of Kubernetes' APIs", api_schemas.prepare
+        yield f"kwok {versions.KWOK}", kwok.find
         yield "node trixie for packages", partial(nodes.image, "trixie", nodes.FOR_PACKAGES)
         yield "nfpm", packages.nfpm
     if tiers & {"nodes", "cluster"}:

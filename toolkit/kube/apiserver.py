@@ -31,11 +31,16 @@ _LONGEST_NAME: Final = 253
 _LABEL: Final = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 _NAME: Final = re.compile(rf"{_LABEL}(\.{_LABEL})*")
 _LONGEST_NUMBER: Final = 10
-
-
 _LONGEST_WAIT: Final = 3600.0
 _METADATA: Final = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json"
 """What is accepted in response to a change: a whole Node may have hundreds of kilobytes."""
+_UNAVAILABLE: Final = frozenset({
+    http.client.TOO_MANY_REQUESTS,
+    http.client.INTERNAL_SERVER_ERROR,  # etcd is electing a leader
+    http.client.BAD_GATEWAY,
+    http.client.SERVICE_UNAVAILABLE,
+    http.client.GATEWAY_TIMEOUT,
+})  # fmt: skip
 
 
 class ApiError(Exception):
@@ -49,6 +54,10 @@ class ApiError(Exception):
         super().__init__(message)
         self.status = status
         self.wait = wait
+
+
+class ApiUnavailable(ApiError):
+    """The connection is refused or broken, or the server is overloaded: a retry may succeed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +135,8 @@ class _Response:
 def get(api: Api, target: str) -> tuple[int, object]:
     """Return the status of a GET request, 200 or 404, and its JSON body, None if that is not JSON.
 
-    Raises ApiError for every other status, and if there is no response.
+    Raises ApiError for every other status, and if there is no response: ApiUnavailable where a
+    server that restarts or has too much to do answers so.
     """
     request = _Request(method="GET", target=target)
     response = _response(api, request, {http.client.OK, http.client.NOT_FOUND})
@@ -176,18 +186,12 @@ def _response(api: Api, request: _Request, expected: Collection[int]) -> _Respon
     failed = f"{api} does not answer {request}"
     try:
         response = _exchange(api, request)
-    except TimeoutError as error:
-        raise ApiError(f"{failed} within {api.timeout:g} s") from error
-    except ssl.SSLCertVerificationError as error:
-        raise ApiError(f"{api}: certificate verification failed: {error.verify_message}") from error
-    except http.client.HTTPException as error:
-        # Never repeat the server's text, here or below: it may echo the request, with the token.
-        raise ApiError(f"{failed} in HTTP: {type(error).__name__}") from error
-    except (OSError, ValueError) as error:
-        raise ApiError(f"{failed}: {error}") from error
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise _failure(api, failed, error) from error
     if response.status not in expected:
         phrase = http.client.responses.get(response.status, "")
-        raise ApiError(
+        kind = ApiUnavailable if response.status in _UNAVAILABLE else ApiError
+        raise kind(
             f"{api} answers {request} with {response.status} {phrase}".rstrip(),
             status=response.status,
             wait=response.wait,
@@ -202,6 +206,23 @@ def _json(body: bytes) -> object:
         return json.loads(body)
     except (ValueError, RecursionError):
         return None
+
+
+def _failure(api: Api, failed: str, error: Exception) -> ApiError:
+    """Return why there is no response.
+
+    The server's text is never repeated: it may echo the request, with the token.
+    """
+    if isinstance(error, TimeoutError):
+        return ApiError(f"{failed} within {api.timeout:g} s")
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return ApiError(f"{api}: certificate verification failed: {error.verify_message}")
+    # The connection of a server that ends breaks, in HTTP or already in the TLS handshake.
+    is_broken = isinstance(error, (ConnectionError, ssl.SSLEOFError))
+    kind = ApiUnavailable if is_broken else ApiError
+    if isinstance(error, http.client.HTTPException):
+        return kind(f"{failed} in HTTP: {type(error).__name__}")
+    return kind(f"{failed}: {error}")
 
 
 def _text(path: Path) -> str:

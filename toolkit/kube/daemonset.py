@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import http.client
 import os
+import random
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -17,11 +19,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from toolkit.kube import apiserver
-from toolkit.kube.apiserver import Api, ApiError
+from toolkit.kube.apiserver import Api, ApiError, ApiUnavailable
 
 _ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _GENERATED: Final = re.compile("-[bcdfghjklmnpqrstvwxz2456789]{5}")
 """The suffix that a Kubernetes controller adds to its own name to name a pod."""
+PAUSES: Final = (0.5, 1.0, 2.0)
+"""In seconds, before a lookup is repeated; each is spread from its half to one and a half of it."""
 
 
 class DaemonSetState(StrEnum):
@@ -49,17 +53,23 @@ def look_up(
 ) -> Lookup:
     """Return the state of a DaemonSet in the Kubernetes API; without a name, of this pod's owner.
 
-    `timeout`, in seconds, covers everything except the resolution of a host name. If the API cannot
-    be reached, the state is UNKNOWN; nothing is raised.
+    `timeout`, in seconds, covers everything except the resolution of a host name. If the API server
+    is unavailable, the lookup is repeated at most three times. If it does not answer, the state is
+    UNKNOWN; nothing is raised.
     """
+    attempts = 1
     try:
         api = apiserver.find(environment, account, timeout=timeout)
-        if daemonset:
-            return _lookup(api, daemonset, owner=None)
-        name, uid = _owner(api, _pod(environment))
-        return _lookup(api, name, owner=uid)
+        while True:
+            try:
+                return _lookup_of(api, daemonset, _pod(environment))
+            except ApiUnavailable:
+                if not _pause(api, attempts):
+                    raise
+                attempts += 1
     except ApiError as error:
-        return Lookup(state=DaemonSetState.UNKNOWN, why=str(error))
+        tried = f" ({attempts} attempts)" if attempts > 1 else ""
+        return Lookup(state=DaemonSetState.UNKNOWN, why=f"{error}{tried}")
 
 
 def is_own(daemonset: str, environment: Mapping[str, str] = os.environ) -> bool:
@@ -69,8 +79,31 @@ def is_own(daemonset: str, environment: Mapping[str, str] = os.environ) -> bool:
     return bool(daemonset) and generated != pod and _GENERATED.fullmatch(generated) is not None
 
 
+def _pause(api: Api, attempts: int) -> bool:
+    """Wait before the next attempt; return False, without waiting, if there is to be none.
+
+    The pods of many nodes may have been refused at the same moment. The random part keeps them from
+    coming back at the same moment.
+    """
+    if attempts > len(PAUSES):
+        return False
+    seconds = PAUSES[attempts - 1] * random.uniform(0.5, 1.5)  # noqa: S311  # no secret
+    if seconds >= api.deadline - time.monotonic():
+        return False
+    time.sleep(seconds)
+    return True
+
+
 def _pod(environment: Mapping[str, str]) -> str:
     return environment.get("POD_NAME") or environment.get("HOSTNAME", "")
+
+
+def _lookup_of(api: Api, daemonset: str, pod: str) -> Lookup:
+    """Return the state of a DaemonSet; without a name, of the pod's owner. Raises ApiError."""
+    if daemonset:
+        return _lookup(api, daemonset, owner=None)
+    name, uid = _owner(api, pod)
+    return _lookup(api, name, owner=uid)
 
 
 def _lookup(api: Api, name: str, *, owner: str | None) -> Lookup:

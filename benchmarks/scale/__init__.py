@@ -1,0 +1,1 @@
+"""Roll-outs over many nodes, on a real control plane: `python -m benchmarks.scale`."""
