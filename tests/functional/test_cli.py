@@ -145,7 +145,7 @@ def test_the_plan_as_json(node: fake_node.Node, quiet: list[str]) -> None:
     answer = json.loads(fake_node.done("plan", "-o", "json", *quiet).stdout)
     assert answer.keys() == {
         "runtime", "in_sync", "binary", "changes", "toolkit", "specification", "reload", "notes",
-        "summary", "nri",
+        "summary", "nri", "blocked",
     }  # fmt: skip
     assert (answer["runtime"], answer["in_sync"], answer["binary"]) == ("containerd", False, None)
     (change,) = answer["changes"]
@@ -437,7 +437,7 @@ def test_bash_takes_the_script() -> None:
 @pytest.mark.parametrize("command", ["plan", "status"])
 def test_pending_changes_can_be_an_exit_code(quiet: list[str], command: str) -> None:
     assert fake_node.cli(command, *quiet).returncode == 0
-    assert fake_node.cli(command, "--exit-code", *quiet).returncode == 2
+    assert fake_node.cli(command, "--exit-code", *quiet).returncode == 8
     fake_node.done("-n", *quiet)
     assert fake_node.cli(command, "--exit-code", *quiet).returncode == 0
 

@@ -699,5 +699,6 @@ def test_only_changed_keys_are_shown(node: Node) -> None:
     wish = context(node)
     found = make_plan(wish)
     change = replace(found.config_plan.changes[0], before=before, after=before + b"y = 2\n")
-    shown = sections.plan(replace(found, config_plan=replace(found.config_plan, changes=(change,))))
+    found = replace(found, config_plan=replace(found.config_plan, changes=(change,)))
+    shown = sections.plan(wish, found)
     assert shown["changes"][0]["diff"].splitlines()[2:] == ["+y = 2"]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from toolkit import __version__, log
-from toolkit.errors import StepError, UsageProblem
+from toolkit.errors import Answer, StepError, UsageProblem
 from toolkit.node import trust
 from toolkit.settings import env_file
 from toolkit.settings.layout import RunDir
@@ -29,10 +29,11 @@ _PATHS: Final = ("config", "dir", "file", "path", "root", "socket")
 _OF_ENV_FILE: Final = next(row for row in SETTINGS if row.name == "env_file")
 USAGE: Final = 2
 _EPILOG: Final = (
-    "Exit codes: 0 success; 1 bug; 2 usage error (with --exit-code: changes are pending);"
-    " 3 a file on the node cannot be parsed, nothing was changed; 4 a step on the node failed;"
-    " 5 another instance holds the lock; 6 the change failed and was rolled back;"
-    " 7 the change failed and could not be rolled back."
+    "Exit codes: 0 success; 1 bug; 2 usage error; 3 a file on the node cannot be parsed, nothing"
+    " was changed; 4 a step on the node failed; 5 another instance holds the lock; 6 the change"
+    " failed and was rolled back; 7 the change failed and could not be rolled back; 8 changes are"
+    " pending (--exit-code), not ready (--quiet), or not alive (--live); 9 `run` would be refused"
+    " (--exit-code)."
 )
 
 
@@ -168,7 +169,7 @@ def _command(name: str, text: str, *own: click.Option, hidden: bool = False) -> 
             # No other command needs it here.
             from toolkit.state import readiness_probe  # noqa: PLC0415
 
-            return USAGE if readiness_probe.unready(settings.readiness) else 0
+            return Answer.PENDING if readiness_probe.unready(settings.readiness) else 0
         log_options = _log_options(name, settings)
         if name == "sync":
             log.LOGGER.setLevel("DEBUG" if settings.debug else "INFO")
@@ -261,7 +262,7 @@ def _quiet() -> click.Option:
         is_flag=True,
         help=(
             "Print nothing and do not query the runtime: exit with 0 if the readiness record is"
-            " valid, otherwise with 2."
+            " valid, otherwise with 8."
         ),
     )
 
@@ -272,7 +273,7 @@ def _live() -> click.Option:
         is_flag=True,
         help=(
             "Do not look at the node: exit with 0 if the agent is running and healthy, otherwise"
-            " print why not and exit with 2."
+            " print why not and exit with 8."
         ),
     )
 
@@ -297,7 +298,7 @@ def _liveness(options: Mapping[str, str]) -> int:
     problem = liveness.unhealthy(RunDir.of(settings.pid_file).agent)
     if problem:
         log.write(sys.stderr, f"not alive: {problem}\n")
-    return USAGE if problem else 0
+    return Answer.PENDING if problem else 0
 
 
 def _kind() -> click.Option:
@@ -305,7 +306,11 @@ def _kind() -> click.Option:
 
 
 def _exit_code() -> click.Option:
-    return click.Option(["--exit-code"], is_flag=True, help="Exit with 2 if changes are pending.")
+    return click.Option(
+        ["--exit-code"],
+        is_flag=True,
+        help="Exit with 8 if changes are pending, with 9 if `run` would be refused.",
+    )
 
 
 def _diff() -> click.Option:

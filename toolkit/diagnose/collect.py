@@ -154,7 +154,7 @@ def _configuration(context: Context, snapshot: _Snapshot) -> dict[str, Any]:
         "files": _section(sections.listed, target, record, names),
         "effective": _section(_effective, context, snapshot),
         "plan": (
-            _section(sections.plan, plan)
+            _section(sections.plan, context, plan)
             if plan is not None
             else {"problem": failed.get("unavailable"), "hint": failed.get("hint", "")}
         ),

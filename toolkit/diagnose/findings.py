@@ -172,6 +172,13 @@ def _sync(result: Found) -> Iterator[Finding]:
             f"cannot plan the change: {problem}",
             str(plan.get("hint") or "fix the reported problem; nothing is changed until then"),
         )
+    elif blocked := _items(result, "configuration", "plan", "blocked"):
+        state = f"the node is {'in sync, but' if plan.get('in_sync') else 'not in sync, and'}"
+        for each in blocked:
+            yield _finding(
+                f"{state} `run` would refuse: {each['problem']}",
+                each["hint"] or "`nvidia-toolkit plan` shows the whole plan",
+            )
     elif plan.get("in_sync") is False:
         changed = [each["path"] for each in plan["changes"]]
         parts = [f"{len(changed)} file(s) would change ({', '.join(changed)})"] if changed else []

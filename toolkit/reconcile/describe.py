@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from runtimes import distributions, edits
@@ -11,8 +11,8 @@ from runtimes.errors import ConfigError
 from runtimes.model import ABSENT, FileChange, Tree
 from toolkit import redact
 from toolkit.node.host import Host
-from toolkit.reconcile import preflight
 from toolkit.reconcile.planning import Plan
+from toolkit.reconcile.preflight import Blocker, Forecast
 from toolkit.reconcile.uninstall import Removal
 from toolkit.settings.options import RestartMode
 
@@ -112,31 +112,40 @@ def notes(plan: Plan) -> Iterator[str]:
             f"an earlier change failed and has to be rolled back first: {plan.record.open.failure}"
         )
     if plan.source_problem is not None and plan.installs:
-        yield f"{plan.source_problem}: the toolkit's files are not part of this plan"
-    if not plan.installs:
-        yield (
-            "using the node's own toolkit (--no-install):"
-            f" {plan.source_problem or 'no files are copied'}"
-        )
+        yield "the toolkit's files are not part of this plan: their source cannot be used"
+    if not plan.installs and plan.source_problem is None:
+        yield "using the node's own toolkit (--no-install): no files are copied"
     for reset in plan.version.resets if plan.version is not None else ():
         yield f"the toolkit's config.toml: {reset}"
     if plan.specification.is_lacking and plan.specification.waits_for:
         path, reason = plan.specification.local, plan.specification.waits_for
         yield f"the CDI specification {path} is not generated yet: {reason}"
     yield from _restart_notes(plan)
-    problems, hint = preflight.read_only(plan)
-    if problems:
-        yield f"hint: {hint}"
+
+
+def refusals(blocked: Sequence[Blocker]) -> Iterator[str]:
+    """Yield a line for everything that makes a run refuse a plan, with its hint."""
+    for each in blocked:
+        hint = f" ({each.hint})" if each.hint else ""
+        yield f"`run` would refuse: {each.problem}{hint}"
+
+
+def forecast_notes(forecast: Forecast) -> Iterator[str]:
+    """Yield the notes of a plan, and what is known of a run that applies it."""
+    yield from notes(forecast.plan)
+    yield from forecast.warnings
+    if not forecast.is_complete and not forecast.blocked:
+        yield "run this command as root to check whether `run` would be refused"
 
 
 def _restart_notes(plan: Plan) -> Iterator[str]:
-    """Yield what prevents a restart of the runtime, and what the restart means for other units."""
+    """Yield what may go wrong with a restart of the runtime, and what it means for other units."""
     method, process = plan.restart_method, plan.target.process
     if method.obstacle:
-        yield method.obstacle
-    elif method.warning:
+        return
+    if method.warning:
         yield method.warning
-    if method.obstacle or not method.dependents:
+    if not method.dependents:
         return
     units = ", ".join(method.dependents)
     if method.dependents_end:
@@ -161,12 +170,19 @@ def reload_reason(plan: Plan) -> str:
     return "the configuration is in sync"
 
 
-def summary(plan: Plan) -> str:
-    """Return one line on what would be done and how long the runtime would be unavailable."""
-    if plan.is_noop:
-        return "nothing to do: the node is in sync"
-    if problem := _impossible(plan):
-        return f"nothing can be done: {problem}"
+def summary(plan: Plan, *, is_blocked: bool = False) -> str:
+    """Return one line on what would be done and how long the runtime would be unavailable.
+
+    With `is_blocked` a run would refuse it.
+    """
+    if is_blocked:
+        rest = "the node is in sync" if plan.is_noop else _work(plan)
+        return f"`run` would refuse, and change nothing: {rest}"
+    return "nothing to do: the node is in sync" if plan.is_noop else _work(plan)
+
+
+def _work(plan: Plan) -> str:
+    """Return what has to be done."""
     parts = []
     if plan.config_plan.changes:
         count = len(plan.config_plan.changes)
@@ -179,14 +195,9 @@ def summary(plan: Plan) -> str:
         parts.append("the CDI specification to remove")
     if plan.reload_needed:
         parts.append(_restart_words(plan))
-    return ", ".join(parts)
-
-
-def _impossible(plan: Plan) -> str:
-    """Return why a run could do nothing, or an empty text."""
     if plan.source_problem is not None and not plan.installs:
-        return "the node's own toolkit was not found"
-    return "; ".join(preflight.read_only(plan)[0])
+        parts.append("the node's own toolkit was not found")
+    return ", ".join(parts) or "the state of this node to record"
 
 
 def _restart_words(plan: Plan) -> str:

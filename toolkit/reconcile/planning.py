@@ -157,10 +157,6 @@ def make_plan(context: context.Context) -> Plan:
     plan = replace(plan, notes=(*plan.notes, *adopt.notes(target, adopted)))
     if record_problem:
         plan = replace(plan, notes=(*plan.notes, record_problem))
-    if problem_and_hint := unread(target, adapter, plan):
-        plan = replace(
-            plan, notes=(*plan.notes, "{}: `run` changes nothing ({})".format(*problem_and_hint))
-        )
     version, problem = _toolkit(context, target, plan)
     method = restart_method(context, target, record, revive=settings.ignore_unhealthy)
     is_configured = not settings.no_runtime_config
@@ -330,14 +326,7 @@ def compute(target: locate.Target, adapter: Adapter, observation: Observation) -
         raise observe.not_understood(error) from error
     except UnsupportedSetup as error:
         raise StepError(f"{error.why}: nothing was changed", hint=error.hint) from error
-    contradictions = (f"{each.problem} ({each.hint})" for each in target.contradictions)
-    distrusted = (
-        f"{problem}: `run` refuses to edit it"
-        for problem in locate.distrusted_files(target, observation)
-    )
-    return replace(
-        config_plan, notes=(*contradictions, *distrusted, *target.notes, *config_plan.notes)
-    )
+    return replace(config_plan, notes=(*target.notes, *config_plan.notes))
 
 
 def compute_removal(
