@@ -154,6 +154,7 @@ def make_plan(context: context.Context) -> Plan:
         adopted = adopt.adopted(target, adapter, record, observation)
         observation = replace(observation, owned=(*observation.owned, *adopted))
         plan = compute(target, adapter, observation)
+        adopt.refuse_taken_name(target, adapter, observation, settings.by("runtime_class"))
     plan = replace(plan, notes=(*plan.notes, *adopt.notes(target, adopted)))
     if record_problem:
         plan = replace(plan, notes=(*plan.notes, record_problem))

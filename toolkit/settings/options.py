@@ -293,7 +293,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         empty=None,
         help="Name of the main handler. The handlers nvidia-cdi and nvidia-legacy are added as"
         " well. If it is one of those two, the main handler is nvidia, and --set-as-default makes"
-        " the named one the default.",
+        " the named one the default. The name of another handler of the node is refused.",
     ),
     _flag(
         "set_as_default",
