@@ -16,6 +16,7 @@ from toolkit.reconcile.preflight import Blocker, Forecast
 from toolkit.reconcile.uninstall import Removal
 from toolkit.settings.options import RestartMode
 
+_TO_DO: Final = {"create": "create", "modify": "change", "delete": "remove"}
 _DONE: Final = {"create": "created", "modify": "changed", "delete": "removed"}
 
 
@@ -184,9 +185,10 @@ def summary(plan: Plan, *, is_blocked: bool = False) -> str:
 def _work(plan: Plan) -> str:
     """Return what has to be done."""
     parts = []
-    if plan.config_plan.changes:
-        count = len(plan.config_plan.changes)
-        parts.append(f"{count} file{'s' if count > 1 else ''} to change")
+    actions: list[str] = [change.action for change in plan.config_plan.changes]
+    for action, verb in _TO_DO.items():
+        if count := actions.count(action):
+            parts.append(f"{count} file{'s' if count > 1 else ''} to {verb}")
     if plan.version is not None and not plan.version.is_installed:
         parts.append(f"the toolkit to install at {plan.target.install_dir / 'toolkit'}")
     if plan.specification.is_due:

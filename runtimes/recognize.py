@@ -1,0 +1,55 @@
+"""Recognize what a file is that is not a configuration of the requested runtime."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Final
+
+from runtimes.errors import ConfigError
+from runtimes.formats import json_scanner, toml_scanner
+from runtimes.model import RuntimeName, Tree
+
+_TABLES: Final[Mapping[str, RuntimeName]] = {
+    "crio": RuntimeName.CRIO,
+    "plugins": RuntimeName.CONTAINERD,
+    "disabled_plugins": RuntimeName.CONTAINERD,
+    "proxy_plugins": RuntimeName.CONTAINERD,
+}
+"""Keys at the top of a TOML file that only one runtime has."""
+_TABLE: Final = re.compile(rb'^\s*\[\s*"?(crio|plugins)\b', re.MULTILINE)
+_MARKS: Final = (b"{{", b"{%", b"<%")
+"""The beginnings of an expression in Go's and Jinja's templates, a statement in Jinja's, and ERB."""
+
+
+def may_be_of_another(data: bytes, runtime: RuntimeName) -> bool:
+    """Return whether it is worth the time to call `runtime_of` for a file that can be parsed."""
+    names = {_TABLES[match.decode()] for match in _TABLE.findall(data)}
+    return runtime is not RuntimeName.DOCKER and bool(names - {runtime})
+
+
+def runtime_of(data: bytes) -> RuntimeName | None:
+    """Return the runtime whose configuration the content of a file can only be; None if unknown."""
+    tree = _tree(data)
+    if tree is None:
+        return None
+    if data.lstrip()[:1] == b"{":
+        return RuntimeName.DOCKER
+    owners = {_TABLES[key] for key in tree if key in _TABLES}
+    return owners.pop() if len(owners) == 1 else None
+
+
+def is_template(data: bytes) -> bool:
+    """Return whether a file that cannot be parsed is a template that was not rendered."""
+    return any(mark in data for mark in _MARKS) and _tree(data) is None
+
+
+def _tree(data: bytes) -> Tree | None:
+    for form in (toml_scanner, json_scanner):
+        try:
+            tree: Tree = form.tree(data, "")
+        except ConfigError:
+            continue
+        else:
+            return tree
+    return None
