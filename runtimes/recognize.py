@@ -19,7 +19,7 @@ _TABLES: Final[Mapping[str, RuntimeName]] = {
 """Keys at the top of a TOML file that only one runtime has."""
 _TABLE: Final = re.compile(rb'^\s*\[\s*"?(crio|plugins)\b', re.MULTILINE)
 _MARKS: Final = (b"{{", b"{%", b"<%")
-"""The beginnings of an expression in Go's and Jinja's templates, a statement in Jinja's, and ERB."""
+"""The beginnings of an expression in Go's and Jinja's templates, of a Jinja statement, of ERB."""
 
 
 def may_be_of_another(data: bytes, runtime: RuntimeName) -> bool:

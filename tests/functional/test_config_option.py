@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -106,3 +108,52 @@ def test_a_template_is_recognized(node: Node, runtime: str, line: bytes) -> None
 def test_a_value_with_braces_is_no_template(node: Node) -> None:
     node.config.write_bytes(KUBEADM + b"\n# {{ name }}\n")
     fake_node.done("plan", *options(node))
+
+
+# --- standard input -----------------------------------------------------------------------------
+
+
+def piped(*words: str, data: bytes | None) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        fake_node.program(*words),
+        env=fake_node.ENVIRONMENT,
+        input=data,
+        capture_output=True,
+        timeout=30,
+        check=False,
+    )
+
+
+def test_standard_input_is_planned_with(node: Node) -> None:
+    words = [word for word in options(node) if not word.startswith("--config=")]
+    done = piped("plan", "--config", "-", "-o", "json", *words, data=KUBEADM)
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    (change,) = plan["changes"]
+    assert change["action"] == "modify"
+    assert "/toolkit/nvidia-container-runtime" in change["diff"]
+    assert "standard input was read in place of /etc/containerd/config.toml" in plan["notes"]
+    again = piped("plan", "--config=-", *words, data=b"version = \n")
+    assert again.returncode == 3
+    assert again.stderr.startswith(b"error: /etc/containerd/config.toml:1:")
+
+
+@pytest.mark.parametrize("command", ["run", "status", "revert", "diagnose", "detect"])
+def test_no_other_command_reads_standard_input(node: Node, command: str) -> None:
+    done = piped(command, "--config=-", data=KUBEADM)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr.startswith(b"error: --config=-: only `plan` reads a configuration")
+
+
+def test_standard_input_that_is_closed_or_too_large_is_an_error(node: Node) -> None:
+    script = 'exec "$@" <&-'
+    words = fake_node.program("plan", "--runtime=containerd", "--config=-")
+    closed = subprocess.run(
+        ["sh", "-c", script, "sh", *words],
+        env=fake_node.ENVIRONMENT, capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert closed.returncode in {0, 2, 9}, closed.stderr
+    assert "Traceback" not in closed.stderr
+    large = piped("plan", "--runtime=containerd", "--config=-", data=bytes((64 << 20) + 1))
+    assert large.returncode == 2
+    assert large.stderr.startswith(b"error: --config=-: standard input has more than 64 MiB\n")

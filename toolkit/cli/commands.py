@@ -37,7 +37,7 @@ class Invocation:
 
     `settings` were resolved from `options` and `environment`. `extra` holds the options of this
     command only, `arguments` the words behind the command's name, `log_options` the keyword
-    arguments of `log.start`.
+    arguments of `log.start`, `config_content` the root config that was read from standard input.
     """
 
     settings: Settings
@@ -46,6 +46,7 @@ class Invocation:
     extra: Mapping[str, Any]
     arguments: tuple[str, ...]
     log_options: Mapping[str, bool]
+    config_content: bytes | None = None
 
     @property
     def is_json(self) -> bool:
@@ -73,6 +74,7 @@ class Invocation:
             settings=settings,
             adapter=ADAPTERS[RuntimeName(settings.runtime)],
             stop=stop or Cancellation(),
+            config_content=self.config_content,
         )
 
     def context_or_fallback(self) -> Context:

@@ -13,6 +13,7 @@ import click
 from toolkit import __version__, log
 from toolkit.errors import Answer, StepError, UsageProblem
 from toolkit.node import trust
+from toolkit.node.files import LARGEST
 from toolkit.settings import env_file
 from toolkit.settings.layout import RunDir
 from toolkit.settings.options import SETTINGS, Kind, LogFormat, Setting, grouped
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 NAME: Final = "nvidia-toolkit"
 _OF_ALL: Final = ("--help", "-h", "--version")
+_CONFIG: Final = "config"
 _SHELLS: Final = ("bash", "zsh", "fish")
 _PATHS: Final = ("config", "dir", "file", "path", "root", "socket")
 """Parts of the names of settings whose value is completed as a path."""
@@ -161,6 +163,9 @@ def _command(name: str, text: str, *own: click.Option, hidden: bool = False) -> 
         options = {key: value for key, value in parameters.items() if value is not None}
         if extra.get("live"):
             return _liveness(options)
+        content = _standard_input(name) if options.get(_CONFIG) == "-" else None
+        if content is not None:
+            del options[_CONFIG]
         environment = _environment(options)
         settings = resolve(options, environment)
         if os.path.isdir(settings.host_root):
@@ -187,6 +192,7 @@ def _command(name: str, text: str, *own: click.Option, hidden: bool = False) -> 
             extra=extra,
             arguments=tuple(arguments),
             log_options=log_options,
+            config_content=content,
         )
         return commands.COMMANDS[name](invocation)
 
@@ -225,6 +231,29 @@ def _completion() -> click.Command:
         params=[click.Argument(["shell"], type=click.Choice(_SHELLS))],
         help="Print a script that completes commands in bash, zsh or fish.",
     )
+
+
+def _standard_input(command: str) -> bytes:
+    """Return the root config that is read from standard input. Raises UsageProblem."""
+    if command != "plan":
+        raise UsageProblem(
+            ["--config=-: only `plan` reads a configuration from standard input"],
+            hint="name the file, or leave --config out",
+        )
+    try:
+        with open(0, "rb", closefd=False) as stream:
+            data = stream.read(LARGEST + 1)
+    except OSError as error:
+        raise UsageProblem(
+            [f"--config=-: standard input cannot be read: {error.strerror}"],
+            hint="nvidia-toolkit plan --config - <FILE",
+        ) from error
+    if len(data) > LARGEST:
+        raise UsageProblem(
+            [f"--config=-: standard input has more than {LARGEST >> 20} MiB"],
+            hint="a configuration is smaller; name its file with --config",
+        )
+    return data
 
 
 def _environment(options: Mapping[str, str]) -> dict[str, str]:

@@ -95,7 +95,8 @@ class Context:
     """The settings of a run, the adapter of its runtime, its cancellation and its statistics.
 
     `is_leaving` is true for an uninstall. `plugin` is the process of the agent (PID and start)
-    whose NRI plugin is registered with the runtime, None if none is.
+    whose NRI plugin is registered with the runtime, None if none is. `config_content` replaces the
+    content of the root config in a plan that nobody applies.
     """
 
     settings: Settings
@@ -104,6 +105,7 @@ class Context:
     stats: RunStats = field(default_factory=RunStats)
     is_leaving: bool = False
     plugin: Sequence[int] | None = None
+    config_content: bytes | None = None
 
     @property
     def mode(self) -> RestartMode:

@@ -133,6 +133,9 @@ def make_plan(context: context.Context) -> Plan:
     """Observe the node and return an installation's plan; change nothing. Raises ToolkitError."""
     settings, adapter = context.settings, context.adapter
     target = locate.target(settings, adapter, context.stop)
+    if context.config_content is not None:
+        replaced = (target.desired.config, context.config_content)
+        target = replace(target, host=replace(target.host, replaced=replaced))
     record, record_problem = _record(target)
     if record.open is not None:
         paths = tuple(each.path for each in record.open.files)
@@ -152,6 +155,9 @@ def make_plan(context: context.Context) -> Plan:
             _refuse_another_file(settings, target, error)
             raise
     plan = _with_creation(settings, target, plan)
+    if target.host.replaced is not None:
+        note = f"standard input was read in place of {target.host.local(target.desired.config)}"
+        plan = replace(plan, notes=(note, *plan.notes))
     plan = replace(plan, notes=(*plan.notes, *adopt.notes(target, adopted)))
     if record_problem:
         plan = replace(plan, notes=(*plan.notes, record_problem))

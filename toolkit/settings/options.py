@@ -125,7 +125,8 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "config",
         "--config",
         "RUNTIME_CONFIG CONTAINERD_CONFIG DOCKER_CONFIG CRIO_CONFIG",
-        help="Path of the runtime's main configuration file on the node.",
+        help="Path of the runtime's main configuration file on the node. With plan, `-` reads its"
+        " content from standard input.",
         empty=None,
     ),
     _value(
