@@ -64,7 +64,7 @@ def test_a_flag_does_not_eat_the_next_word(quiet: list[str]) -> None:
     assert 'default_runtime_name = "nvidia"' in done.stdout
     refused = fake_node.cli("plan", "--set-as-default", "false", *quiet)
     assert refused.returncode == 2
-    assert "unexpected extra argument" in refused.stderr
+    assert "hint: --set-as-default=false\n" in refused.stderr
 
 
 @pytest.mark.parametrize(
@@ -467,19 +467,19 @@ def test_1_a_bug_is_told_with_its_trace(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["plan", "--no-such-option"], "No such option"),
+        (["plan", "--no-such-option"], "there is no option --no-such-option"),
         (["plan", "--pid-file=/x"], "error: --pid-file=/x: the file name must be toolkit.pid"),
         (
             ["--runtime=podman", "-n"],
             "--runtime=podman: must be one of auto, docker, containerd, crio",
         ),
-        (["plan", "-o", "yaml"], "'yaml' is not one of"),
-        (["plann"], "error: No such command 'plann'"),
+        (["plan", "-o", "yaml"], "--output=yaml: must be one of text, json"),
+        (["plann"], "error: there is no command 'plann'"),
         (
             ["plan", "--bogus"],
             "hint: `nvidia-toolkit plan --help` lists the commands and options\n",
         ),
-        (["--debug", "plan"], "unexpected extra argument"),
+        (["--debug", "plan"], "options before the command plan"),
     ],
     ids=[
         "unknown option",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,6 +21,10 @@ from toolkit.settings.resolve import Settings, resolve
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
+
+    _Choice = click.Choice[str]
+else:
+    _Choice = click.Choice  # a class of generic type since click 8.2
 
 NAME: Final = "nvidia-toolkit"
 _OF_ALL: Final = ("--help", "-h", "--version")
@@ -136,8 +140,44 @@ class _Group(click.Group):
             raise StepError(f"{error.filename or 'the node'}: {error.strerror or error}") from error
 
 
+class UnexpectedWords(click.UsageError):
+    """Words on the command line that belong to no option."""
+
+    def __init__(self, words: Sequence[str], context: click.Context) -> None:
+        super().__init__(f"unexpected words: {' '.join(words)}", context)
+        self.words = tuple(words)
+
+
+class NotOneOf(click.BadParameter):
+    """A value that is none of those that an option of a command takes."""
+
+
+class _OneOf(_Choice):
+    """A choice with the same message as the choices of the settings."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the value. Raises NotOneOf."""
+        if value in self.choices:
+            return value
+        from toolkit import suggest  # noqa: PLC0415  # only needed for an error
+
+        is_option = isinstance(param, click.Option)
+        name = f"{param.opts[-1]}={value}" if param is not None and is_option else str(value)
+        allowed = ", ".join(map(str, self.choices))
+        meant = suggest.did_you_mean(str(value), map(str, self.choices))
+        raise NotOneOf(f"{name}: must be one of {allowed}{meant}", ctx=ctx, param=param)
+
+
 class _Command(click.Command):
     """A command whose help lists the options grouped by topic."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the words of the command. Raises UnexpectedWords for those of no option."""
+        ctx.allow_extra_args = True
+        rest = super().parse_args(ctx, args)
+        if rest and not ctx.resilient_parsing:
+            raise UnexpectedWords(rest, ctx)
+        return rest
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options of this command only, then every group under its heading."""
@@ -228,7 +268,7 @@ def _completion() -> click.Command:
     return click.Command(
         "completion",
         callback=callback,
-        params=[click.Argument(["shell"], type=click.Choice(_SHELLS))],
+        params=[click.Argument(["shell"], type=_OneOf(_SHELLS))],
         help="Print a script that completes commands in bash, zsh or fish.",
     )
 
@@ -345,7 +385,7 @@ def _exit_code() -> click.Option:
 def _diff() -> click.Option:
     return click.Option(
         ["--diff"],
-        type=click.Choice(["full", "keys"]),
+        type=_OneOf(["full", "keys"]),
         help=(
             "How a file's change is shown. full: as a unified diff with its context, passwords"
             " included; keys: only the keys that change, with secrets masked. [default: full as"
@@ -357,7 +397,7 @@ def _diff() -> click.Option:
 def _output() -> click.Option:
     return click.Option(
         ["-o", "--output"],
-        type=click.Choice(["text", "json"]),
+        type=_OneOf(["text", "json"]),
         default="text",
         help="The format of the output on stdout.",
     )
