@@ -458,7 +458,7 @@ def test_1_a_bug_is_told_with_its_trace(
     shown = capsys.readouterr()
     assert caught.value.code == 1
     assert (
-        shown.err.splitlines()[-1]
+        shown.err.splitlines()[-2]
         == f"error: this is a bug in nvidia-toolkit {__version__}: ZeroDivisionError('on purpose')"
     )
     assert "Traceback" in shown.err

@@ -103,5 +103,6 @@ def test_nothing_to_choose_ends_with_9_and_says_why(tmp_path: Path) -> None:
     assert chosen["runtime"] is None
     assert chosen["problems"] == [f"--socket={tmp_path}/none: no container runtime answers there"]
     told = fake_node.cli("detect", f"--host-root={tmp_path}", f"--socket={tmp_path}/none").stdout
+    assert told.startswith("no container runtime found\n")
     assert "chosen: none\n" in told
     assert "  hint: set --runtime, or set --socket" in told

@@ -85,14 +85,15 @@ class Invocation:
         try:
             return self.context()
         except ToolkitError as error:
-            problem = (Contradiction(error.message, error.hint),)
+            problem = Contradiction(error.message, error.hint)
             settings = replace(
-                resolve(self.options, self.environment, _FALLBACK), contradictions=problem
+                resolve(self.options, self.environment, _FALLBACK), contradictions=(problem,)
             )
             return Context(
                 settings=settings,
                 adapter=ADAPTERS[RuntimeName(settings.runtime)],
                 stop=Cancellation(),
+                unselected=None if settings.is_given("runtime") else problem,
             )
 
 

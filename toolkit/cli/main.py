@@ -20,9 +20,10 @@ import click
 from toolkit import __version__, log
 from toolkit.agent import child
 from toolkit.cli import parser
-from toolkit.errors import StepError, ToolkitError, UsageProblem
+from toolkit.errors import Answer, StepError, ToolkitError, UsageProblem
 
 _BUG: Final = 1
+_ANSWERS: Final = (0, *Answer)
 _HINTS: Final[Mapping[int, str]] = MappingProxyType(
     {
         _BUG: "please report it with the text above and the output of `nvidia-toolkit diagnose`",
@@ -48,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.stdout = stdout
     if problem := log.write(stdout, output.text()):
         problem = f"the result cannot be written to stdout: {problem}"
-        code = _report([problem], StepError(problem)) if code == 0 else code
+        error = StepError(problem, hint="the command was carried out; write to another place")
+        code = _report([problem], error) if code in _ANSWERS else code
     log.write(sys.stderr, "")
     sys.exit(code)
 

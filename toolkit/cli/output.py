@@ -166,6 +166,8 @@ def text(result: Mapping[str, Any]) -> str:
 
 
 def _lines(result: Mapping[str, Any]) -> Iterator[str]:
+    if not result["runtimes"]:
+        yield "no container runtime found"
     for each in result["runtimes"]:
         yield from _runtime(each)
     for each in result["kubelets"]:
