@@ -166,7 +166,7 @@ def text(result: Mapping[str, Any]) -> str:
 
 
 def _lines(result: Mapping[str, Any]) -> Iterator[str]:
-    if not result["runtimes"]:
+    if all(each["pid"] is None for each in result["runtimes"]):
         yield "no container runtime found"
     for each in result["runtimes"]:
         yield from _runtime(each)
