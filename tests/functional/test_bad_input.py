@@ -23,7 +23,7 @@ from toolkit.errors import Conflict, RolledBack
 from toolkit.reconcile import preflight, transaction, uninstall
 
 SOURCE: Final = "set --toolkit-source-root to the directory that contains the toolkit's usr/bin"
-OPTIONS: Final = "`nvidia-toolkit run --help` lists the options and their variables"
+OPTIONS: Final = "`nvidia-toolkit run --help-all` lists the options and their variables"
 
 
 def _nothing(_: Node) -> None:

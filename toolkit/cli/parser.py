@@ -16,7 +16,7 @@ from toolkit.node import trust
 from toolkit.node.files import LARGEST
 from toolkit.settings import env_file
 from toolkit.settings.layout import RunDir
-from toolkit.settings.options import SETTINGS, Kind, LogFormat, Setting, grouped
+from toolkit.settings.options import SETTINGS, Kind, LogFormat, Setting
 from toolkit.settings.resolve import Settings, resolve
 
 if TYPE_CHECKING:
@@ -27,8 +27,11 @@ else:
     _Choice = click.Choice  # a class of generic type since click 8.2
 
 NAME: Final = "nvidia-toolkit"
+_CONTAINER_FILES: Final = ("/.dockerenv", "/run/.containerenv")
+"""Files that Docker and podman create in a container."""
 _OF_ALL: Final = ("--help", "-h", "--version")
 _CONFIG: Final = "config"
+_IS_FULL: Final = "nvidia_toolkit.is_full"
 _SHELLS: Final = ("bash", "zsh", "fish")
 _PATHS: Final = ("config", "dir", "file", "path", "root", "socket")
 """Parts of the names of settings whose value is completed as a path."""
@@ -46,10 +49,13 @@ _EPILOG: Final = (
 def explicit(arguments: list[str]) -> list[str]:
     """Return arguments with an explicit subcommand and an explicit value for every flag.
 
-    Without a subcommand, `run` is inserted. As with the upstream installer, a flag takes its value
-    only behind an equals sign, never from the next word (`--set-as-default plan`), and long options
-    may have a single dash (`-runtime=docker`).
+    Without a subcommand, `run` is inserted; no argument at all means `--help` at a terminal that is
+    no container's. As with the upstream installer, a flag takes its value only behind an equals
+    sign, never from the next word (`--set-as-default plan`), and long options may have a single
+    dash (`-runtime=docker`).
     """
+    if not arguments and _is_person():
+        return ["--help"]
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in _OF_ALL):
         arguments = ["run", *arguments]
     known = {flag for row in SETTINGS for flag in row.flags}
@@ -68,6 +74,14 @@ def explicit(arguments: list[str]) -> list[str]:
     return words
 
 
+def _is_person() -> bool:
+    """Return whether somebody sits at a terminal of the node itself, not of a container."""
+    if not (sys.stdin and sys.stdin.isatty() and sys.stdout.isatty()):
+        return False
+    is_container = os.getpid() == 1 or "KUBERNETES_SERVICE_HOST" in os.environ
+    return not is_container and not any(map(os.path.exists, _CONTAINER_FILES))
+
+
 def app() -> click.Group:
     """Return the click group with all commands."""
     context = {"help_option_names": ["--help", "-h"], "max_content_width": 100}
@@ -75,7 +89,8 @@ def app() -> click.Group:
         NAME,
         help=(
             "Install the NVIDIA Container Toolkit on this node and add the nvidia handlers to the"
-            " configuration of its container runtime. Without a subcommand, `run` is executed."
+            " configuration of its container runtime. Without a subcommand, `run` is executed; at a"
+            " terminal, the program alone shows this help."
         ),
         epilog=_EPILOG,
         context_settings=context,
@@ -132,6 +147,20 @@ def app() -> click.Group:
 class _Group(click.Group):
     """A group for which a broken pipe on the node is an error. click exits without a message."""
 
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of the commands in the order of their use."""
+        del ctx
+        return list(self.commands)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands; click cuts their description on a narrow terminal."""
+        from toolkit.cli import help as pages  # noqa: PLC0415  # only needed for the help
+
+        del ctx
+        shown = [(n, each.help or "") for n, each in self.commands.items() if not each.hidden]
+        with formatter.section("Commands"):
+            formatter.write(pages.entries(shown, formatter.width))
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         try:
@@ -180,18 +209,28 @@ class _Command(click.Command):
         return rest
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options of this command only, then every group under its heading."""
+        """Write the options of this command only, then those of all commands."""
+        from toolkit.cli import help as pages  # noqa: PLC0415  # only needed for the help
+
+        is_full = bool(ctx.meta.get(_IS_FULL))
         records = {each.name: each.get_help_record(ctx) for each in self.get_params(ctx)}
-        groups = [(title, [row.name for row in rows]) for title, rows in grouped()]
-        common = {name for _, names in groups for name in names}
-        for title, names in [
-            ("Options", [name for name in records if name not in common]),
-            *groups,
-        ]:
+        settings = {row.name for row in SETTINGS}
+        own = tuple(str(name) for name in records if name not in settings)
+        if not is_full:
+            records |= {
+                row.name: _option(row, variables=False).get_help_record(ctx) for row in SETTINGS
+            }
+        for title, names in (("Options", own), *pages.sections(self.name or "", is_full=is_full)):
+            shown = [record for name in names if (record := records[name]) is not None]
             with formatter.section(title):
-                formatter.write_dl(
-                    [record for name in names if (record := records[name]) is not None]
-                )
+                formatter.write(pages.entries(shown, formatter.width))
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write where the rest is."""
+        path = ctx.command_path
+        more = "" if ctx.meta.get(_IS_FULL) else f"`{path} --help-all` lists all options. "
+        formatter.write_paragraph()
+        formatter.write_text(f"{more}`{NAME} --help` lists the exit codes.")
 
 
 def _command(name: str, text: str, *own: click.Option, hidden: bool = False) -> click.Command:
@@ -241,9 +280,8 @@ def _command(name: str, text: str, *own: click.Option, hidden: bool = False) -> 
     return _Command(
         name,
         callback=callback,
-        params=[*own, *rows],
+        params=[*own, _help_all(), *rows],
         help=text,
-        epilog=_EPILOG,
         context_settings=context,
         hidden=hidden,
     )
@@ -403,14 +441,31 @@ def _output() -> click.Option:
     )
 
 
-def _option(row: Setting) -> click.Option:
+def _help_all() -> click.Option:
+    def show(ctx: click.Context, _option: click.Parameter, is_given: bool) -> None:  # noqa: FBT001
+        if is_given and not ctx.resilient_parsing:
+            ctx.meta[_IS_FULL] = True
+            click.echo(ctx.get_help(), color=ctx.color)
+            ctx.exit()
+
+    return click.Option(
+        ["--help-all"],
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=show,
+        help="Show all options with their variables and exit.",
+    )
+
+
+def _option(row: Setting, *, variables: bool = True) -> click.Option:
     metavar = {
         Kind.FLAG: "[=true|false]",
         Kind.LIST: "A,B",
         Kind.SECONDS: "SECONDS",
         Kind.COUNT: "N",
     }.get(row.kind, "|".join(row.choices) or "TEXT")
-    variables = f" [env: {', '.join(row.variables)}]" if row.variables else ""
+    by_variable = f" [env: {', '.join(row.variables)}]" if row.variables and variables else ""
     default = row.default
     if isinstance(default, bool):
         default = str(default).lower()
@@ -426,7 +481,7 @@ def _option(row: Setting) -> click.Option:
     return click.Option(
         [*row.flags, row.name],
         metavar=metavar,
-        help=text + variables + shown,
+        help=text + by_variable + shown,
         shell_complete=lambda _context, _option, incomplete: _completed(row, incomplete),
         **repeated,
     )

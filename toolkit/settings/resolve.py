@@ -118,7 +118,7 @@ def resolve(
     problems += checks.contradictions(values, origins)
     if problems:
         raise UsageProblem(
-            problems, hint="`nvidia-toolkit run --help` lists the options and their variables"
+            problems, hint="`nvidia-toolkit run --help-all` lists the options and their variables"
         )
     remarks = tuple(checks.remarks(values, origins))
     if checks.runs_plugin(values) and not values["no_runtime_config"]:
