@@ -251,6 +251,33 @@ def test_colour_is_for_terminals_only(quiet: list[str]) -> None:
     assert f'{COLOUR}32m+    default_runtime_name = "nvidia"{COLOUR}0m' in shown
 
 
+def test_what_matters_most_in_a_plan_has_a_colour(node: fake_node.Node, quiet: list[str]) -> None:
+    """Red for what refuses a run, yellow for pending changes, green for a node in sync."""
+    shown = fake_node.on_terminal("plan", *quiet)
+    assert shown.splitlines()[-1].startswith(f"{COLOUR}33m# 1 file to change, ")
+    fake_node.done("-n", *quiet)
+    assert f"{COLOUR}32m# nothing to do: the node is in sync{COLOUR}0m" in (
+        fake_node.on_terminal("plan", *quiet)
+    )
+    node.source.rename(node.root / "elsewhere")
+    lines = fake_node.on_terminal("plan", *quiet).splitlines()
+    assert lines[0].startswith(f"{COLOUR}31m# `run` would refuse: ")
+    assert lines[-1].startswith(f"{COLOUR}31m# `run` would refuse, and change nothing: ")
+
+
+def test_findings_and_choices_have_colours(node: fake_node.Node, tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    words = [f"--host-root={tmp_path}", f"--socket={tmp_path}/none"]
+    shown = fake_node.on_terminal("diagnose", *words)
+    assert f"{COLOUR}31m  1. --socket={tmp_path}/none: no container runtime answers" in shown
+    assert f"{COLOUR}36m     -> " in shown
+    detected = fake_node.on_terminal("detect", *words)
+    assert detected.startswith(f"{COLOUR}31mno container runtime found{COLOUR}0m")
+    assert f"{COLOUR}31mchosen: none{COLOUR}0m" in detected
+    assert COLOUR not in fake_node.cli("detect", *words).stdout
+    assert COLOUR not in fake_node.cli("diagnose", *words).stdout
+
+
 @pytest.mark.parametrize("value", ["1", ""])
 def test_no_color_is_heeded(quiet: list[str], value: str) -> None:
     shown = fake_node.on_terminal("plan", *quiet, environment={"NO_COLOR": value})

@@ -195,9 +195,12 @@ def detect(invocation: Invocation) -> int:
 
     end_at_once()
     inputs = selection.inputs_of(invocation.settings, invocation.options, invocation.environment)
-    result = inventory.collect(inputs)
+    with log.under_way("looking for container runtimes"):
+        result = inventory.collect(inputs)
     sys.stdout.write(
-        json.dumps(result, indent=2) + "\n" if invocation.is_json else output.text(result)
+        json.dumps(result, indent=2) + "\n"
+        if invocation.is_json
+        else output.text(result, colour=log.is_colourful(sys.stdout))
     )
     return Answer.REFUSED if result["choice"]["problems"] else 0
 
@@ -210,7 +213,9 @@ def diagnose(invocation: Invocation) -> int:
     with log.under_way("collecting diagnostics"):
         result = collect.collect(context)
     sys.stdout.write(
-        json.dumps(result, indent=2) + "\n" if invocation.is_json else text.text(result)
+        json.dumps(result, indent=2) + "\n"
+        if invocation.is_json
+        else text.text(result, colour=log.is_colourful(sys.stdout))
     )
     return 0
 

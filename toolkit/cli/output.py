@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
 from runtimes.model import FileChange
@@ -17,6 +18,16 @@ from toolkit.reconcile.uninstall import Removal
 from toolkit.settings.layout import InstallDir
 from toolkit.state.readiness_record import STARTED
 
+_OF_CHOICE: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "no container runtime found": RED,
+        "chosen": GREEN,
+        "chosen: none": RED,
+        "problem": RED,
+        "hint": CYAN,
+    }
+)
+"""The colours of lines of `detect`, by what they begin with."""
 _COLOURS: Final = {"+": GREEN, "-": RED, "@": CYAN}
 
 
@@ -160,9 +171,14 @@ def _json(value: Any) -> str:
     return json.dumps(value, indent=2) + "\n"
 
 
-def text(result: Mapping[str, Any]) -> str:
+def text(result: Mapping[str, Any], *, colour: bool = False) -> str:
     """Return the inventory that `detect` collected as text."""
-    return "\n".join(_lines(result)) + "\n"
+    lines = []
+    for line in _lines(result):
+        head = line.strip().partition(":")[0]
+        code = _OF_CHOICE.get("chosen: none" if line == "chosen: none" else head)
+        lines.append(log.coloured(line, code, wanted=colour) if code else line)
+    return "\n".join(lines) + "\n"
 
 
 def _lines(result: Mapping[str, Any]) -> Iterator[str]:
