@@ -179,7 +179,7 @@ def test_the_reasons_come_first_and_have_an_exit_code(node: Node, *, refused: bo
     first, last = shown.stdout.splitlines()[0], shown.stdout.splitlines()[-1]
     plan = json.loads(coded.stdout)
     assert first.startswith("# `run` would refuse: the socket ") == refused
-    assert last.startswith("# `run` would refuse, and change nothing: 1 file to change, ") == (
+    assert last.startswith("# `run` would refuse to make this change: 1 file to change, ") == (
         refused
     )
     assert (coded.returncode, status.returncode) == ((9, 9) if refused else (8, 8))

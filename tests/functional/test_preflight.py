@@ -311,7 +311,7 @@ def test_a_config_that_is_generated_is_named_with_the_way_of_that_system(
     assert hint in done.stderr
     assert "--no-runtime-config" in done.stderr
     assert planned.stdout.startswith(f"# `run` would refuse: {node.config} {why} (")
-    assert planned.stdout.splitlines()[-1].startswith("# `run` would refuse, and change nothing: ")
+    assert planned.stdout.splitlines()[-1].startswith("# `run` would refuse to make this change: ")
     assert hint in planned.stdout.splitlines()[0]
     assert f"`run` would refuse: {node.config} {why}" in found.stdout
     assert hint in found.stdout

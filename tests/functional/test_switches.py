@@ -218,7 +218,7 @@ def test_what_is_gone_does_not_keep_the_configuration_from_being_taken_back(
     assert not fake_node.done("status", *runtime_only(node)).stdout.startswith("in sync")
     shown = fake_node.done("plan", *runtime_only(node)).stdout
     last = shown.splitlines()[-1]
-    assert last.startswith("# `run` would refuse, and change nothing: ")
+    assert last.startswith("# `run` would refuse to make this change: ")
     assert last.endswith("the node's own toolkit was not found")
     fake_node.done("revert", *runtime_only(node))
     assert node.config.read_bytes() == KUBEADM

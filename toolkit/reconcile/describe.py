@@ -127,7 +127,8 @@ def notes(plan: Plan) -> Iterator[str]:
 def refusals(blocked: Sequence[Blocker]) -> Iterator[str]:
     """Yield a line for everything that makes a run refuse a plan, with its hint."""
     for each in blocked:
-        hint = f" ({each.hint})" if each.hint else ""
+        # Some problems have their hint with them.
+        hint = f" ({each.hint})" if each.hint and not each.problem.endswith(")") else ""
         yield f"`run` would refuse: {each.problem}{hint}"
 
 
@@ -176,30 +177,36 @@ def summary(plan: Plan, *, is_blocked: bool = False) -> str:
 
     With `is_blocked` a run would refuse it.
     """
-    if is_blocked:
-        rest = "the node is in sync" if plan.is_noop else _work(plan)
-        return f"`run` would refuse, and change nothing: {rest}"
-    return "nothing to do: the node is in sync" if plan.is_noop else _work(plan)
+    if plan.is_noop:
+        refused = "`run` would refuse, although the node is in sync"
+        return refused if is_blocked else "nothing to do: the node is in sync"
+    work = _work(plan, is_blocked=is_blocked)
+    return f"`run` would refuse to make this change: {work}" if is_blocked else work
 
 
-def _work(plan: Plan) -> str:
+def _work(plan: Plan, *, is_blocked: bool) -> str:
     """Return what has to be done."""
-    parts = []
-    actions: list[str] = [change.action for change in plan.config_plan.changes]
-    for action, verb in _TO_DO.items():
-        if count := actions.count(action):
-            parts.append(f"{count} file{'s' if count > 1 else ''} to {verb}")
-    if plan.version is not None and not plan.version.is_installed:
-        parts.append(f"the toolkit to install at {plan.target.install_dir / 'toolkit'}")
-    if plan.specification.is_due:
-        parts.append("the CDI specification to generate")
-    if plan.specification.is_stale:
-        parts.append("the CDI specification to remove")
-    if plan.reload_needed:
+    parts = list(_files_to_do(plan))
+    # What refuses a run says why the runtime cannot be restarted.
+    if plan.reload_needed and not (is_blocked and plan.restart_method.obstacle):
         parts.append(_restart_words(plan))
     if plan.source_problem is not None and not plan.installs:
         parts.append("the node's own toolkit was not found")
-    return ", ".join(parts) or "the state of this node to record"
+    return ", ".join(parts) or "the runtime or the state of the node is not up to date"
+
+
+def _files_to_do(plan: Plan) -> Iterator[str]:
+    """Yield what has to be done with files."""
+    actions: list[str] = [change.action for change in plan.config_plan.changes]
+    for action, verb in _TO_DO.items():
+        if count := actions.count(action):
+            yield f"{count} file{'s' if count > 1 else ''} to {verb}"
+    if plan.version is not None and not plan.version.is_installed:
+        yield f"the toolkit to install at {plan.target.install_dir / 'toolkit'}"
+    if plan.specification.is_due:
+        yield "the CDI specification to generate"
+    if plan.specification.is_stale:
+        yield "the CDI specification to remove"
 
 
 def _restart_words(plan: Plan) -> str:
