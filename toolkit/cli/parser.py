@@ -13,7 +13,6 @@ import click
 from toolkit import __version__, log
 from toolkit.errors import Answer, StepError, UsageProblem
 from toolkit.node import trust
-from toolkit.node.files import LARGEST
 from toolkit.settings import env_file
 from toolkit.settings.layout import RunDir
 from toolkit.settings.options import SETTINGS, Kind, LogFormat, Setting
@@ -31,6 +30,8 @@ _CONTAINER_FILES: Final = ("/.dockerenv", "/run/.containerenv")
 """Files that Docker and podman create in a container."""
 _OF_ALL: Final = ("--help", "-h", "--version")
 _CONFIG: Final = "config"
+_LARGEST: Final = 64 << 20
+"""Bytes that are read from standard input at most."""
 _IS_FULL: Final = "nvidia_toolkit.is_full"
 _SHELLS: Final = ("bash", "zsh", "fish")
 _PATHS: Final = ("config", "dir", "file", "path", "root", "socket")
@@ -320,15 +321,15 @@ def _standard_input(command: str) -> bytes:
         )
     try:
         with open(0, "rb", closefd=False) as stream:
-            data = stream.read(LARGEST + 1)
+            data = stream.read(_LARGEST + 1)
     except OSError as error:
         raise UsageProblem(
             [f"--config=-: standard input cannot be read: {error.strerror}"],
             hint="nvidia-toolkit plan --config - <FILE",
         ) from error
-    if len(data) > LARGEST:
+    if len(data) > _LARGEST:
         raise UsageProblem(
-            [f"--config=-: standard input has more than {LARGEST >> 20} MiB"],
+            [f"--config=-: standard input has more than {_LARGEST >> 20} MiB"],
             hint="a configuration is smaller; name its file with --config",
         )
     return data
