@@ -682,7 +682,7 @@ def test_a_list_may_come_in_pieces() -> None:
 @pytest.mark.parametrize(
     ("word", "says"),
     [
-        ("--restart-mod=none", "Did you mean"),
+        ("--restart-mod=none", "did you mean --restart-mode?"),
         ("--no-runtime-confg", "--no-runtime-config"),
         ("--nvidia-runtime-set-as-default", "there is no option"),
     ],
