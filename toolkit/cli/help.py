@@ -61,6 +61,11 @@ def sections(command: str, *, is_full: bool) -> Iterator[tuple[str, tuple[str, .
             yield title, names
 
 
+def paragraph(text: str, width: int) -> str:
+    """Return a text in lines that are at most `width` columns wide."""
+    return "\n".join(textwrap.wrap(text, width, break_on_hyphens=False)) + "\n"
+
+
 def entries(records: Iterable[tuple[str, str]], width: int) -> str:
     """Return names and their meanings as text that is at most `width` columns wide."""
     lines: list[str] = []

@@ -228,10 +228,12 @@ class _Command(click.Command):
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write where the rest is."""
+        from toolkit.cli import help as pages  # noqa: PLC0415  # only needed for the help
+
         path = ctx.command_path
         more = "" if ctx.meta.get(_IS_FULL) else f"`{path} --help-all` lists all options. "
-        formatter.write_paragraph()
-        formatter.write_text(f"{more}`{NAME} --help` lists the exit codes.")
+        text = f"{more}`{NAME} --help` lists the exit codes."
+        formatter.write(f"\n{pages.paragraph(text, formatter.width)}")
 
 
 def _command(name: str, text: str, *own: click.Option, hidden: bool = False) -> click.Command:

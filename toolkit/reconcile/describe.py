@@ -127,8 +127,7 @@ def notes(plan: Plan) -> Iterator[str]:
 def refusals(blocked: Sequence[Blocker]) -> Iterator[str]:
     """Yield a line for everything that makes a run refuse a plan, with its hint."""
     for each in blocked:
-        # Some problems have their hint with them.
-        hint = f" ({each.hint})" if each.hint and not each.problem.endswith(")") else ""
+        hint = f" ({each.hint})" if each.hint else ""
         yield f"`run` would refuse: {each.problem}{hint}"
 
 
