@@ -20,7 +20,7 @@ from toolkit.errors import UsageProblem
 from toolkit.kube import kubelet
 from toolkit.kube.kubelet import KubeletConfig
 from toolkit.node.host import Host
-from toolkit.reconcile import planning, transaction, uninstall
+from toolkit.reconcile import planning, preflight, transaction, uninstall
 from toolkit.reconcile.context import Context
 from toolkit.runtime import locate
 from toolkit.settings.resolve import Settings, resolve
