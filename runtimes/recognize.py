@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Final
 
@@ -17,15 +16,8 @@ _TABLES: Final[Mapping[str, RuntimeName]] = {
     "proxy_plugins": RuntimeName.CONTAINERD,
 }
 """Keys at the top of a TOML file that only one runtime has."""
-_TABLE: Final = re.compile(rb'^\s*\[\s*"?(crio|plugins)\b', re.MULTILINE)
 _MARKS: Final = (b"{{", b"{%", b"<%")
 """The beginnings of an expression in Go's and Jinja's templates, of a Jinja statement, of ERB."""
-
-
-def may_be_of_another(data: bytes, runtime: RuntimeName) -> bool:
-    """Return whether it is worth the time to call `runtime_of` for a file that can be parsed."""
-    names = {_TABLES[match.decode()] for match in _TABLE.findall(data)}
-    return runtime is not RuntimeName.DOCKER and bool(names - {runtime})
 
 
 def runtime_of(data: bytes) -> RuntimeName | None:

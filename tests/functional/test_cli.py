@@ -262,7 +262,7 @@ def test_what_matters_most_in_a_plan_has_a_colour(node: fake_node.Node, quiet: l
     node.source.rename(node.root / "elsewhere")
     lines = fake_node.on_terminal("plan", *quiet).splitlines()
     assert lines[0].startswith(f"{COLOUR}31m# `run` would refuse: ")
-    assert lines[-1].startswith(f"{COLOUR}31m# `run` would refuse to make this change: ")
+    assert lines[-1] == f"{COLOUR}31m# `run` would refuse, although the node is in sync{COLOUR}0m"
 
 
 def test_findings_and_choices_have_colours(node: fake_node.Node, tmp_path: Path) -> None:

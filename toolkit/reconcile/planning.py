@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from runtimes import planner, recognize
+from runtimes import planner
 from runtimes.adapter import Adapter
 from runtimes.errors import ConfigError, NoCgroupDriver, UnsupportedSetup
 from runtimes.model import (
@@ -17,9 +17,10 @@ from runtimes.model import (
     DeliveryKind,
     Observation,
     Ownership,
+    RuntimeName,
     fingerprint,
 )
-from toolkit import log, suggest
+from toolkit import log
 from toolkit.artifacts import manifest, programs
 from toolkit.artifacts.manifest import Version
 from toolkit.cdi import spec
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from toolkit.settings.resolve import Settings
 
 _LEAST: Final = 1.0
+_OF_ANOTHER: Final = {RuntimeName.CONTAINERD: b"[crio", RuntimeName.CRIO: b"[plugins"}
+"""What a file that can be parsed has to contain to be worth the time of `runtimes.recognize`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,7 +211,7 @@ def _observed(
         target, adapter, journal.ownerships(target.install_dir, record.owned)
     )
     data = observation.data(target.desired.config)
-    if recognize.may_be_of_another(data or b"", target.desired.runtime):
+    if _OF_ANOTHER.get(target.desired.runtime, b"\0") in (data or b""):
         _refuse_another_file(settings, target)
     adopt.refuse_another(target, observation.files)
     adopted = adopt.adopted(target, adapter, record, observation)
@@ -226,6 +229,8 @@ def _refuse_another_file(
     `error` is why it cannot be parsed, None if it can. Raises UsageProblem for a file of another
     runtime, NodeConfigError for a template.
     """
+    from runtimes import recognize  # noqa: PLC0415  # only needed for such a file
+
     runtime, path = target.desired.runtime, target.desired.config
     if target.desired.delivery.kind is DeliveryKind.TEMPLATE:
         return
@@ -265,6 +270,8 @@ def _with_creation(settings: Settings, target: Target, plan: ConfigPlan) -> Conf
 
 def _meant(path: Path) -> str:
     """Return the end of a message with a path that exists and is similar to one that does not."""
+    from toolkit import suggest  # noqa: PLC0415  # only needed for a file that does not exist
+
     parent = mounts.nearest(path.parent)
     first, *rest = path.relative_to(parent).parts
     try:
