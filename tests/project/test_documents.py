@@ -299,7 +299,7 @@ def ours(block: Block) -> Iterator[list[str]]:
 
 def parse(words: Sequence[str]) -> None:
     """Parse a command line as the program does, and do nothing. Raises ClickException."""
-    words = [word for word in words if word not in {"--help", "--version"}]
+    words = [word for word in words if word not in {"--help", "--help-all", "--version"}]
     if not words:
         return
     group = parser.app()
