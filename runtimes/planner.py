@@ -151,7 +151,7 @@ def recorded(desired: Desired, known: Iterable[Sequence[Edit]]) -> Desired:
         for edit in file
         if edit.key[-2:-1] == ("runtimes",) and isinstance(edit.new, Mapping)
         for _, binary in edits.leaves(edit.new)
-        if PurePosixPath(str(binary)).name.startswith(_PROGRAM)
+        if is_toolkit_program(str(binary))
     }
     handlers = tuple(Handler(name=name, binary=binary) for name, binary in result.items())
     return replace(desired, handlers=handlers or desired.handlers)
@@ -244,12 +244,13 @@ def _adds_handler(edit: Edit) -> bool:
 def _programs(item: object) -> Iterator[str]:
     """Yield the paths of the toolkit's programs in the table of a handler."""
     for _, leaf in edits.leaves(item) if isinstance(item, Mapping) else ():
-        if (
-            isinstance(leaf, str)
-            and leaf.startswith("/")
-            and PurePosixPath(leaf).name.startswith(_PROGRAM)
-        ):
+        if isinstance(leaf, str) and leaf.startswith("/") and is_toolkit_program(leaf):
             yield leaf
+
+
+def is_toolkit_program(path: str) -> bool:
+    """Return whether a handler's program is one of the toolkit, in any directory."""
+    return PurePosixPath(path).name.startswith(_PROGRAM)
 
 
 def _runs(item: object, toolkits: Iterable[str]) -> bool:

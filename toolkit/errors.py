@@ -4,7 +4,22 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Sequence
+from enum import IntEnum
 from typing import NamedTuple
+
+
+class Answer(IntEnum):
+    """The exit codes of a command that did what was asked, and whose answer is no.
+
+    They differ from those of all errors, so that a script can tell a node with pending changes from
+    a misspelt option: as with `terraform plan -detailed-exitcode` and `kubectl diff`, whose own
+    numbers are errors here.
+    """
+
+    PENDING = 8
+    """Changes are pending, or the node is not ready or not alive."""
+    REFUSED = 9
+    """`run` would be refused."""
 
 
 class Contradiction(NamedTuple):

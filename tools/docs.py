@@ -16,7 +16,11 @@ def options() -> str:
     lines = [
         "# Options and variables",
         "",
-        "Every option works with every command.",
+        (
+            "Every option works with every command. `--help` shows the ten that are often needed,"
+            " `--help-all` all that"
+        ),
+        "the command uses.",
         "",
         (
             "- An option on the command line takes precedence over its variables. If several of its"

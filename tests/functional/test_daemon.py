@@ -154,7 +154,7 @@ def test_only_reporting_touches_nothing(node: Node, running: Daemon, port: int) 
         pods.until(lambda: pods.page(port, "/readyz")[0] == 503, "it still counts as ready")
         pod.settled(rounds=2)
         assert pods.metrics(port)["nvidia_toolkit_in_sync"] == 0
-        assert ready(node) == 2
+        assert ready(node) == 8
         assert node.config.read_bytes() == KUBEADM
         overwrite(node.config, good)
         pod.says("the node is in sync again")
@@ -374,7 +374,7 @@ def test_readiness_follows_the_driver_where_it_is_required(
         pod.until(lambda: ready_page(port), "it does not become ready", timeout=40)
         assert ready_in(node, pod) == 0
         module.rmdir()
-        assert ready_in(node, pod) == 2
+        assert ready_in(node, pod) == 8
         assert pods.page(port, "/readyz") == (503, f"not ready: {why}\n")
         pod.until(lambda: not record.exists(), "the record stays")
         text = fake_node.cli("status", *options, prefix=inside(pod)).stdout

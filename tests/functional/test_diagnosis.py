@@ -699,5 +699,25 @@ def test_only_changed_keys_are_shown(node: Node) -> None:
     wish = context(node)
     found = make_plan(wish)
     change = replace(found.config_plan.changes[0], before=before, after=before + b"y = 2\n")
-    shown = sections.plan(replace(found, config_plan=replace(found.config_plan, changes=(change,))))
+    found = replace(found, config_plan=replace(found.config_plan, changes=(change,)))
+    shown = sections.plan(wish, found)
     assert shown["changes"][0]["diff"].splitlines()[2:] == ["+y = 2"]
+
+
+def test_where_no_runtime_can_be_selected_that_is_first_and_no_other_is_reported(
+    tmp_path: Path,
+) -> None:
+    """docker was named as the configured runtime, with handlers that nobody has."""
+    (tmp_path / "etc").mkdir()
+    words = ["diagnose", f"--host-root={tmp_path}", f"--socket={tmp_path}/none"]
+    report = json.loads(fake_node.done(*words, "-o", "json").stdout)
+    problem = f"--socket={tmp_path}/none: no container runtime answers there"
+    assert report["findings"][0]["problem"] == problem
+    assert report["findings"][0]["hint"]
+    assert report["tool"]["runtime"] is None
+    assert report["configuration"]["unavailable"] == problem
+    assert not any(each["configured"] for each in report["runtimes"])
+    text = json.dumps(report["findings"])
+    assert "is the configured runtime" not in text
+    assert text.count("no container runtime answers there") == 1
+    assert "`run` would refuse" not in text

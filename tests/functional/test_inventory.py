@@ -93,15 +93,16 @@ def test_the_text_says_it_to_people(node: fake_node.Node) -> None:
     assert lines[-1].startswith("  reason: the kubelet (PID 42) uses containerd on /run/c.sock")
 
 
-def test_nothing_to_choose_ends_with_2_and_says_why(tmp_path: Path) -> None:
+def test_nothing_to_choose_ends_with_9_and_says_why(tmp_path: Path) -> None:
     (tmp_path / "etc").mkdir()  # An empty directory is no root of a node.
     done = fake_node.cli(
         "detect", "-o", "json", f"--host-root={tmp_path}", f"--socket={tmp_path}/none"
     )
-    assert done.returncode == 2, done.stderr
+    assert done.returncode == 9, done.stderr
     chosen = json.loads(done.stdout)["choice"]
     assert chosen["runtime"] is None
     assert chosen["problems"] == [f"--socket={tmp_path}/none: no container runtime answers there"]
     told = fake_node.cli("detect", f"--host-root={tmp_path}", f"--socket={tmp_path}/none").stdout
+    assert told.startswith("no container runtime found\n")
     assert "chosen: none\n" in told
     assert "  hint: set --runtime, or set --socket" in told

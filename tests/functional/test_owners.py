@@ -212,7 +212,7 @@ def test_a_file_of_the_toolkit_that_others_control_is_replaced(
     inode = path.lstat().st_ino
     status = json.loads(fake_node.done("status", "-o", "json", *options(installed)).stdout)
     assert status["toolkit"]["in_sync"] is False
-    assert fake_node.cli("plan", "--exit-code", *options(installed)).returncode == 2
+    assert fake_node.cli("plan", "--exit-code", *options(installed)).returncode == 8
     fake_node.done("run", "--no-daemon", *options(installed))
     status = json.loads(fake_node.done("status", "-o", "json", *options(installed)).stdout)
     assert status["toolkit"]["in_sync"] is True
@@ -417,7 +417,7 @@ def test_a_state_of_the_agent_that_others_control_is_not_believed(
     assert fake_node.cli(*argv).returncode == 0
     kind(path)
     done = fake_node.cli(*argv, timeout=20)
-    assert done.returncode == 2, done.stderr
+    assert done.returncode == 8, done.stderr
     assert done.stderr.startswith("not alive: ")
 
 

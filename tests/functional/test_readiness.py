@@ -27,6 +27,7 @@ from toolkit.node.processes import RuntimeProcess
 from toolkit.reconcile import apply, preflight, readiness, transaction, uninstall, verify
 from toolkit.reconcile.context import Context
 from toolkit.reconcile.planning import make_plan
+from toolkit.reconcile.preflight import Forecast
 from toolkit.runtime import expectation, restart
 from toolkit.state import journal, readiness_record, restart_budget
 
@@ -272,7 +273,7 @@ def status(node: Node, **options: str) -> str:
     """Return what `status` would say, without the time that a process takes to start."""
     context = Context(settings=node.settings(**options), adapter=containerd, stop=Cancellation())
     found = make_plan(context)
-    return output.status_text(found, readiness.unready(context, found), {})
+    return output.status_text(Forecast(plan=found), readiness.unready(context, found), {})
 
 
 def start_anew(daemon: Daemon) -> None:

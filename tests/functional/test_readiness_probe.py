@@ -107,7 +107,7 @@ def test_the_command_says_nothing_and_ends_as_it_is(record: Path, tmp_path: Path
     quiet = fake_node.cli("status", "--quiet", f"--readiness-file={record}")
     assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
     quiet = fake_node.cli("status", "-q", f"--readiness-file={tmp_path}/none")
-    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (2, "", "")
+    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (8, "", "")
 
 
 def test_the_command_imports_nothing_that_it_does_not_use(record: Path) -> None:

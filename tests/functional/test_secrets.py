@@ -31,6 +31,7 @@ from toolkit.diagnose import collect
 from toolkit.diagnose import text as text_of
 from toolkit.errors import ToolkitError
 from toolkit.node import command
+from toolkit.reconcile import preflight
 from toolkit.reconcile.context import Context
 from toolkit.reconcile.planning import make_plan
 from toolkit.runtime import observe
@@ -246,6 +247,7 @@ def test_no_secret_of_a_generated_file_leaves_the_program(
     )
     with suppress(ToolkitError):  # tomlkit does not write every character so that it is read again
         plan = make_plan(context)
+        forecast = preflight.forecast(context, plan, patience=0)
         said = io.StringIO()
         handler = logging.StreamHandler(said)
         log.LOGGER.addHandler(handler)
@@ -253,8 +255,9 @@ def test_no_secret_of_a_generated_file_leaves_the_program(
         log.LOGGER.removeHandler(handler)
         assert "default_runtime_name" in said.getvalue()
         printed = [
-            output.plan_json(plan, is_full=False),
-            output.plan_text(plan, colour=False, is_full=False), output.status_json(plan, "", {}),
+            output.plan_json(forecast, is_full=False),
+            output.plan_text(forecast, colour=False, is_full=False),
+            output.status_json(forecast, "", {}),
             said.getvalue(),
         ]  # fmt: skip
         assert CANARY not in "".join(printed)

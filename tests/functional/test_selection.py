@@ -20,9 +20,9 @@ from toolkit.errors import UsageProblem
 from toolkit.kube import kubelet
 from toolkit.kube.kubelet import KubeletConfig
 from toolkit.node.host import Host
-from toolkit.reconcile import planning, transaction, uninstall
+from toolkit.reconcile import planning, preflight, transaction, uninstall
 from toolkit.reconcile.context import Context
-from toolkit.runtime import locate, observe
+from toolkit.runtime import locate
 from toolkit.settings.resolve import Settings, resolve
 from toolkit.state import journal
 from toolkit.state.record import Record
@@ -384,9 +384,9 @@ def test_a_plan_says_what_speaks_against_it(site: Site) -> None:
     site.start("containerd")
     settings = site.settle(runtime="docker")
     context = site.context(settings)
-    place = locate.target(settings, context.adapter)
-    planned = planning.compute(place, context.adapter, observe.observe(place, context.adapter, ()))
-    assert planned.notes[0].startswith("--runtime=docker: docker not found on this node")
+    (blocked,) = preflight.forecast(context, planning.make_plan(context), patience=0).blocked
+    assert blocked.problem.startswith("--runtime=docker: docker not found on this node")
+    assert blocked.code == 2
 
 
 def test_a_runtime_that_is_named_and_down_is_planned_for_all_the_same(site: Site) -> None:

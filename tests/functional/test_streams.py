@@ -258,3 +258,20 @@ def watches(pid: int) -> bool:
         links = [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()]
         return "anon_inode:inotify" in links
     return False
+
+
+def test_an_answer_that_cannot_be_written_is_no_answer(tmp_path: Path) -> None:
+    """An exit code that is an answer, such as 9 of `detect`, stands only if it was written."""
+    (tmp_path / "etc").mkdir()
+    words = ["detect", f"--host-root={tmp_path}", f"--socket={tmp_path}/none"]
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        done = subprocess.run(
+            fake_node.program(*words),
+            env=fake_node.ENVIRONMENT, stdout=full, stderr=subprocess.PIPE, text=True,
+            timeout=30, check=False,
+        )  # fmt: skip
+    assert done.returncode == 4
+    assert done.stderr == (
+        "error: the result cannot be written to stdout: No space left on device\n"
+        "hint: the command was carried out; write to another place\n"
+    )

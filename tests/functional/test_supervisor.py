@@ -50,8 +50,11 @@ def test_auto_does_not_end_what_nothing_starts_again(node: Node) -> None:
         before = fake_node.content(node.root)
         options = node.options(restart_mode="auto")
         plan = fake_node.done("plan", *options)
-        assert f"# SIGHUP would end containerd (PID {daemon.pid}), and {NOTHING}" in plan.stdout
-        assert "but the runtime cannot be restarted" in plan.stdout
+        assert (
+            f"# `run` would refuse: SIGHUP would end containerd (PID {daemon.pid}), and"
+            in plan.stdout
+        )
+        assert "# `run` would refuse to make this change: 1 file to change" in plan.stdout
         result = fake_node.cli("run", "--no-daemon", *options)
         assert result.returncode == 4
         assert (

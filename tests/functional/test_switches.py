@@ -114,7 +114,7 @@ def test_no_reload(node: Node, running: Daemon) -> None:
     assert b'"nvidia"' in node.config.read_bytes()
     assert running.signals() == []
     assert fake_node.done("status", *options).stdout == NOT_TOLD
-    assert fake_node.cli("status", "--quiet", *options).returncode == 2
+    assert fake_node.cli("status", "--quiet", *options).returncode == 8
     # The running daemon never read it, so nothing of ours can be in use.
     fake_node.done("revert", *options)
     assert node.config.read_bytes() == KUBEADM
@@ -217,7 +217,9 @@ def test_what_is_gone_does_not_keep_the_configuration_from_being_taken_back(
         path.unlink()
     assert not fake_node.done("status", *runtime_only(node)).stdout.startswith("in sync")
     shown = fake_node.done("plan", *runtime_only(node)).stdout
-    assert "# nothing can be done: the node's own toolkit was not found" in shown
+    last = shown.splitlines()[-1]
+    assert last.startswith("# `run` would refuse to make this change: ")
+    assert last.endswith("the node's own toolkit was not found")
     fake_node.done("revert", *runtime_only(node))
     assert node.config.read_bytes() == KUBEADM
 
@@ -367,3 +369,44 @@ def test_drift_without_a_reload(node: Node, running: Daemon) -> None:
         )
         fake_node.ended(pod, signal.SIGTERM)
     assert running.signals() == []
+
+
+# --- the name of the main handler ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["runc", "crun", "kata"])
+def test_a_name_that_another_handler_has_is_refused(node: Node, name: str) -> None:
+    """With the name `runc`, the other handlers would no longer inherit SystemdCgroup."""
+    kata = b'[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.kata]\n'
+    node.config.write_bytes(KUBEADM + b"\n" + kata + b'runtime_type = "io.containerd.kata.v2"\n')
+    before = fake_node.snapshot(node.root, node.pid_file.parent)
+    for command in ("plan", "run"):
+        words = ["-n"] if command == "run" else []
+        options = node.options(restart_mode="none", runtime_class=name)
+        done = fake_node.cli(command, *words, *options)
+        assert done.returncode == 2, done.stderr
+        assert done.stderr == (
+            f"error: --runtime-class={name}: the node has a handler {name} already, which is not"
+            " the toolkit's\n"
+            "hint: choose another name, such as nvidia; --set-as-default makes it the default for"
+            " pods that name no handler\n"
+        )
+    assert fake_node.snapshot(node.root, node.pid_file, node.pid_file.parent) == before
+
+
+def test_a_name_that_is_the_toolkit_s_own_stays(node: Node) -> None:
+    options = node.options(restart_mode="none", runtime_class="gpu")
+    fake_node.done("-n", *options)
+    assert fake_node.done("plan", *options).stdout.endswith("nothing to do: the node is in sync\n")
+    fake_node.done("revert", *options)
+    assert node.config.read_bytes() == KUBEADM
+
+
+@pytest.mark.parametrize("name", ["nvidia", "gpu"])
+def test_a_handler_of_another_installer_of_the_toolkit_is_replaced(node: Node, name: str) -> None:
+    path = f'[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{name}]\n'
+    table = path + f'runtime_type = "io.containerd.runc.v2"\n{path[:-2]}.options]\n'
+    table += 'BinaryName = "/usr/bin/nvidia-container-runtime"\n'
+    node.config.write_bytes(KUBEADM + b"\n" + table.encode())
+    options = node.options(restart_mode="none", runtime_class=name)
+    assert "/toolkit/nvidia-container-runtime" in fake_node.done("plan", *options).stdout

@@ -377,7 +377,8 @@ def test_a_configuration_that_others_control_is_planned_and_not_edited(
     planned = fake_node.cli("plan", *options)
     assert planned.returncode == 0, planned.stderr
     assert f"{node.root}/{why}" in planned.stdout
-    assert "`run` refuses to edit it" in planned.stdout
+    assert planned.stdout.startswith(f"# `run` would refuse: {node.root}/{why}")
+    assert ", so it is not edited (files that a root daemon reads" in planned.stdout
     done = fake_node.cli("run", "--no-daemon", *options)
     assert done.returncode == 4, done.stderr
     assert f"{node.root}/{why}" in done.stderr

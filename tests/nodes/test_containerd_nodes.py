@@ -559,7 +559,7 @@ def test_an_upgrade_of_containerd_that_is_rolled_back(
     broken = cri(dump(node))
     assert "runc" not in broken["containerd"]["runtimes"]
     assert broken["sandbox_image"] != "registry.example.com/pause:3.10"
-    tool("plan", "--exit-code", code=2)
+    tool("plan", "--exit-code", code=8)
     tool("run", "--no-daemon")
     repaired = cri(dump(node))
     assert {"runc", *HANDLERS} <= repaired["containerd"]["runtimes"].keys()

@@ -170,7 +170,7 @@ def test_each_is_named_with_its_own_program_config_and_owner(node: Node) -> None
     }
     assert {name: each["pid"] for name, each in seen.items()} == pids(node)
     assert all(each["is_candidate"] and each["root"]["is_host"] for each in seen.values())
-    assert code == 2
+    assert code == 9
     assert found["choice"]["runtime"] is None
     (problem,) = found["choice"]["problems"]
     assert all(each["executable"] in problem for each in seen.values())

@@ -234,7 +234,7 @@ def test_a_command_that_is_none_is_found(words: list[str]) -> None:
 @pytest.mark.parametrize(
     ("line", "found"),
     [
-        ("nvidia-toolkit plan --exit-code >x || test $? = 2", [["plan", "--exit-code"]]),
+        ("nvidia-toolkit plan --exit-code >x || test $? = 8", [["plan", "--exit-code"]]),
         ("kubectl --namespace nvidia-toolkit exec POD -- nvidia-toolkit diagnose", [["diagnose"]]),
         ("source <(nvidia-toolkit completion bash)    # a comment", [["completion", "bash"]]),
         ("A=1 nvidia-toolkit revert; nvidia-toolkit status", [["revert"], ["status"]]),
@@ -300,7 +300,7 @@ def ours(block: Block) -> Iterator[list[str]]:
 
 def parse(words: Sequence[str]) -> None:
     """Parse a command line as the program does, and do nothing. Raises ClickException."""
-    words = [word for word in words if word not in {"--help", "--version"}]
+    words = [word for word in words if word not in {"--help", "--help-all", "--version"}]
     if not words:
         return
     group = parser.app()

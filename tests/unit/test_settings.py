@@ -19,7 +19,7 @@ from toolkit.settings import checks
 from toolkit.settings import resolve as settings
 from toolkit.settings.options import SETTINGS, Kind, Setting
 
-HINT: Final = "`nvidia-toolkit run --help` lists the options and their variables"
+HINT: Final = "`nvidia-toolkit run --help-all` lists the options and their variables"
 PEER_OPTIONS: Final = fake_node.CHECKOUT.parent / "shared/PEER-OPTIONS.md"
 """The measured facts about upstream; beside the checkout where the project is worked on."""
 

@@ -21,6 +21,7 @@ from toolkit.agent.report import from_json
 from toolkit.deadline import Cancellation, end_at_once
 from toolkit.discovery import selection
 from toolkit.errors import (
+    Answer,
     Contradiction,
     Interrupted,
     Locked,
@@ -30,15 +31,13 @@ from toolkit.errors import (
 )
 from toolkit.kube import report as kube_report
 from toolkit.node import lock
-from toolkit.reconcile import readiness, transaction
+from toolkit.reconcile import preflight, readiness, transaction
 from toolkit.reconcile.context import Context, budget_of
 from toolkit.reconcile.planning import Plan, make_plan
 from toolkit.settings.resolve import Settings, resolve
 from toolkit.state import readiness_probe
 
-_PENDING: Final = 2
 _FULL: Final = "full"
-_NONE: Final = 2
 _FALLBACK: Final[Mapping[str, str]] = MappingProxyType({"runtime": "docker"})
 
 
@@ -48,7 +47,7 @@ class Invocation:
 
     `settings` were resolved from `options` and `environment`. `extra` holds the options of this
     command only, `arguments` the words behind the command's name, `log_options` the keyword
-    arguments of `log.start`.
+    arguments of `log.start`, `config_content` the root config that was read from standard input.
     """
 
     settings: Settings
@@ -57,6 +56,7 @@ class Invocation:
     extra: Mapping[str, Any]
     arguments: tuple[str, ...]
     log_options: Mapping[str, bool]
+    config_content: bytes | None = None
 
     @property
     def is_json(self) -> bool:
@@ -84,6 +84,7 @@ class Invocation:
             settings=settings,
             adapter=ADAPTERS[RuntimeName(settings.runtime)],
             stop=stop or Cancellation(),
+            config_content=self.config_content,
         )
 
     def context_or_fallback(self) -> Context:
@@ -94,14 +95,15 @@ class Invocation:
         try:
             return self.context()
         except ToolkitError as error:
-            problem = (Contradiction(error.message, error.hint),)
+            problem = Contradiction(error.message, error.hint)
             settings = replace(
-                resolve(self.options, self.environment, _FALLBACK), contradictions=problem
+                resolve(self.options, self.environment, _FALLBACK), contradictions=(problem,)
             )
             return Context(
                 settings=settings,
                 adapter=ADAPTERS[RuntimeName(settings.runtime)],
                 stop=Cancellation(),
+                unselected=None if settings.is_given("runtime") else problem,
             )
 
 
@@ -128,22 +130,23 @@ def keep(invocation: Invocation) -> int:
 
 
 def plan(invocation: Invocation) -> int:
-    """Print what a run would change."""
+    """Print what a run would change, and why it would be refused."""
     from toolkit.cli import output  # noqa: PLC0415
 
     end_at_once()
-    pending = make_plan(invocation.context())
+    context = invocation.context()
+    forecast = preflight.forecast(context, make_plan(context))
     asked = invocation.extra["diff"]
     if invocation.is_json:
-        sys.stdout.write(output.plan_json(pending, is_full=asked == _FULL))
+        sys.stdout.write(output.plan_json(forecast, is_full=asked == _FULL))
     else:
         # At a terminal sits somebody who can read the files; elsewhere the output may be stored or
         # sent.
         is_full = asked == _FULL if asked else sys.stdout.isatty()
         sys.stdout.write(
-            output.plan_text(pending, colour=log.is_colourful(sys.stdout), is_full=is_full)
+            output.plan_text(forecast, colour=log.is_colourful(sys.stdout), is_full=is_full)
         )
-    return _PENDING if invocation.extra["exit_code"] and not pending.is_noop else 0
+    return _code(forecast) if invocation.extra["exit_code"] else 0
 
 
 def status(invocation: Invocation) -> int:
@@ -154,13 +157,23 @@ def status(invocation: Invocation) -> int:
     context = invocation.context()
     pending = make_plan(context)
     unready, verified = readiness.unready(context, pending), readiness.verified(context)
+    forecast = preflight.Forecast(plan=pending)
+    if not pending.is_noop:
+        forecast = preflight.forecast(context, pending, patience=0)
     if invocation.is_json:
-        sys.stdout.write(output.status_json(pending, unready, verified))
+        sys.stdout.write(output.status_json(forecast, unready, verified))
     else:
         sys.stdout.write(
-            output.status_text(pending, unready, verified, colour=log.is_colourful(sys.stdout))
+            output.status_text(forecast, unready, verified, colour=log.is_colourful(sys.stdout))
         )
-    return _PENDING if invocation.extra["exit_code"] and not pending.is_noop else 0
+    return _code(forecast) if invocation.extra["exit_code"] else 0
+
+
+def _code(forecast: preflight.Forecast) -> int:
+    """Return the exit code of --exit-code."""
+    if forecast.blocked:
+        return Answer.REFUSED
+    return 0 if forecast.plan.is_noop else Answer.PENDING
 
 
 def detect(invocation: Invocation) -> int:
@@ -170,11 +183,14 @@ def detect(invocation: Invocation) -> int:
 
     end_at_once()
     inputs = selection.inputs_of(invocation.settings, invocation.options, invocation.environment)
-    result = inventory.collect(inputs)
+    with log.under_way("looking for container runtimes"):
+        result = inventory.collect(inputs)
     sys.stdout.write(
-        json.dumps(result, indent=2) + "\n" if invocation.is_json else output.text(result)
+        json.dumps(result, indent=2) + "\n"
+        if invocation.is_json
+        else output.text(result, colour=log.is_colourful(sys.stdout))
     )
-    return _NONE if result["choice"]["problems"] else 0
+    return Answer.REFUSED if result["choice"]["problems"] else 0
 
 
 def diagnose(invocation: Invocation) -> int:
@@ -185,7 +201,9 @@ def diagnose(invocation: Invocation) -> int:
     with log.under_way("collecting diagnostics"):
         result = collect.collect(context)
     sys.stdout.write(
-        json.dumps(result, indent=2) + "\n" if invocation.is_json else text.text(result)
+        json.dumps(result, indent=2) + "\n"
+        if invocation.is_json
+        else text.text(result, colour=log.is_colourful(sys.stdout))
     )
     return 0
 

@@ -11,7 +11,8 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Final, TextIO
 
 import click
@@ -19,9 +20,21 @@ import click
 from toolkit import __version__, log
 from toolkit.agent import child
 from toolkit.cli import parser
-from toolkit.errors import StepError, ToolkitError, UsageProblem
+from toolkit.errors import Answer, StepError, ToolkitError, UsageProblem
 
 _BUG: Final = 1
+_ANSWERS: Final = (0, *Answer)
+_HINTS: Final[Mapping[int, str]] = MappingProxyType(
+    {
+        _BUG: "please report it with the text above and the output of `nvidia-toolkit diagnose`",
+        2: "`nvidia-toolkit --help` lists the commands and options",
+        3: "correct that file, then run the command again",
+        4: "`nvidia-toolkit diagnose` lists all problems of the node, the most important first",
+        6: "the log of the runtime says why; `nvidia-toolkit diagnose` lists all problems",
+        7: "correct what is named, then run the command again",
+    }
+)
+"""The hints of errors that have none of their own, by exit code."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -36,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.stdout = stdout
     if problem := log.write(stdout, output.text()):
         problem = f"the result cannot be written to stdout: {problem}"
-        code = _report([problem], StepError(problem)) if code == 0 else code
+        error = StepError(problem, hint="the command was carried out; write to another place")
+        code = _report([problem], error) if code in _ANSWERS else code
     log.write(sys.stderr, "")
     sys.exit(code)
 
@@ -55,7 +69,7 @@ def _run(arguments: list[str]) -> int:
     except SystemExit as end:  # of a completion
         return int(end.code or 0)
     except Exception as error:  # noqa: BLE001  # every other error is reported as a bug
-        return _report_error(error, as_json=_wants_json(arguments))
+        return _report_error(error, arguments)
 
 
 # --- standard streams -----------------------------------------------------------------------------
@@ -112,19 +126,6 @@ def _require_utf8() -> None:
 # --- messages -------------------------------------------------------------------------------------
 
 
-class _Misuse(ToolkitError):
-    """A usage error that click reports, with a hint that names the help option."""
-
-    exit_code = parser.USAGE
-
-    def __init__(self, error: click.ClickException) -> None:
-        context = getattr(error, "ctx", None)
-        path = context.command_path if context is not None else parser.NAME
-        super().__init__(
-            error.format_message(), hint=f"`{path} --help` lists the commands and options"
-        )
-
-
 def _wants_json(words: Sequence[str]) -> bool:
     """Return whether JSON output is requested, even if the rest of the command line is invalid."""
     pairs = zip(words, [*words[1:], ""], strict=True)
@@ -134,13 +135,17 @@ def _wants_json(words: Sequence[str]) -> bool:
     )
 
 
-def _report_error(error: Exception, *, as_json: bool) -> int:
+def _report_error(error: Exception, arguments: Sequence[str]) -> int:
     """Report an error that ended a command; return the exit code."""
+    as_json = _wants_json(arguments)
     match error:
         case click.exceptions.Abort():
             return _BUG
         case click.ClickException():
-            return _report([error.format_message()], _Misuse(error), as_json=as_json)
+            from toolkit.cli import misuse  # noqa: PLC0415  # only needed for an error
+
+            problem, hint = misuse.explain(error, arguments)
+            return _report([problem], UsageProblem([problem], hint=hint), as_json=as_json)
         case UsageProblem():
             return _report(error.problems, error, as_json=as_json)
         case ToolkitError():
@@ -158,7 +163,8 @@ def _report_error(error: Exception, *, as_json: bool) -> int:
 
 def _report(problems: Sequence[str], error: Exception, *, as_json: bool = False) -> int:
     """Write problems and a hint to stderr, with `as_json` also to stdout; return the exit code."""
-    hint, code = getattr(error, "hint", ""), int(getattr(error, "exit_code", _BUG))
+    code = int(getattr(error, "exit_code", _BUG))
+    hint = getattr(error, "hint", "") or _HINTS.get(code, "")
     colour = log.is_colourful(sys.stderr)
     for problem in problems:
         if log.is_json():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
 from runtimes.model import FileChange
@@ -12,32 +13,54 @@ from toolkit.log import CYAN, GREEN, RED, YELLOW
 from toolkit.node.host import Host
 from toolkit.reconcile import describe
 from toolkit.reconcile.planning import Plan
+from toolkit.reconcile.preflight import Forecast
 from toolkit.reconcile.uninstall import Removal
 from toolkit.settings.layout import InstallDir
 from toolkit.state.readiness_record import STARTED
 
+_OF_CHOICE: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "no container runtime found": RED,
+        "chosen": GREEN,
+        "chosen: none": RED,
+        "problem": RED,
+        "hint": CYAN,
+    }
+)
+"""The colours of lines of `detect`, by what they begin with."""
 _COLOURS: Final = {"+": GREEN, "-": RED, "@": CYAN}
 
 
-def plan_text(plan: Plan, *, colour: bool, is_full: bool) -> str:
-    """Return a plan as text: the change of every file, whether the runtime is reloaded, and why.
+def plan_text(forecast: Forecast, *, colour: bool, is_full: bool) -> str:
+    """Return as text what refuses a run, the change of every file, and how the runtime loads it.
 
     With `is_full`, a change is a unified diff with context; otherwise only its keys, secrets
     masked.
     """
+    plan, blocked = forecast.plan, forecast.blocked
     host, shown = plan.target.host, describe.diff if is_full else describe.changed_keys
-    lines = [colour_diff(shown(host, change), colour=colour) for change in plan.config_plan.changes]
-    lines += [f"# {note}\n" for note in describe.notes(plan)]
-    lines.append(f"# {describe.summary(plan)}\n")
-    return "".join(lines)
+    lines = [_line(line, RED, colour=colour) for line in describe.refusals(blocked)]
+    lines += [
+        colour_diff(shown(host, change), colour=colour) for change in plan.config_plan.changes
+    ]
+    lines += [_line(note, CYAN, colour=colour) for note in describe.forecast_notes(forecast)]
+    summary_colour = RED if blocked else GREEN if plan.is_noop else YELLOW
+    summary = describe.summary(plan, is_blocked=bool(blocked))
+    return "".join([*lines, _line(summary, summary_colour, colour=colour)])
 
 
-def plan_json(plan: Plan, *, is_full: bool) -> str:
+def _line(words: str, code: str, *, colour: bool) -> str:
+    """Return a line that is not part of a diff."""
+    return log.coloured(f"# {words}", code, wanted=colour) + "\n"
+
+
+def plan_json(forecast: Forecast, *, is_full: bool) -> str:
     """Return a plan as one JSON object (see docs/output.md). `is_full` as in `plan_text`."""
-    return _json(_plan(plan, is_full=is_full))
+    return _json(_plan(forecast, is_full=is_full))
 
 
-def _plan(plan: Plan, *, is_full: bool = False) -> dict[str, Any]:
+def _plan(forecast: Forecast, *, is_full: bool = False) -> dict[str, Any]:
+    plan, blocked = forecast.plan, forecast.blocked
     return {
         "runtime": str(plan.target.desired.runtime),
         "in_sync": plan.is_noop,
@@ -55,28 +78,37 @@ def _plan(plan: Plan, *, is_full: bool = False) -> dict[str, Any]:
             "how": plan.restart_method.words(plan.target.process),
             "unavailable_s": describe.unavailable_seconds(plan),
         },
-        "notes": list(describe.notes(plan)),
-        "summary": describe.summary(plan),
+        "blocked": [
+            {"problem": each.problem, "hint": each.hint, "code": each.code} for each in blocked
+        ],
+        "notes": list(describe.forecast_notes(forecast)),
+        "summary": describe.summary(plan, is_blocked=bool(blocked)),
     }
 
 
 def run_json(plan: Plan, *, seconds: float) -> str:
     """Return the plan that a run applied and its outcome as one JSON object."""
     outcome = "in sync" if plan.is_noop else "changed"
-    return _json({**_plan(plan), "outcome": outcome, "seconds": round(seconds, 3)})
+    return _json({**_plan(Forecast(plan=plan)), "outcome": outcome, "seconds": round(seconds, 3)})
 
 
 def status_text(
-    plan: Plan, unready: str, verified: Mapping[str, str], *, colour: bool = False
+    forecast: Forecast, unready: str, verified: Mapping[str, str], *, colour: bool = False
 ) -> str:
     """Return as text whether the node is in sync, what differs, and whether it is ready.
 
     `unready` is the reason why the node is not ready; empty if it is ready. `verified` is the
     result for each handler: those through which no container was started are listed.
     """
+    plan = forecast.plan
     if not plan.is_noop:
         head = log.coloured("not in sync", YELLOW, wanted=colour)
-        return "".join([f"{head}\n", *(f"  {line}\n" for line in describe.differences(plan))])
+        lines = [f"  {line}\n" for line in describe.differences(plan)]
+        lines += [
+            f"  {log.coloured(line, RED, wanted=colour)}\n"
+            for line in describe.refusals(forecast.blocked)
+        ]
+        return "".join([f"{head}\n", *lines])
     ready = log.coloured("ready", GREEN, wanted=colour)
     if unready:
         ready = f"{log.coloured('not ready', YELLOW, wanted=colour)}: {unready}"
@@ -86,10 +118,10 @@ def status_text(
     return "".join([f"{log.coloured('in sync', GREEN, wanted=colour)}\n{ready}\n", *lines])
 
 
-def status_json(plan: Plan, unready: str, verified: Mapping[str, str]) -> str:
+def status_json(forecast: Forecast, unready: str, verified: Mapping[str, str]) -> str:
     """Return the node's state as one JSON object; `unready` and `verified` as in `status_text`."""
     results = {} if unready else dict(verified)
-    return _json({**_plan(plan), "ready": not unready, "unready": unready, "verified": results})
+    return _json({**_plan(forecast), "ready": not unready, "unready": unready, "verified": results})
 
 
 def removal_json(done: Removal) -> str:
@@ -139,12 +171,19 @@ def _json(value: Any) -> str:
     return json.dumps(value, indent=2) + "\n"
 
 
-def text(result: Mapping[str, Any]) -> str:
+def text(result: Mapping[str, Any], *, colour: bool = False) -> str:
     """Return the inventory that `detect` collected as text."""
-    return "\n".join(_lines(result)) + "\n"
+    lines = []
+    for line in _lines(result):
+        head = line.strip().partition(":")[0]
+        code = _OF_CHOICE.get("chosen: none" if line == "chosen: none" else head)
+        lines.append(log.coloured(line, code, wanted=colour) if code else line)
+    return "\n".join(lines) + "\n"
 
 
 def _lines(result: Mapping[str, Any]) -> Iterator[str]:
+    if all(each["pid"] is None for each in result["runtimes"]):
+        yield "no container runtime found"
     for each in result["runtimes"]:
         yield from _runtime(each)
     for each in result["kubelets"]:

@@ -4,45 +4,59 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from toolkit import __version__, log
-from toolkit.errors import StepError, UsageProblem
+from toolkit.errors import Answer, StepError, UsageProblem
 from toolkit.node import trust
 from toolkit.settings import env_file
 from toolkit.settings.layout import RunDir
-from toolkit.settings.options import SETTINGS, Kind, LogFormat, Setting, grouped
+from toolkit.settings.options import SETTINGS, Kind, LogFormat, Setting
 from toolkit.settings.resolve import Settings, resolve
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
+    _Choice = click.Choice[str]
+else:
+    _Choice = click.Choice  # a class of generic type since click 8.2
+
 NAME: Final = "nvidia-toolkit"
+_CONTAINER_FILES: Final = ("/.dockerenv", "/run/.containerenv")
+"""Files that Docker and podman create in a container."""
 _OF_ALL: Final = ("--help", "-h", "--version")
+_CONFIG: Final = "config"
+_LARGEST: Final = 64 << 20
+"""Bytes that are read from standard input at most."""
+_IS_FULL: Final = "nvidia_toolkit.is_full"
 _SHELLS: Final = ("bash", "zsh", "fish")
 _PATHS: Final = ("config", "dir", "file", "path", "root", "socket")
 """Parts of the names of settings whose value is completed as a path."""
 _OF_ENV_FILE: Final = next(row for row in SETTINGS if row.name == "env_file")
 USAGE: Final = 2
 _EPILOG: Final = (
-    "Exit codes: 0 success; 1 bug; 2 usage error (with --exit-code: changes are pending);"
-    " 3 a file on the node cannot be parsed, nothing was changed; 4 a step on the node failed;"
-    " 5 another instance holds the lock; 6 the change failed and was rolled back;"
-    " 7 the change failed and could not be rolled back."
+    "Exit codes: 0 success; 1 bug; 2 usage error; 3 a file on the node cannot be parsed, nothing"
+    " was changed; 4 a step on the node failed; 5 another instance holds the lock; 6 the change"
+    " failed and was rolled back; 7 the change failed and could not be rolled back; 8 changes are"
+    " pending (--exit-code), not ready (--quiet), or not alive (--live); 9 `run` would be refused"
+    " (--exit-code)."
 )
 
 
 def explicit(arguments: list[str]) -> list[str]:
     """Return arguments with an explicit subcommand and an explicit value for every flag.
 
-    Without a subcommand, `run` is inserted. As with the upstream installer, a flag takes its value
-    only behind an equals sign, never from the next word (`--set-as-default plan`), and long options
-    may have a single dash (`-runtime=docker`).
+    Without a subcommand, `run` is inserted; no argument at all means `--help` at a terminal that is
+    no container's. As with the upstream installer, a flag takes its value only behind an equals
+    sign, never from the next word (`--set-as-default plan`), and long options may have a single
+    dash (`-runtime=docker`).
     """
+    if not arguments and _is_person():
+        return ["--help"]
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in _OF_ALL):
         arguments = ["run", *arguments]
     known = {flag for row in SETTINGS for flag in row.flags}
@@ -61,6 +75,14 @@ def explicit(arguments: list[str]) -> list[str]:
     return words
 
 
+def _is_person() -> bool:
+    """Return whether somebody sits at a terminal of the node itself, not of a container."""
+    if not (sys.stdin and sys.stdin.isatty() and sys.stdout.isatty()):
+        return False
+    is_container = os.getpid() == 1 or "KUBERNETES_SERVICE_HOST" in os.environ
+    return not is_container and not any(map(os.path.exists, _CONTAINER_FILES))
+
+
 def app() -> click.Group:
     """Return the click group with all commands."""
     context = {"help_option_names": ["--help", "-h"], "max_content_width": 100}
@@ -68,7 +90,8 @@ def app() -> click.Group:
         NAME,
         help=(
             "Install the NVIDIA Container Toolkit on this node and add the nvidia handlers to the"
-            " configuration of its container runtime. Without a subcommand, `run` is executed."
+            " configuration of its container runtime. Without a subcommand, `run` is executed; at a"
+            " terminal, the program alone shows this help."
         ),
         epilog=_EPILOG,
         context_settings=context,
@@ -125,6 +148,20 @@ def app() -> click.Group:
 class _Group(click.Group):
     """A group for which a broken pipe on the node is an error. click exits without a message."""
 
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of the commands in the order of their use."""
+        del ctx
+        return list(self.commands)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands; click cuts their description on a narrow terminal."""
+        from toolkit.cli import help as pages  # noqa: PLC0415  # only needed for the help
+
+        del ctx
+        shown = [(n, each.help or "") for n, each in self.commands.items() if not each.hidden]
+        with formatter.section("Commands"):
+            formatter.write(pages.entries(shown, formatter.width))
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         try:
@@ -133,22 +170,70 @@ class _Group(click.Group):
             raise StepError(f"{error.filename or 'the node'}: {error.strerror or error}") from error
 
 
+class UnexpectedWords(click.UsageError):
+    """Words on the command line that belong to no option."""
+
+    def __init__(self, words: Sequence[str], context: click.Context) -> None:
+        super().__init__(f"unexpected words: {' '.join(words)}", context)
+        self.words = tuple(words)
+
+
+class NotOneOf(click.BadParameter):
+    """A value that is none of those that an option of a command takes."""
+
+
+class _OneOf(_Choice):
+    """A choice with the same message as the choices of the settings."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the value. Raises NotOneOf."""
+        if value in self.choices:
+            return value
+        from toolkit import suggest  # noqa: PLC0415  # only needed for an error
+
+        is_option = isinstance(param, click.Option)
+        name = f"{param.opts[-1]}={value}" if param is not None and is_option else str(value)
+        allowed = ", ".join(map(str, self.choices))
+        meant = suggest.did_you_mean(str(value), map(str, self.choices))
+        raise NotOneOf(f"{name}: must be one of {allowed}{meant}", ctx=ctx, param=param)
+
+
 class _Command(click.Command):
     """A command whose help lists the options grouped by topic."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the words of the command. Raises UnexpectedWords for those of no option."""
+        ctx.allow_extra_args = True
+        rest = super().parse_args(ctx, args)
+        if rest and not ctx.resilient_parsing:
+            raise UnexpectedWords(rest, ctx)
+        return rest
+
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options of this command only, then every group under its heading."""
+        """Write the options of this command only, then those of all commands."""
+        from toolkit.cli import help as pages  # noqa: PLC0415  # only needed for the help
+
+        is_full = bool(ctx.meta.get(_IS_FULL))
         records = {each.name: each.get_help_record(ctx) for each in self.get_params(ctx)}
-        groups = [(title, [row.name for row in rows]) for title, rows in grouped()]
-        common = {name for _, names in groups for name in names}
-        for title, names in [
-            ("Options", [name for name in records if name not in common]),
-            *groups,
-        ]:
+        settings = {row.name for row in SETTINGS}
+        own = tuple(str(name) for name in records if name not in settings)
+        if not is_full:
+            records |= {
+                row.name: _option(row, variables=False).get_help_record(ctx) for row in SETTINGS
+            }
+        for title, names in (("Options", own), *pages.sections(self.name or "", is_full=is_full)):
+            shown = [record for name in names if (record := records[name]) is not None]
             with formatter.section(title):
-                formatter.write_dl(
-                    [record for name in names if (record := records[name]) is not None]
-                )
+                formatter.write(pages.entries(shown, formatter.width))
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write where the rest is."""
+        from toolkit.cli import help as pages  # noqa: PLC0415  # only needed for the help
+
+        path = ctx.command_path
+        more = "" if ctx.meta.get(_IS_FULL) else f"`{path} --help-all` lists all options. "
+        text = f"{more}`{NAME} --help` lists the exit codes."
+        formatter.write(f"\n{pages.paragraph(text, formatter.width)}")
 
 
 def _command(name: str, text: str, *own: click.Option, hidden: bool = False) -> click.Command:
@@ -160,6 +245,9 @@ def _command(name: str, text: str, *own: click.Option, hidden: bool = False) -> 
         options = {key: value for key, value in parameters.items() if value is not None}
         if extra.get("live"):
             return _liveness(options)
+        content = _standard_input(name) if options.get(_CONFIG) == "-" else None
+        if content is not None:
+            del options[_CONFIG]
         environment = _environment(options)
         settings = resolve(options, environment)
         if os.path.isdir(settings.host_root):
@@ -168,7 +256,7 @@ def _command(name: str, text: str, *own: click.Option, hidden: bool = False) -> 
             # No other command needs it here.
             from toolkit.state import readiness_probe  # noqa: PLC0415
 
-            return USAGE if readiness_probe.unready(settings.readiness) else 0
+            return Answer.PENDING if readiness_probe.unready(settings.readiness) else 0
         log_options = _log_options(name, settings)
         if name == "sync":
             log.LOGGER.setLevel("DEBUG" if settings.debug else "INFO")
@@ -186,6 +274,7 @@ def _command(name: str, text: str, *own: click.Option, hidden: bool = False) -> 
             extra=extra,
             arguments=tuple(arguments),
             log_options=log_options,
+            config_content=content,
         )
         return commands.COMMANDS[name](invocation)
 
@@ -194,9 +283,8 @@ def _command(name: str, text: str, *own: click.Option, hidden: bool = False) -> 
     return _Command(
         name,
         callback=callback,
-        params=[*own, *rows],
+        params=[*own, _help_all(), *rows],
         help=text,
-        epilog=_EPILOG,
         context_settings=context,
         hidden=hidden,
     )
@@ -221,9 +309,32 @@ def _completion() -> click.Command:
     return click.Command(
         "completion",
         callback=callback,
-        params=[click.Argument(["shell"], type=click.Choice(_SHELLS))],
+        params=[click.Argument(["shell"], type=_OneOf(_SHELLS))],
         help="Print a script that completes commands in bash, zsh or fish.",
     )
+
+
+def _standard_input(command: str) -> bytes:
+    """Return the root config that is read from standard input. Raises UsageProblem."""
+    if command != "plan":
+        raise UsageProblem(
+            ["--config=-: only `plan` reads a configuration from standard input"],
+            hint="name the file, or leave --config out",
+        )
+    try:
+        with open(0, "rb", closefd=False) as stream:
+            data = stream.read(_LARGEST + 1)
+    except OSError as error:
+        raise UsageProblem(
+            [f"--config=-: standard input cannot be read: {error.strerror}"],
+            hint="nvidia-toolkit plan --config - <FILE",
+        ) from error
+    if len(data) > _LARGEST:
+        raise UsageProblem(
+            [f"--config=-: standard input has more than {_LARGEST >> 20} MiB"],
+            hint="a configuration is smaller; name its file with --config",
+        )
+    return data
 
 
 def _environment(options: Mapping[str, str]) -> dict[str, str]:
@@ -261,7 +372,7 @@ def _quiet() -> click.Option:
         is_flag=True,
         help=(
             "Print nothing and do not query the runtime: exit with 0 if the readiness record is"
-            " valid, otherwise with 2."
+            " valid, otherwise with 8."
         ),
     )
 
@@ -272,7 +383,7 @@ def _live() -> click.Option:
         is_flag=True,
         help=(
             "Do not look at the node: exit with 0 if the agent is running and healthy, otherwise"
-            " print why not and exit with 2."
+            " print why not and exit with 8."
         ),
     )
 
@@ -297,7 +408,7 @@ def _liveness(options: Mapping[str, str]) -> int:
     problem = liveness.unhealthy(RunDir.of(settings.pid_file).agent)
     if problem:
         log.write(sys.stderr, f"not alive: {problem}\n")
-    return USAGE if problem else 0
+    return Answer.PENDING if problem else 0
 
 
 def _kind() -> click.Option:
@@ -305,13 +416,17 @@ def _kind() -> click.Option:
 
 
 def _exit_code() -> click.Option:
-    return click.Option(["--exit-code"], is_flag=True, help="Exit with 2 if changes are pending.")
+    return click.Option(
+        ["--exit-code"],
+        is_flag=True,
+        help="Exit with 8 if changes are pending, with 9 if `run` would be refused.",
+    )
 
 
 def _diff() -> click.Option:
     return click.Option(
         ["--diff"],
-        type=click.Choice(["full", "keys"]),
+        type=_OneOf(["full", "keys"]),
         help=(
             "How a file's change is shown. full: as a unified diff with its context, passwords"
             " included; keys: only the keys that change, with secrets masked. [default: full as"
@@ -323,20 +438,37 @@ def _diff() -> click.Option:
 def _output() -> click.Option:
     return click.Option(
         ["-o", "--output"],
-        type=click.Choice(["text", "json"]),
+        type=_OneOf(["text", "json"]),
         default="text",
         help="The format of the output on stdout.",
     )
 
 
-def _option(row: Setting) -> click.Option:
+def _help_all() -> click.Option:
+    def show(ctx: click.Context, _option: click.Parameter, is_given: bool) -> None:  # noqa: FBT001
+        if is_given and not ctx.resilient_parsing:
+            ctx.meta[_IS_FULL] = True
+            click.echo(ctx.get_help(), color=ctx.color)
+            ctx.exit()
+
+    return click.Option(
+        ["--help-all"],
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=show,
+        help="Show all options with their variables and exit.",
+    )
+
+
+def _option(row: Setting, *, variables: bool = True) -> click.Option:
     metavar = {
         Kind.FLAG: "[=true|false]",
         Kind.LIST: "A,B",
         Kind.SECONDS: "SECONDS",
         Kind.COUNT: "N",
     }.get(row.kind, "|".join(row.choices) or "TEXT")
-    variables = f" [env: {', '.join(row.variables)}]" if row.variables else ""
+    by_variable = f" [env: {', '.join(row.variables)}]" if row.variables and variables else ""
     default = row.default
     if isinstance(default, bool):
         default = str(default).lower()
@@ -352,7 +484,7 @@ def _option(row: Setting) -> click.Option:
     return click.Option(
         [*row.flags, row.name],
         metavar=metavar,
-        help=text + variables + shown,
+        help=text + by_variable + shown,
         shell_complete=lambda _context, _option, incomplete: _completed(row, incomplete),
         **repeated,
     )

@@ -55,12 +55,13 @@ def collect(context: Context) -> dict[str, Any]:
     runtimes = [
         _section(_runtime, context, host, adapter) for adapter in registry.ADAPTERS.values()
     ]
+    name = None if context.unselected is not None else str(context.adapter.name)
     install_dir = (
         snapshot.target.install_dir if snapshot.target else Path(settings.toolkit_install_dir)
     )
     report = {
         "format": FORMAT,
-        "tool": {"runtime": str(context.adapter.name), **_section(sections.program, settings)},
+        "tool": {"runtime": name, **_section(sections.program, settings)},
         "node": _section(system.node, host),
         "runtimes": runtimes,
         "configuration": _section(_configuration, context, snapshot),
@@ -112,9 +113,14 @@ def _snapshot(context: Context) -> _Snapshot:
     target: Target | None = attempt("target", locate.target, context.settings, context.adapter)
     host = target.host if target else Host(root=Path("/"))
     record: Record | None = attempt("record", journal.load, target.install_dir) if target else None
-    plan: Plan | None = attempt("plan", make_plan, context)
-    if plan is not None:
-        observation: Observation | None = plan.observation
+    if context.unselected is not None:
+        why = {"unavailable": context.unselected.problem, "hint": context.unselected.hint}
+        problems |= dict.fromkeys(("plan", "observation"), why)
+    plan: Plan | None = None if "plan" in problems else attempt("plan", make_plan, context)
+    if "observation" in problems:
+        observation: Observation | None = None
+    elif plan is not None:
+        observation = plan.observation
     else:
         observation = (
             attempt("observation", observe.observe, target, context.adapter, ()) if target else None
@@ -130,13 +136,16 @@ def _snapshot(context: Context) -> _Snapshot:
 
 
 def _runtime(context: Context, host: Host, adapter: Adapter) -> dict[str, Any]:
-    return endpoints.runtime(context.settings, host, adapter)
+    found = endpoints.runtime(context.settings, host, adapter)
+    return {**found, "configured": found["configured"] and context.unselected is None}
 
 
 def _configuration(context: Context, snapshot: _Snapshot) -> dict[str, Any]:
     target, plan = snapshot.target, snapshot.plan
     if target is None:
         return snapshot.problems["target"]
+    if context.unselected is not None:
+        return snapshot.problems["plan"]
     if context.settings.no_runtime_config:
         option = context.settings.origins["no_runtime_config"]
         return {"unavailable": f"the runtime's configuration is not managed ({option})"}
@@ -154,7 +163,7 @@ def _configuration(context: Context, snapshot: _Snapshot) -> dict[str, Any]:
         "files": _section(sections.listed, target, record, names),
         "effective": _section(_effective, context, snapshot),
         "plan": (
-            _section(sections.plan, plan)
+            _section(sections.plan, context, plan)
             if plan is not None
             else {"problem": failed.get("unavailable"), "hint": failed.get("hint", "")}
         ),

@@ -17,6 +17,7 @@ _DRIVERS_OF_NODE = ("/sys/module/nvgpu", "/dev/dxg")
 def findings(result: Found) -> list[Finding]:
     """Return the problems in a report, the most important first."""
     checks = (
+        _selection,
         _references,
         _record,
         _sockets,
@@ -47,6 +48,18 @@ def _get(result: Found, *keys: str) -> Any:
 def _items(result: Found, *keys: str) -> list[Found]:
     item = _get(result, *keys)
     return [each for each in item if isinstance(each, Mapping)] if isinstance(item, list) else []
+
+
+def _selection(result: Found) -> Iterator[Finding]:
+    """Yield why no runtime could be selected: whatever follows is about the rest of the node."""
+    configuration = _get(result, "configuration")
+    if _is_unselected(result):
+        yield _finding(str(configuration["unavailable"]), str(configuration.get("hint", "")))
+
+
+def _is_unselected(result: Found) -> bool:
+    tool = _get(result, "tool")
+    return "runtime" in tool and tool["runtime"] is None
 
 
 def _references(result: Found) -> Iterator[Finding]:
@@ -162,6 +175,8 @@ def _supervisor(result: Found) -> Iterator[Finding]:
 
 def _sync(result: Found) -> Iterator[Finding]:
     plan = _get(result, "configuration", "plan")
+    if _is_unselected(result):
+        return
     problem = (
         plan.get("problem")
         or plan.get("unavailable")
@@ -172,6 +187,13 @@ def _sync(result: Found) -> Iterator[Finding]:
             f"cannot plan the change: {problem}",
             str(plan.get("hint") or "fix the reported problem; nothing is changed until then"),
         )
+    elif blocked := _items(result, "configuration", "plan", "blocked"):
+        state = f"the node is {'in sync, but' if plan.get('in_sync') else 'not in sync, and'}"
+        for each in blocked:
+            yield _finding(
+                f"{state} `run` would refuse: {each['problem']}",
+                each["hint"] or "`nvidia-toolkit plan` shows the whole plan",
+            )
     elif plan.get("in_sync") is False:
         changed = [each["path"] for each in plan["changes"]]
         parts = [f"{len(changed)} file(s) would change ({', '.join(changed)})"] if changed else []
@@ -256,7 +278,7 @@ def _driver(result: Found) -> Iterator[Finding]:
         and driver.get("loaded") is None
     ):
         yield _finding(
-            "the driver is not loaded: the handlers only run the low-level runtime",
+            "the driver is not loaded: containers get no GPU",
             "install and load the NVIDIA driver if the node has a GPU",
         )
     root = _get(driver, "root")

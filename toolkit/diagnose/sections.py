@@ -64,10 +64,10 @@ def listed(target: Target, record: Record, names: Sequence[str]) -> list[dict[st
     return [_file(target, name, owned.get(name), points) for name in names]
 
 
-def plan(plan: Plan) -> dict[str, Any]:
-    """Return the planned changes."""
+def plan(context: Context, plan: Plan) -> dict[str, Any]:
+    """Return the planned changes, and why a run would refuse them."""
     host = plan.target.host
-    problems, hint = preflight.read_only(plan)
+    forecast = preflight.forecast(context, plan, patience=0)
     return {
         "in_sync": plan.is_noop,
         "changes": [
@@ -81,9 +81,8 @@ def plan(plan: Plan) -> dict[str, Any]:
         "toolkit": list(plan.version.differing) if plan.version is not None else None,
         "specification": describe.specification(plan),
         "reload": describe.reload_reason(plan),
-        "notes": list(describe.notes(plan)),
-        "problem": "; ".join(problems),
-        **({"hint": hint} if problems else {}),
+        "blocked": [{"problem": each.problem, "hint": each.hint} for each in forecast.blocked],
+        "notes": list(describe.forecast_notes(forecast)),
     }
 
 

@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
+from toolkit import log
 
-def text(result: Mapping[str, Any]) -> str:
+
+def text(result: Mapping[str, Any], *, colour: bool = False) -> str:
     """Return a report as text: the problems first, then every section."""
+    coloured = partial(_coloured, wanted=colour)
     lines = ["findings\n"]
     for number, each in enumerate(result["findings"], 1):
-        lines += [f"  {number}. {each['problem']}\n", f"     -> {each['hint']}\n"]
+        lines.append(coloured(f"  {number}. {each['problem']}\n", log.RED))
+        lines.append(coloured(f"     -> {each['hint']}\n", log.CYAN))
     if not result["findings"]:
-        lines.append("  no problems found\n")
+        lines.append(coloured("  no problems found\n", log.GREEN))
     for name, section in result.items():
         if name not in ("findings", "format"):
-            lines += ["\n", *_shown(name, section, "")]
-    return "".join("".join(_printable(line)) for line in lines)
+            lines.append("\n")
+            lines += ["".join(_printable(line)) for line in _shown(name, section, "")]
+    return "".join(lines)
+
+
+def _coloured(line: str, code: str, *, wanted: bool) -> str:
+    """Return a line without control characters, with `wanted` in a colour."""
+    plain = "".join(_printable(line)).removesuffix("\n")
+    return f"{log.coloured(plain, code, wanted=wanted)}\n"
 
 
 def _shown(name: str, item: Any, indent: str) -> Iterator[str]:

@@ -368,7 +368,8 @@ def _only(host: Host, result: Sequence[Candidate]) -> Selection:
         refused = [f"{each.daemon.socket}: {each.refusal}" for each in result]
         raise UsageProblem(
             ["no container runtime found on this node, and none is configured", *refused],
-            hint=f"start it, or set --runtime (containerd, crio or docker) and --socket; {_LIST}",
+            hint="start it, or set --runtime (containerd, crio or docker) and --socket"
+            + (f"; {_LIST}" if refused else ""),
         )
     names = " and ".join(describe(each) for each in usable.values())
     count = len(usable)

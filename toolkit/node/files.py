@@ -222,8 +222,12 @@ def remove(path: Path, *, aside: Path | None = None, check: _Check | None = None
         raise StepError(f"{path} cannot be removed: {error.strerror}", hint=hint(error)) from error
 
 
-def writable(directory: Path) -> str | None:
-    """Return why a directory, or its nearest existing parent, is not writable; None if it is."""
+def writable(directory: Path, *, is_tried: bool = True) -> str | None:
+    """Return why a directory, or its nearest existing parent, is not writable; None if it is.
+
+    What only the permissions of an ordinary user forbid counts if this process itself is going to
+    write there (`is_tried`).
+    """
     while not directory.exists() and directory != directory.parent:
         directory = directory.parent
     if not directory.is_dir():
@@ -233,6 +237,8 @@ def writable(directory: Path) -> str | None:
     if os.access(directory, os.W_OK | os.X_OK, effective_ids=True):
         return None
     read_only = os.statvfs(directory).f_flag & os.ST_RDONLY
+    if not (read_only or is_tried or os.geteuid() == 0):
+        return None
     return f"{directory} is {'on a read-only file system' if read_only else 'not writable'}"
 
 

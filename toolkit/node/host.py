@@ -23,10 +23,14 @@ _MOST_LINKS: Final = 40
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """A node. `root` is the local path of its root; `places` pair node and local directories."""
+    """A node. `root` is the local path of its root; `places` pair node and local directories.
+
+    `replaced` is the node path of a file and a content that is planned with in place of its own.
+    """
 
     root: Path
     places: tuple[tuple[str, Path], ...] = ()
+    replaced: tuple[str, bytes] | None = None
 
     @property
     def is_here(self) -> bool:

@@ -20,7 +20,7 @@ from toolkit.log import LOGGER
 from toolkit.node import files, trust
 
 _MODE: Final = 0o600
-_HINT: Final = (
+UNUSABLE_HINT: Final = (
     "give the directory to root (chown root:root, chmod go-w), or choose another --pid-file"
 )
 
@@ -32,8 +32,8 @@ def held(path: Path) -> Iterator[int]:
     Raises Locked, with the PID of the holder, if another process holds the lock, and StepError if
     the file cannot be created, or other users control its directory.
     """
-    if problem := trust.place_problem(path.parent):
-        raise StepError(f"the lock {path} cannot be used: {problem}", hint=_HINT)
+    if problem := unusable(path):
+        raise StepError(problem, hint=UNUSABLE_HINT)
     files.make_directory(path.parent)
     fd = _locked(path)
     try:
@@ -45,6 +45,12 @@ def held(path: Path) -> Iterator[int]:
         with contextlib.suppress(OSError):
             os.ftruncate(fd, 0)
         os.close(fd)
+
+
+def unusable(path: Path) -> str:
+    """Return why a lock cannot be used, since other users control its directory; else empty."""
+    problem = trust.place_problem(path.parent)
+    return f"the lock {path} cannot be used: {problem}" if problem else ""
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from runtimes import planner
 from runtimes.adapter import Adapter
 from runtimes.errors import ConfigError
 from runtimes.model import Observation, Ownership
-from toolkit.artifacts import manifest, versions
+from toolkit.artifacts import manifest, programs, versions
 from toolkit.errors import StepError, UsageProblem
 from toolkit.node.host import same_place
 from toolkit.runtime import observe
@@ -25,6 +25,9 @@ from toolkit.settings.layout import InstallDir
 from toolkit.state.record import Record
 
 _RUN: Final = re.compile(rb"(/[^\s\"'=:\0]*)/toolkit/nvidia-container-runtime")
+_USUAL: Final = "nvidia"
+_BUILT_IN: Final = frozenset({"runc", "crun"})
+"""Handlers that a runtime may have without naming them in its files."""
 
 
 def restored_record(target: Target, record: Record) -> Record:
@@ -96,6 +99,37 @@ def refuse_another(target: Target, files: Mapping[str, bytes | None]) -> None:
         raise UsageProblem(
             [f"--toolkit-install-dir={target.install_dir}: this node was set up with {local}"],
             hint=f"revert that first: nvidia-toolkit revert --toolkit-install-dir {local}",
+        )
+
+
+def refuse_taken_name(
+    target: Target, adapter: Adapter, observation: Observation, option: str
+) -> None:
+    """Raise UsageProblem if the main handler has the name of a handler that somebody else owns.
+
+    That handler would run the toolkit's program from then on, and the other handlers would no
+    longer inherit its settings. The usual name, and a handler that runs a toolkit already, are
+    replaced. `option` is what the name was given by.
+    """
+    desired = target.desired
+    name = desired.handlers[0].name
+    if name in {_USUAL, *programs.BINARIES} or desired.hook_mode:
+        return
+    if name in planner.former(observation):
+        return
+    is_there = (
+        name in _BUILT_IN
+        or name in adapter.defined(desired, observation.files)
+        or name in (adapter.effective(desired, observation).handlers or ())
+    )
+    runs = adapter.programs(desired, observation).get(name, ()) if is_there else ()
+    if is_there and not any(planner.is_toolkit_program(path) for path in runs):
+        raise UsageProblem(
+            [f"{option}={name}: the node has a handler {name} already, which is not the toolkit's"],
+            hint=(
+                f"choose another name, such as {_USUAL}; --set-as-default makes it the default for"
+                " pods that name no handler"
+            ),
         )
 
 

@@ -45,14 +45,20 @@ def overwritten(host: Host, changes: Sequence[FileChange]) -> list[str]:
     return result
 
 
-def unwritable(host: Host, changes: Sequence[FileChange]) -> list[str]:
-    """Return a message for every file that cannot be replaced, and every unwritable directory."""
+def unwritable(host: Host, changes: Sequence[FileChange], *, is_tried: bool = True) -> list[str]:
+    """Return a message for every file that cannot be replaced, and every unwritable directory.
+
+    `is_tried` as in `files.writable`.
+    """
     result = immutable_files(host, changes)
     named = {host.file(change.path).parent for change in changes if _fixed(host, change)}
     rest: dict[Path, str] = {}
     for change in changes:
         local, path = host.local(change.path), host.file(change.path)
-        if path.parent in named | rest.keys() or (problem := files.writable(path.parent)) is None:
+        if (
+            path.parent in named | rest.keys()
+            or (problem := files.writable(path.parent, is_tried=is_tried)) is None
+        ):
             continue
         leads = (
             f" ({local} leads there by a link: mount that directory writable)"

@@ -12,6 +12,7 @@ from typing import Final
 from runtimes.adapter import Adapter
 from toolkit import log
 from toolkit.deadline import Cancellation, Deadline
+from toolkit.errors import Contradiction
 from toolkit.log import LOGGER
 from toolkit.settings.layout import RunDir
 from toolkit.settings.options import RestartMode
@@ -95,7 +96,9 @@ class Context:
     """The settings of a run, the adapter of its runtime, its cancellation and its statistics.
 
     `is_leaving` is true for an uninstall. `plugin` is the process of the agent (PID and start)
-    whose NRI plugin is registered with the runtime, None if none is.
+    whose NRI plugin is registered with the runtime, None if none is. `config_content` replaces the
+    content of the root config in a plan that nobody applies. `unselected` says why no runtime could
+    be selected; `adapter` is that of any runtime then, for what the node has whatever runs on it.
     """
 
     settings: Settings
@@ -104,6 +107,8 @@ class Context:
     stats: RunStats = field(default_factory=RunStats)
     is_leaving: bool = False
     plugin: Sequence[int] | None = None
+    config_content: bytes | None = None
+    unselected: Contradiction | None = None
 
     @property
     def mode(self) -> RestartMode:

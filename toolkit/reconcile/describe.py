@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from runtimes import distributions, edits
@@ -11,11 +11,12 @@ from runtimes.errors import ConfigError
 from runtimes.model import ABSENT, FileChange, Tree
 from toolkit import redact
 from toolkit.node.host import Host
-from toolkit.reconcile import preflight
 from toolkit.reconcile.planning import Plan
+from toolkit.reconcile.preflight import Blocker, Forecast
 from toolkit.reconcile.uninstall import Removal
 from toolkit.settings.options import RestartMode
 
+_TO_DO: Final = {"create": "create", "modify": "change", "delete": "remove"}
 _DONE: Final = {"create": "created", "modify": "changed", "delete": "removed"}
 
 
@@ -112,31 +113,40 @@ def notes(plan: Plan) -> Iterator[str]:
             f"an earlier change failed and has to be rolled back first: {plan.record.open.failure}"
         )
     if plan.source_problem is not None and plan.installs:
-        yield f"{plan.source_problem}: the toolkit's files are not part of this plan"
-    if not plan.installs:
-        yield (
-            "using the node's own toolkit (--no-install):"
-            f" {plan.source_problem or 'no files are copied'}"
-        )
+        yield "the toolkit's files are not part of this plan: their source cannot be used"
+    if not plan.installs and plan.source_problem is None:
+        yield "using the node's own toolkit (--no-install): no files are copied"
     for reset in plan.version.resets if plan.version is not None else ():
         yield f"the toolkit's config.toml: {reset}"
     if plan.specification.is_lacking and plan.specification.waits_for:
         path, reason = plan.specification.local, plan.specification.waits_for
         yield f"the CDI specification {path} is not generated yet: {reason}"
     yield from _restart_notes(plan)
-    problems, hint = preflight.read_only(plan)
-    if problems:
-        yield f"hint: {hint}"
+
+
+def refusals(blocked: Sequence[Blocker]) -> Iterator[str]:
+    """Yield a line for everything that makes a run refuse a plan, with its hint."""
+    for each in blocked:
+        hint = f" ({each.hint})" if each.hint else ""
+        yield f"`run` would refuse: {each.problem}{hint}"
+
+
+def forecast_notes(forecast: Forecast) -> Iterator[str]:
+    """Yield the notes of a plan, and what is known of a run that applies it."""
+    yield from notes(forecast.plan)
+    yield from forecast.warnings
+    if not forecast.is_complete and not forecast.blocked:
+        yield "run this command as root to check whether `run` would be refused"
 
 
 def _restart_notes(plan: Plan) -> Iterator[str]:
-    """Yield what prevents a restart of the runtime, and what the restart means for other units."""
+    """Yield what may go wrong with a restart of the runtime, and what it means for other units."""
     method, process = plan.restart_method, plan.target.process
     if method.obstacle:
-        yield method.obstacle
-    elif method.warning:
+        return
+    if method.warning:
         yield method.warning
-    if method.obstacle or not method.dependents:
+    if not method.dependents:
         return
     units = ", ".join(method.dependents)
     if method.dependents_end:
@@ -161,32 +171,41 @@ def reload_reason(plan: Plan) -> str:
     return "the configuration is in sync"
 
 
-def summary(plan: Plan) -> str:
-    """Return one line on what would be done and how long the runtime would be unavailable."""
+def summary(plan: Plan, *, is_blocked: bool = False) -> str:
+    """Return one line on what would be done and how long the runtime would be unavailable.
+
+    With `is_blocked` a run would refuse it.
+    """
     if plan.is_noop:
-        return "nothing to do: the node is in sync"
-    if problem := _impossible(plan):
-        return f"nothing can be done: {problem}"
-    parts = []
-    if plan.config_plan.changes:
-        count = len(plan.config_plan.changes)
-        parts.append(f"{count} file{'s' if count > 1 else ''} to change")
-    if plan.version is not None and not plan.version.is_installed:
-        parts.append(f"the toolkit to install at {plan.target.install_dir / 'toolkit'}")
-    if plan.specification.is_due:
-        parts.append("the CDI specification to generate")
-    if plan.specification.is_stale:
-        parts.append("the CDI specification to remove")
-    if plan.reload_needed:
+        refused = "`run` would refuse, although the node is in sync"
+        return refused if is_blocked else "nothing to do: the node is in sync"
+    work = _work(plan, is_blocked=is_blocked)
+    return f"`run` would refuse to make this change: {work}" if is_blocked else work
+
+
+def _work(plan: Plan, *, is_blocked: bool) -> str:
+    """Return what has to be done."""
+    parts = list(_files_to_do(plan))
+    # What refuses a run says why the runtime cannot be restarted.
+    if plan.reload_needed and not (is_blocked and plan.restart_method.obstacle):
         parts.append(_restart_words(plan))
-    return ", ".join(parts)
-
-
-def _impossible(plan: Plan) -> str:
-    """Return why a run could do nothing, or an empty text."""
     if plan.source_problem is not None and not plan.installs:
-        return "the node's own toolkit was not found"
-    return "; ".join(preflight.read_only(plan)[0])
+        parts.append("the node's own toolkit was not found")
+    return ", ".join(parts) or "the runtime or the state of the node is not up to date"
+
+
+def _files_to_do(plan: Plan) -> Iterator[str]:
+    """Yield what has to be done with files."""
+    actions: list[str] = [change.action for change in plan.config_plan.changes]
+    for action, verb in _TO_DO.items():
+        if count := actions.count(action):
+            yield f"{count} file{'s' if count > 1 else ''} to {verb}"
+    if plan.version is not None and not plan.version.is_installed:
+        yield f"the toolkit to install at {plan.target.install_dir / 'toolkit'}"
+    if plan.specification.is_due:
+        yield "the CDI specification to generate"
+    if plan.specification.is_stale:
+        yield "the CDI specification to remove"
 
 
 def _restart_words(plan: Plan) -> str:

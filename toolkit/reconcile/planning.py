@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from runtimes import planner
@@ -16,6 +17,7 @@ from runtimes.model import (
     DeliveryKind,
     Observation,
     Ownership,
+    RuntimeName,
     fingerprint,
 )
 from toolkit import log
@@ -23,9 +25,9 @@ from toolkit.artifacts import manifest, programs
 from toolkit.artifacts.manifest import Version
 from toolkit.cdi import spec
 from toolkit.cdi.spec import Specification
-from toolkit.errors import NodeConfigError, StepError, UsageProblem
+from toolkit.errors import NodeConfigError, StepError, ToolkitError, UsageProblem
 from toolkit.kube import kubelet
-from toolkit.node import processes
+from toolkit.node import mounts, processes
 from toolkit.reconcile import adopt, context
 from toolkit.runtime import config_paths, locate, observe, restart, visibility
 from toolkit.runtime.locate import Target
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
     from toolkit.settings.resolve import Settings
 
 _LEAST: Final = 1.0
+_OF_ANOTHER: Final = {RuntimeName.CONTAINERD: b"[crio", RuntimeName.CRIO: b"[plugins"}
+"""What a file that can be parsed has to contain to be worth the time of `runtimes.recognize`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +136,9 @@ def make_plan(context: context.Context) -> Plan:
     """Observe the node and return an installation's plan; change nothing. Raises ToolkitError."""
     settings, adapter = context.settings, context.adapter
     target = locate.target(settings, adapter, context.stop)
+    if context.config_content is not None:
+        replaced = (target.desired.config, context.config_content)
+        target = replace(target, host=replace(target.host, replaced=replaced))
     record, record_problem = _record(target)
     if record.open is not None:
         paths = tuple(each.path for each in record.open.files)
@@ -145,22 +152,18 @@ def make_plan(context: context.Context) -> Plan:
             ConfigPlan(notes=(note, *_remaining(settings, target, record))),
         )
     else:
-        config = target.host.local(target.desired.config)
-        config_paths.check_source(settings, target.host, config, target.binary)
-        observation = observe.observe(
-            target, adapter, journal.ownerships(target.install_dir, record.owned)
-        )
-        adopt.refuse_another(target, observation.files)
-        adopted = adopt.adopted(target, adapter, record, observation)
-        observation = replace(observation, owned=(*observation.owned, *adopted))
-        plan = compute(target, adapter, observation)
+        try:
+            observation, adopted, plan = _observed(settings, target, adapter, record)
+        except NodeConfigError as error:
+            _refuse_another_file(settings, target, error)
+            raise
+    plan = _with_creation(settings, target, plan)
+    if target.host.replaced is not None:
+        note = f"standard input was read in place of {target.host.local(target.desired.config)}"
+        plan = replace(plan, notes=(note, *plan.notes))
     plan = replace(plan, notes=(*plan.notes, *adopt.notes(target, adopted)))
     if record_problem:
         plan = replace(plan, notes=(*plan.notes, record_problem))
-    if problem_and_hint := unread(target, adapter, plan):
-        plan = replace(
-            plan, notes=(*plan.notes, "{}: `run` changes nothing ({})".format(*problem_and_hint))
-        )
     version, problem = _toolkit(context, target, plan)
     method = restart_method(context, target, record, revive=settings.ignore_unhealthy)
     is_configured = not settings.no_runtime_config
@@ -193,6 +196,93 @@ def unread(target: Target, adapter: Adapter, plan: ConfigPlan) -> tuple[str, str
     given = processes.argument(target.process, adapter.config_flags)
     problem = config_paths.unread(target.host, adapter, given, target.desired.config)
     return (problem, config_paths.unread_hint(adapter, given)) if problem else None
+
+
+def _observed(
+    settings: Settings, target: Target, adapter: Adapter, record: Record
+) -> tuple[Observation, tuple[Ownership, ...], ConfigPlan]:
+    """Return the observation of the runtime's files, the adopted ones, and their changes.
+
+    Raises ToolkitError.
+    """
+    config = target.host.local(target.desired.config)
+    config_paths.check_source(settings, target.host, config, target.binary)
+    observation = observe.observe(
+        target, adapter, journal.ownerships(target.install_dir, record.owned)
+    )
+    data = observation.data(target.desired.config)
+    if _OF_ANOTHER.get(target.desired.runtime, b"\0") in (data or b""):
+        _refuse_another_file(settings, target)
+    adopt.refuse_another(target, observation.files)
+    adopted = adopt.adopted(target, adapter, record, observation)
+    observation = replace(observation, owned=(*observation.owned, *adopted))
+    plan = compute(target, adapter, observation)
+    adopt.refuse_taken_name(target, adapter, observation, settings.by("runtime_class"))
+    return observation, adopted, plan
+
+
+def _refuse_another_file(
+    settings: Settings, target: Target, error: NodeConfigError | None = None
+) -> None:
+    """Raise an error that says what the root config is if it is none of this runtime.
+
+    `error` is why it cannot be parsed, None if it can. Raises UsageProblem for a file of another
+    runtime, NodeConfigError for a template.
+    """
+    from runtimes import recognize  # noqa: PLC0415  # only needed for such a file
+
+    runtime, path = target.desired.runtime, target.desired.config
+    if target.desired.delivery.kind is DeliveryKind.TEMPLATE:
+        return
+    try:
+        data = observe.read(target.host, (path,))[path]
+    except ToolkitError:
+        return
+    other = recognize.runtime_of(data or b"")
+    option = f"{settings.by('config')}={target.host.local(path)}"
+    if other is not None and other is not runtime:
+        raise UsageProblem(
+            [f"{option}: this is a configuration of {other}, and the runtime is {runtime}"],
+            hint=f"use --runtime={other}, or name the configuration of {runtime} with --config",
+        )
+    if error is not None and recognize.is_template(data or b""):
+        raise NodeConfigError(
+            f"{error.message}: this is a template that was not rendered",
+            hint="name the rendered file with --config, or render the template first",
+        ) from error
+
+
+def _with_creation(settings: Settings, target: Target, plan: ConfigPlan) -> ConfigPlan:
+    """Return the plan with a note if it creates the root config that the settings name.
+
+    It may be misspelt: a similar name that exists is also logged as a warning.
+    """
+    path = target.desired.config
+    is_created = any(each.path == path and each.before is None for each in plan.changes)
+    if not is_created or not settings.is_given("config"):
+        return plan
+    local = target.host.local(path)
+    meant = _meant(local)
+    note = f"{settings.by('config')}={local}: does not exist and would be created{meant}"
+    warnings = (*plan.warnings, note) if meant else plan.warnings
+    return replace(plan, notes=(note, *plan.notes), warnings=warnings)
+
+
+def _meant(path: Path) -> str:
+    """Return the end of a message with a path that exists and is similar to one that does not."""
+    from toolkit import suggest  # noqa: PLC0415  # only needed for a file that does not exist
+
+    parent = mounts.nearest(path.parent)
+    first, *rest = path.relative_to(parent).parts
+    try:
+        # A copy beside it (`config.toml.bak`) is not meant.
+        copy = first if Path(first).suffix else f"{first}/"
+        others = [name for name in os.listdir(parent) if not name.startswith(copy)]
+    except OSError:
+        return ""
+    others = [name for name in others if parent.joinpath(name, *rest).exists()]
+    found = suggest.nearest(first, others)
+    return f"; did you mean {parent.joinpath(found, *rest)}?" if found else ""
 
 
 def _remaining(settings: Settings, target: Target, record: Record) -> tuple[str, ...]:
@@ -330,14 +420,7 @@ def compute(target: locate.Target, adapter: Adapter, observation: Observation) -
         raise observe.not_understood(error) from error
     except UnsupportedSetup as error:
         raise StepError(f"{error.why}: nothing was changed", hint=error.hint) from error
-    contradictions = (f"{each.problem} ({each.hint})" for each in target.contradictions)
-    distrusted = (
-        f"{problem}: `run` refuses to edit it"
-        for problem in locate.distrusted_files(target, observation)
-    )
-    return replace(
-        config_plan, notes=(*contradictions, *distrusted, *target.notes, *config_plan.notes)
-    )
+    return replace(config_plan, notes=(*target.notes, *config_plan.notes))
 
 
 def compute_removal(

@@ -10,18 +10,20 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from runtimes import distributions, planner
 from runtimes.model import FileChange
+from toolkit import log
 from toolkit.artifacts import versions
 from toolkit.deadline import Deadline
-from toolkit.errors import Interrupted, StepError
+from toolkit.errors import Interrupted, ReloadError, StepError, ToolkitError, UsageProblem
 from toolkit.log import LOGGER
-from toolkit.node import command, elf, files, mounts, processes, procfs, system
+from toolkit.node import command, elf, files, lock, mounts, processes, procfs, system
 from toolkit.reconcile import apply, planning, verify
 from toolkit.reconcile.context import Context
 from toolkit.reconcile.planning import Plan, must_be_healthy, nri_support_of
@@ -55,9 +57,44 @@ _ALONE: Final = "use --restart-mode auto, which restarts the runtime's unit alon
 _OWN_IT: Final = (
     "files that a root daemon reads must belong to root: chown root:root FILE, chmod o-w FILE"
 )
+_SEE_ITS_LOG: Final = "see the runtime's log, and start it"
+_FREE_SPACE: Final = "free space there, or choose another directory"
+_ANOTHER_PLACE: Final = (
+    "make it writable (in a pod, mount it), or choose another --toolkit-install-dir"
+)
+_ANOTHER_PID_FILE: Final = "make it writable, or choose another directory with --pid-file"
+_INSTALL_IT: Final = (
+    "install it on the node, or correct the handler of the runtime's configuration that names it"
+)
 _CORRECT: Final = "correct --runtime-config-override (RUNTIME_CONFIG_OVERRIDE)"
 SELINUX: Final = Path("/sys/fs/selinux/enforce")
 SEARCH_PATH: Final = command.SEARCH_PATH
+
+
+class Blocker(NamedTuple):
+    """A reason for a run to refuse a plan, a hint, and the exit code of that run.
+
+    An error with several blockers shows one hint: that of the lowest `rank`.
+    """
+
+    problem: str
+    hint: str = ""
+    code: int = StepError.exit_code
+    rank: int = 9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """The outcome of a run with a plan: the plan as the run would make it, blockers and warnings.
+
+    `plan` also reloads a runtime that has not loaded its files. `is_complete` is false for an
+    ordinary user, who cannot ask the runtime and whose own permissions say nothing about a run.
+    """
+
+    plan: Plan
+    blocked: tuple[Blocker, ...] = ()
+    warnings: tuple[str, ...] = ()
+    is_complete: bool = True
 
 
 def check(context: Context, plan: Plan) -> Baseline:
@@ -66,43 +103,146 @@ def check(context: Context, plan: Plan) -> Baseline:
     Raises StepError with all problems, and Interrupted if the run was asked to stop. Nothing is
     changed then.
     """
-    target, config_plan = plan.target, plan.config_plan
-    problems = [*_of_files(target, config_plan.changes), *_of_space(plan), *_of_attributes(plan)]
-    distrusted = () if config_plan.is_noop else locate.distrusted_files(target, plan.observation)
-    problems += [f"{problem}, so it is not edited" for problem in distrusted]
-    if place := locate.distrusted_place(target):
-        problems.append(f"{place}, so nothing is installed in {target.install_dir}")
-    invisible = plan.invisible() if plan.operation is Operation.INSTALL else []
-    problems += [each.problem for each in invisible]
-    problems += (
-        _of_toolkit(plan) if plan.operation is Operation.INSTALL else _writable(target.install_dir)
-    )
-    obstacle = plan.restart_method.obstacle if plan.reload_needed else _no_process(context, plan)
     state = _state(context, plan)
-    unread, unread_hint = _unread(context, plan) or ("", "")
-    others = (unread, _in_use(context, plan), _ended_containers(context, plan))
-    problems += [problem for problem in (obstacle, *others) if problem]
-    problems += _of_runtime(context, plan, state) if plan.operation is Operation.INSTALL else []
-    unusable = _of_override(context, plan)
-    problems += unusable
-    broken, correct_it = _of_origin(context, plan)
-    problems += broken
-    if problems:
-        fixed, way_out = read_only(plan)
-        hints = [
-            _NOT_ANSWERING if obstacle else "",
-            invisible[0].hint if invisible else "",
-            unread_hint,
-            _TOO_OFTEN if any("--restart-budget" in problem for problem in problems) else "",
-            _CORRECT if problems == unusable else "",
-            correct_it if problems == broken else "",
-            _OWN_IT if distrusted or place else _system_hint(target) or (way_out if fixed else ""),
-        ]
-        hint = next((each for each in hints if each), "")
-        raise StepError(f"{'; '.join(problems)}: nothing was changed", hint=hint)
+    blockers, warnings = _blockers(context, plan, state)
+    if blockers:
+        hint = min(blockers, key=lambda each: each.rank if each.hint else sys.maxsize).hint
+        problems = "; ".join(dict.fromkeys(each.problem for each in blockers))
+        raise StepError(f"{problems}: nothing was changed", hint=hint)
+    for warning in warnings:
+        LOGGER.warning("%s", warning)
     if context.stop.is_requested:
         raise Interrupted(context.stop.signal)
     return verify.baseline_of(context.adapter, plan, state)
+
+
+@log.under_way("checking whether a run would be refused")
+def forecast(context: Context, plan: Plan, *, patience: float = SOON) -> Forecast:
+    """Return what a run would do with a plan; write nothing, not even a probe file.
+
+    An unhealthy runtime gets `patience` seconds to become healthy. What only the lock or a probe
+    file would show is left out; for an ordinary user also what root alone can know.
+    """
+    is_root = os.geteuid() == 0
+    if refusals := _refusals(context, plan):
+        return Forecast(plan=plan, blocked=refusals, is_complete=is_root)
+    if context.settings.runs_plugin and plan.nri is not None and plan.nri.state != "on":
+        blocked = (Blocker(plan.nri.text, plan.nri.hint),) if is_root else ()
+        return Forecast(plan=plan, blocked=blocked, is_complete=is_root)
+    source = plan.source_problem
+    locked = lock.unusable(Path(context.settings.pid_file))
+    found = [Blocker(locked, lock.UNUSABLE_HINT)] if locked else []
+    found += [] if source is None else [_of_error(problem, source) for problem in source.problems]
+    state = None
+    if is_root and plan.target.process is not None and _is_asked(context, plan):
+        state = health.wait_healthy(plan.target, context.adapter, Deadline(patience, context.stop))
+        plan, unloaded = _with_reload(context, plan, state)
+        found += unloaded
+    if plan.is_in_place:
+        if is_root and (problem := _no_process(context, plan)):
+            found.append(Blocker(problem))
+        found += [Blocker(*each) for each in plan.invisible()]
+        return Forecast(plan=plan, blocked=tuple(found), is_complete=is_root)
+    try:
+        blockers, warnings = _blockers(context, plan, state, is_forecast=True)
+    except StepError as error:  # of a query to the runtime
+        blockers, warnings = [_of_error(error.message, error)], []
+    except OSError as error:  # of a place that this user may not see
+        blockers, warnings = [Blocker(f"{error.filename}: {error.strerror}")], []
+    return Forecast(
+        plan=plan, blocked=(*found, *blockers), warnings=tuple(warnings), is_complete=is_root
+    )
+
+
+def _refusals(context: Context, plan: Plan) -> tuple[Blocker, ...]:
+    """Return the conflicts between the settings and the node, for which a run does nothing else."""
+    found = () if context.settings.no_runtime_config else plan.target.contradictions
+    return tuple(Blocker(*each, code=UsageProblem.exit_code) for each in found)
+
+
+def _of_error(problem: str, error: ToolkitError) -> Blocker:
+    return Blocker(problem, error.hint, error.exit_code)
+
+
+def _is_asked(context: Context, plan: Plan) -> bool:
+    """Return whether a run asks the runtime for its state."""
+    return plan.reload_needed or must_be_healthy(context, plan)
+
+
+def _with_reload(context: Context, plan: Plan, state: Health) -> tuple[Plan, list[Blocker]]:
+    """Return the plan with the reload that a run adds if the runtime has not loaded its files.
+
+    Also returns why a run fails on a node that is in sync, whose runtime is unhealthy or does not
+    load its files.
+    """
+    if plan.reload_needed:
+        return plan, []
+    if state.problems:
+        why = f"the runtime is unhealthy: {'; '.join(state.problems)}"
+        return plan, [Blocker(why, _SEE_ITS_LOG)] if plan.is_in_place else []
+    unmet = verify.expected(context, plan, None).unmet(context.adapter, state)
+    if not unmet:
+        return plan, []
+    try:
+        plan = verify.with_pending_reload(context, plan, ReloadError("; ".join(unmet)))
+    except ReloadError as error:
+        return plan, [_of_error(error.message, error)]
+    return planning.with_supervisor(context, plan), []
+
+
+def _blockers(
+    context: Context, plan: Plan, state: Health | None, *, is_forecast: bool = False
+) -> tuple[list[Blocker], list[str]]:
+    """Return everything that makes a change fail, and warnings.
+
+    `state` is the runtime's, None if it does not matter or is not known. With `is_forecast` nothing
+    is written, and the permissions of an ordinary user are ignored: a run would be root's.
+    """
+    target, config_plan = plan.target, plan.config_plan
+    is_install = plan.operation is Operation.INSTALL
+    knows_all = not is_forecast or os.geteuid() == 0
+    fixed, fixed_hint = read_only(plan)
+    hint = _system_hint(target) or (fixed_hint if fixed else "")
+    found = [Blocker(each, hint, rank=6) for each in _of_files(plan, tries=not is_forecast)]
+    found += [Blocker(each, _FREE_SPACE) for each in _of_space(plan)]
+    found += [Blocker(each) for each in _of_attributes(plan)]
+    distrusted = () if config_plan.is_noop else locate.distrusted_files(target, plan.observation)
+    found += [Blocker(f"{each}, so it is not edited", _OWN_IT, rank=5) for each in distrusted]
+    if place := locate.distrusted_place(target):
+        problem = f"{place}, so nothing is installed in {target.install_dir}"
+        found.append(Blocker(problem, _OWN_IT, rank=5))
+    if is_install:
+        found += [Blocker(each.problem, each.hint, rank=1) for each in plan.invisible()]
+        found += _of_toolkit(plan, tries=not is_forecast)
+    else:
+        found += _not_writable(target.install_dir, _place_hint(target))
+    obstacle = plan.restart_method.obstacle if plan.reload_needed else _no_process(context, plan)
+    if obstacle and (knows_all or not _is_hidden(target)):
+        found.append(Blocker(obstacle, _NOT_ANSWERING, rank=0))
+    if unread := _unread(context, plan):
+        found.append(Blocker(*unread, rank=2))
+    if knows_all:
+        found += [
+            Blocker(each)
+            for each in (_in_use(context, plan), _ended_containers(context, plan))
+            if each
+        ]
+        found += _of_runtime(context, plan, state) if is_install else []
+        found += [Blocker(each, _CORRECT, rank=7) for each in _of_override(context, plan)]
+    broken, correct_it, warnings = _of_origin(context, plan) if knows_all else ([], "", [])
+    found += [Blocker(each, correct_it, rank=8) for each in broken]
+    return found, warnings
+
+
+def _is_hidden(target: Target) -> bool:
+    """Return whether a process that an ordinary user does not see may listen on the socket."""
+    try:
+        os.stat(target.socket)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return target.process is None
 
 
 def require_nri(context: Context) -> None:
@@ -126,15 +266,15 @@ def _of_override(context: Context, plan: Plan) -> list[str]:
     return list(handler_requirements.problems(plan.target, timeout=verify.soon(context)))
 
 
-def _of_origin(context: Context, plan: Plan) -> tuple[list[str], str]:
-    """Return what the handlers inherit and the node does not have, and a hint what to do.
+def _of_origin(context: Context, plan: Plan) -> tuple[list[str], str, list[str]]:
+    """Return what the handlers inherit and the node does not have, a hint what to do, and warnings.
 
-    It is only logged if the handler of the node that lacks it is the default already, or if the
+    It is only a warning if the handler of the node that lacks it is the default already, or if the
     default stays: no pod that starts today fails because of it.
     """
     origin = plan.config_plan.origin
     if plan.operation is not Operation.INSTALL or plan.config_plan.is_noop or not origin.settings:
-        return [], ""
+        return [], "", []
     from toolkit.runtime import handler_requirements  # noqa: PLC0415  # Only needed if something changes.
 
     found = list(
@@ -142,10 +282,8 @@ def _of_origin(context: Context, plan: Plan) -> tuple[list[str], str]:
     )
     if origin.default not in {"", origin.source}:
         keeps = f"--set-as-default=false, which keeps {origin.default} as the default"
-        return found, f"correct the handler {origin.source}, or use {keeps}"
-    for problem in found:
-        LOGGER.warning("%s: no pod starts through either", problem)
-    return [], ""
+        return found, f"correct the handler {origin.source}, or use {keeps}", []
+    return [], "", [f"{problem}: no pod starts through either" for problem in found]
 
 
 def read_only(plan: Plan) -> tuple[list[str], str]:
@@ -167,8 +305,7 @@ def _state(context: Context, plan: Plan) -> Health | None:
     New toolkit files alone affect it as well, because an installation with an unhealthy runtime
     must fail. Raises Interrupted if the run was asked to stop before the runtime became healthy.
     """
-    is_affected = plan.reload_needed or must_be_healthy(context, plan)
-    if not is_affected or plan.target.process is None:
+    if plan.target.process is None or not _is_asked(context, plan):
         return None
     state = health.wait_healthy(plan.target, context.adapter, Deadline(SOON, context.stop))
     if state.problems and context.stop.is_requested:
@@ -256,9 +393,13 @@ def sweep(install_dir: Path) -> None:
     versions.sweep_probe(install_dir)
 
 
-def _of_files(target: Target, changes: tuple[FileChange, ...]) -> list[str]:
-    """Return the problems that would keep the runtime's files from being written."""
-    result = apply.unwritable(target.host, changes)
+def _of_files(plan: Plan, *, tries: bool) -> list[str]:
+    """Return the problems that would keep the runtime's files from being written.
+
+    Without `tries`, no label is set on a probe file.
+    """
+    target, changes = plan.target, plan.config_plan.changes
+    result = apply.unwritable(target.host, changes, is_tried=tries)
     points = mounts.mount_points()
     for change in changes:
         path = target.host.file(change.path)
@@ -266,8 +407,8 @@ def _of_files(target: Target, changes: tuple[FileChange, ...]) -> list[str]:
             result.append(
                 f"{path} is a mount point and cannot be replaced: mount its directory instead"
             )
-    result += _labels(target, changes)
-    result += _owners(target, changes)
+    result += _labels(target, changes) if tries else []
+    result += _owners(target, changes) if tries or os.geteuid() == 0 else []
     return list(dict.fromkeys(result))
 
 
@@ -308,55 +449,76 @@ def _of_space(plan: Plan) -> list[str]:
     ]
 
 
-def _of_toolkit(plan: Plan) -> list[str]:
-    """Return the problems that would keep the toolkit from being installed or from working."""
+def _of_toolkit(plan: Plan, *, tries: bool) -> list[Blocker]:
+    """Return what would keep the toolkit from being installed or from working.
+
+    Without `tries`, no probe file is written and run.
+    """
     target, version = plan.target, plan.version
-    if problems := _writable(target.install_dir):
-        return problems
+    if found := _not_writable(target.install_dir, _place_hint(target), is_tried=tries):
+        return found
     if version is not None and not version.is_installed:
-        problems += _probe(target)
-        if immovable := versions.immovable_reason(target.install_dir):
+        problems = _probe(target) if tries else _noexec(target)
+        if tries and (immovable := versions.immovable_reason(target.install_dir)):
             problems.append(immovable)
+        hint = _place_hint(target)
+        found += [Blocker(each, hint, rank=6) for each in problems]
     if not plan.config_plan.is_noop and plan.installs:
-        problems += _missing_low_level_runtime(
-            target, plan.config_plan.low_level[0] if plan.config_plan.low_level else "runc"
-        )
-    return problems
+        name = plan.config_plan.low_level[0] if plan.config_plan.low_level else "runc"
+        found += [Blocker(each, _INSTALL_IT) for each in _missing_low_level_runtime(target, name)]
+    return found
 
 
-def _of_runtime(context: Context, plan: Plan, state: Health | None) -> list[str]:
+def _of_runtime(context: Context, plan: Plan, state: Health | None) -> list[Blocker]:
     """Return why the runtime must not be changed now: no restart budget left, or unhealthy."""
     is_restarted = (
         plan.reload_needed
         and plan.restart_method.replaces
         and not plan.restart_method.is_revival(plan.target)
     )
-    problems = _of_budget(context.budget, plan.change) if is_restarted else []
+    found = _of_budget(context.budget, plan.change) if is_restarted else []
     if state is not None and state.problems and not context.settings.ignore_unhealthy:
         why = "; ".join(state.problems)
         hint = "use --ignore-unhealthy to continue anyway"
-        problems.append(f"the runtime is already unhealthy: {why} ({hint})")
-    return problems
+        found.append(Blocker(f"the runtime is already unhealthy: {why} ({hint})"))
+    return found
 
 
-def _of_budget(budget: Budget, change: str) -> list[str]:
+def _of_budget(budget: Budget, change: str) -> list[Blocker]:
     """Return why the runtime may not be restarted: budget used up, or its file not writable."""
     if not budget.most:
         return []
     if refusal := budget.retry_refusal(change) or budget.restart_refusal():
-        return [refusal]
-    if budget.path.is_dir():
-        return [f"{budget.path}, the file that counts restarts, is a directory"]
+        return [Blocker(refusal, _TOO_OFTEN, rank=3)]
+    if os.path.isdir(budget.path):
+        problem = f"{budget.path}, the file that counts restarts, is a directory"
+        return [Blocker(problem, "remove that directory", rank=3)]
     directory = budget.path.parent
-    return _writable(directory) or mounts.space(directory, _NOTE)
+    problems = _not_writable(directory, _ANOTHER_PID_FILE)
+    return problems or [Blocker(each, _FREE_SPACE) for each in mounts.space(directory, _NOTE)]
 
 
 # --- single checks ------------------------------------------------------------------------------
 
 
-def _writable(directory: Path) -> list[str]:
-    problem = files.writable(directory)
-    return [problem] if problem else []
+def _not_writable(directory: Path, hint: str, *, is_tried: bool = True) -> list[Blocker]:
+    """Return why a directory cannot be written to; `is_tried` as in `files.writable`."""
+    problem = files.writable(directory, is_tried=is_tried)
+    return [Blocker(problem, hint, rank=6)] if problem else []
+
+
+def _place_hint(target: Target) -> str:
+    """Return what to do where nothing can be installed in the install directory."""
+    return _system_hint(target) or _ANOTHER_PLACE
+
+
+def _noexec(target: Target) -> list[str]:
+    """Return that no program can be run where the toolkit will be installed, by its mount alone."""
+    directory = mounts.nearest(target.install_dir)
+    is_here = target.host.is_here and visibility.of_runtime(target) is None
+    if is_here and os.statvfs(directory).f_flag & os.ST_NOEXEC:
+        return [f"no program can be run in {directory}: its file system is mounted noexec"]
+    return []
 
 
 def _probe(target: Target) -> list[str]:
@@ -446,7 +608,7 @@ def _labels(target: Target, changes: tuple[FileChange, ...]) -> Iterator[str]:
         enforced = SELINUX.read_text(encoding="ascii").strip() == "1"
     except OSError:
         return
-    if not enforced or files.writable(target.install_dir):
+    if not enforced or files.writable(target.install_dir) is not None:
         return
     probe = mounts.nearest(target.install_dir) / _PROBE
     for change in changes:

@@ -464,7 +464,8 @@ def _failed(
     ):
         # Rolling back would restore an unhealthy runtime, and the uninstall was asked for.
         return error if isinstance(error, ToolkitError) else StepError(why)
-    hint = error.hint if isinstance(error, ToolkitError) else "please report this"
+    is_of_node = isinstance(error, ToolkitError | OSError)
+    hint = getattr(error, "hint", "") if is_of_node else "please report this"
     if transaction is not None and _is_untouched(plan, transaction, record):
         abandon(context, plan.target, record, transaction)
         if isinstance(error, ReloadError) and not context.stop.is_requested:

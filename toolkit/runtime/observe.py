@@ -88,8 +88,14 @@ def read(host: Host, paths: tuple[str, ...]) -> dict[str, bytes | None]:
 
     Raises NodeConfigError or StepError for a file that cannot be read.
     """
-    snapshots = {path: files.read(host.file(path)) for path in paths}
-    return {path: snapshot.data if snapshot else None for path, snapshot in snapshots.items()}
+    return {path: _content(host, path) for path in paths}
+
+
+def _content(host: Host, path: str) -> bytes | None:
+    if host.replaced is not None and path == host.replaced[0]:
+        return host.replaced[1]
+    snapshot = files.read(host.file(path))
+    return snapshot.data if snapshot else None
 
 
 _KILLED: Final = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)

@@ -69,7 +69,8 @@ class Setting:
     in order of precedence. `only` is the one runtime that the setting applies to; empty for all. A
     default of None means that it depends on the runtime, or that there is none. `pending` is set
     for a flag that is not supported: it says why and what to do instead; a true value is refused
-    with that message. `empty` is the value that an empty option (`--name=`) stands for; with None
+    with that message. `is_common` is set for the ten options that a person often needs: `--help`
+    shows no others. `empty` is the value that an empty option (`--name=`) stands for; with None
     an empty option is refused. An empty environment variable of a flag means false; any other
     counts as not set.
     """
@@ -84,6 +85,7 @@ class Setting:
     pending: str = ""
     empty: str | None = ""
     only: str = ""
+    is_common: bool = False
 
 
 def _flag(
@@ -114,6 +116,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         choices=("auto", "docker", "containerd", "crio"),
         help="The container runtime to configure. auto: the runtime that the kubelet uses; without"
         " a kubelet, the only runtime on the node.",
+        is_common=True,
     ),
     _flag(
         "allow_non_kubelet_runtime",
@@ -125,8 +128,10 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "config",
         "--config",
         "RUNTIME_CONFIG CONTAINERD_CONFIG DOCKER_CONFIG CRIO_CONFIG",
-        help="Path of the runtime's main configuration file on the node.",
+        help="Path of the runtime's main configuration file on the node. With plan, `-` reads its"
+        " content from standard input.",
         empty=None,
+        is_common=True,
     ),
     _value(
         "drop_in_config",
@@ -156,6 +161,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "RUNTIME_SOCKET CONTAINERD_SOCKET DOCKER_SOCKET CRIO_SOCKET",
         help="Path of the runtime's API socket; `unix://` before it is left out.",
         empty=None,
+        is_common=True,
     ),
     _value(
         "restart_mode",
@@ -165,6 +171,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         choices=tuple(RestartMode),
         help="How the runtime is made to load a change. signal: send SIGHUP; systemd: restart its"
         " unit; none: do not reload or restart it.",
+        is_common=True,
     ),
     Setting(
         name="reload_timeout",
@@ -317,7 +324,8 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         empty=None,
         help="Name of the main handler. The handlers nvidia-cdi and nvidia-legacy are added as"
         " well. If it is one of those two, the main handler is nvidia, and --set-as-default makes"
-        " the named one the default.",
+        " the named one the default. The name of another handler of the node is refused.",
+        is_common=True,
     ),
     _flag(
         "set_as_default",
@@ -325,6 +333,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "NVIDIA_RUNTIME_SET_AS_DEFAULT CONTAINERD_SET_AS_DEFAULT DOCKER_SET_AS_DEFAULT",
         default=True,
         help="Make the handler that --runtime-class names the runtime's default.",
+        is_common=True,
     ),
     _flag(
         "enable_cdi_in_runtime",
@@ -385,6 +394,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         help="Directory on the node that the toolkit is installed into, in its subdirectory"
         " `toolkit/`.",
         empty=None,
+        is_common=True,
     ),
     _value(
         "toolkit_source_root",
@@ -393,6 +403,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         default="",
         help="Directory that the toolkit's files are copied from. Empty: `/artifacts/deb` or"
         " `/artifacts/rpm`, depending on the package type.",
+        is_common=True,
     ),
     _value(
         "toolkit_package_type",
@@ -416,6 +427,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "--no-daemon -n",
         "NO_DAEMON",
         help="Exit after the installation instead of running as an agent.",
+        is_common=True,
     ),
     _flag(
         "no_runtime_config",
@@ -559,6 +571,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "CDI_ENABLED ENABLE_CDI",
         help="Generate the management CDI specification, and regenerate it when the driver"
         " changes.",
+        is_common=True,
     ),
     _value(
         "cdi_output_dir",

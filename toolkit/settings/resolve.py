@@ -25,6 +25,7 @@ from toolkit.settings.values import Values
 _MAY_BE_EMPTY: Final = frozenset({"drop_in_config", "cdi_output_dir", "create_device_nodes"})
 _OF_ANY_RUNTIME: Final = frozenset({"runtime_class", "set_as_default"})
 """Settings whose variables for another runtime are used, as upstream does: they are not paths."""
+_SOCKETS: Final = frozenset({"socket", "nri_socket"})
 TRUE: Final = frozenset({"true", "t", "1", "yes", "on"})
 _DAY: Final = 86400
 FALSE: Final = frozenset({"false", "f", "0", "no", "off"})
@@ -117,7 +118,7 @@ def resolve(
     problems += checks.contradictions(values, origins)
     if problems:
         raise UsageProblem(
-            problems, hint="`nvidia-toolkit run --help` lists the options and their variables"
+            problems, hint="`nvidia-toolkit run --help-all` lists the options and their variables"
         )
     remarks = tuple(checks.remarks(values, origins))
     if checks.runs_plugin(values) and not values["no_runtime_config"]:
@@ -219,13 +220,22 @@ def _read(row: Setting, text: str, origin: str, values: dict[str, Any]) -> str |
             pass
     values[row.name] = value
     if value is None:
-        return f"{origin}={text}: must be {expected}"
+        return f"{origin}={text}: must be {expected}{_meant(row, text)}"
     return f"{origin}: {row.pending}" if row.pending and value is True else None
+
+
+def _meant(row: Setting, text: str) -> str:
+    """Return the end of a message about a wrong value: the similar one that is allowed, if any."""
+    if not row.choices:
+        return ""
+    from toolkit import suggest  # noqa: PLC0415  # only needed for a message
+
+    return suggest.did_you_mean(text, row.choices)
 
 
 def _plain(row: Setting, text: str) -> str:
     """Return a text without the scheme that kubelet's and crictl's options put before a socket."""
-    return text.removeprefix("unix://").removeprefix("unix:") if row.name == "socket" else text
+    return text.removeprefix("unix://").removeprefix("unix:") if row.name in _SOCKETS else text
 
 
 def _count(text: str) -> int | None:
