@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -9,10 +10,12 @@ import resource
 import signal
 import socket
 import subprocess
+import threading
 import time
 from pathlib import Path
 from typing import Any, Final
 
+import psutil
 import pytest
 
 from tests.support import fake_node, pods
@@ -31,7 +34,7 @@ from tests.support.kubernetes import (
     status_of,
 )
 from tests.support.pods import staying
-from toolkit.agent import daemon, report
+from toolkit.agent import child, daemon, report
 from toolkit.errors import Locked
 from toolkit.node import lock
 
@@ -99,6 +102,31 @@ def test_an_overwritten_config_is_repaired_at_once_with_one_restart(
     assert "+++ " in told
     assert "+plugins" in told
     assert "runtimes.nvidia.runtime_type" in told
+
+
+def test_an_edit_between_the_first_sync_and_the_first_watch_is_repaired(
+    node: Node, running: Daemon
+) -> None:
+    good = []
+
+    def edit() -> None:
+        """Edit when the first sync has ended: another program then replaces that process."""
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            for process in psutil.Process().children():
+                with contextlib.suppress(psutil.Error):
+                    if child.RESIDENT in process.cmdline():
+                        good.append(node.config.read_bytes())
+                        overwrite(node.config, KUBEADM)
+                        return
+
+    editor = threading.Thread(target=edit)
+    editor.start()
+    # Ready after the first sync, so that no other one follows by itself.
+    with staying(node.options(verify="status")):
+        editor.join()
+        pods.until(lambda: node.config.read_bytes() == good[0], "the config is not repaired")
+    assert good[0] != KUBEADM
 
 
 def test_a_file_of_the_toolkit_that_goes_comes_back_without_a_restart(
@@ -367,7 +395,7 @@ def test_readiness_follows_the_driver_where_it_is_required(
         pod.says(f"not ready: {why}")
         assert (pods.page(port, "/readyz"), ready_in(node, pod)) == (
             (503, f"not ready: {why}\n"),
-            2,
+            8,
         )
         assert not record.exists()
         module.mkdir()

@@ -94,4 +94,5 @@ def test_a_file_that_cannot_be_read_is_wrong_usage(tmp_path: Path) -> None:
     assert (
         ran.stderr
         == f"error: --env-file {tmp_path / 'no'} cannot be read: No such file or directory\n"
+        "hint: `nvidia-toolkit --help` lists the commands and options\n"
     )

@@ -122,7 +122,7 @@ def alone(files: tuple[str, ...], **variables: str) -> str:
     `files` are those by which a container is known.
     """
     script = (
-        f"from toolkit.cli import main, parser\nparser._CONTAINER_FILES = {files!r}\nmain.main([])"
+        f"from toolkit.cli import main, parser\nparser.CONTAINER_FILES = {files!r}\nmain.main([])"
     )
     ours, theirs = pty.openpty()
     with subprocess.Popen(

@@ -51,8 +51,12 @@ def keys(value: Any, path: str = "") -> Iterator[str]:
         yield path
 
 
+MADE = frozenset({"notes", "blocked"})
+"""Lists that may be empty here; the table has them as `NAME[]`."""
+
+
 def as_documented(answer: dict[str, Any]) -> set[str]:
-    lists = {name for name, item in answer.items() if isinstance(item, list) and name == "notes"}
+    lists = {name for name, item in answer.items() if isinstance(item, list) and name in MADE}
     empty = {name for name, item in answer.items() if item == {}}
     return {f"{key}[]" if key in lists else key for key in keys(answer)} | empty
 

@@ -210,7 +210,8 @@ def test_an_epipe_of_the_node_is_not_taken_for_that_of_stdout(
     monkeypatch.setattr(commands, "make_plan", fail)
     with pytest.raises(SystemExit) as caught:
         main.main(["plan", *node.options(restart_mode="none")])
-    assert (caught.value.code, capsys.readouterr().err) == (4, "error: the node: Broken pipe\n")
+    assert caught.value.code == 4
+    assert capsys.readouterr().err.startswith("error: the node: Broken pipe\nhint: ")
 
 
 @pytest.mark.parametrize(

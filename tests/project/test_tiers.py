@@ -212,6 +212,8 @@ def patched(source: str) -> list[str]:
                 for word in node.args[:2]
             ]
             name = ".".join(words) if isinstance(node.args[0], ast.Name) else words[0]
-            if name.rpartition(".")[2].startswith("_"):
+            last = name.rpartition(".")[2]
+            # A name like __getattr__ belongs to the language.
+            if last.startswith("_") and not last.endswith("__"):
                 found.append(name)
     return found

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from toolkit import log
-from toolkit.agent import child, counters, signals
+from toolkit.agent import child, counters, inotify, signals
 from toolkit.agent.child import RESIDENT, Worker
 from toolkit.agent.inotify import Watches
 from toolkit.agent.pages import Pages
@@ -108,6 +108,7 @@ class Daemon:
         self._watches = Watches()
         self._has_driver: bool | None = None
         self._watched = 0
+        self._directories: frozenset[str] = frozenset()
         self._unwatched: list[str] = []
         self._runtime = -1
         self._plugin: Plugin | None = None
@@ -459,6 +460,12 @@ class Daemon:
         self._watches.follow(
             (path, None if names is None else frozenset(names)) for path, names in watch.items()
         )
+        # What changed before there was a watch causes no event.
+        new = {path: names for path, names in watch.items() if path not in self._directories}
+        self._directories = frozenset(watch)
+        since = self.report.get("observed_at")
+        if since and inotify.changed_since(since, new, self.report["settings"]["readiness"]):
+            self.pace.changed()
         self._watched = len(watch) - len(self._watches.lost)
         unwatched = self._watches.problems()
         for problem in unwatched:

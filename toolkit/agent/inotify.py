@@ -11,7 +11,7 @@ import ctypes
 import errno
 import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 _FLAGS: Final = os.O_CLOEXEC | os.O_NONBLOCK
@@ -35,6 +35,36 @@ _REMEDIES: Final = {
         "the limit of inotify instances is reached (raise the sysctl fs.inotify.max_user_instances)"
     ),
 }
+
+
+def changed_since(
+    seconds: float, directories: Mapping[str, Iterable[str] | None], without: str
+) -> bool:
+    """Return whether a name that matters in a directory changed after a time of day.
+
+    Its status change is what counts, which no user can set back; for a name that does not exist,
+    that of the directory. `without` is a path that does not matter. A directory that is gone has
+    changed.
+    """
+    try:
+        for directory, names in directories.items():
+            within = os.listdir(directory) if names is None else names
+            paths = [os.path.join(directory, name) for name in within]
+            if any(_changed(path) > seconds for path in paths if path != without):
+                return True
+            if names is None and os.stat(directory).st_ctime > seconds:
+                return True
+    except OSError:
+        return True
+    return False
+
+
+def _changed(path: str) -> float:
+    """Return when a file changed; if it does not exist, when its directory did. Raises OSError."""
+    try:
+        return os.lstat(path).st_ctime
+    except FileNotFoundError:
+        return os.stat(os.path.dirname(path)).st_ctime
 
 
 class Watches:

@@ -46,8 +46,9 @@ class SyncReport(TypedDict, total=False):
     `hint` and `check`, the step that failed, are set. `unready` says why the node is not ready.
     `is_drift` says that a change undid somebody else's. `pid` is the runtime's process, None if it
     is not watched. `watch` are the directories to watch, each with the names that matter there,
-    None for all. `verified` is the result for each handler of a node that is ready. `found` is what
-    discovery found, for the next sync. `driver` says that the NVIDIA driver is loaded; one of the
+    None for all; `observed_at` is the time of day before they were read. `verified` is the result
+    for each handler of a node that is ready. `found` is what discovery found, for the next sync.
+    `driver` says that the NVIDIA driver is loaded; one of the
     paths in `signs` exists then. `metrics` is the text for Prometheus. `is_known` says that the API
     server knows the DaemonSet. `seconds` is the duration. `plugin` is the agent's process (PID and
     start) for the next sync, None while its NRI plugin is not registered. `is_exhausted` says that
@@ -66,6 +67,7 @@ class SyncReport(TypedDict, total=False):
     seconds: float
     pid: int | None
     watch: dict[str, list[str] | None]
+    observed_at: float
     versions: dict[str, str]
     driver: bool
     signs: list[str]

@@ -273,6 +273,7 @@ def _reported(
             path: sorted(names) if names else None
             for path, names in watch_list.of(context, plan).items()
         },
+        "observed_at": plan.observed_at,
         "versions": _versions(context, plan),
         "driver": driver.is_loaded(plan.target.host),
         "signs": driver.marker_paths(plan.target.host),

@@ -28,7 +28,7 @@ _OF_SELECTION: Final = frozenset(
 _OF_REVERT: Final = _OF_SELECTION | {
     "executable_path", "config_source", "restart_mode", "reload_timeout", "ignore_unhealthy",
     "restart_budget", "restart_window", "force", "pid_file", "readiness_file", "config_mode",
-    "hooks_dir", "hook_filename", "cdi_output_dir",
+    "hooks_dir", "hook_filename", "cdi_output_dir", "node_label", "node_condition", "events",
 }  # fmt: skip
 _ALL: Final = frozenset(row.name for row in SETTINGS)
 _SHOWN: Final[Mapping[str, frozenset[str]]] = MappingProxyType(

@@ -26,7 +26,7 @@ else:
     _Choice = click.Choice  # a class of generic type since click 8.2
 
 NAME: Final = "nvidia-toolkit"
-_CONTAINER_FILES: Final = ("/.dockerenv", "/run/.containerenv")
+CONTAINER_FILES: Final = ("/.dockerenv", "/run/.containerenv")
 """Files that Docker and podman create in a container."""
 _OF_ALL: Final = ("--help", "-h", "--version")
 _CONFIG: Final = "config"
@@ -80,7 +80,7 @@ def _is_person() -> bool:
     if not (sys.stdin and sys.stdin.isatty() and sys.stdout.isatty()):
         return False
     is_container = os.getpid() == 1 or "KUBERNETES_SERVICE_HOST" in os.environ
-    return not is_container and not any(map(os.path.exists, _CONTAINER_FILES))
+    return not is_container and not any(map(os.path.exists, CONTAINER_FILES))
 
 
 def app() -> click.Group:

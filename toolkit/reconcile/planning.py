@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -58,7 +59,8 @@ class Plan:
     is the content of the readiness record that was written for this plan, None if there is none.
     `adopted` are files that define handlers of the toolkit but are missing from the state file;
     they are treated as owned and recorded with the next change. `nri` says whether the runtime has
-    NRI, if the agent runs the NRI plugin.
+    NRI, if the agent runs the NRI plugin. `observed_at` is the time of day before the node was
+    observed, in seconds: what changed later may be missing from the plan.
     """
 
     target: Target
@@ -75,6 +77,7 @@ class Plan:
     ready_facts: Mapping[str, Any] | None = None
     adopted: tuple[Ownership, ...] = ()
     nri: NriSupport | None = None
+    observed_at: float = 0.0
 
     @property
     def is_noop(self) -> bool:
@@ -134,6 +137,7 @@ class Plan:
 @log.under_way("inspecting the node")
 def make_plan(context: context.Context) -> Plan:
     """Observe the node and return an installation's plan; change nothing. Raises ToolkitError."""
+    observed_at = time.time()
     settings, adapter = context.settings, context.adapter
     target = locate.target(settings, adapter, context.stop)
     if context.config_content is not None:
@@ -169,6 +173,7 @@ def make_plan(context: context.Context) -> Plan:
     is_configured = not settings.no_runtime_config
     pending_restart = bool(plan.pending_restart) and context.mode is not RestartMode.NONE
     made = Plan(
+        observed_at=observed_at,
         target=target,
         record=record,
         observation=observation,
