@@ -616,6 +616,14 @@ def test_what_an_overlay_changes_is_found() -> None:
     assert overlays.patch(before, before) == {}
 
 
+REPORT: Final = (
+    "ClusterRole",
+    "ClusterRoleBinding",
+    "ValidatingAdmissionPolicy",
+    "ValidatingAdmissionPolicyBinding",
+)
+
+
 def test_what_outlives_the_daemonset_is_left_by_helm_argo_cd_and_flux() -> None:
     kept = {
         "helm.sh/resource-policy": "keep",
@@ -623,16 +631,16 @@ def test_what_outlives_the_daemonset_is_left_by_helm_argo_cd_and_flux() -> None:
         "kustomize.toolkit.fluxcd.io/prune": "disabled",
     }
     own = "--set-string=serviceAccount.annotations.a=b"
-    for each in helm.rendered(own):
+    for each in helm.rendered(own, overlays.KUBERNETES):
         annotations = each["metadata"].get("annotations", {})
-        if each["kind"] in {"Role", "RoleBinding", "ServiceAccount"}:
+        if each["kind"] in {"Role", "RoleBinding", "ServiceAccount", *REPORT}:
             more = {"a": "b"} if each["kind"] == "ServiceAccount" else {}
             assert annotations == kept | more, each["kind"]
         else:
             assert not kept.keys() & annotations.keys(), each["kind"]
     plain = {name: value for name, value in kept.items() if "helm.sh" not in name}
     for (kind, _), each in kustomized(deploy.MANIFESTS).items():
-        is_kept = kind in {"Namespace", "Role", "RoleBinding", "ServiceAccount"}
+        is_kept = kind in {"Namespace", "Role", "RoleBinding", "ServiceAccount", *REPORT}
         assert each["metadata"].get("annotations", {}) == (plain if is_kept else {}), kind
 
 

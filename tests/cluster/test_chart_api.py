@@ -87,6 +87,65 @@ def test_the_runtimeclass_that_k3s_ships_is_left_as_it_is(server: ControlPlane, 
     assert own not in classes(server)
 
 
+LABEL: Final = {"nvidia-toolkit.io/ready": "true"}
+WITH_REPORT: Final = ("--set", "nodeReport.enabled=auto")
+"""helm keeps the values of the last release where none are given."""
+WITHOUT_REPORT: Final = ("--set", "nodeReport.enabled=false")
+
+
+def selectors(server: ControlPlane) -> list[Any]:
+    """Return the node selectors of the RuntimeClasses of the handlers; None where there is none."""
+    found = [server.get("runtimeclass", name) for name in HANDLERS]
+    return [each.get("scheduling", {}).get("nodeSelector") for each in found]
+
+
+def test_pods_wait_for_the_label_only_where_nodes_get_it(server: ControlPlane) -> None:
+    install(server, "a", "--set", "daemonsets.nodeSelector.pool=a")
+    assert selectors(server) == [None] * 3
+    uninstall(server, "a")
+    install(server, "a")
+    assert selectors(server) == [LABEL] * 3
+    # The nodes that run get the label by the upgrade that turns the report on: not yet with it.
+    for options, selector in ((WITHOUT_REPORT, None), (WITH_REPORT, None), (WITH_REPORT, LABEL)):
+        install(server, "a", *options)
+        assert selectors(server) == [selector] * 3
+
+
+def test_an_account_loses_its_rights_with_the_report(server: ControlPlane) -> None:
+    for options in (WITH_REPORT, WITHOUT_REPORT, WITHOUT_REPORT, WITH_REPORT):
+        install(server, "a", *options)
+        rules = server.get("clusterrole", "a.a-nvidia-toolkit-node-report")["rules"]
+        assert bool(rules) == (options == WITH_REPORT)
+
+
+def test_the_last_step_of_an_uninstallation_leaves_other_releases_alone(
+    server: ControlPlane,
+) -> None:
+    def kept() -> set[str]:
+        kinds = (
+            "serviceaccount,role,rolebinding,clusterrole,clusterrolebinding,"
+            "validatingadmissionpolicy,validatingadmissionpolicybinding"
+        )
+        found = server.get(kinds, "--all-namespaces", "--selector=helm.sh/chart")["items"]
+        return {
+            f"{each['metadata'].get('namespace', '')} {each['kind']}/{each['metadata']['name']}"
+            for each in found
+        }
+
+    before = kept()
+    server.helm("install", "same", str(helm.CHART), "--namespace=one", "--create-namespace", *KEEP)
+    one = kept() - before
+    said = server.helm(
+        "install", "same", str(helm.CHART), "--namespace=two", "--create-namespace", *KEEP
+    )
+    two = kept() - one - before
+    assert len(one) == len(two) == 9
+    server.helm("uninstall", "same", "--namespace=two")
+    [line] = [each for each in said.splitlines() if "Its last step: " in each]
+    server.shell(line.partition("Its last step: ")[2])
+    assert kept() - before == one
+
+
 def test_without_what_k3s_ships_the_server_s_answer_counts(server: ControlPlane) -> None:
     install(server, "gpu", "--set", "operator.distribution=k3s")
     assert {name: classes(server)[name] for name in HANDLERS} == dict.fromkeys(HANDLERS, "gpu")

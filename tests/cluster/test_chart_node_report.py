@@ -59,13 +59,16 @@ def test_where_it_is_on_it_has_its_rights_and_where_possible_the_policies(
     assert kinds(found) == expected
     for each in found:
         if each["kind"] in expected:
-            assert each["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
+            assert each["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
     pod = helm.one(found, "DaemonSet")["spec"]["template"]["spec"]
     assert pod["automountServiceAccountToken"] is True
     assert pod["tolerations"][-1] == {
         "key": "readiness.k8s.io/nvidia-toolkit",
         "operator": "Exists",
     }
+    # Without a cluster to ask, nothing says that the nodes have the label.
+    assert set(selectors(found).values()) == {None}
+    found = helm.rendered(*options, "--set", "nodeReport.scheduling=true")
     selected = {name for name, each in selectors(found).items() if each == {LABEL: "true"}}
     assert selected == {"nvidia", "nvidia-cdi", "nvidia-legacy"}
 
@@ -109,14 +112,22 @@ def test_a_version_without_policies_is_refused_if_it_is_asked_for() -> None:
     assert "without-policy" in said
 
 
-def test_with_karpenter_the_runtime_classes_select_no_label_unless_that_is_asked_for() -> None:
-    karpenter = "--api-versions=karpenter.sh/v1"
-    assert set(selectors(helm.rendered(NEW, karpenter)).values()) == {None}
-    found = helm.rendered(NEW, karpenter, "--set", "nodeReport.scheduling=true")
-    assert selectors(found)["nvidia"] == {LABEL: "true"}
-    found = helm.rendered(NEW, "--set", "nodeReport.scheduling=false")
-    assert set(selectors(found).values()) == {None}
-    assert is_reporting(found)
+def test_the_account_of_every_pod_of_a_namespace_gets_no_rights() -> None:
+    shared = ("--set", "serviceAccount.create=false")
+    found = helm.rendered(NEW, *shared)
+    assert not is_reporting(found)
+    assert kinds(found) == set()
+    for word in ("true", "without-policy"):
+        said = helm.refusal(NEW, *shared, *mode(word))
+        assert f"nodeReport.enabled={word}: the account `default` is that of every pod" in said
+    assert is_reporting(helm.rendered(NEW, *shared, "--set", "serviceAccount.name=own"))
+
+
+@pytest.mark.parametrize("name", ["label", "condition"])
+@pytest.mark.parametrize("prefix", ["kubernetes.io", "node-role.kubernetes.io", "k8s.io"])
+def test_a_name_of_kubernetes_is_refused(name: str, prefix: str) -> None:
+    said = helm.refusal(NEW, "--set", f"nodeReport.{name}={prefix}/Ready")
+    assert f"nodeReport.{name}: {prefix}/Ready belongs to Kubernetes" in said
 
 
 def test_the_variables_are_set_by_values_alone() -> None:
@@ -137,7 +148,7 @@ def test_another_label_is_in_the_policy_as_well() -> None:
     assert not any(LABEL in each for each in expressions)
 
 
-@pytest.mark.parametrize("name", ["a b", "a'b", "-x/y", "x/y/z", "x/", "ready-"])
+@pytest.mark.parametrize("name", ["a b", "a'b", "-x/y", "x/y/z", "x/", "x/ready-", "Ready"])
 def test_what_is_no_name_of_a_label_is_refused(name: str) -> None:
     assert "/nodeReport/label" in helm.refusal(NEW, "--set", f"nodeReport.label={name}")
 

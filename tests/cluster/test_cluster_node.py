@@ -123,8 +123,9 @@ def install(kubernetes: Cluster, *options: str) -> None:
 
 
 def forget_restarts(node: Node) -> None:
-    """Give all of the restart budget: there are more restarts than a real node sees in a day."""
-    nodes.run(node, ("rm", "-f", "/run/nvidia/toolkit/restarts.json"))
+    """Give all restarts and reports of an hour: there are more than a real node sees in a day."""
+    state = "/run/nvidia/toolkit"
+    nodes.run(node, ("rm", "-f", f"{state}/restarts.json", f"{state}/report.json"))
     nodes.run(node, ("systemctl", "reset-failed", "containerd"), check=False)
 
 

@@ -26,6 +26,12 @@ and choices to the template below, which reads the rules in files/values.strict.
     {{- end -}}
   {{- end -}}
 {{- end -}}
+{{- range list "label" "condition" -}}
+{{- $given := get $.Values.nodeReport . -}}
+{{- if regexMatch "(^|[.])(kubernetes|k8s)[.]io/" $given -}}
+{{- include "nvidia-toolkit.refuse" (printf "nodeReport.%s: %s belongs to Kubernetes; use a prefix of your own, such as example.com/gpu" . $given) -}}
+{{- end -}}
+{{- end -}}
 {{- range list "readinessProbe" "startupProbe" -}}
 {{- if not (get $.Values.daemonsets .) -}}
 {{- include "nvidia-toolkit.refuse" (printf "daemonsets.%s: without it a pod counts as ready before its node is set up; only daemonsets.livenessProbe can be null" .) -}}

@@ -6,9 +6,14 @@ Without a ValidatingAdmissionPolicy the right to do so would be one to every nod
 {{- $mode := .Values.nodeReport.enabled | toString -}}
 {{- $hasPolicies := semverCompare ">=1.30.0-0" .Capabilities.KubeVersion.Version -}}
 {{- if and (eq $mode "true") (not $hasPolicies) -}}
-{{- fail (printf "nodeReport.enabled=true: Kubernetes %s has no ValidatingAdmissionPolicy, which restricts each pod to its own node; set nodeReport.enabled=false, or without-policy (docs/security.md says what that allows)" .Capabilities.KubeVersion.Version) -}}
+{{- include "nvidia-toolkit.refuse" (printf "nodeReport.enabled=true: Kubernetes %s has no ValidatingAdmissionPolicy, which restricts each pod to its own node; set nodeReport.enabled=false, or without-policy (docs/security.md says what that allows)" .Capabilities.KubeVersion.Version) -}}
 {{- end -}}
-{{- $isOn := or (has $mode (list "true" "without-policy")) (and (eq $mode "auto") $hasPolicies .Values.rbac.create) -}}
+{{- /* The account `default` is that of every pod of the namespace, and the rights would be theirs as well. */ -}}
+{{- $isShared := eq (include "nvidia-toolkit.account" .) "default" -}}
+{{- if and $isShared (has $mode (list "true" "without-policy")) -}}
+{{- include "nvidia-toolkit.refuse" (printf "nodeReport.enabled=%s: the account `default` is that of every pod in the namespace; name one in serviceAccount.name" $mode) -}}
+{{- end -}}
+{{- $isOn := or (has $mode (list "true" "without-policy")) (and (eq $mode "auto") $hasPolicies .Values.rbac.create (not $isShared)) -}}
 {{- if and $isOn (or .Values.nodeReport.label .Values.nodeReport.condition .Values.nodeReport.events) -}}true{{- end -}}
 {{- end -}}
 
@@ -35,16 +40,34 @@ system:serviceaccount:{{ include "nvidia-toolkit.namespace" . }}:{{ include "nvi
 labels:
   {{- include "nvidia-toolkit.labels" . | nindent 2 }}
 annotations:
-  helm.sh/resource-policy: keep
+  {{- include "nvidia-toolkit.keep" . | nindent 2 }}
 {{- end -}}
 
 {{/*
-The scheduling of a RuntimeClass: only nodes with the label. Karpenter creates no node for a label that no NodePool
-has, so there it has to be asked for.
+"true" where RuntimeClasses may select the label without keeping pods from nodes that have the handlers: the pods of
+this release set the label already, or there are none yet, and all nodes with GPUs are theirs. A lookup that asked
+no server is empty, and then nothing is known. Karpenter creates no node for a label that no NodePool has.
 */}}
+{{- define "nvidia-toolkit.mayWait" -}}
+{{- $isPool := or .Values.daemonsets.nodeSelector .Values.daemonsets.nodeAffinity -}}
+{{- if and .Values.runtimeClasses.lookup (not $isPool) (include "nvidia-toolkit.reportRights" .) (not (.Capabilities.APIVersions.Has "karpenter.sh/v1")) -}}
+  {{- if lookup "node.k8s.io/v1" "RuntimeClass" "" "" -}}
+    {{- $daemonset := lookup "apps/v1" "DaemonSet" (include "nvidia-toolkit.namespace" .) (include "nvidia-toolkit.name" .) -}}
+    {{- $sets := not $daemonset -}}
+    {{- range dig "spec" "template" "spec" "containers" list $daemonset -}}
+      {{- range .env -}}
+        {{- if and (eq .name "TOOLKIT_NODE_LABEL") (eq (.value | default "") $.Values.nodeReport.label) -}}{{- $sets = true -}}{{- end -}}
+      {{- end -}}
+    {{- end -}}
+    {{- if $sets -}}true{{- end -}}
+  {{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The scheduling of a RuntimeClass: only nodes with the label. */}}
 {{- define "nvidia-toolkit.scheduling" -}}
 {{- $mode := .Values.nodeReport.scheduling | toString -}}
-{{- $isOn := or (eq $mode "true") (and (eq $mode "auto") (not (.Capabilities.APIVersions.Has "karpenter.sh/v1"))) -}}
+{{- $isOn := or (eq $mode "true") (and (eq $mode "auto") (include "nvidia-toolkit.mayWait" .)) -}}
 {{- if and $isOn .Values.nodeReport.label (include "nvidia-toolkit.reports" .) -}}
 scheduling:
   nodeSelector:
@@ -80,8 +103,17 @@ scheduling:
 {{- end -}}
 {{- end -}}
 
-{{/* The kinds of the objects outside of namespaces that `helm uninstall` keeps, as kubectl takes them. */}}
-{{- define "nvidia-toolkit.reportKinds" -}}
-{{- if include "nvidia-toolkit.reportRights" . -}},clusterrolebinding,clusterrole{{- end -}}
-{{- if include "nvidia-toolkit.reportPolicies" . -}},validatingadmissionpolicybinding,validatingadmissionpolicy{{- end -}}
+{{/*
+What `helm uninstall` keeps, as kubectl takes it. By name: a selector finds the cluster's objects of another release
+with this name as well, which is in another namespace.
+*/}}
+{{- define "nvidia-toolkit.kept" -}}
+{{- $name := include "nvidia-toolkit.name" . -}}
+{{- $report := include "nvidia-toolkit.reportName" . -}}
+{{- if .Values.rbac.create }} rolebinding/{{ $name }} role/{{ $name }}{{ end -}}
+{{- if .Values.serviceAccount.create }} serviceaccount/{{ include "nvidia-toolkit.account" . }}{{ end -}}
+{{- if include "nvidia-toolkit.reportRights" . }} clusterrolebinding/{{ $report }} clusterrole/{{ $report }}{{ end -}}
+{{- if include "nvidia-toolkit.reportPolicies" . -}}
+{{- range list $report (printf "%s-events" $report) }} validatingadmissionpolicybinding/{{ . }} validatingadmissionpolicy/{{ . }}{{ end -}}
+{{- end -}}
 {{- end -}}
