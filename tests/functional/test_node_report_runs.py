@@ -51,7 +51,12 @@ class Api:
     def send(self, report: Report, **_: Any) -> Result:
         self.sent.append(report)
         self.installed.append(self.node.toolkit.exists())
-        return {"is_done": not self.error, "error": self.error, "wait": None}
+        return {
+            "is_done": not self.error,
+            "error": self.error,
+            "is_refusal": False,
+            "wait": None,
+        }
 
 
 @pytest.fixture
@@ -186,7 +191,8 @@ def test_a_node_without_a_name_is_said_and_not_reported(
 @pytest.mark.parametrize(
     "name",
     [
-        "a b", "a/b/c", "-a", "a/", "/a", "A/b", "x" * 400, f"{'x' * 254}/a", f"a/{'x' * 64}", "a/b\n",
+        "a b", "a/b/c", "-a", "a/", "/a", "A/b", "x" * 400, "a/b\n",
+        f"{'x' * 254}/a", f"a/{'x' * 64}",
         "Ready", "MemoryPressure", "ready",
         "kubernetes.io/Ready", "node.kubernetes.io/Ready", "k8s.io/a", "readiness.k8s.io/a",
     ],
