@@ -194,7 +194,7 @@ def test_an_agent_that_hangs_is_replaced(host: Node) -> None:
 def test_an_agent_that_a_stop_ended_is_no_failure_and_one_that_the_watchdog_ended_is(
     host: Node,
 ) -> None:
-    """Both end with 143 if a sync was running; the agent is replaced by a shell that always does."""
+    """Both end with 143 during a sync; a shell in place of the agent always does."""
     drop_in = nodes.path(host, f"/run/systemd/system/{UNIT}.service.d/test.conf")
     drop_in.parent.mkdir(parents=True, exist_ok=True)
     script = "trap 'exit 143' TERM; systemd-notify --ready; while :; do sleep 0.1; done"
