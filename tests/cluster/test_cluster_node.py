@@ -36,6 +36,8 @@ DOCUMENTED: Final = (
     "custom-columns",
     "get events",
     "label node NODE",
+    "patch node NODE",
+    "label nodes --all",
     "helm uninstall",
     "delete rolebinding",
     "apply --kustomize deploy/manifests",
@@ -662,7 +664,7 @@ def report_objects(kubernetes: Cluster) -> Counter[str]:
 
 
 def look_over(kubernetes: Cluster, lines: dict[str, str]) -> None:
-    """Run the documented lines that show the fleet, and the one that removes a label by hand."""
+    """Run the documented lines that show the fleet, and those that clean up by hand."""
     kubernetes.until(lambda: label(kubernetes) == "true", "the label")
     said = kubernetes.shell(lines.pop("--selector nvidia-toolkit.io/ready=true")).stdout
     assert [line.split()[0] for line in said.splitlines()] == ["NAME", "node"]
@@ -676,6 +678,18 @@ def look_over(kubernetes: Cluster, lines: dict[str, str]) -> None:
     assert re.search(rf"^{helm.NAMESPACE} +.* SetUp +pod/nvidia-toolkit-", said, re.MULTILINE)
     kubernetes.shell(lines.pop("label node NODE").replace("NODE", "node"))
     assert label(kubernetes) is None
+    assert CONDITION in condition_types(kubernetes)
+    kubernetes.shell(lines.pop("patch node NODE").replace("NODE", "node"))
+    assert condition_types(kubernetes) >= {"Ready", "MemoryPressure"}
+    assert CONDITION not in condition_types(kubernetes)
+    kubernetes.kubectl("label", "node", "node", "example.com/old=true")
+    kubernetes.shell(lines.pop("label nodes --all").replace("OLD", "example.com/old"))
+    assert "example.com/old" not in kubernetes.get("node", "node")["metadata"]["labels"]
+
+
+def condition_types(kubernetes: Cluster) -> set[str]:
+    """Return the types of the node's conditions."""
+    return {each["type"] for each in kubernetes.get("node", "node")["status"]["conditions"]}
 
 
 def look_into(kubernetes: Cluster, pod: Mapping[str, Any], diagnose: str, previous: str) -> None:

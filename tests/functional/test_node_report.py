@@ -26,6 +26,7 @@ CONDITION: Final = "nvidia-toolkit.io/Ready"
 NODE: Final = "PATCH /api/v1/nodes/node-1/status"
 ON_NODE: Final = "POST /api/v1/namespaces/default/events"
 ON_POD: Final = "POST /api/v1/namespaces/gpu/events"
+SENT: Final[Result] = {"is_done": True, "error": "", "is_refusal": False, "wait": None}
 DRIFT: Final[Occurrence] = {"reason": "DriftRepaired", "kind": "Normal", "message": "undone"}
 
 
@@ -122,7 +123,7 @@ def test_a_ready_node_gets_label_and_condition_in_one_patch_of_its_status(
 ) -> None:
     api = taking()
     result = reporter.send(api, message="nvidia-toolkit 1, containerd 2")
-    assert result == {"is_done": True, "error": "", "wait": None}
+    assert result == SENT
     [(target, patch)] = api.sent
     assert target == NODE
     [condition] = patch.pop("status")["conditions"]
@@ -178,7 +179,7 @@ def test_either_of_them_can_be_left_out(
 def test_with_neither_nothing_is_patched(reporter: Reporter) -> None:
     reporter.changes = {"label": "", "condition": ""}
     api = taking()
-    assert reporter.send(api) == {"is_done": True, "error": "", "wait": None}
+    assert reporter.send(api) == SENT
     assert api.sent == []
 
 
@@ -204,16 +205,28 @@ def test_an_answer_that_does_not_show_the_label_is_no_success(
 def test_a_refused_patch_keeps_no_event_back(reporter: Reporter, code: int) -> None:
     api = Api(Taking({NODE: (code, status_of(code, "Forbidden"))}))
     result = reporter.send(api, DRIFT)
-    assert not result["is_done"]
+    assert (result["is_done"], result["is_refusal"], result["wait"]) == (False, True, None)
     assert error(result).startswith(f"127.0.0.1 answers {NODE} with {code} ")
     assert [target for target, _ in api.sent] == [NODE, ON_NODE, ON_POD]
+
+
+def test_a_refused_event_is_no_reason_to_send_no_label(reporter: Reporter) -> None:
+    result = reporter.send(taking({ON_POD: (403, status_of(403, "Forbidden"))}), DRIFT)
+    assert (result["is_done"], result["is_refusal"], result["wait"]) == (True, True, 60)
+
+
+def test_a_refusal_before_the_server_goes_away_is_not_the_last_word(reporter: Reporter) -> None:
+    refused = (403, status_of(403, "Forbidden"))
+    result = reporter.send(Api(Taking({NODE: refused, ON_NODE: (503, b"")})), DRIFT)
+    assert (result["is_done"], result["is_refusal"]) == (False, False)
+    assert error(result).startswith(f"127.0.0.1 answers {ON_NODE} with 503")
 
 
 @pytest.mark.parametrize("code", [401, 409, 429, 500, 503])
 def test_a_server_with_troubles_of_its_own_gets_one_request(reporter: Reporter, code: int) -> None:
     api = Api(Taking({NODE: (code, b"")}), headers={"Retry-After": "17"})
     result = reporter.send(api, DRIFT)
-    assert (result["is_done"], result["wait"]) == (False, 17.0)
+    assert (result["is_done"], result["is_refusal"], result["wait"]) == (False, False, 17.0)
     assert len(api.sent) == 1
     # The Event is not lost.
     api = taking()
@@ -374,7 +387,7 @@ def test_nothing_secret_and_nothing_long_leaves_the_node(reporter: Reporter) -> 
 def test_events_can_be_left_out(reporter: Reporter) -> None:
     reporter.changes = {"events": False}
     api = taking()
-    assert reporter.send(api, DRIFT) == {"is_done": True, "error": "", "wait": None}
+    assert reporter.send(api, DRIFT) == SENT
     assert [target for target, _ in api.sent] == [NODE]
 
 
@@ -446,6 +459,8 @@ def test_a_memory_that_others_control_is_neither_believed_nor_written(reporter: 
     reporter.state.parent.mkdir()
     reporter.state.write_text("{}", encoding="utf-8")
     reporter.state.parent.chmod(0o777)
+    api = taking({NODE: (403, status_of(403, "Forbidden"))})
+    assert not reporter.send(api, DRIFT)["is_refusal"]  # a limit that is not remembered is none
     api = taking()
     result = reporter.send(api, DRIFT)
     assert "report.json is not written" in result["error"]

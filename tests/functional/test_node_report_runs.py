@@ -51,7 +51,12 @@ class Api:
     def send(self, report: Report, **_: Any) -> Result:
         self.sent.append(report)
         self.installed.append(self.node.toolkit.exists())
-        return {"is_done": not self.error, "error": self.error, "wait": None}
+        return {
+            "is_done": not self.error,
+            "error": self.error,
+            "is_refusal": False,
+            "wait": None,
+        }
 
 
 @pytest.fixture
@@ -183,10 +188,30 @@ def test_a_node_without_a_name_is_said_and_not_reported(
     assert "NODE_NAME is not set" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["a b", "a/b/c", "-a", "a/", "/a", "A/b", "x" * 400])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a b", "a/b/c", "-a", "a/", "/a", "A/b", "x" * 400, "a/b\n",
+        f"{'x' * 254}/a", f"a/{'x' * 64}",
+        "Ready", "MemoryPressure", "ready",
+        "kubernetes.io/Ready", "node.kubernetes.io/Ready", "k8s.io/a", "readiness.k8s.io/a",
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("setting", ["node_label", "node_condition"])
-def test_what_is_no_name_of_a_label_or_condition_is_refused(
+def test_a_label_or_condition_that_may_be_of_kubernetes_is_refused(
     node: Node, setting: str, name: str
 ) -> None:
-    with pytest.raises(ToolkitError, match=r"must be a name such as nvidia-toolkit\.io/"):
+    """Such as the condition `Ready`, by which the kubelet says whether it takes pods."""
+    with pytest.raises(ToolkitError, match=r"must be PREFIX/NAME, such as nvidia-toolkit\.io/\w+,"):
         node.settings(**{setting: name})
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["example.com/Ready", "a/b", "my-k8s.io/a", "kubernetes.io.example.com/a", "a.b-c.1/X_y.z-1"],
+)
+@pytest.mark.parametrize("setting", ["node_label", "node_condition"])
+def test_a_label_or_condition_with_a_prefix_of_its_own_is_accepted(
+    node: Node, setting: str, name: str
+) -> None:
+    assert getattr(node.settings(**{setting: name}), setting) == name

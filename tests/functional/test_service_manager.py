@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +33,12 @@ def manager(tmp_path: Path) -> Iterator[Log]:
     made = Log(tmp_path / "notify")
     yield made
     made.close()
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the processor time that a process has used, without that of its children."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(") ")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @needs_root
@@ -89,6 +96,25 @@ def test_a_reload_and_a_stop_are_announced_and_the_watchdog_is_served(
         "EXTEND_TIMEOUT_USEC=50000000",
         "STATUS=SIGTERM: stopping",
     ]
+
+
+def test_a_stop_is_announced_although_the_service_manager_is_busy_when_it_begins(
+    node: Node, running: Daemon, manager: Log
+) -> None:
+    options = node.options(on_exit="revert", grace_period="50")
+    with staying(options, NOTIFY_SOCKET=manager.address) as pod:
+        pod.until(lambda: manager.has("READY=1"), "it is not ready")
+        assert running.process is not None
+        running.process.send_signal(signal.SIGSTOP)  # so that the revert waits
+        manager.crowd()
+        pod.process.send_signal(signal.SIGTERM)
+        pod.says("the service manager cannot be notified")
+        before = cpu_seconds(pod.process.pid)
+        assert not manager.has("STOPPING=1")
+        pod.until(lambda: manager.has("STOPPING=1"), "it is not sent again", timeout=10)
+        assert cpu_seconds(pod.process.pid) - before < 0.5  # it waits for the next attempt
+        running.process.send_signal(signal.SIGCONT)
+        assert pod.process.wait(30) == 0
 
 
 def test_a_start_that_fails_leaves_its_error_as_the_status(node: Node, manager: Log) -> None:

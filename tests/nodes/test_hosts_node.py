@@ -191,6 +191,31 @@ def test_an_agent_that_hangs_is_replaced(host: Node) -> None:
         nodes.run(host, ["systemctl", "daemon-reload"])
 
 
+def test_an_agent_that_a_stop_ended_is_no_failure_and_one_that_the_watchdog_ended_is(
+    host: Node,
+) -> None:
+    """Both end with 143 during a sync; a shell in place of the agent always does."""
+    drop_in = nodes.path(host, f"/run/systemd/system/{UNIT}.service.d/test.conf")
+    drop_in.parent.mkdir(parents=True, exist_ok=True)
+    script = "trap 'exit 143' TERM; systemd-notify --ready; while :; do sleep 0.1; done"
+    drop_in.write_text(
+        "[Service]\nWatchdogSec=2\nRestartSec=0\nNotifyAccess=all\nExecStart=\n"
+        f'ExecStart=/bin/sh -c "{script}"\n',
+        encoding="utf-8",
+    )
+    nodes.run(host, ["systemctl", "daemon-reload"])
+    try:
+        nodes.run(host, ["systemctl", "start", UNIT])
+        pid = nodes.main_pid(host, UNIT)
+        nodes.wait_for(host, lambda: is_up(host, pid), 30)
+        assert shown(host, "NRestarts") == "1"
+        nodes.run(host, ["systemctl", "stop", UNIT])
+        assert (shown(host, "ActiveState"), shown(host, "Result")) == ("inactive", "success")
+    finally:
+        drop_in.unlink()
+        nodes.run(host, ["systemctl", "daemon-reload"])
+
+
 def test_a_start_that_fails_says_why_in_the_status(host: Node) -> None:
     nodes.path(host, CONFIG).write_text("{", encoding="utf-8")
     try:

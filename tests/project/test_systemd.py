@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 from typing import Final
 
 from tests.support.documents import ROOT
@@ -25,6 +26,11 @@ def test_every_directive_is_documented_and_no_other() -> None:
     documented = set(re.findall(r"`([A-Z]\w+)=", "".join(first_cells(section))))
     assert used == documented
     assert used.isdisjoint(re.findall(r"`([A-Z]\w+)=`", "".join(first_cells(unused))))
+
+
+def test_a_sync_that_a_stop_ended_is_no_failure_of_the_unit() -> None:
+    text = (UNITS / "nvidia-toolkit.service").read_text(encoding="utf-8")
+    assert f"\nSuccessExitStatus={128 + signal.SIGTERM}\n" in text
 
 
 def first_cells(text: str) -> list[str]:

@@ -88,7 +88,7 @@ def programs() -> Path:
     """Return a directory with Kubernetes and etcd, built on first use; skip if it cannot be."""
     home = nodes.cache() / "go" / f"kubernetes-v{VERSION}"
     home.mkdir(parents=True, exist_ok=True)
-    with home.with_suffix(".lock").open("w", encoding="utf-8") as lock:
+    with home.with_name(f"{home.name}.lock").open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         missing = [name for name in (*_PROGRAMS, "etcd", "cni") if not (home / name).exists()]
         if missing:

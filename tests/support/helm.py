@@ -55,7 +55,7 @@ def find(major: str = MAJORS[0]) -> Path:
     home = nodes.cache() / "go" / f"helm-{version}"
     home.mkdir(parents=True, exist_ok=True)
     wanted = home / "helm"
-    with home.with_suffix(".lock").open("w", encoding="utf-8") as lock:
+    with home.with_name(f"{home.name}.lock").open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not wanted.exists():
             _build(wanted, major, version)

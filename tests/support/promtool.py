@@ -25,7 +25,7 @@ def find() -> Path:
     home = nodes.cache() / "go" / f"promtool-{versions.PROMETHEUS}"
     home.mkdir(parents=True, exist_ok=True)
     wanted = home / "promtool"
-    with home.with_suffix(".lock").open("w", encoding="utf-8") as lock:
+    with home.with_name(f"{home.name}.lock").open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not wanted.exists():
             _build(wanted)

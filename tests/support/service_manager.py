@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 
 
@@ -27,6 +28,14 @@ class Manager:
                 datagrams.append(self._socket.recv(4096).decode().split("\n"))
             except BlockingIOError:
                 return datagrams
+
+    def crowd(self) -> None:
+        """Fill the socket, so that it accepts nothing until `received` is called."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as others:
+            others.settimeout(0)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    others.sendto(b"X=1", kernel_address(self.address))
 
     def close(self) -> None:
         self._socket.close()

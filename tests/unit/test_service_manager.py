@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.service_manager import Manager, kernel_address
+from tests.support.service_manager import Manager
 from toolkit.node import service_manager
 from toolkit.node.service_manager import ServiceManager
 
@@ -75,11 +73,7 @@ def test_what_is_not_accepted_is_sent_later(
 ) -> None:
     now = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as crowd:
-        crowd.settimeout(0)
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                crowd.sendto(b"X=1", kernel_address(manager.address))
+    manager.crowd()
     sender = ServiceManager(manager.address)
     sender.update("ready", is_ready=True)
     assert sender.due == 1002
@@ -90,6 +84,51 @@ def test_what_is_not_accepted_is_sent_later(
     sender.update("ready", is_ready=True)
     assert manager.received() == [["READY=1", "STATUS=ready"]]
     assert sender.due == float("inf")
+
+
+@pytest.mark.parametrize("way", ["update", "keep_alive"])
+def test_a_stop_that_is_not_accepted_is_sent_later_with_the_time_that_is_left(
+    manager: Manager, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """Without it the service manager kills a sync after its own, shorter time."""
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    sender = ServiceManager(manager.address, watchdog=120)
+    sender.update("ready", is_ready=True)
+
+    def go_on() -> list[list[str]]:
+        if way == "update":
+            sender.update("not ready: anything", is_ready=False)
+        else:
+            sender.keep_alive()
+        return manager.received()
+
+    manager.crowd()
+    sender.stopping("SIGTERM: stopping", 50)
+    assert sender.due == 1002
+    manager.received()
+    assert go_on() == []
+    now = 1002
+    manager.crowd()
+    assert {lines[0] for lines in go_on()} == {"X=1"}
+    assert sender.due == 1004
+    now = 1005
+    sent = ["STOPPING=1", "EXTEND_TIMEOUT_USEC=45000000", "STATUS=SIGTERM: stopping"]
+    assert go_on() == [sent]
+    # Nothing follows: neither another status nor a keep-alive of what is about to end.
+    assert sender.due == float("inf")
+    now = 2000
+    sender.reloading("reading")
+    assert go_on() == []
+
+
+def test_a_stop_that_is_accepted_is_sent_once(manager: Manager) -> None:
+    sender = ServiceManager(manager.address, watchdog=120)
+    sender.stopping("SIGTERM: stopping", 50)
+    sender.update("ready", is_ready=True)
+    sender.keep_alive()
+    [[first, _, _]] = manager.received()
+    assert (first, sender.due) == ("STOPPING=1", float("inf"))
 
 
 def test_keep_alives_are_sent_twice_as_often_as_needed_and_never_while_unhealthy(

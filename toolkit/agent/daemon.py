@@ -490,8 +490,8 @@ class Daemon:
     # --- the service manager ---
 
     def _notify(self) -> None:
-        """Send the service manager what changed, and that this process is alive."""
-        if self._service_manager is None or self.stopped_by is not None:
+        """Send the service manager what changed, and that this process is alive or stops."""
+        if self._service_manager is None:
             return
         is_settled = self._worker is None and not self._sync_requested
         self._service_manager.update(
@@ -607,6 +607,7 @@ class Daemon:
             if self._step():
                 LOGGER.error("the node was not reverted in time; the next run or revert continues")
                 return 128 + (self.stopped_by or signal.SIGTERM), False
+            self._notify()
         return int(self.report["code"]), self.report["outcome"] == "changed"
 
 

@@ -60,18 +60,25 @@ def send(
         state.series, problem = [], error.message
     else:
         problem = ""
-    result: Result = {"is_done": report["ready"] is None, "error": problem, "wait": None}
+    result: Result = {
+        "is_done": report["ready"] is None,
+        "error": "",
+        "is_refusal": False,
+        "wait": None,
+    }
     try:
         api = apiserver.find(environment, account, timeout=timeout)
         _send_node(api, state, report, result, is_limited=is_limited)
         _send_series(api, state, settings, result)
     except ApiError as error:
-        result["error"], result["wait"] = str(error), error.wait
+        result["error"], result["wait"], result["is_refusal"] = str(error), error.wait, False
     if not problem:
         try:
             report_state.save(path, state)
         except StepError as error:
-            result["error"] = result["error"] or error.message
+            problem = error.message
+    if problem:  # the limit is not remembered, so the next request must wait
+        result["error"], result["is_refusal"] = result["error"] or problem, False
     return result
 
 
@@ -124,7 +131,7 @@ def _send_node(
         # A refusal of this request says nothing about the others.
         if error.status not in {400, 403, 404, 422}:
             raise
-        result["error"], result["wait"] = str(error), 0.0
+        result["error"], result["is_refusal"] = str(error), True
 
 
 def _patch_node(api: Api, state: ReportState, report: Report) -> None:
@@ -210,7 +217,7 @@ def _send_one(
         if error.status not in {400, 403, 404, 409, 422}:
             raise
         series.sent_at, series.tries = sent_at, series.tries + 1
-        result["error"] = result["error"] or str(error)
+        result["error"], result["is_refusal"] = result["error"] or str(error), True
         return series.due() - sent_at
     series.sent_at, series.unsent, series.tries = sent_at, 0, series.tries + 1
     return None

@@ -58,11 +58,13 @@ class Result(TypedDict):
     """The result of a report.
 
     `is_done` says that label and condition are as reported. `error` is why something could not be
-    sent, else empty. `wait` is after how many seconds there is more to send, None if all was sent.
+    sent, else empty. With `is_refusal` the API server answered, and refused single requests: others
+    may be sent. `wait` is after how many seconds there is more to send, None if all was sent.
     """
 
     is_done: bool
     error: str
+    is_refusal: bool
     wait: float | None
 
 

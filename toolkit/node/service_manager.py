@@ -46,6 +46,9 @@ class ServiceManager:
         self._status = ""
         self._is_started = False
         self._is_reloading = False
+        self._is_stopping = False
+        self._stop_status = ""
+        self._stop_end = _NEVER
         self._problem = ""
 
     @property
@@ -60,6 +63,9 @@ class ServiceManager:
         `is_settled`, that is, when what was requested has been done: the protocol cannot report
         that it failed, so the status does.
         """
+        if self._is_stopping:
+            self._send_stop()
+            return
         text = _one_line(status)
         is_done = (is_ready and not self._is_started) or (self._is_reloading and is_settled)
         lines = ["READY=1"] if is_done else []
@@ -78,25 +84,41 @@ class ServiceManager:
         A service that is still starting is not reloading: the READY=1 that ends the reload would
         end the start.
         """
-        if self._is_started:
+        if self._is_started and not self._is_stopping:
             moment = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
             lines = ("RELOADING=1", f"MONOTONIC_USEC={moment}", f"STATUS={_one_line(status)}")
             if self._send(lines):
                 self._is_reloading, self._status = True, _one_line(status)
 
     def stopping(self, status: str, seconds: float) -> None:
-        """Send that the service stops, which takes at most some seconds."""
-        self._send(
-            (
-                "STOPPING=1",
-                f"EXTEND_TIMEOUT_USEC={round(seconds * 1_000_000)}",
-                f"STATUS={_one_line(status)}",
+        """Send that the service stops, which takes at most some seconds.
+
+        Nothing else is sent any more. If it is not accepted, `update` and `keep_alive` send it.
+        """
+        self._is_stopping, self._stop_status = True, _one_line(status)
+        self._stop_end = time.monotonic() + seconds
+        self._alive_due = _NEVER
+        self._retry_due = 0.0
+        self._send_stop()
+
+    def _send_stop(self) -> None:
+        """Send that the service stops, and the time that is left, unless that was accepted."""
+        now = time.monotonic()
+        if now >= self._retry_due:
+            left = max(-((now - self._stop_end) // 1), 0.0)  # whole seconds, rounded up
+            self._send(
+                (
+                    "STOPPING=1",
+                    f"EXTEND_TIMEOUT_USEC={int(left) * 1_000_000}",
+                    f"STATUS={self._stop_status}",
+                )
             )
-        )
-        self._alive_due = self._retry_due = _NEVER
 
     def keep_alive(self, problem: str = "") -> None:
         """Send a keep-alive if one is due, unless a `problem` says why the service is unhealthy."""
+        if self._is_stopping:
+            self._send_stop()
+            return
         now = time.monotonic()
         if now < self._alive_due:
             return

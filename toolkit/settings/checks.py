@@ -22,10 +22,11 @@ _KIND: Final = re.compile(
     r"[A-Za-z]([A-Za-z0-9._-]*[A-Za-z0-9])?/[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?"
 )
 _QUALIFIED: Final = re.compile(
-    r"([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?"
+    r"(?=[^/]{1,253}/)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/"
     r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"
 )
-_LONGEST_QUALIFIED: Final = 253 + 1 + 63
+"""A name with the DNS subdomain of its owner. Those without one are Kubernetes' or private."""
+_OF_KUBERNETES: Final = re.compile(r"([^/]*\.)?(kubernetes|k8s)\.io/")
 _CONFIG_KEY: Final = re.compile(r"([a-z][a-z0-9-]*(?:\.[a-z][a-z0-9-]*)*)=")
 _CONFIG_OPTIONS: Final = {
     "nvidia-container-cli.root": "--driver-root",
@@ -201,10 +202,11 @@ def contradictions(values: Mapping[str, Any], origins: Mapping[str, str]) -> lis
             " slashes"
         )
     problems += [
-        f"{_named(origins, name)}{given}: must be a name such as {example}"
+        f"{_named(origins, name)}{given}: must be PREFIX/NAME, such as {example}, with a prefix"
+        " other than kubernetes.io, k8s.io and their subdomains"
         for name, example in _QUALIFIED_NAMES.items()
         if (given := values[name])
-        and (len(given) > _LONGEST_QUALIFIED or not _QUALIFIED.fullmatch(given))
+        and (not _QUALIFIED.fullmatch(given) or _OF_KUBERNETES.match(given))
     ]
     problems += _of_cdi(values, origins)
     problems += _of_toolkit_config(values, origins)

@@ -273,8 +273,8 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "TOOLKIT_NODE_LABEL",
         default="",
         help="Label that the agent sets to `true` on its Node object while the node is ready, and"
-        " removes before an uninstall; for example nvidia-toolkit.io/ready. NODE_NAME must name"
-        " the node. Empty: none.",
+        " removes before an uninstall: PREFIX/NAME, for example nvidia-toolkit.io/ready. NODE_NAME"
+        " must name the node. Empty: none.",
     ),
     _value(
         "node_condition",
@@ -282,7 +282,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "TOOLKIT_NODE_CONDITION",
         default="",
         help="Type of the condition by which the agent reports in its Node object whether the node"
-        " is ready, and why not; for example nvidia-toolkit.io/Ready. Empty: none.",
+        " is ready, and why not: PREFIX/NAME, for example nvidia-toolkit.io/Ready. Empty: none.",
     ),
     _flag(
         "events",
