@@ -28,7 +28,7 @@ and choices to the template below, which reads the rules in files/values.strict.
 {{- end -}}
 {{- range list "label" "condition" -}}
 {{- $given := get $.Values.nodeReport . -}}
-{{- if regexMatch "(^|[.])(kubernetes|k8s)[.]io/" $given -}}
+{{- if regexMatch "^([^/]*[.])?(kubernetes|k8s)[.]io/" $given -}}
 {{- include "nvidia-toolkit.refuse" (printf "nodeReport.%s: %s belongs to Kubernetes; use a prefix of your own, such as example.com/gpu" . $given) -}}
 {{- end -}}
 {{- end -}}
