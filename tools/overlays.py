@@ -38,8 +38,11 @@ _MERGE_KEYS: Final = {
 }
 """The lists that a strategic merge patch merges, each by the key of its items."""
 _COMMANDS: Final = {"install": ("run", "--no-daemon"), "revert": ("revert",)}
-_OF_A_POD: Final = frozenset({"POD_NAME", "POD_NAMESPACE", "NODE_NAME", "TOOLKIT_DAEMONSET"})
-"""Variables for the question to the API server, which a pod without a DaemonSet does not ask."""
+_OF_A_POD: Final = frozenset({
+    "POD_NAME", "POD_NAMESPACE", "POD_UID", "NODE_NAME", "TOOLKIT_DAEMONSET", "TOOLKIT_NODE_LABEL",
+    "TOOLKIT_NODE_CONDITION", "TOOLKIT_EVENTS",
+})  # fmt: skip
+"""Variables of what a pod sends to the API server, for which a Job has no service account."""
 _FINAL: Final = (2, 3, 6, 7)
 """Exit codes after which the same command would fail again (docs/exit-codes.md)."""
 

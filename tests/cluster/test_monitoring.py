@@ -18,6 +18,7 @@ from toolkit.agent import counters, metrics
 from toolkit.agent.report import SyncReport
 from toolkit.reconcile.context import RunStats
 from toolkit.state.readiness_record import STARTED
+from tools import deploy
 
 pytestmark = [pytest.mark.binary, pytest.mark.timeout(120)]
 
@@ -142,7 +143,7 @@ def test_every_alert_is_documented_and_can_be_left_out() -> None:
     text = (helm.ROOT / "docs/operations.md").read_text(encoding="utf-8")
     listed = re.findall(r"^\| `(NvidiaToolkit\w+)` \|", text, re.MULTILINE)
     assert listed == list(alerts())
-    schema = json.loads((helm.CHART / "values.schema.json").read_text(encoding="utf-8"))
+    schema = json.loads(deploy.STRICT.read_text(encoding="utf-8"))
     disabled = schema["properties"]["prometheusRule"]["properties"]["disabled"]
     assert disabled["items"]["enum"] == list(alerts())
     left_out = "--set=prometheusRule.disabled={NvidiaToolkitDriverNotLoaded}"

@@ -406,6 +406,18 @@ def test_a_kill_leaves_the_old_file_or_the_new_one(node: Node, root: Path) -> No
 # --- the peer's own cases -----------------------------------------------------------------------
 
 
+VOID = """\
+        - hostPath: /dev/null
+          containerPath: /var/run/nvidia-container-devices/void
+          options:
+            - ro
+            - nosuid
+            - nodev
+            - bind
+"""
+"""What nvidia-ctk 1.20.2 adds to every specification; the cases are older."""
+
+
 def peer_cases() -> dict[str, Any]:
     path = FOLDER / "installer-toolkit.json"
     return (
@@ -443,7 +455,9 @@ def test_the_peer_s_cases_have_the_peer_s_effect(node: Node, key: str) -> None:
     expected = case["expected_cdi_spec"]
     assert place.exists() is (expected is not None)
     if expected is not None:
-        assert as_yaml(place) == expected.replace("{{ .toolkitRoot }}", str(node.toolkit))
+        made = as_yaml(place)
+        assert made.count(VOID) == 1
+        assert made.replace(VOID, "") == expected.replace("{{ .toolkitRoot }}", str(node.toolkit))
 
 
 def plant(root: Path, name: str) -> Path:
