@@ -50,7 +50,8 @@ def test_an_install_killed_at_some_points_tears_and_loses_nothing(whole: Campaig
 
 @pytest.mark.parametrize("name", OFTEN)
 def test_a_killed_run_tears_and_loses_nothing(whole: Campaign, name: str) -> None:
-    tally = whole.kills(STORIES[name](whole.library))
+    # `make faults FULL=1` stops at every call of each.
+    tally = whole.kills(STORIES[name](whole.library), every=1 if name == "install" else 3)
     real.USED.add(f"faults: {tally.line()}")
     assert tally.problems() == []
     assert tally.kills > FEWEST
