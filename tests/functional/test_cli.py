@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -587,7 +588,9 @@ def test_what_an_ordinary_user_may_not_see_is_no_bug(node: fake_node.Node, hidde
     place.chmod(0o755)
     assert "this is a bug" not in done.stderr
     assert done.returncode in {0, 3}, done.stderr
-    assert str(place) in done.stdout + done.stderr
+    # To somebody who is not root in any case, the plan says that, and asks nothing of the runtime.
+    if hidden != "socket" or os.geteuid() == 0:
+        assert str(place) in done.stdout + done.stderr
 
 
 def test_a_diagnosis_needs_nobody_to_remember_the_runtime(

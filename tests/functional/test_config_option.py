@@ -23,7 +23,8 @@ def test_a_file_that_does_not_exist_is_created_and_said_to_be(node: Node, tmp_pa
     missing = tmp_path / "other/containerd.toml"
     done = fake_node.done("plan", *options(node, config=str(missing)))
     assert f"# --config={missing}: does not exist and would be created\n" in done.stdout
-    assert done.stdout.splitlines()[-1].startswith("# 1 file to create, ")
+    # A machine without a low-level runtime says before it why `run` would refuse to do so.
+    assert "1 file to create, " in done.stdout.splitlines()[-1]
     assert done.stderr == ""
 
 
@@ -43,7 +44,7 @@ def test_a_misspelt_path_is_no_new_file_by_silence(
     meant = f"; did you mean {node.config}?" if is_meant else ""
     line = f"--config={path}: does not exist and would be created{meant}"
     assert f"# {line}\n" in fake_node.done("plan", *options(node, config=str(path))).stdout
-    logged = fake_node.done("-n", *options(node, config=str(path))).stderr
+    logged = fake_node.cli("-n", *options(node, config=str(path))).stderr
     assert (f": {line}\n" in logged) == is_meant
 
 

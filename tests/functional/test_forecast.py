@@ -84,6 +84,7 @@ def unhealthy(node: Node) -> None:
     say(node, ready=False)
 
 
+@fake_node.needs_root
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
@@ -119,6 +120,7 @@ def test_all_of_it_is_said_at_once(node: Node) -> None:
     assert all(each.hint for each in found)
 
 
+@fake_node.needs_root
 @pytest.mark.usefixtures("cri_runtime")
 def test_a_node_that_is_in_sync_and_whose_run_would_fail_is_refused(node: Node) -> None:
     transaction.converge(node.settings(), containerd)
@@ -136,6 +138,7 @@ def test_a_node_that_is_in_sync_and_whose_run_would_fail_is_refused(node: Node) 
         transaction.converge(node.settings(), containerd)
 
 
+@fake_node.needs_root
 @pytest.mark.usefixtures("cri_runtime")
 def test_a_restart_of_a_runtime_that_has_not_loaded_its_files_is_planned(node: Node) -> None:
     transaction.converge(node.settings(), containerd)
@@ -145,6 +148,7 @@ def test_a_restart_of_a_runtime_that_has_not_loaded_its_files_is_planned(node: N
     assert "to change" not in describe.summary(found.plan)
 
 
+@fake_node.needs_root
 def test_what_the_handlers_inherit_is_warned_of(node: Node, cri_runtime: Daemon) -> None:
     """A broken handler of the node is no obstacle if the default stays, but no pod starts."""
     spec = b'runtime_type = "io.containerd.runc.v2"'

@@ -81,6 +81,7 @@ def test_a_name_that_is_longer_than_the_line_stays_whole() -> None:
 def test_a_command_shows_every_option_that_it_reads(
     node: Node, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    fake_node.name_low_level(node)
     fake_node.done("-n", *node.options(restart_mode="none"))
     read: set[str] = set()
     real = Settings.__getattr__  # type: ignore[attr-defined]  # it is hidden from mypy

@@ -395,11 +395,13 @@ def test_a_name_that_another_handler_has_is_refused(node: Node, name: str) -> No
 
 
 def test_a_name_that_is_the_toolkit_s_own_stays(node: Node) -> None:
+    fake_node.name_low_level(node)
+    before = node.config.read_bytes()
     options = node.options(restart_mode="none", runtime_class="gpu")
     fake_node.done("-n", *options)
     assert fake_node.done("plan", *options).stdout.endswith("nothing to do: the node is in sync\n")
     fake_node.done("revert", *options)
-    assert node.config.read_bytes() == KUBEADM
+    assert node.config.read_bytes() == before
 
 
 @pytest.mark.parametrize("name", ["nvidia", "gpu"])
