@@ -88,7 +88,8 @@ def test_the_file_is_written_only_when_a_sync_starts_or_ends(
 @needs_root
 @needs_time_namespace
 def test_a_sync_that_never_ends_is_not_alive_beyond_its_bound(node: Node, running: Daemon) -> None:
-    with staying(node.options()) as pod:
+    # Ready, so that the only sync is the requested one.
+    with staying(node.options(verify="status")) as pod:
         pod.settled()
         pod.process.send_signal(signal.SIGHUP)
         pods.until(lambda: bool(pod.children()), "no sync is started")
