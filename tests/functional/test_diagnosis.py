@@ -707,7 +707,7 @@ def test_only_changed_keys_are_shown(node: Node) -> None:
 def test_where_no_runtime_can_be_selected_that_is_first_and_no_other_is_reported(
     tmp_path: Path,
 ) -> None:
-    """docker was named as the configured runtime, with handlers that nobody has."""
+    """docker was named as the configured runtime, with handlers that do not exist."""
     (tmp_path / "etc").mkdir()
     words = ["diagnose", f"--host-root={tmp_path}", f"--socket={tmp_path}/none"]
     report = json.loads(fake_node.done(*words, "-o", "json").stdout)
