@@ -503,8 +503,8 @@ def test_a_second_signal_does_not_cut_the_way_back_short(node: Node, tmp_path: P
 
 @pytest.mark.parametrize(
     ("code", "wanted"),
-    [(0, 0), (143, 0), (4, 143), (6, 143)],
-    ids=["done", "interrupted", "failed", "rolled back"],
+    [(0, 0), (143, 0), (4, 143), (6, 143), (7, 7)],
+    ids=["done", "interrupted", "failed", "rolled back", "not rolled back"],
 )
 def test_a_sync_that_is_interrupted_before_a_change_is_no_failure(code: int, wanted: int) -> None:
     agent = daemon.Daemon.__new__(daemon.Daemon)

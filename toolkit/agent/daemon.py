@@ -593,6 +593,8 @@ class Daemon:
                 )
                 return code
         LOGGER.info("%s: stopping, the node stays as it is", number.name)
+        if is_cut and self.report["code"] == NOT_ROLLED_BACK:
+            return NOT_ROLLED_BACK  # a service manager takes 143 for a clean stop
         return 128 + number if is_cut else 0
 
     def _revert(self) -> tuple[int, bool]:
