@@ -47,6 +47,11 @@ def upgrade(plane: ControlPlane, version: str, *, most: str = "50%") -> None:
 
 
 def roll_out(plane: ControlPlane) -> None:
+    # The controller may not have heard of every node yet: `rollout status` asks only for those
+    # that it knows, and ends early.
+    plane.until(
+        lambda: status(plane).get("desiredNumberScheduled") == NODES, "the controller knows not all"
+    )
     plane.kubectl("rollout", "status", IN, f"daemonset/{helm.RELEASE}", "--timeout=90s")
 
 
