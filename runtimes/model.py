@@ -183,7 +183,7 @@ class Request:
 class Effective:
     """The part of an effective configuration that matters to pods; None for what is not reported.
 
-    `handlers` are the names of all handlers, whoever added them. `by_systemd` are those that use
+    `handlers` are the names of all handlers, with any owner. `by_systemd` are those that use
     the systemd cgroup driver. `version` is the version of the runtime, if the same reply contains
     it.
     """
@@ -317,7 +317,7 @@ class ConfigPlan:
 
     `low_level` are the binaries of the handlers of others, the default handler's first; the
     toolkit's runtime calls one of them. `origin` is what our handlers are made from. `stayed` lists
-    what a removal leaves in place because somebody else edited it. `provided` are the handlers that
+    what a removal leaves in place because others edited it. `provided` are the handlers that
     the distribution itself creates once the toolkit is installed. `pending_restart` describes what
     the next start of the distribution changes; it is empty if there is nothing left to do.
     `warnings` are the notes that a run logs as well.

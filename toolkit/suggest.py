@@ -7,7 +7,7 @@ from typing import Final
 
 _SIMILAR: Final = 0.7
 _LONGEST: Final = 100
-"""Longer words are not compared: it takes quadratic time, and nobody misspells them."""
+"""Longer words are not compared: it takes quadratic time, and they are rarely misspelt."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -275,7 +275,7 @@ def main() -> int:
         demonstrate(named)
     except (StepFailed, runtimes.RuntimeFailed, nodes.NoRoom, OSError) as error:
         if isinstance(error, BrokenPipeError):
-            # Nobody reads any more; the interpreter would complain about it at its end.
+            # The pipe has no reader any more; the interpreter would complain about it at its end.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         print(f"demo: failed: {error}", file=sys.stderr)
         return 1

@@ -366,7 +366,7 @@ def _in_place(
 
 
 def _obsolete(desired: Desired, observation: Observation) -> tuple[str, ...]:
-    """Return the drop-ins that we created and nobody edited, for a binary that needs no drop-in.
+    """Return our drop-ins that were not edited, for a binary that needs no drop-in.
 
     containerd 1.x would take the whole CRI section from them. They were written for a later
     version.

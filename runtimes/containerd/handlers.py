@@ -162,7 +162,7 @@ class HandlersView:
     def base_for(self, handler: Handler, base: Tree, *, path: str, made: bool) -> Tree:
         """Return the keys that a handler inherits from `base`.
 
-        A zero value is left out if somebody else set that key of the same handler to another value.
+        A zero value is left out if others set that key of the same handler to another value.
         `path` is the file that the handler is written to; with `made`, we created its table there.
         """
         current = EMPTY if made and path in self.paths else self.handlers.get(handler.name, EMPTY)

@@ -44,7 +44,7 @@ class SyncReport(TypedDict, total=False):
 
     `outcome` is one of counters.OUTCOMES and `code` the exit code. After a failure `message`,
     `hint` and `check`, the step that failed, are set. `unready` says why the node is not ready.
-    `is_drift` says that a change undid somebody else's. `pid` is the runtime's process, None if it
+    `is_drift` says that a change undid one by others. `pid` is the runtime's process, None if it
     is not watched. `watch` are the directories to watch, each with the names that matter there,
     None for all; `observed_at` is the time of day before they were read. `verified` is the result
     for each handler of a node that is ready. `found` is what discovery found, for the next sync.

@@ -83,7 +83,7 @@ def switch_back(
     """Switch back to the previous version and remove the one that `failed`; return the one in use.
 
     `digest` is the previous version; None if there was none, then the toolkit is removed.
-    `replaced` is the path of the displaced directory. If somebody removed the previous version
+    `replaced` is the path of the displaced directory. If the previous version was removed
     meanwhile, the newer one stays in use. Raises StepError.
     """
     if digest is None:

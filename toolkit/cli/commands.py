@@ -140,7 +140,7 @@ def plan(invocation: Invocation) -> int:
     if invocation.is_json:
         sys.stdout.write(output.plan_json(forecast, is_full=asked == _FULL))
     else:
-        # At a terminal sits somebody who can read the files; elsewhere the output may be stored or
+        # A user at a terminal can read the files; elsewhere the output may be stored or
         # sent.
         is_full = asked == _FULL if asked else sys.stdout.isatty()
         sys.stdout.write(

@@ -76,7 +76,7 @@ def explicit(arguments: list[str]) -> list[str]:
 
 
 def _is_person() -> bool:
-    """Return whether somebody sits at a terminal of the node itself, not of a container."""
+    """Return whether input and output are a terminal of the node itself, not of a container."""
     if not (sys.stdin and sys.stdin.isatty() and sys.stdout.isatty()):
         return False
     is_container = os.getpid() == 1 or "KUBERNETES_SERVICE_HOST" in os.environ

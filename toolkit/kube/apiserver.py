@@ -281,7 +281,7 @@ def _exchange(api: Api, request: _Request) -> _Response:
     def exchange() -> None:
         try:
             client.connect()
-            api.left()  # nobody shuts down a connection that is made after the deadline
+            api.left()  # no thread shuts down a connection that is made after the deadline
             results.put(_request(client, request, api.token))
         except Exception as error:  # noqa: BLE001  # it is raised where the result is waited for
             client.close()

@@ -80,7 +80,7 @@ def settings_of(
 ) -> ReportSettings | None:
     """Return the settings of the report; None if nothing is to be reported, or not from here.
 
-    Outside a pod, or without the pod's token, there is nobody to report to.
+    Outside a pod, or without the pod's token, there is no node to report for.
     """
     if not is_wanted(settings) or not os.path.exists(account / "token"):
         return None

@@ -18,11 +18,11 @@ NOT_READY: Final = "NotReady"
 HOLD: Final = 60.0
 """Seconds that a node may be not ready before label and condition say so.
 
-A restart of the runtime takes less, and so does a new pod. Whoever removes the label for every such
-pause makes the scheduler flap, and a kubelet that restarts in it may refuse pods that run already.
+A restart of the runtime takes less, and so does a new pod. If the label were removed for every such
+pause, the scheduler would flap, and a kubelet that restarts in it may refuse pods that run already.
 """
 SHORTEST_CHECK: Final = 300.0
-"""Seconds between periodic reports, at least: somebody may have changed the label."""
+"""Seconds between periodic reports, at least: the label may have been changed."""
 _FIRST_RETRY: Final = 10.0
 _LONGEST_RETRY: Final = 600.0
 _CHANGE_RETRY: Final = 60.0
@@ -224,7 +224,7 @@ class ReportSchedule:
     def _end_pauses(self, now: float, *, is_node: bool, is_done: bool, is_refused: bool) -> None:
         """Shorten or end the pauses after a report that the API server did not leave unanswered.
 
-        If the limit of requests left nothing to send, nobody knows whether it would have answered.
+        If the limit of requests left nothing to send, it is open whether it would have answered.
         """
         if is_refused or (is_done and (is_node or self._again_at == _NEVER)):
             self._pause.succeeded(now)

@@ -4,9 +4,10 @@ A write consists of: temporary file, data, owner, attributes, mode, label, fsync
 the directory. The temporary file must not be in a drop-in directory, since the daemon would read
 it, so the caller may pass another directory for it.
 
-A file of somebody else is exchanged with the new one, not replaced: what came back is checked, so
-that a content that another program wrote at the last moment is put back instead of being lost. A
-lease shows whether another program has the file open for writing (fcntl(2), F_SETLEASE).
+A file that others may change is exchanged with the new one, not replaced: what came back is
+checked, so that a content that another program wrote at the last moment is put back instead of
+being lost. A lease shows whether another program has the file open for writing (fcntl(2),
+F_SETLEASE).
 """
 
 from __future__ import annotations
@@ -386,7 +387,7 @@ def _install(spare: Path, path: Path, check: _Check | None) -> None:
         except BaseException as error:
             os.unlink(swap)
             if isinstance(error, FileExistsError):
-                check(path)  # somebody created it: that is the better message
+                check(path)  # it was created meanwhile: that is the better message
             raise
         if not os.path.lexists(swap):
             return  # there was no file before, or it cannot be exchanged here
@@ -396,7 +397,7 @@ def _install(spare: Path, path: Path, check: _Check | None) -> None:
         except BaseException:
             rename(swap, path, RENAME_EXCHANGE)
             if not os.path.samestat(os.lstat(swap), new):
-                rename(swap, path, RENAME_EXCHANGE)  # somebody replaced the new file meanwhile
+                rename(swap, path, RENAME_EXCHANGE)  # the new file was replaced meanwhile
             os.unlink(swap)
             raise
         os.unlink(swap)
@@ -420,14 +421,14 @@ def _remove_checked(path: Path, aside: Path, check: _Check) -> bool:
             try:
                 rename(swap, path, _RENAME_NOREPLACE)
             except FileExistsError:
-                keep(swap, path)  # somebody created a new file meanwhile
+                keep(swap, path)  # a new file was created meanwhile
             raise
         os.unlink(swap)
     return True
 
 
 def check_moved(swap: Path, path: Path, check: _Check, is_awaited: Callable[[], bool]) -> None:
-    """Raise if the result of an exchange is not the expected file, or somebody still writes it."""
+    """Raise if the result of an exchange is not the expected file, or is still open for writing."""
     check(swap)
     if is_awaited():
         raise _busy(path)

@@ -156,7 +156,7 @@ def read_own(path: Path, most: int) -> bytes | None:
     """Return the content of a file that this program wrote; None if it does not exist.
 
     The rule is that for programs: the file and every directory and link above it belong to trusted
-    users, and nobody else may write to them. No group may write to the file itself, since this
+    users, and no other user may write to them. No group may write to the file itself, since this
     program gives that right to none. Raises Distrusted, also for a file of more than `most` bytes
     or one that is not regular, or another OSError.
     """

@@ -105,7 +105,7 @@ def refuse_another(target: Target, files: Mapping[str, bytes | None]) -> None:
 def refuse_taken_name(
     target: Target, adapter: Adapter, observation: Observation, option: str
 ) -> None:
-    """Raise UsageProblem if the main handler has the name of a handler that somebody else owns.
+    """Raise UsageProblem if the main handler has the name of a handler that others own.
 
     That handler would run the toolkit's program from then on, and the other handlers would no
     longer inherit its settings. The usual name, and a handler that runs a toolkit already, are

@@ -184,7 +184,7 @@ def _owned(
     if recorded is not None and current is not None:
         previous = tuple(known for known in recorded.written if known == fingerprint(current.data))
         return replace(recorded, local=str(specification.local), written=(digest, *previous))
-    # If the file is missing (a reboot clears /run, or somebody removed it), there is no original to
+    # If the file is missing (a reboot clears /run, or it was removed), there is no original to
     # restore.
     original = fingerprint(current.data) if current else None
     return replace(

@@ -97,7 +97,7 @@ class Context:
 
     `is_leaving` is true for an uninstall. `plugin` is the process of the agent (PID and start)
     whose NRI plugin is registered with the runtime, None if none is. `config_content` replaces the
-    content of the root config in a plan that nobody applies. `unselected` says why no runtime could
+    content of the root config in a plan that is not applied. `unselected` says why no runtime could
     be selected; `adapter` is that of any runtime then, for what the node has whatever runs on it.
     """
 

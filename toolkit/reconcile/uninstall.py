@@ -222,7 +222,7 @@ def _require_directories(target: Target, record: Record) -> None:
 def _with_loaded_handlers(context: Context, plan: Plan) -> Plan:
     """Return the plan; `reload_pending` is set if the runtime still has handlers in no file.
 
-    This happens when somebody restored the files by hand without a restart. Raises StepError if the
+    This happens when the files were restored by hand without a restart. Raises StepError if the
     runtime's handlers are unknown, or if it may not be restarted (`--restart-mode none`).
     """
     target, record = plan.target, plan.record

@@ -1,7 +1,7 @@
 """The baseline and the expected state of the runtime, to verify a change and detect regressions.
 
 A transaction may stay open for a long time, because its run was killed or its rollback failed.
-A difference that somebody else caused meanwhile must not count as a regression.
+A difference with another cause must not count as a regression.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def refreshed_baseline(
 ) -> Baseline:
     """Return the part of a baseline that is still valid for the node as it is now.
 
-    If somebody changed the runtime's files or its binary since the baseline was taken, the current
+    If others changed the runtime's files or its binary since the baseline was taken, the current
     files say what the runtime has to have. After a reboot, the baseline no longer requires the
     network to be ready, because it may come up later than this program.
     """

@@ -231,7 +231,7 @@ def _is_of_shell(name: str, origins: Mapping[str, str]) -> bool:
 def _of_drop_ins(values: Mapping[str, Any], origins: Mapping[str, str]) -> Iterator[str]:
     """Yield a message for every drop-in path that names a directory, which may not exist yet.
 
-    A file of this name would be in the way of everybody's drop-ins. CRI-O reads files of any name.
+    A file of this name would be in the way of all drop-ins. CRI-O reads files of any name.
     """
     for name in ("drop_in_config", "drop_in_config_host_path"):
         path = values[name] or ""

@@ -28,7 +28,7 @@ from toolkit.state.record import Owned, PendingReload, Record
 FORMAT: Final = 2
 READABLE_BY: Final = 1
 _OWNERS: Final = (
-    "whoever can write there controls what root runs: check the content, then `chown root:root` and"
+    "a writer there controls what root runs: check the content, then `chown root:root` and"
     " `chmod go-w` what is named, or choose another --toolkit-install-dir"
 )
 
@@ -98,7 +98,7 @@ def ownerships(
     """Return owned files with their original content, in the form that the planner takes.
 
     Raises StepError if an original is missing, unless `even_if_gone` is set: the file then counts
-    as modified by somebody else, so that only owned keys are removed from it.
+    as modified by others, so that only owned keys are removed from it.
     """
     return tuple(_ownership(install_dir, each, even_if_gone=even_if_gone) for each in owned)
 
@@ -128,7 +128,7 @@ def remember(
 
     `local` is the local path of the file, `snapshot` its current content; None if it does not
     exist. `without_us` is the current content without owned keys: the new original of a file that
-    somebody modified between two writes of this program.
+    others modified between two writes of this program.
     """
     before = next((each for each in owned if each.path == change.path), None)
     current = fingerprint(snapshot.data if snapshot else None)
@@ -316,8 +316,8 @@ def keep(install_dir: Path, data: bytes) -> None:
 def original(install_dir: Path, owned: Owned) -> bytes | None:
     """Return the original content of an owned file; None if the file did not exist.
 
-    If the stored original is missing, the file itself is used, provided that somebody has restored
-    its original content. Otherwise StepError is raised.
+    If the stored original is missing, the file itself is used, provided that it has its original
+    content again. Otherwise StepError is raised.
     """
     if owned.original is None:
         return None

@@ -1,5 +1,5 @@
 {{/*
-Checks of the values that a JSON schema cannot express, or only with a message that helps nobody.
+Checks of the values that a JSON schema cannot express, or only with a message that does not help.
 
 Helm checks values.schema.json before it renders anything, and its messages cannot be changed: an unknown variable
 is answered by a list of all, and an unknown value without the one that was meant. So that file leaves unknown names
