@@ -27,6 +27,7 @@ from toolkit.agent.pages import Pages
 from toolkit.agent.report import (
     NOT_ROLLED_BACK,
     ROLLED_BACK,
+    STEP_FAILED,
     SyncReport,
     from_json,
     occurrence,
@@ -582,11 +583,14 @@ class Daemon:
         number = self.stopped_by or signal.SIGTERM
         if self._worker is not None:
             LOGGER.warning("%s: the running sync did not finish in time", number.name)
-            return 128 + number
+            is_asked = self.report["settings"]["on_exit"] == "revert"
+            return STEP_FAILED if is_asked else 128 + number
         # A sync that was interrupted before it changed anything is no failure.
         is_cut = self._is_cut and self.report["code"] not in {0, 128 + signal.SIGTERM}
         if self.report["settings"]["on_exit"] == "revert" or self._asks:
             code, is_reverted = self._revert()
+            if code == 128 + number:
+                code = STEP_FAILED  # a service manager takes 143 for a clean stop
             if code or is_reverted:
                 LOGGER.info(
                     "%s: stopping, the node was %sreverted", number.name, "not " if code else ""
@@ -608,7 +612,7 @@ class Daemon:
         while self._worker is not None:
             if self._step():
                 LOGGER.error("the node was not reverted in time; the next run or revert continues")
-                return 128 + (self.stopped_by or signal.SIGTERM), False
+                return STEP_FAILED, False
             self._notify()
         return int(self.report["code"]), self.report["outcome"] == "changed"
 

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from toolkit.agent.nri import NriSettings
     from toolkit.kube.report import Occurrence, ReportSettings
 
+STEP_FAILED: Final = 4
 ROLLED_BACK: Final = 6
 NOT_ROLLED_BACK: Final = 7
 _BY_SIGNAL: Final = 128
