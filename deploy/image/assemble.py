@@ -82,6 +82,8 @@ def main() -> None:
         shutil.copytree(
             _SOURCE / name, packages / name, ignore=shutil.ignore_patterns("__pycache__", "*.toml")
         )
+    build = _SOURCE / "deploy/programs/build.py"
+    subprocess.run((sys.executable, "-IB", build, packages / "toolkit/artifacts"), check=True)
     libraries = list(closure([python, *programs, *stdlib.rglob("*.so"), *packages.rglob("*.so")]))
     for library in libraries:
         copy(library, image)
