@@ -9,6 +9,7 @@ machine without the wheel: it makes other bytes, for its own machine alone.
 from __future__ import annotations
 
 import argparse
+import itertools
 import platform
 import struct
 import subprocess
@@ -22,9 +23,12 @@ from typing import Final
 HERE: Final = Path(__file__).resolve().parent
 WHEELS: Final = HERE.parent.parent / "wheels"
 """Where the wheels are if there is no network."""
-SOURCES: Final = ("build.py", "programs.ld", "requirements.txt", "system.h", "wrapper.c")
+SOURCES: Final = (
+    "build.py", "launcher.c", "programs.ld", "requirements.txt", "system.h", "wrapper.c",
+)  # fmt: skip
 """The files in this directory that decide about the bytes."""
 MACHINES: Final = ("x86_64", "aarch64")
+PROGRAMS: Final = ("wrapper", "launcher")
 _PROGRAM: Final = "ziglang/zig"
 # The compiler wants to find its library, of which these programs use nothing.
 _LIBRARY: Final = "ziglang/lib/std/std.zig"
@@ -50,12 +54,22 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("directory", type=Path)
     parser.add_argument("machine", nargs="*", default=[platform.machine()])
+    parser.add_argument(
+        "--program",
+        action="append",
+        choices=PROGRAMS,
+        help="default: the wrapper",
+    )
     parser.add_argument("--compiler", help="a C compiler instead of that of requirements.txt")
     parser.add_argument("--wheels", type=Path, help="a directory with the compiler's wheel")
     asked = parser.parse_args(words)
     wheels = asked.wheels or (WHEELS if WHEELS.is_dir() else None)
     try:
-        for path in build(asked.directory, asked.machine, wheels=wheels, other=asked.compiler):
+        made = build(
+            asked.directory, asked.machine, wheels=wheels, other=asked.compiler,
+            programs=asked.program or PROGRAMS[:1],
+        )  # fmt: skip
+        for path in made:
             sys.stdout.write(f"{path}: {path.stat().st_size} bytes\n")
     except BuildError as error:
         sys.stderr.write(f"build.py: {error}\n")
@@ -69,8 +83,9 @@ def build(
     *,
     wheels: Path | None = None,
     other: str | None = None,
+    programs: Sequence[str] = ("wrapper",),
 ) -> list[Path]:
-    """Build the wrapper for machines into a directory; return the files. Raises BuildError.
+    """Build the programs for machines into a directory; return the files. Raises BuildError.
 
     `wheels` is a directory with the compiler's wheel, which is downloaded otherwise. `other` is
     another compiler, for its own machine only. A machine that has no program is left out.
@@ -80,12 +95,36 @@ def build(
         scratch = Path(place)
         compiler = [other] if other or not wanted else [str(unpack(scratch, wheels)), "cc"]
         made = []
-        for machine in wanted:
-            path = directory / f"wrapper-{machine}"
-            path.write_bytes(compiled("wrapper.c", machine, compiler, scratch))
+        for program, machine in itertools.product(programs, wanted):
+            path = directory / f"{program}-{machine}"
+            path.write_bytes(compiled(f"{program}.c", machine, compiler, scratch))
             path.chmod(0o644)
             made.append(path)
     return made
+
+
+def launcher(program: bytes, python: Path, script: Path) -> bytes:
+    """Return the launcher of the image, which starts a script with Python.
+
+    The package `toolkit` must be importable: the names of variables and the version are taken from
+    it, and the way in which a program gets its settings.
+    """
+    from toolkit import __version__  # noqa: PLC0415
+    from toolkit.artifacts import static_wrapper  # noqa: PLC0415
+    from toolkit.settings.options import SETTINGS  # noqa: PLC0415
+
+    rows = {row.name: row for row in SETTINGS}
+    texts = [
+        f"V{__version__}",
+        *(f"E{name}" for name in rows["env_file"].variables),
+        *(f"F{name}" for name in rows["readiness_file"].variables),
+        *(f"I{name}" for name in rows["pid_file"].variables),
+        f"D{rows['pid_file'].default}",
+        f"P{python}",
+        "A-IB",
+        f"A{script}",
+    ]
+    return static_wrapper.append(program, "".join(f"{text}\0" for text in texts).encode())
 
 
 def unpack(scratch: Path, wheels: Path | None) -> Path:

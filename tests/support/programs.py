@@ -69,7 +69,7 @@ def built(*machines: str) -> Path:
 def _build(wanted: Path, machines: Sequence[str]) -> None:
     made = Path(tempfile.mkdtemp(dir=wanted.parent))
     try:
-        build.build(made, machines, wheels=wheels())
+        build.build(made, machines, wheels=wheels(), programs=build.PROGRAMS)
         made.chmod(0o755)
         made.rename(wanted)
     finally:
@@ -77,26 +77,31 @@ def _build(wanted: Path, machines: Sequence[str]) -> None:
 
 
 def wrapper() -> bytes:
-    """Return the wrapper for this machine, without settings; skip the test if it cannot be made.
+    """Return the wrapper for this machine, without settings; skip the test if it cannot be made."""
+    return program("wrapper")
+
+
+def program(name: str) -> bytes:
+    """Return a program for this machine, without settings; skip the test if it cannot be made.
 
     It is the released one where its compiler has been fetched, or gcc is missing.
     """
-    content = _wrapper()
+    content = _program(name)
     if isinstance(content, str):
         pytest.skip(content)
     return content
 
 
 @cache
-def _wrapper() -> bytes | str:
-    """Return the wrapper for this machine, or why it cannot be made."""
+def _program(name: str) -> bytes | str:
+    """Return a program for this machine, or why it cannot be made."""
     if HERE not in build.MACHINES:
         return f"there are no static programs for {HERE}"
     try:
         if shutil.which("gcc") is None or _wheels().exists():
-            return static_wrapper.path(HERE, built(HERE)).read_bytes()
+            return (built(HERE) / f"{name}-{HERE}").read_bytes()
         with tempfile.TemporaryDirectory() as place:
-            [path] = build.build(Path(place), [HERE], other="gcc")
+            [path] = build.build(Path(place), [HERE], other="gcc", programs=[name])
             return path.read_bytes()
     except (nodes.NodeError, BuildError) as error:
         return f"the static programs cannot be built (apt-get install gcc): {error}"
