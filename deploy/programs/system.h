@@ -37,7 +37,7 @@ typedef signed long result;
 #if defined(__x86_64__)
 #define O_NOFOLLOW 0400000
 enum {
-	READ = 0, WRITE = 1, CLOSE = 3, EXECVE = 59, READLINKAT = 267, GETEUID = 107,
+	READ = 0, WRITE = 1, CLOSE = 3, EXECVE = 59, GETEUID = 107,
 	CLOCK_GETTIME = 228, EXIT_GROUP = 231, OPENAT = 257, FACCESSAT = 269, STATX = 332
 };
 
@@ -64,7 +64,7 @@ __asm__(".globl _start\n"
 #elif defined(__aarch64__)
 #define O_NOFOLLOW 0100000
 enum {
-	READ = 63, WRITE = 64, CLOSE = 57, EXECVE = 221, READLINKAT = 78, GETEUID = 175,
+	READ = 63, WRITE = 64, CLOSE = 57, EXECVE = 221, GETEUID = 175,
 	CLOCK_GETTIME = 113, EXIT_GROUP = 94, OPENAT = 56, FACCESSAT = 48, STATX = 291
 };
 

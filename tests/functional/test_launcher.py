@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -168,6 +169,10 @@ def _others_group(path: Path) -> None:
     os.chown(path, 0, 65534)
 
 
+def _given_away(path: Path) -> None:
+    os.chown(path, 65534, 0)
+
+
 def _linked(path: Path) -> None:
     path.rename(path.with_name("x"))
     path.symlink_to("x")
@@ -187,9 +192,9 @@ def _edited(edit: Callable[[bytes], bytes]) -> Callable[[Path], object]:
     [
         lambda path: path.chmod(0o666),
         lambda path: path.chmod(0o620),
-        lambda path: subprocess.run(["chown", "65534", path], check=True),
+        _given_away,
         lambda path: path.parent.chmod(0o777),
-        lambda path: subprocess.run(["chown", "65534", path.parent], check=True),
+        lambda path: _given_away(path.parent),
         lambda path: _others_group(path.parent),
         _linked,
         lambda path: (path.unlink(), path.mkdir()),
@@ -314,7 +319,7 @@ def test_a_state_without_a_field_is_left_to_python(
 def test_a_process_that_only_waits_to_be_reaped_is_not_the_agent(
     command: Command, state: Path
 ) -> None:
-    with subprocess.Popen(["true"]) as process:
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
         fake_node.wait_for(lambda: procfs.start_time(process.pid) is None, "it does not end")
         stat = Path(f"/proc/{process.pid}/stat").read_text(encoding="ascii")
         changed(state, pid=process.pid, started=int(stat.rpartition(")")[2].split()[19]))

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import platform
 import struct
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from toolkit.artifacts.wrappers import Wrapper
+from typing import Final
 
 MACHINES: Final = ("x86_64", "aarch64")
 """The machines that there is a program for, as `uname -m` names them."""
@@ -25,6 +23,24 @@ _TABLE: Final = struct.Struct("<32xQ16xH")
 _TYPE: Final = struct.Struct("<I")
 _SIZES: Final = struct.Struct("<QQ")
 _SIZES_OFFSET: Final = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wrapper:
+    """The behaviour of a wrapper, as a program or as a script.
+
+    It executes `real` with variables that it sets, and with values put before those of others. If
+    `low_level` is not None and none of `signs` exists, it executes that program instead, unless it
+    `refuses` a container that requests GPUs, also by an annotation with one of `prefixes`.
+    """
+
+    real: str
+    sets: tuple[tuple[str, str], ...] = ()
+    prepends: tuple[tuple[str, str], ...] = ()
+    low_level: str | None = None
+    signs: tuple[str, ...] = ()
+    refuses: bool = False
+    prefixes: tuple[str, ...] = ()
 
 
 def template(machine: str | None = None) -> bytes | None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from toolkit.artifacts import static_wrapper, toolkit_config
+from toolkit.artifacts.static_wrapper import Wrapper
 
 SHELL: Final = "/bin/sh"
 """The node's shell, which a script needs."""
@@ -63,24 +63,6 @@ _REFUSAL: Final = """\
 		fi
 	fi
 """
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wrapper:
-    """What a wrapper does, whatever its form.
-
-    It executes `real` with variables that it sets, and with values put before those of others. If
-    `low_level` is not None and none of `signs` exists, it executes that program instead, unless it
-    `refuses` a container that requests GPUs, also by an annotation with one of `prefixes`.
-    """
-
-    real: str
-    sets: tuple[tuple[str, str], ...] = ()
-    prepends: tuple[tuple[str, str], ...] = ()
-    low_level: str | None = None
-    signs: tuple[str, ...] = ()
-    refuses: bool = False
-    prefixes: tuple[str, ...] = ()
 
 
 def describe(
