@@ -4,7 +4,7 @@
 #   docker build --build-arg PYTHON_IMAGE=docker.io/library/python@sha256:... \
 #                --build-arg ARTIFACTS_IMAGE=nvcr.io/nvidia/k8s/container-toolkit@sha256:... .
 # The toolkit's files of a local directory (below it artifacts/deb or artifacts/rpm): --build-context artifacts=DIRECTORY
-# Without a network: put the wheels of both requirements.txt into wheels/.
+# Without a network: put the wheels of every requirements.txt into wheels/.
 ARG PYTHON_IMAGE=docker.io/library/python:3.13-slim-trixie
 ARG ARTIFACTS_IMAGE=nvcr.io/nvidia/k8s/container-toolkit:v1.20.2
 

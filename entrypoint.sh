@@ -12,7 +12,7 @@ if [ -n "${WAIT_FOR_DRIVER:-}" ]; then
 	done
 	trap - TERM INT
 	# What root acts on has to be root's: the program's own Python looks at that before it is evaluated.
-	read -r launcher <"$(command -v nvidia-toolkit)"
+	read -r launcher <"$(command -v nvidia-toolkit.py || command -v nvidia-toolkit)"
 	launcher=${launcher#'#!'}
 	settings=$("${launcher%% *}" -IBm toolkit.node.trust "$ready")
 	set -a

@@ -10,13 +10,17 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Final
 
+import pytest
+
 from benchmarks import clock, peer
 from benchmarks.table import Row
-from tests.support import artifacts, fake_node, images, nodes
+from deploy.programs import build
+from tests.support import artifacts, fake_node, images, nodes, programs
 from toolkit.node import elf
 
 _MB: Final = 1_000_000
@@ -54,7 +58,7 @@ def rows(*, short: bool) -> Iterator[Row]:
         yield from calls(Path(place) / "calls", 60 if short else 300)
         yield from files(Path(place) / "files", 3 if short else 9)
         yield from plans(Path(place) / "plans", 1 if short else 5)
-        yield probe(Path(place) / "probe", 10 if short else 50)
+        yield from probe(Path(place) / "probe", 10 if short else 50)
     if not why_no_image():
         yield from image()
 
@@ -67,6 +71,8 @@ def calls(place: Path, times: int) -> Iterator[Row]:
     smallest = elf.minimal()
     if smallest is None or os.geteuid() != 0:
         return
+    with suppress(pytest.skip.Exception):
+        programs.install()  # as the image has it
     source = artifacts.make(place / "source")
     runc = place / "bin/runc"
     runc.parent.mkdir()
@@ -226,8 +232,8 @@ def json_text(lines: int) -> bytes:
     return json.dumps(found, indent=2).encode()
 
 
-def probe(place: Path, times: int) -> Row:
-    """Ask as an exec probe does, of a node that is ready."""
+def probe(place: Path, times: int) -> Iterator[Row]:
+    """Ask as an exec probe does, of a node that is ready: with Python, and as in the image."""
     node = fake_node.make_node(place)
     told = place / "cri.json"
     told.write_text(json.dumps({"config": str(node.config)}), encoding="utf-8")
@@ -236,13 +242,44 @@ def probe(place: Path, times: int) -> Row:
         argv = [*_RUN, "status", "--quiet", *node.options()]
         cost = clock.median(times, partial(clock.spawn, argv))
         memory = clock.memory(argv[2], argv[3:])
-    return Row(
+        in_image = _in_image(place, node.pid_file, times)
+    yield Row(
         what="`status --quiet`",
         unit="s",
         ours=cost.wall,
         most=0.15,
         note=f"median of {times}; {cost.cpu * 1000:.0f} ms of the processor, {memory:.0f} MB of 25",
     )
+    if in_image is None:
+        return
+    bare = clock.median(times, partial(clock.spawn, [sys.executable, "-I", "-c", "pass"]))
+    yield Row(
+        what="the same in the image, whose launcher answers",
+        unit="s",
+        ours=in_image.wall,
+        most=2 * bare.wall,
+        note=(
+            f"{in_image.cpu * 1000:.2g} ms of the processor; `python -I -c pass`"
+            f" {bare.cpu * 1000:.0f} ms"
+        ),
+    )
+
+
+def _in_image(place: Path, pid_file: Path, times: int) -> clock.Cost | None:
+    """Return the cost of the launcher's answer; None where it cannot be built or may not answer."""
+    if os.geteuid() != 0:
+        return None
+    try:
+        program = programs.program("launcher")
+    except pytest.skip.Exception:
+        return None
+    launcher = place / "nvidia-toolkit"
+    # Without a Python to start, another answer than yes is an error.
+    launcher.write_bytes(build.launcher(program, Path("/nonexistent"), Path("/nonexistent")))
+    launcher.chmod(0o755)
+    environment = {"TOOLKIT_PID_FILE": str(pid_file)}
+    argv = [str(launcher), "status", "--quiet"]
+    return clock.median(times, partial(clock.spawn, argv, environment))
 
 
 # --- the image ----------------------------------------------------------------------------------

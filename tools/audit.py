@@ -1,6 +1,6 @@
 """Look for known vulnerabilities in the locked packages: `python -m tools.audit` (`make audit`).
 
-The package index is asked for each package of both requirements.txt. It publishes the advisories
+The package index is asked for each package of every requirements.txt. It publishes the advisories
 of the Python Packaging Advisory Database with every version. Exit status: 0 if every package was
 looked up and none has a known vulnerability, 1 if one has, 3 if some could not be looked up: that
 is no success.
@@ -21,8 +21,12 @@ from pathlib import Path
 from typing import Any, Final
 
 ROOT: Final = Path(__file__).resolve().parents[1]
-LOCKS: Final = ("requirements.txt", "deploy/image/requirements.txt")
-"""What is in the image and in the packages, and what writes the bill of materials."""
+LOCKS: Final = (
+    "requirements.txt",
+    "deploy/image/requirements.txt",
+    "deploy/programs/requirements.txt",
+)
+"""What is in the image and in the packages, and what makes the bill of materials and programs."""
 VULNERABLE: Final = 1
 INCOMPLETE: Final = 3
 _SECONDS: Final = 20

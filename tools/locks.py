@@ -1,4 +1,4 @@
-"""The image's locked wheels: `python -m tools.locks` rewrites both requirements.txt, with hashes.
+"""The image's locked wheels: `python -m tools.locks` rewrites every requirements.txt, with hashes.
 
 The program's are those of constraints.txt, which the tests run with; each for amd64 and arm64.
 """
@@ -17,6 +17,7 @@ from typing import Final
 ROOT: Final = Path(__file__).resolve().parent.parent
 PLATFORMS: Final = ("manylinux2014_x86_64", "manylinux2014_aarch64")
 WRITER: Final = "cyclonedx-python-lib"
+COMPILER: Final = "ziglang"
 _HEADS: Final = {
     "requirements.txt": (
         "# The image's wheels, for amd64 and arm64: the versions of constraints.txt. `make lock`"
@@ -25,11 +26,14 @@ _HEADS: Final = {
     "deploy/image/requirements.txt": (
         "# What writes the image's bill of materials, while it is built. `make lock` writes it."
     ),
+    "deploy/programs/requirements.txt": (
+        "# The compiler of the static programs. `make lock` writes it."
+    ),
 }
 
 
 def main() -> None:
-    """Write both."""
+    """Write them all."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     needed = re.findall(
         r'"([\w-]+[><=][^"]+)"', text.split("dependencies = [", 1)[1].split("]", 1)[0]
@@ -37,6 +41,7 @@ def main() -> None:
     for name, wanted in (
         ("requirements.txt", needed),
         ("deploy/image/requirements.txt", [WRITER]),
+        ("deploy/programs/requirements.txt", [COMPILER]),
     ):
         lines = [_HEADS[name], *locked(wanted)]
         (ROOT / name).write_text("\n".join(lines) + "\n", encoding="utf-8")

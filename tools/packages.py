@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
+from deploy.programs import build
 from tests.support import nodes, versions
 
 NAME: Final = "nvidia-toolkit"
@@ -27,6 +28,8 @@ PLATFORMS: Final[Mapping[str, str]] = {
     "arm64": "manylinux2014_aarch64",
 }
 """Architectures as Debian names them, and the tag of their wheels."""
+MACHINES: Final[Mapping[str, str]] = {"amd64": "x86_64", "arm64": "aarch64"}
+"""Architectures as uname(1) and QEMU name them."""
 PACKAGERS: Final = ("deb", "rpm")
 OLDEST_PYTHON: Final = "3.11"
 _DEPENDS: Final[Mapping[str, str]] = {
@@ -114,7 +117,8 @@ def tree(source: Path, target: Path, architecture: str, *, wheels: Path | None =
     """Lay out what both packages of an architecture install, below a directory.
 
     `source` is the source of the release. `wheels` is a directory with the locked wheels; without
-    it they are downloaded. Raises PackageError for a wheel that is not there or has another hash.
+    it they are downloaded. Raises PackageError for a wheel that is not there or has another hash,
+    and if the static programs cannot be built.
     """
     home = target / HOME
     _install(source / "requirements.txt", home, architecture, wheels)
@@ -122,6 +126,10 @@ def tree(source: Path, target: Path, architecture: str, *, wheels: Path | None =
         shutil.copytree(
             source / name, home / name, ignore=shutil.ignore_patterns("__pycache__", "*.toml")
         )
+    try:
+        build.build(home / "toolkit/artifacts", [MACHINES[architecture]], wheels=wheels)
+    except build.BuildError as error:
+        raise PackageError(f"the static programs for {architecture}: {error}") from error
     launcher = target / f"usr/bin/{NAME}"
     launcher.parent.mkdir(parents=True)
     launcher.write_text(_LAUNCHER, encoding="utf-8")

@@ -29,8 +29,6 @@ from tools.packages import PackageError
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 SUMS: Final = "SHA256SUMS"
-MACHINES: Final[Mapping[str, str]] = {"amd64": "x86_64", "arm64": "aarch64"}
-"""Architectures as uname(1) and QEMU name them."""
 BINFMT: Final = Path("/proc/sys/fs/binfmt_misc")
 _SECONDS: Final = 1800
 _BACKEND: Final = "import sys\nfrom setuptools import build_meta\nbuild_meta.{}(sys.argv[1])"
@@ -134,7 +132,7 @@ def check(options: argparse.Namespace) -> None:
     if shutil.which("buildah") is None:
         raise ReleaseError("the image needs buildah: apt-get install buildah")
     for architecture in options.architecture:
-        machine = MACHINES[architecture]
+        machine = packages.MACHINES[architecture]
         if machine != os.uname().machine and not (BINFMT / f"qemu-{machine}").exists():
             raise ReleaseError(
                 f"this machine runs no programs for {architecture}, of which the image for it is"

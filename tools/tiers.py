@@ -83,7 +83,7 @@ TIERS: Final = (
     Tier(
         name="functional",
         about="the program as processes, against fake runtimes",
-        whole=("busybox-static", "dash", "llvm", "qemu-user-static", "strace"),
+        whole=("busybox-static", "dash", "gcc", "llvm", "qemu-user-static", "strace"),
     ),
     Tier(name="project", about="lint, types, import layers, documents", packages=("groff-base",)),
     Tier(name="fuzz", about="hostile input, a fixed number of cases", is_long=True),

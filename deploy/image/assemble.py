@@ -27,6 +27,7 @@ _WHEELS: Final = _SOURCE / "wheels"
 _PROGRAMS: Final = {"sh": "bash", "cat": "cat", "sleep": "sleep"}
 _OURS: Final = ("runtimes", "toolkit")
 _COMMANDS: Final = ("nvidia-toolkit", "nvidia-ctk-installer")
+_SCRIPT: Final = "nvidia-toolkit.py"
 _LAUNCHER: Final = "#!{python} -IB\nfrom toolkit.cli.main import main\n\nmain()\n"
 # What programs of a toolkit may be linked with, besides what Python needs.
 _LIBC: Final = (
@@ -86,15 +87,35 @@ def main() -> None:
     for library in libraries:
         copy(library, image)
     subprocess.run(("ldconfig", "-r", str(image)), check=True)
-    for name in _COMMANDS:
-        launcher = image / "usr/local/bin" / name
-        launcher.write_text(_LAUNCHER.format(python=python), encoding="utf-8")
-        launcher.chmod(0o755)
+    commands(image / "usr/local/bin", python, packages / "toolkit/artifacts")
     owners = debian_packages([python, *programs, *libraries, *sorted(stdlib.glob("*.py"))])
     describe(image, owners, packages)
     compile_in(image, [below(image, stdlib), packages])
     settle(image)
     report(image, libraries)
+
+
+def commands(directory: Path, python: Path, artifacts: Path) -> None:
+    """Write the commands; where there are static programs, those start the script of Python.
+
+    The wrapper goes where the program looks for it.
+    """
+    sys.path[:0] = [str(_SOURCE), str(_SOURCE / "deploy/programs")]
+    build: Any = importlib.import_module("build")
+    made = build.build(
+        artifacts, [os.uname().machine], wheels=_WHEELS if _WHEELS.is_dir() else None,
+        programs=("wrapper", "launcher"),
+    )  # fmt: skip
+    script = directory / (_SCRIPT if made else _COMMANDS[0])
+    script.write_text(_LAUNCHER.format(python=python), encoding="utf-8")
+    content = script.read_bytes()
+    for path in made[1:]:
+        content = build.launcher(path.read_bytes(), python, Path("/usr/local/bin") / _SCRIPT)
+        path.unlink()
+    for name in _COMMANDS:
+        (directory / name).write_bytes(content)
+    for path in directory.iterdir():
+        path.chmod(0o755)
 
 
 def lay(image: Path) -> None:

@@ -20,10 +20,10 @@ from runtimes import registry
 from runtimes.containerd import ADAPTER as containerd
 from runtimes.docker import ADAPTER as docker
 from runtimes.model import Effective, RuntimeName
-from tests.support import fake_node
+from tests.support import fake_node, programs
 from tests.support.fake_node import Daemon, Node
 from tests.support.fake_runtime import runtime, say
-from toolkit.artifacts import versions
+from toolkit.artifacts import static_wrapper, versions, wrappers
 from toolkit.artifacts.manifest import Entry, Version
 from toolkit.deadline import Cancellation
 from toolkit.errors import Interrupted, NodeConfigError, RolledBack, StepError
@@ -526,6 +526,34 @@ def test_the_low_level_runtime_of_the_default_handler_is_the_one_that_counts(
     own.parent.mkdir()
     fake_node.write_program(own, "#!/bin/sh\n")
     assert look(node).was_healthy
+
+
+NO_SHELL: Final = "the node has no /bin/sh, which the toolkit's wrappers need"
+
+
+@pytest.mark.parametrize("is_static", [False, True], ids=["scripts", "static programs"])
+def test_scripts_need_a_shell_on_the_node_and_programs_do_not(
+    node: Node, cri_runtime: Daemon, monkeypatch: pytest.MonkeyPatch, *, is_static: bool
+) -> None:
+    del cri_runtime
+    monkeypatch.setattr(wrappers, "SHELL", "/nonexistent/sh")
+    template = programs.wrapper() if is_static else None
+    monkeypatch.setattr(static_wrapper, "template", lambda: template)
+    blocked = preflight.forecast(*seen(node)).blocked
+    told = [(each.problem, each.hint) for each in blocked if "/nonexistent/sh" in each.problem]
+    assert told == (
+        []
+        if is_static
+        else [
+            (
+                NO_SHELL.replace("/bin/sh", "/nonexistent/sh"),
+                (
+                    "use the image or a package of this program: they have static wrappers for"
+                    " x86_64 and aarch64"
+                ),
+            )
+        ]
+    )
 
 
 def test_files_that_change_without_the_configuration_need_no_low_level_runtime(

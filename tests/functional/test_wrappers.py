@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 import shutil
 import subprocess
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,21 +17,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from runtimes import edits
-from tests.support import fake_node
-from toolkit.artifacts import toolkit_config, wrappers
+from tests.support import fake_node, programs
+from toolkit.artifacts import static_wrapper, toolkit_config, wrappers
 from toolkit.errors import NodeConfigError
 
+STATIC: Final = ("static",)
+"""In place of a shell: the wrapper is not a script but a static program."""
 SHELLS: Final = [
-    pytest.param((shell, *applet), marks=fake_node.needs_program(shell, package=shell))
-    for shell, *applet in (("dash",), ("busybox", "sh"))
+    *(
+        pytest.param((shell, *applet), marks=fake_node.needs_program(shell, package=shell))
+        for shell, *applet in (("dash",), ("busybox", "sh"))
+    ),
+    pytest.param(STATIC),
 ]
+FORMS: Final = ("dash", "busybox", "static")
 STRANGE: Final = 'install dir\'s "quoted" $HOME `id` \\ äö'
 RUNTIMES: Final = (
     "nvidia-container-runtime",
     "nvidia-container-runtime.cdi",
     "nvidia-container-runtime.legacy",
 )
-_DRIVER: Final = "/sys/module/nvidia"
 # Prints its own name, its arguments and what a wrapper sets, then ends as it is told.
 _REAL: Final = """#!/bin/sh
 printf '%s\\0' "$0" "$@"
@@ -43,14 +47,25 @@ exit "${WANTED:-0}"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Installed:
-    """A wrapper with its real program beside it, and how it is run."""
+    """A wrapper with its real program beside it, and how it is run.
+
+    `script` and `static` are its two forms. `path` is where the installer would put it.
+    """
 
     path: Path
+    script: Path
+    static: Path
     seen: Path
+
+    def argv(self, by: tuple[str, ...]) -> list[str]:
+        """Return the words that start the form that `by` says, behind those that come before."""
+        if by[-1:] == STATIC:
+            return [*by[:-1], str(self.static)]
+        return [*by, str(self.script)]
 
     def run(self, *words: str, by: tuple[str, ...] = ("sh",), **environment: str) -> Ran:
         done = subprocess.run(
-            [*by, str(self.path), *words],
+            [*self.argv(by), *words],
             env={"PATH": "/usr/bin:/bin", "SEEN": str(self.seen), **environment},
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -95,18 +110,31 @@ def install(
     named = (low_level or str(toolkit / "low level")) if program in RUNTIMES else None
     if named is not None and not low_level:
         fake_node.write_program(Path(named), _REAL)
-    text = wrappers.render(
+    wrapper = wrappers.describe(
         program, str(toolkit), low_level=named, refuses=refuses, prefixes=("cdi.k8s.io/", "it's/")
-    ).decode()
-    assert (_DRIVER in text) == (program in RUNTIMES)
+    )
     module = toolkit.parent / "module"
     if driver:
         module.mkdir(exist_ok=True)
-    text = text.replace(_DRIVER, shlex.quote(str(module)))
-    for sign in wrappers.DRIVER_SIGNS[1:]:  # neither counts what this machine has
-        text = text.replace(sign, shlex.quote(str(toolkit.parent / sign.rpartition("/")[2])))
-    fake_node.write_program(toolkit / program, text)
-    return Installed(path=toolkit / program, seen=toolkit.parent / "seen")
+    if program in RUNTIMES:
+        assert wrapper.signs == wrappers.DRIVER_SIGNS
+        # None of them counts what this machine has.
+        names = ("module", *(sign.rpartition("/")[2] for sign in wrapper.signs[1:]))
+        wrapper = replace(wrapper, signs=tuple(str(toolkit.parent / name) for name in names))
+    forms = {
+        "script": wrappers.script(wrapper),
+        "static": static_wrapper.render(wrapper, programs.wrapper()),
+    }
+    for form, content in forms.items():
+        assert content is not None
+        (toolkit / f"{program}.{form}").write_bytes(content)
+        (toolkit / f"{program}.{form}").chmod(0o755)
+    return Installed(
+        path=toolkit / program,
+        script=toolkit / f"{program}.script",
+        static=toolkit / f"{program}.static",
+        seen=toolkit.parent / "seen",
+    )
 
 
 @pytest.fixture
@@ -117,7 +145,7 @@ def installed(tmp_path: Path) -> Installed:
 # --- what passes through ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shell", SHELLS, ids=["dash", "busybox"])
+@pytest.mark.parametrize("shell", SHELLS, ids=FORMS)
 @pytest.mark.parametrize(
     "words",
     [
@@ -166,9 +194,10 @@ _WORDS: Final = some.text(
 @given(words=some.lists(_WORDS, max_size=4))
 def test_any_arguments_pass_untouched(shared: Installed, words: list[str]) -> None:
     assert shared.run(*words).words == tuple(words)
+    assert shared.run(*words, by=STATIC).words == tuple(words)
 
 
-@pytest.mark.parametrize("shell", SHELLS, ids=["dash", "busybox"])
+@pytest.mark.parametrize("shell", SHELLS, ids=FORMS)
 @pytest.mark.parametrize("program", [p for p in fake_node.PROGRAMS if p != "nvidia-cdi-hook"])
 def test_a_strange_install_directory_is_no_obstacle(
     tmp_path: Path, program: str, shell: tuple[str, ...]
@@ -179,15 +208,24 @@ def test_a_strange_install_directory_is_no_obstacle(
     assert ran.environment["PATH"] == f"{toolkit}:/usr/bin:/bin"
 
 
+@pytest.mark.parametrize("shell", SHELLS, ids=FORMS)
 @pytest.mark.parametrize("driver", [True, False], ids=["with the driver", "without"])
 @pytest.mark.parametrize("code", [0, 1, 3, 125, 255])
-def test_the_exit_status_passes_through(tmp_path: Path, code: int, *, driver: bool) -> None:
-    assert install(tmp_path / "toolkit", driver=driver).run("create", WANTED=str(code)).code == code
+def test_the_exit_status_passes_through(
+    tmp_path: Path, code: int, shell: tuple[str, ...], *, driver: bool
+) -> None:
+    assert (
+        install(tmp_path / "toolkit", driver=driver).run("create", WANTED=str(code), by=shell).code
+        == code
+    )
 
 
-def test_a_missing_program_is_the_shells_own_error(installed: Installed) -> None:
+@pytest.mark.parametrize("shell", SHELLS, ids=FORMS)
+def test_a_missing_program_is_told_as_by_a_shell(
+    installed: Installed, shell: tuple[str, ...]
+) -> None:
     installed.path.with_name("nvidia-container-runtime.real").unlink()
-    ran = installed.run("create")
+    ran = installed.run("create", by=shell)
     assert ran.code == 127
     assert "nvidia-container-runtime.real" in ran.err
 
@@ -195,6 +233,7 @@ def test_a_missing_program_is_the_shells_own_error(installed: Installed) -> None
 # --- what it sets -------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("shell", SHELLS, ids=FORMS)
 @pytest.mark.parametrize(
     ("program", "library_path", "config"),
     [
@@ -207,10 +246,10 @@ def test_a_missing_program_is_the_shells_own_error(installed: Installed) -> None
     ],
 )
 def test_each_program_gets_what_it_needs(
-    tmp_path: Path, program: str, *, library_path: bool, config: bool
+    tmp_path: Path, program: str, shell: tuple[str, ...], *, library_path: bool, config: bool
 ) -> None:
     toolkit = tmp_path / "toolkit"
-    ran = install(toolkit, program).run()
+    ran = install(toolkit, program).run(by=shell)
     assert ran.environment == {
         "PATH": f"{toolkit}:/usr/bin:/bin",
         "LD_LIBRARY_PATH": str(toolkit) if library_path else "unset",
@@ -220,20 +259,27 @@ def test_each_program_gets_what_it_needs(
     }
 
 
-def test_a_library_path_that_is_set_comes_second(tmp_path: Path) -> None:
-    ran = install(tmp_path / "toolkit", "nvidia-container-cli").run(LD_LIBRARY_PATH="/opt/lib")
+@pytest.mark.parametrize("shell", SHELLS, ids=FORMS)
+def test_a_library_path_that_is_set_comes_second(tmp_path: Path, shell: tuple[str, ...]) -> None:
+    ran = install(tmp_path / "toolkit", "nvidia-container-cli").run(
+        LD_LIBRARY_PATH="/opt/lib", by=shell
+    )
     assert ran.environment["LD_LIBRARY_PATH"] == f"{tmp_path}/toolkit:/opt/lib"
 
 
-def test_an_empty_path_does_not_put_the_working_directory_on_it(tmp_path: Path) -> None:
-    ran = install(tmp_path / "toolkit").run(by=(shutil.which("sh") or "/bin/sh",), PATH="")
+@pytest.mark.parametrize("shell", SHELLS, ids=FORMS)
+def test_an_empty_path_does_not_put_the_working_directory_on_it(
+    tmp_path: Path, shell: tuple[str, ...]
+) -> None:
+    shell = (shutil.which(shell[0]) or shell[0], *shell[1:])
+    ran = install(tmp_path / "toolkit").run(by=shell, PATH="")
     assert ran.environment["PATH"] == f"{tmp_path}/toolkit"
 
 
 # --- without the driver -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shell", SHELLS, ids=["dash", "busybox"])
+@pytest.mark.parametrize("shell", SHELLS, ids=FORMS)
 @pytest.mark.parametrize("program", RUNTIMES)
 def test_without_the_driver_the_low_level_runtime_runs(
     tmp_path: Path, program: str, shell: tuple[str, ...]
@@ -246,16 +292,18 @@ def test_without_the_driver_the_low_level_runtime_runs(
     )
 
 
+@pytest.mark.parametrize("shell", SHELLS, ids=FORMS)
 @pytest.mark.parametrize(
     "program", [p for p in fake_node.PROGRAMS if p not in {*RUNTIMES, "nvidia-cdi-hook"}]
 )
 def test_the_other_programs_run_whether_or_not_there_is_a_driver(
-    tmp_path: Path, program: str
+    tmp_path: Path, program: str, shell: tuple[str, ...]
 ) -> None:
-    ran = install(tmp_path / "toolkit", program, driver=False).run("x")
+    ran = install(tmp_path / "toolkit", program, driver=False).run("x", by=shell)
     assert ran.program == f"{tmp_path}/toolkit/{program}.real"
 
 
+@pytest.mark.parametrize("shell", SHELLS, ids=FORMS)
 @pytest.mark.parametrize(
     "words",
     [
@@ -268,22 +316,27 @@ def test_the_other_programs_run_whether_or_not_there_is_a_driver(
     ],
     ids=lambda words: " ".join(words) or "nothing",
 )
-def test_a_wrapper_says_nothing_of_its_own(tmp_path: Path, words: tuple[str, ...]) -> None:
+def test_a_wrapper_says_nothing_of_its_own(
+    tmp_path: Path, words: tuple[str, ...], shell: tuple[str, ...]
+) -> None:
     # What is said on `create` ends up in the container's output, and callers parse `state`.
-    ran = install(tmp_path / "toolkit", driver=False).run(*words)
+    ran = install(tmp_path / "toolkit", driver=False).run(*words, by=shell)
     assert (ran.words, ran.err) == (words, "")
 
 
-def test_a_low_level_runtime_by_name_is_looked_up_on_the_callers_path(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shell", SHELLS, ids=FORMS)
+def test_a_low_level_runtime_by_name_is_looked_up_on_the_callers_path(
+    tmp_path: Path, shell: tuple[str, ...]
+) -> None:
     (tmp_path / "bin").mkdir()
     fake_node.write_program(tmp_path / "bin/crun", _REAL)
     ran = install(tmp_path / "toolkit", driver=False, low_level="crun").run(
-        "create", PATH=f"{tmp_path}/bin:/usr/bin:/bin"
+        "create", PATH=f"{tmp_path}/bin:/usr/bin:/bin", by=shell
     )
     assert (ran.code, ran.program) == (0, f"{tmp_path}/bin/crun")
 
 
-@pytest.mark.parametrize("shell", SHELLS, ids=["dash", "busybox"])
+@pytest.mark.parametrize("shell", SHELLS, ids=FORMS)
 @pytest.mark.parametrize("sign", ["nvgpu", "dxg"])
 @pytest.mark.parametrize("refuses", [False, True])
 def test_a_tegra_and_wsl2_have_a_driver_without_the_module(
@@ -354,7 +407,7 @@ _WHY: Final = (
 )
 
 
-@pytest.mark.parametrize("shell", SHELLS, ids=["dash", "busybox"])
+@pytest.mark.parametrize("shell", SHELLS, ids=FORMS)
 @pytest.mark.parametrize("program", RUNTIMES)
 @pytest.mark.parametrize("text", ASKING.values(), ids=ASKING)
 def test_a_container_that_asks_for_gpus_is_refused(
@@ -369,7 +422,7 @@ def test_a_container_that_asks_for_gpus_is_refused(
     assert json.loads(log.read_text(encoding="utf-8")) == {"level": "error", "msg": _WHY}
 
 
-@pytest.mark.parametrize("shell", SHELLS, ids=["dash", "busybox"])
+@pytest.mark.parametrize("shell", SHELLS, ids=FORMS)
 @pytest.mark.parametrize("text", NOT_ASKING.values(), ids=NOT_ASKING)
 def test_a_container_that_asks_for_no_gpu_is_passed_on(
     tmp_path: Path, text: str, shell: tuple[str, ...]
@@ -380,6 +433,7 @@ def test_a_container_that_asks_for_no_gpu_is_passed_on(
     assert (ran.program, ran.words, ran.err) == (f"{tmp_path}/toolkit/low level", words, "")
 
 
+@pytest.mark.parametrize("shell", SHELLS, ids=FORMS)
 @pytest.mark.parametrize(
     "words",
     [
@@ -391,14 +445,19 @@ def test_a_container_that_asks_for_no_gpu_is_passed_on(
     ],
     ids=" ".join,
 )
-def test_what_makes_no_container_is_passed_on(tmp_path: Path, words: tuple[str, ...]) -> None:
-    ran = install(tmp_path / "toolkit", driver=False, refuses=True).run(*words)
+def test_what_makes_no_container_is_passed_on(
+    tmp_path: Path, words: tuple[str, ...], shell: tuple[str, ...]
+) -> None:
+    ran = install(tmp_path / "toolkit", driver=False, refuses=True).run(*words, by=shell)
     assert (ran.program, ran.words, ran.err) == (f"{tmp_path}/toolkit/low level", words, "")
 
 
-def test_with_the_driver_nobody_looks(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shell", SHELLS, ids=FORMS)
+def test_with_the_driver_nobody_looks(tmp_path: Path, shell: tuple[str, ...]) -> None:
     wrapped = install(tmp_path / "toolkit", refuses=True)
-    ran = wrapped.run("create", "--bundle", str(bundle(tmp_path, ASKING["variable"])), "id")
+    ran = wrapped.run(
+        "create", "--bundle", str(bundle(tmp_path, ASKING["variable"])), "id", by=shell
+    )
     assert ran.program == f"{tmp_path}/toolkit/nvidia-container-runtime.real"
 
 
@@ -407,7 +466,7 @@ def test_with_the_driver_nobody_looks(tmp_path: Path) -> None:
 
 @fake_node.needs_program("strace", package="strace")
 @pytest.mark.parametrize("driver", [True, False], ids=["with the driver", "without"])
-@pytest.mark.parametrize("shell", SHELLS, ids=["dash", "busybox"])
+@pytest.mark.parametrize("shell", SHELLS, ids=FORMS)
 @pytest.mark.parametrize("refuses", [False, True], ids=["passing", "refusing"])
 def test_it_forks_nothing(
     tmp_path: Path, shell: tuple[str, ...], *, driver: bool, refuses: bool

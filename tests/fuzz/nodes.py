@@ -297,7 +297,7 @@ def _polite(of: Dialect, node: Node, change: FileChange) -> None:
 def runnable(found: ConfigPlan) -> None:
     """Check that wrappers and the toolkit's configuration can name the binaries that run."""
     for binary in found.low_level:
-        wrappers.render("nvidia-container-runtime", _TOOLKIT, low_level=binary)
+        wrappers.render(wrappers.describe("nvidia-container-runtime", _TOOLKIT, low_level=binary))
         assert binary.replace("\0", ""), "there is no binary"
         assert "\0" not in binary, f"{binary!r} is no binary"
     asked: dict[Key, object] = {("nvidia-container-runtime", "runtimes"): list(found.low_level)}

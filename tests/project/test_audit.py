@@ -13,7 +13,7 @@ import pytest
 
 from tools import audit
 
-LOCKED: Final = {"first": "1.0", "second": "2.0"}
+LOCKED: Final = {"first": "1.0", "second": "2.0", "third": "3.0"}
 
 
 def page(version: str, *ids: str, withdrawn: str | None = None) -> dict[str, Any]:
@@ -47,7 +47,8 @@ def server() -> Iterator[str]:
 
 @pytest.fixture
 def index(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    (tmp_path / "deploy/image").mkdir(parents=True)
+    for directory in ("deploy/image", "deploy/programs"):
+        (tmp_path / directory).mkdir(parents=True)
     for name, (package, version) in zip(audit.LOCKS, LOCKED.items(), strict=True):
         (tmp_path / name).write_text(f"{package}=={version} \\\n    --hash=x\n", encoding="utf-8")
     monkeypatch.setattr(audit, "ROOT", tmp_path)
@@ -60,28 +61,28 @@ GOOD: Final = {f"/api/{name}/{version}/json": page(version) for name, version in
 @pytest.mark.parametrize(
     ("pages", "code", "said"),
     [
-        (GOOD, 0, "audit: 2 packages, 0 vulnerable, 0 not looked up\n"),
+        (GOOD, 0, "audit: 3 packages, 0 vulnerable, 0 not looked up\n"),
         (
             GOOD | {"/api/second/2.0/json": page("2.0", "PYSEC-1", "PYSEC-2")},
             1,
-            "second 2.0: PYSEC-1, PYSEC-2\naudit: 2 packages, 1 vulnerable, 0 not looked up\n",
+            "second 2.0: PYSEC-1, PYSEC-2\naudit: 3 packages, 1 vulnerable, 0 not looked up\n",
         ),
         (
             GOOD | {"/api/second/2.0/json": page("2.0", "PYSEC-1", withdrawn="2026-01-01")},
             0,
-            "audit: 2 packages, 0 vulnerable, 0 not looked up\n",
+            "audit: 3 packages, 0 vulnerable, 0 not looked up\n",
         ),
         (
             GOOD | {"/api/second/2.0/json": None, "/api/second/json": page("2.0", "PYSEC-1")},
             1,
-            "second 2.0: PYSEC-1\naudit: 2 packages, 1 vulnerable, 0 not looked up\n",
+            "second 2.0: PYSEC-1\naudit: 3 packages, 1 vulnerable, 0 not looked up\n",
         ),
         (
             GOOD | {"/api/second/2.0/json": None, "/api/second/json": page("3.0")},
             3,
             (
                 "second 2.0: not looked up: the index has a page for 3.0 only: run `make lock`\n"
-                "audit: 2 packages, 0 vulnerable, 1 not looked up\n"
+                "audit: 3 packages, 0 vulnerable, 1 not looked up\n"
             ),
         ),
         (
@@ -89,7 +90,7 @@ GOOD: Final = {f"/api/{name}/{version}/json": page(version) for name, version in
             3,
             (
                 "second 2.0: not looked up: the index does not have it\n"
-                "audit: 2 packages, 0 vulnerable, 1 not looked up\n"
+                "audit: 3 packages, 0 vulnerable, 1 not looked up\n"
             ),
         ),
         (
@@ -97,7 +98,7 @@ GOOD: Final = {f"/api/{name}/{version}/json": page(version) for name, version in
             3,
             (
                 "second 2.0: not looked up: KeyError: 'vulnerabilities'\n"
-                "audit: 2 packages, 0 vulnerable, 1 not looked up\n"
+                "audit: 3 packages, 0 vulnerable, 1 not looked up\n"
             ),
         ),
         (
@@ -105,7 +106,7 @@ GOOD: Final = {f"/api/{name}/{version}/json": page(version) for name, version in
             3,
             (
                 "second 2.0: not looked up: TypeError: INDEX/second/2.0/json is no JSON object\n"
-                "audit: 2 packages, 0 vulnerable, 1 not looked up\n"
+                "audit: 3 packages, 0 vulnerable, 1 not looked up\n"
             ),
         ),
     ],
@@ -127,7 +128,7 @@ def test_an_index_that_is_not_there_is_no_success(
     index: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert audit.main(["--index=http://127.0.0.1:1/api"]) == audit.INCOMPLETE
-    assert "audit: 2 packages, 0 vulnerable, 2 not looked up\n" in capsys.readouterr().out
+    assert "audit: 3 packages, 0 vulnerable, 3 not looked up\n" in capsys.readouterr().out
     assert audit.status([]) == audit.INCOMPLETE
 
 

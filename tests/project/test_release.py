@@ -15,7 +15,7 @@ import pytest
 
 from tests.support import images
 from toolkit import __version__
-from tools import archives, bills, release, source
+from tools import archives, bills, packages, release, source
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 
@@ -105,7 +105,7 @@ def test_an_image_that_cannot_be_built_here_ends_a_release_before_it_begins(
     (tmp_path / "bin/buildah").symlink_to("/bin/true")
     assert release.main(words) == 1
     [other] = {"x86_64", "aarch64"} - {os.uname().machine} or {"aarch64"}
-    named = {machine: name for name, machine in release.MACHINES.items()}[other]
+    named = {machine: name for name, machine in packages.MACHINES.items()}[other]
     assert capsys.readouterr().err == (
         "tools.release: the image needs buildah: apt-get install buildah\n"
         f"tools.release: this machine runs no programs for {named}, of which the image for it is"

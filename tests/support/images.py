@@ -29,7 +29,11 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 IMAGE: Final = f"localhost/nvidia-toolkit:{__version__}"
 EPOCH: Final = "1700000000"
 SUITE: Final = "trixie"
-LOCKS: Final = (ROOT / "requirements.txt", ROOT / "deploy/image/requirements.txt")
+LOCKS: Final = (
+    ROOT / "requirements.txt",
+    ROOT / "deploy/image/requirements.txt",
+    ROOT / "deploy/programs/requirements.txt",
+)
 BASE: Final = "localhost/base"
 _RECIPE: Final = (
     "mmdebstrap", "--quiet", "--variant=minbase", "--include=python3,python3-pip",

@@ -26,6 +26,7 @@ from tests.support import (
     images,
     kwok,
     nodes,
+    programs,
     promtool,
     versions,
 )
@@ -63,6 +64,8 @@ def _parts(tiers: set[str], *, whole: bool) -> Iterator[_Part]:
     if not whole:
         return
     if tiers & _BOOTED:
+        yield "the compiler of the static programs", programs.wheels
+        yield "the static wrapper of this checkout", programs.install
         yield from ((name, partial(binaries.toolkit, name)) for name in binaries.TOOLKIT_PROGRAMS)
     if "nodes" in tiers:
         yield "CRI-O", _crio

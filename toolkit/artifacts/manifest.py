@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from runtimes.model import Key
-from toolkit.artifacts import toolkit_config, wrappers
+from toolkit.artifacts import static_wrapper, toolkit_config, wrappers
 from toolkit.errors import UsageProblem
 from toolkit.log import LOGGER
 from toolkit.node import files, trust
@@ -211,6 +211,7 @@ def _source(settings: Settings, host: Host) -> Path:
 
 def _entries(source: Path, toolkit: str, settings: Settings, low_level: str) -> Iterator[Entry]:
     missing: list[str] = []
+    template = static_wrapper.template()
     refuses, prefixes = (
         settings.require_driver,
         toolkit_config.annotation_prefixes(settings),
@@ -226,10 +227,10 @@ def _entries(source: Path, toolkit: str, settings: Settings, low_level: str) -> 
             continue
         passing = low_level if name in _RUNTIMES else None
         yield Entry(name=f"{name}.real", mode=0o755, content=path)
-        content = wrappers.render(
+        wrapper = wrappers.describe(
             name, toolkit, low_level=passing, refuses=refuses, prefixes=prefixes
         )
-        yield Entry(name=name, mode=0o755, content=content)
+        yield Entry(name=name, mode=0o755, content=wrappers.render(wrapper, template))
     yield Entry(
         name="nvidia-container-toolkit", mode=0o777, content="nvidia-container-runtime-hook"
     )

@@ -1,7 +1,8 @@
-"""The shell wrappers of the toolkit's programs.
+"""The wrappers of the toolkit's programs: static programs, or shell scripts that do the same.
 
 Every start of a container runs a wrapper several times, so wrappers do not fork: they check for the
-driver with a shell built-in, and end with `exec`.
+driver, in a script with a shell built-in, and end with `exec`. docs/internals/wrappers.md says why
+there are any.
 """
 
 from __future__ import annotations
@@ -10,7 +11,12 @@ import shlex
 from collections.abc import Sequence
 from typing import Final
 
-from toolkit.artifacts import toolkit_config
+from toolkit.artifacts import static_wrapper, toolkit_config
+from toolkit.artifacts.static_wrapper import Wrapper
+
+SHELL: Final = "/bin/sh"
+"""The node's shell, which a script needs."""
+_SHEBANG: Final = f"#!{SHELL}"
 
 DRIVER_SIGNS: Final = ("/sys/module/nvidia", "/sys/module/nvgpu", "/dev/dxg")
 """Node paths that show the driver: its module, that of a Tegra, the paravirtual GPU of WSL2."""
@@ -59,14 +65,14 @@ _REFUSAL: Final = """\
 """
 
 
-def render(
+def describe(
     program: str,
     toolkit: str,
     *,
     low_level: str | None,
     refuses: bool = False,
     prefixes: Sequence[str] = (),
-) -> bytes:
+) -> Wrapper:
     """Return the wrapper of a program, whose binary is `PROGRAM.real` in the same directory.
 
     `toolkit` is the node path of that directory. `low_level` is the program that is executed
@@ -74,28 +80,56 @@ def render(
     it; None for no such check. With `refuses`, containers that request GPUs are refused then, also
     if they request them by an annotation with one of `prefixes`.
     """
-    lines = ["#!/bin/sh"]
-    if low_level is not None:
+    has_check = low_level is not None
+    return Wrapper(
+        real=f"{toolkit}/{program}.real",
+        sets=(
+            ()
+            if program in {"nvidia-ctk", "nvidia-container-cli"}
+            else (("NVIDIA_CTK_CONFIG_FILE_PATH", f"{toolkit}/{toolkit_config.CONFIG}"),)
+        ),
+        prepends=(
+            *((("LD_LIBRARY_PATH", toolkit),) if program == "nvidia-container-cli" else ()),
+            ("PATH", toolkit),
+        ),
+        low_level=low_level,
+        signs=DRIVER_SIGNS if has_check else (),
+        refuses=refuses and has_check,
+        prefixes=tuple(prefixes) if refuses and has_check else (),
+    )
+
+
+def render(wrapper: Wrapper, template: bytes | None = None) -> bytes:
+    """Return a wrapper as a file: a static program made of `template`, or else a script.
+
+    It is a script without a template, and for settings that a program cannot have.
+    """
+    static = static_wrapper.render(wrapper, template) if template is not None else None
+    return script(wrapper) if static is None else static
+
+
+def script(wrapper: Wrapper) -> bytes:
+    """Return a wrapper as a script for the node's shell."""
+    lines = [_SHEBANG]
+    if wrapper.low_level is not None:
         # Nothing is printed: the output of `create` would become part of the container's output.
         lines += [
-            f"if {' && '.join(f'[ ! -e {sign} ]' for sign in DRIVER_SIGNS)}; then",
-            *([_refusal(prefixes)] if refuses else []),
-            f'\texec {shlex.quote(low_level)} "$@"',
+            f"if {' && '.join(f'[ ! -e {shlex.quote(sign)} ]' for sign in wrapper.signs)}; then",
+            *([_refusal(wrapper.prefixes)] if wrapper.refuses else []),
+            f'\texec {shlex.quote(wrapper.low_level)} "$@"',
             "fi",
         ]
-    directory = shlex.quote(toolkit)
-    if program not in {"nvidia-ctk", "nvidia-container-cli"}:
-        lines.append(
-            f"NVIDIA_CTK_CONFIG_FILE_PATH={shlex.quote(f'{toolkit}/{toolkit_config.CONFIG}')}"
-        )
-        lines.append("export NVIDIA_CTK_CONFIG_FILE_PATH")
-    if program == "nvidia-container-cli":
-        lines.append(f'LD_LIBRARY_PATH={directory}"${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}}"')
-        lines.append("export LD_LIBRARY_PATH")
-    lines.append(f'PATH={directory}"${{PATH:+:$PATH}}"')
-    lines.append("export PATH")
-    lines.append(f'exec {shlex.quote(f"{toolkit}/{program}.real")} "$@"')
+    for name, value in wrapper.sets:
+        lines += [f"{name}={shlex.quote(value)}", f"export {name}"]
+    for name, value in wrapper.prepends:
+        lines += [f'{name}={shlex.quote(value)}"${{{name}:+:${name}}}"', f"export {name}"]
+    lines.append(f'exec {shlex.quote(wrapper.real)} "$@"')
     return "\n".join([*lines, ""]).encode()
+
+
+def is_script(content: object) -> bool:
+    """Return whether the content of a file is that of a wrapper that needs the node's shell."""
+    return isinstance(content, bytes) and content.startswith(_SHEBANG.encode())
 
 
 def _refusal(prefixes: Sequence[str]) -> str:

@@ -19,7 +19,8 @@ from typing import Final, NamedTuple
 from runtimes import distributions, planner
 from runtimes.model import FileChange
 from toolkit import log
-from toolkit.artifacts import versions
+from toolkit.artifacts import static_wrapper, versions, wrappers
+from toolkit.artifacts.manifest import Version
 from toolkit.deadline import Deadline
 from toolkit.errors import Interrupted, ReloadError, StepError, ToolkitError, UsageProblem
 from toolkit.log import LOGGER
@@ -65,6 +66,10 @@ _ANOTHER_PLACE: Final = (
 _ANOTHER_PID_FILE: Final = "make it writable, or choose another directory with --pid-file"
 _INSTALL_IT: Final = (
     "install it on the node, or correct the handler of the runtime's configuration that names it"
+)
+_STATIC_WRAPPERS: Final = (
+    "use the image or a package of this program: they have static wrappers for"
+    f" {' and '.join(static_wrapper.MACHINES)}"
 )
 _CORRECT: Final = "correct --runtime-config-override (RUNTIME_CONFIG_OVERRIDE)"
 SELINUX: Final = Path("/sys/fs/selinux/enforce")
@@ -463,6 +468,7 @@ def _of_toolkit(plan: Plan, *, tries: bool) -> list[Blocker]:
             problems.append(immovable)
         hint = _place_hint(target)
         found += [Blocker(each, hint, rank=6) for each in problems]
+        found += [Blocker(each, _STATIC_WRAPPERS) for each in _missing_shell(target, version)]
     if not plan.config_plan.is_noop and plan.installs:
         name = plan.config_plan.low_level[0] if plan.config_plan.low_level else "runc"
         found += [Blocker(each, _INSTALL_IT) for each in _missing_low_level_runtime(target, name)]
@@ -569,6 +575,16 @@ def _runs(target: Target, probe: Path) -> list[str]:
         why = "its file system is mounted noexec" if flags & os.ST_NOEXEC else error.message
         return [f"{failed}: {why}"]
     return [] if result.ok else [f"{failed}: the probe program exited with {result.code}"]
+
+
+def _missing_shell(target: Target, version: Version) -> list[str]:
+    """Return a problem if wrappers are scripts and the node has no shell for them."""
+    if not any(wrappers.is_script(entry.content) for entry in version.entries):
+        return []
+    host = visibility.of_runtime(target) or target.host
+    if host.executable(wrappers.SHELL) is not None:
+        return []
+    return [f"the node has no {wrappers.SHELL}, which the toolkit's wrappers need"]
 
 
 def _missing_low_level_runtime(target: Target, name: str) -> list[str]:
