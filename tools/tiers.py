@@ -287,7 +287,11 @@ def _again(failed: Sequence[str], counts: dict[str, Count], path: Path) -> int:
 def _pytest(words: Sequence[str], path: Path) -> tuple[int, dict[str, Any]]:
     """Run pytest; return its exit status, 0 if there were no tests, and the report on the tiers."""
     argv = [sys.executable, "-m", "pytest", *words, f"--tier-report={path}"]
-    code = subprocess.run(argv, cwd=ROOT, check=False).returncode
+    # What is compiled is kept, whatever is set: each worker would compile all tests again, and each
+    # start of a program all of its modules.
+    environment = {**os.environ}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    code = subprocess.run(argv, cwd=ROOT, env=environment, check=False).returncode
     report: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {}
     return (0 if code == _NO_TESTS else code), report
 

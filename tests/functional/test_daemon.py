@@ -292,8 +292,8 @@ def test_a_round_that_is_killed_is_told_and_done_again(
     with staying(node.options(metrics_address=f":{port}")) as pod:
         running.process.send_signal(signal.SIGSTOP)  # type: ignore[union-attr]
         overwrite(node.config, KUBEADM)
-        pods.until(lambda: bool(pod.children()), "no round is begun")
-        [child] = pod.children()
+        pods.until(lambda: bool(pod.syncs()), "no round is begun")
+        [child] = pod.syncs()
         os.kill(child, signal.SIGKILL)
         running.process.send_signal(signal.SIGCONT)  # type: ignore[union-attr]
         pod.says("the sync ended with signal 9")

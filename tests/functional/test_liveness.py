@@ -92,8 +92,8 @@ def test_a_sync_that_never_ends_is_not_alive_beyond_its_bound(node: Node, runnin
     with staying(node.options(verify="status")) as pod:
         pod.settled()
         pod.process.send_signal(signal.SIGHUP)
-        pods.until(lambda: bool(pod.children()), "no sync is started")
-        [child] = pod.children()
+        pods.until(lambda: bool(pod.syncs()), "no sync is started")
+        [child] = pod.syncs()
         os.kill(child, signal.SIGSTOP)
         assert problem(node) == ""
         assert problem(node, LATER).startswith("a sync has been running for ")

@@ -13,7 +13,6 @@ then `sick` counts on top of `well`. A MANNER's keys, all optional, are those of
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import glob
 import json
@@ -26,10 +25,9 @@ import sys
 import threading
 import time
 import tomllib
-import urllib.parse
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import Any, Final
 
 SETTINGS_FRAME: Final = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
@@ -58,6 +56,18 @@ MANNER: Final[Mapping[str, Any]] = {
     # A fault at the calls about pods: {"call": the first one, "last": the last one, "do": ...}.
     "at": None,
 }
+_OPTIONS: Final[Mapping[str, str | int | float]] = {
+    "socket": "",
+    "fd": -1,  # a socket that somebody else listens on
+    "log": "",
+    "on_hup": "die",  # or "stay"
+    "speech": "grpc",  # or "http", "silent", "close"
+    "delay": 0.0,
+    "config": "",  # for a test that reads the command line
+    "cri": "",  # speak CRI as this file says
+    "packages": "",  # where the package hpack is, for --cri
+}
+"""The options and their defaults."""
 _PREFACE: Final = len(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
 _HEADER: Final = struct.Struct(">BHBBL")
 _DATA, _HEADERS, _SETTINGS, _PING = 0, 1, 4, 6
@@ -115,21 +125,19 @@ def main() -> None:
         threading.Thread(target=_speak, args=(client, options.speech, cri), daemon=True).start()
 
 
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--socket", default="")
-    parser.add_argument("--fd", type=int, default=-1, help="a socket that somebody else listens on")
-    parser.add_argument("--log", required=True)
-    parser.add_argument("--on-hup", choices=("die", "stay"), default="die")
-    parser.add_argument("--speech", choices=("grpc", "http", "silent", "close"), default="grpc")
-    parser.add_argument("--delay", type=float, default=0)
-    parser.add_argument("--config", default="", help="for whoever reads the command line")
-    parser.add_argument("--cri", default="", help="speak CRI as this file says")
-    parser.add_argument("--packages", default="", help="where the package hpack is, for --cri")
-    return parser.parse_args()
+def _options() -> SimpleNamespace:
+    """Return the options, each `--name=value`; what argparse would do takes a fifth of a start."""
+    found = dict(_OPTIONS)
+    for word in sys.argv[1:]:
+        name, _, text = word.removeprefix("--").partition("=")
+        name = name.replace("-", "_")
+        if name not in found:
+            sys.exit(f"no such option: {word}")
+        found[name] = type(found[name])(text)
+    return SimpleNamespace(**found)
 
 
-def _server(options: argparse.Namespace) -> socket.socket:
+def _server(options: SimpleNamespace) -> socket.socket:
     if options.fd >= 0:
         return socket.socket(fileno=options.fd)
     path = Path(options.socket)
@@ -385,7 +393,10 @@ def _kill(client: socket.socket) -> None:
 
 
 def _fail(client: socket.socket, number: int, text: str) -> None:
-    message = urllib.parse.quote(text, safe=" \"':,/()").encode()
+    message = "".join(
+        chr(byte) if 0x20 <= byte < 0x7F and byte != ord("%") else f"%{byte:02X}"
+        for byte in text.encode()
+    ).encode()
     headers = (
         HEADERS + b"\x00\x0bgrpc-status\x012" + b"\x00\x0cgrpc-message" + _length(message) + message
     )

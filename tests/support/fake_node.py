@@ -25,7 +25,7 @@ from typing import Final, NamedTuple
 import hpack
 import pytest
 
-from tests.support import fake_daemon
+from tests.support import fake_daemon, fork_server
 from toolkit.settings import resolve
 
 CHECKOUT: Final = Path(__file__).resolve().parents[2]
@@ -63,6 +63,7 @@ def needs_program(name: str, *, package: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(shutil.which(name) is None, reason=reason)
 
 
+_EXECUTED: Final = os.environ.get("FULL") == "1"
 _RESTART_PAUSE: Final = 0.05
 _CGROUP: Final = "SystemdCgroup = true"
 
@@ -271,10 +272,18 @@ def cli(
     prefix: Sequence[str] = (),
     timeout: float = 30,
 ) -> subprocess.CompletedProcess[str]:
-    """Run the program as a process of its own, with no variable but those given."""
+    """Run the program as a process of its own, with no variable but those given.
+
+    It is forked off a process that has the program's modules (see `fork_server`), except after a
+    `prefix`, or if Python itself has to read one of the variables.
+    """
+    variables = {**ENVIRONMENT, **(environment or {})}
+    if not _EXECUTED and not prefix and fork_server.is_possible(variables, ENVIRONMENT):
+        server = fork_server.server(ENVIRONMENT)
+        return server.run(words, environment=variables, timeout=timeout)
     return subprocess.run(
         [*prefix, sys.executable, "-m", "toolkit", *words],
-        env={**ENVIRONMENT, **(environment or {})},
+        env=variables,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

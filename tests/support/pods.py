@@ -89,6 +89,10 @@ class Pod:
     def children(self) -> list[int]:
         return children(self.pid)
 
+    def syncs(self) -> list[int]:
+        """Return the children that run the program by now: before, one is a copy of the agent."""
+        return [pid for pid in self.children() if b"\0sync\0" in _command_line(pid)]
+
 
 @contextmanager
 def staying(
@@ -165,3 +169,11 @@ def wakeups(pid: int) -> int:
 def children(pid: int) -> list[int]:
     with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as stream:
         return [int(word) for word in stream.read().split()]
+
+
+def _command_line(pid: int) -> bytes:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as stream:
+            return stream.read()
+    except FileNotFoundError:  # it has ended
+        return b""
