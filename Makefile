@@ -7,7 +7,7 @@ JOBS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test unit functional conformance nodes cluster faults fuzz lint
-.PHONY: bench peer format generate lock audit release clean
+.PHONY: bench peer screenshots format generate lock audit release clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -57,6 +57,9 @@ bench: $(VENV)/.made ## Measure what a node feels, beside the peer where `make p
 
 peer: $(VENV)/.made ## Build the upstream installer and the toolkit's programs with Go, to compare with
 	$(BIN)/python -m benchmarks.peer
+
+screenshots: $(VENV)/.made ## Take the pictures of a terminal in docs/screenshots/ (root, Xvfb, xterm, ImageMagick)
+	$(BIN)/python -m tools.screenshots
 
 format: $(VENV)/.made ## Format the code
 	$(BIN)/ruff format runtimes toolkit tests examples benchmarks tools
