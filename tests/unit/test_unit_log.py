@@ -14,7 +14,7 @@ from toolkit.node.host import Host
 from toolkit.runtime.supervision import unit_log
 
 OLD = 41
-FATAL = 'time="..." level=fatal msg="failed to load plugin"'
+FATAL = 'level=fatal msg="failed to load plugin"'
 
 
 def entry(message: Any, pid: int | None = 42) -> str:
@@ -47,8 +47,11 @@ def cause(
     [
         pytest.param([], "", id="no entry"),
         pytest.param([entry("one"), entry("two")], "two", id="the last line"),
+        pytest.param([entry(f'time="2026-11-30T09:00:00.1Z" {FATAL}')], FATAL, id="no time"),
         pytest.param([entry(FATAL), entry("goroutine 1")], FATAL, id="one that names an error"),
         pytest.param([entry("an error"), entry(FATAL)], FATAL, id="the last that names one"),
+        pytest.param([entry(FATAL), entry('level=info msg="skip loading" error="no aufs"')], FATAL,
+                     id="an error that is none"),
         pytest.param([entry("panic: x"), entry("main.go:1")], "panic: x", id="a panic"),
         pytest.param([entry("why"), entry("Failed with result 'exit-code'", 1)], "why",
                      id="not systemd's"),

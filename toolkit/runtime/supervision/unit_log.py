@@ -21,6 +21,10 @@ _SYSTEMD: Final = "1"
 _CAUSE: Final = re.compile(
     r"level=(?:fatal|error|panic)\b|^panic: |\bfail(?:ed|ure)\b|\berror\b", re.I
 )
+# containerd says on level info why it skips a plugin.
+_HARMLESS: Final = re.compile(r"\blevel=(?:trace|debug|info|warn)")
+# With it, the same failure would be another message each time, and no repetition be suppressed.
+_TIME: Final = re.compile(r"\btime=\"[^\"]*\"\s*")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 
 
@@ -30,9 +34,9 @@ def cause(
     """Return the line with which a unit most likely says why it did not start; "" if none is known.
 
     It is the last line that names an error, else the last one, of those between the times `since`
-    and `until` (seconds since 1970), with secrets masked. Lines of the process with the PID
-    `without` are left out: it is the one from before the restart. A node without a journal has
-    none; this raises nothing.
+    and `until` (seconds since 1970), with secrets masked and without its own time. Lines of the
+    process with the PID `without` are left out: it is the one from before the restart. A node
+    without a journal has none; this raises nothing.
     """
     if host.executable("journalctl") is None:
         return ""
@@ -55,7 +59,7 @@ def cause(
     except StepError:
         return ""
     lines = [line for line in _messages(result.out, {_SYSTEMD, str(without)}) if line]
-    causes = [line for line in lines if _CAUSE.search(line)]
+    causes = [line for line in lines if _CAUSE.search(line) and not _HARMLESS.search(line)]
     found = (causes or lines or [""])[-1]
     return found if len(found) <= _LONGEST else f"{found[: _LONGEST - 3]}..."
 
@@ -76,4 +80,6 @@ def _text(message: Any) -> str:
     if isinstance(message, list):
         message = bytes(each for each in message if isinstance(each, int) and 0 <= each < 256)
         message = message.decode(errors="replace")
-    return _CONTROL.sub(" ", redact.text(message)).strip() if isinstance(message, str) else ""
+    if not isinstance(message, str):
+        return ""
+    return _CONTROL.sub(" ", redact.text(_TIME.sub("", message))).strip()
