@@ -7,7 +7,7 @@ JOBS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test unit functional conformance nodes cluster faults fuzz lint
-.PHONY: bench peer programs format generate lock audit release clean
+.PHONY: bench peer programs screenshots format generate lock audit release clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -60,6 +60,9 @@ peer: $(VENV)/.made ## Build the upstream installer and the toolkit's programs w
 
 programs: ## Build the static wrapper for this machine, so that the checkout has it as well; needs pip
 	$(PYTHON) -IB deploy/programs/build.py toolkit/artifacts
+
+screenshots: $(VENV)/.made ## Take the pictures of a terminal in docs/screenshots/ (root, Xvfb, xterm, ImageMagick)
+	$(BIN)/python -m tools.screenshots
 
 format: $(VENV)/.made ## Format the code
 	$(BIN)/ruff format runtimes toolkit tests examples benchmarks tools

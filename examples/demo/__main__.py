@@ -70,7 +70,8 @@ class Demo:
         """Show every step in turn."""
         original = self.content()
         with self.step("Plan: what would change? Nothing is written."):
-            self.command("plan")
+            # What a terminal shows without the option; here the output goes through a pipe.
+            self.command("plan --diff=full")
             expect(self.content() == original, "the plan changed a file")
         starts = self.runtime.starts
         with self.step(
@@ -307,8 +308,8 @@ def demonstrate(named: str | None) -> None:
             kind = "stand-in, no containerd here"
             print(
                 "No containerd is on this machine: a stand-in answers on its socket, in"
-                " containerd's\nprotocols. It is not the real one: it starts no containers and"
-                " validates nothing."
+                " containerd's\nprotocols. It is not the real one: it says that containers started,"
+                " but starts none, and validates\nnothing."
             )
         elif real is None:
             kind = f"stand-in, validated by containerd {containerd.version}"

@@ -118,7 +118,12 @@ def furnish(node: Node, *, validator: str | None, is_real: bool) -> None:
         node.config.write_text(text, encoding="utf-8")
     node.socket.parent.mkdir()
     node.programs.mkdir()
-    _write_program(node.programs / "runc", "echo 'runc: a stand-in, it starts no containers'")
+    for program in ("runc", "containerd-shim-runc-v2"):
+        if is_real and program != "runc":
+            continue  # The real one, beside the containerd that needs it.
+        _write_program(
+            node.programs / program, f"echo '{program}: a stand-in, it starts no containers'"
+        )
     binaries = node.root / "artifacts/usr/bin"
     libraries = node.root / "artifacts/usr/lib64"
     binaries.mkdir(parents=True)

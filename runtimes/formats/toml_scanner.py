@@ -15,6 +15,8 @@ from typing import Any, Final
 from runtimes.errors import ConfigError
 from runtimes.model import Key
 
+_BARE: Final = re.compile(r"[\w-]+")
+_TUPLE: Final = re.compile(r"\(['\"].*\)")
 _HINT: Final = "repair the file, even if the runtime accepts it as it is"
 _NOT_UTF8: Final = (
     "save the file as UTF-8, even if the runtime accepts it as it is (containerd 1.x does)"
@@ -195,8 +197,20 @@ def _not_toml(path: str, error: ValueError) -> ConfigError:
 
     if not isinstance(error, TOMLDecodeError):  # Python refuses to convert more than 4300 digits.
         return ConfigError(path, "a number in it has too many digits", hint=_HINT)
-    why = f"it is not valid TOML: {error.msg[:1].lower()}{error.msg[1:]}"
+    said = _TUPLE.sub(_dotted, error.msg)
+    why = f"it is not valid TOML: {said[:1].lower()}{said[1:]}"
     return ConfigError(path, why, line=error.lineno, column=error.colno, hint=_HINT)
+
+
+def _dotted(key: re.Match[str]) -> str:
+    """Return a key in dotted notation; tomli writes it as a tuple of Python."""
+    import ast  # noqa: PLC0415  # Only needed for a broken file.
+
+    try:
+        parts = [str(part) for part in ast.literal_eval(key[0])]
+    except (SyntaxError, ValueError):
+        return key[0]
+    return ".".join(part if _BARE.fullmatch(part) else f'"{part}"' for part in parts)
 
 
 def replace_span(document: Document, start: int, end: int, new: str) -> Document:

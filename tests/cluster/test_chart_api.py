@@ -141,8 +141,8 @@ def test_the_last_step_of_an_uninstallation_leaves_other_releases_alone(
     two = kept() - one - before
     assert len(one) == len(two) == 9
     server.helm("uninstall", "same", "--namespace=two")
-    [line] = [each for each in said.splitlines() if "Its last step: " in each]
-    server.shell(line.partition("Its last step: ")[2])
+    [line] = said.rpartition("delete what the pods needed for that:\n")[2].splitlines()
+    server.shell(line)
     assert kept() - before == one
 
 
@@ -160,6 +160,7 @@ def test_the_runtimeclasses_of_the_gpu_operator_are_left_as_they_are(server: Con
         create(server, name, ownerReferences=[owner | {"uid": "0" * 8}])
     said = install(server, "gpu")
     assert said.count("it belongs to the ClusterPolicy cluster-policy.") == 3
+    assert said.count("set toolkit.enabled=false in its ClusterPolicy") == 1
     uninstall(server, "gpu")
     assert classes(server) == dict.fromkeys(HANDLERS, "")
 

@@ -485,6 +485,22 @@ def test_the_notes_say_what_shuts_the_podmonitor_s_prometheus_out() -> None:
     assert "no NetworkPolicy applies" in notes(*monitored, "--set", "toolkit.hostNetwork=true")
 
 
+def test_the_notes_say_why_there_may_be_no_pods() -> None:
+    """A DaemonSet without a node counts as rolled out, and `helm test` then waits in vain."""
+    assert "such as nvidia.com/gpu.present=true" in notes()
+    term = {"matchExpressions": [{"key": "pool", "operator": "Exists"}]}
+    wanted = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}
+    chosen = notes(*given(daemonsets={"nodeAffinity": wanted}))
+    assert "No node fits daemonsets.nodeAffinity, or the namespace lacks" in chosen
+
+
+def test_the_notes_say_that_an_upgrade_forgets_values() -> None:
+    words = "only with --reuse-values"
+    assert words in notes("--is-upgrade")
+    assert words not in notes()
+    assert words not in notes("--is-upgrade", "--set", "toolkit.repository=registry.example.com")
+
+
 def notes(*options: str) -> str:
     """Return the notes of an installation: `helm template` has them only in another template."""
     name = f"{helm.CHART.name}/templates/NOTES.txt"

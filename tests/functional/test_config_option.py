@@ -48,6 +48,20 @@ def test_a_misspelt_path_is_no_new_file_by_silence(
     assert (f": {line}\n" in logged) == is_meant
 
 
+@pytest.mark.parametrize(("typed", "is_meant"), [("crio.cnf", True), ("other.conf", False)])
+def test_a_misspelt_path_of_a_runtime_that_gets_a_drop_in_is_named(
+    node: Node, tmp_path: Path, typed: str, *, is_meant: bool
+) -> None:
+    """CRI-O's own file is never created: without the note, it would be taken for an empty one."""
+    (tmp_path / "crio.conf").write_bytes(CRIO)
+    meant = f"; did you mean {tmp_path / 'crio.conf'}?" if is_meant else ""
+    given = options(node, runtime="crio", config=str(tmp_path / typed))
+    shown = fake_node.done("plan", *given).stdout
+    assert f"# --config={tmp_path / typed}: does not exist{meant}\n" in shown
+    given = options(node, runtime="crio", config=str(tmp_path / "crio.conf"))
+    assert "does not exist" not in fake_node.done("plan", *given).stdout
+
+
 def test_a_copy_beside_a_file_is_not_meant(node: Node) -> None:
     node.config.rename(node.config.with_name("config.toml.bak"))
     assert "did you mean" not in fake_node.done("plan", *options(node)).stdout

@@ -48,6 +48,11 @@ def test_it_shows_the_whole_job_without_any_runtime() -> None:
     assert re.findall(r"^== (\d)/7 ", done.stdout, re.MULTILINE) == list("1234567")
     assert len(re.findall(r"^-- done in [\d.]+ s$", done.stdout, re.MULTILINE)) == 7
     assert "It is not the real one" in done.stdout
+    # The plan is the diff that a terminal shows, and no warning contradicts what follows it.
+    assert re.search(r"^@@ ", done.stdout, re.MULTILINE)
+    warnings = re.findall(r"^W (\w+): ", done.stdout, re.MULTILINE)
+    assert warnings == ["health", "reload"], "drift, and the bad change"
+    assert "no pod starts" not in done.stdout
 
 
 def test_what_is_no_containerd_costs_one_line(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from toolkit.reconcile.planning import make_plan
 from toolkit.runtime import locate, observe
 from toolkit.settings.resolve import resolve
 from toolkit.state import journal, restart_budget
+from toolkit.state.readiness_probe import UNVERIFIED
 from toolkit.state.record import Baseline, Operation, Record, Transaction
 
 pytestmark = pytest.mark.usefixtures("no_fsync")
@@ -309,9 +310,7 @@ def test_not_ready_is_said(node: Node) -> None:
         fake_node.done("-n", *node.options())
         node.pid_file.with_name("ready.json").unlink()
         found = collect.collect(context(node, host_root="/"))
-    assert f"the node is not ready: {node.pid_file.with_name('ready.json')} not found" in said(
-        found
-    )
+    assert f"{UNVERIFIED}: {node.pid_file.with_name('ready.json')} not found" in said(found)
 
 
 # --- the state ----------------------------------------------------------------------------------

@@ -31,6 +31,13 @@ CASES = {
         "there is no option --dry-run",
         "`nvidia-toolkit plan` shows what `run` would change, and changes nothing",
     ),
+    "revert --dry-run": (
+        "there is no option --dry-run",
+        (
+            "there is no preview of a revert: `nvidia-toolkit diagnose` lists under `state` and"
+            " `owned` the files that it restores, byte for byte"
+        ),
+    ),
     "revert --yes": ("there is no option --yes", "leave it out: no command asks a question"),
     "plan --bogus": ("there is no option --bogus", PLAN),
     "plan -x": ("there is no option -x", PLAN),
@@ -62,6 +69,10 @@ CASES = {
         "write the command first: `nvidia-toolkit plan ...`",
     ),
     "plan here": ("unexpected word 'here'", f"write options as --name=value; {PLAN}"),
+    "plan etc/config.toml": (
+        "unexpected word 'etc/config.toml'",
+        f"is it a configuration? --config=etc/config.toml; {PLAN}",
+    ),
     "completion": (
         "nvidia-toolkit completion: SHELL is missing",
         "`nvidia-toolkit completion --help` lists the commands and options",

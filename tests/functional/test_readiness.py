@@ -30,6 +30,7 @@ from toolkit.reconcile.planning import make_plan
 from toolkit.reconcile.preflight import Forecast
 from toolkit.runtime import expectation, restart
 from toolkit.state import journal, readiness_record, restart_budget
+from toolkit.state.readiness_probe import UNVERIFIED
 
 pytestmark = pytest.mark.usefixtures("no_fsync")
 
@@ -192,7 +193,7 @@ def test_a_process_with_the_pid_of_before_is_told_by_its_start(path: Path) -> No
 
 
 def test_no_record_is_none(path: Path) -> None:
-    assert readiness_record.mismatch(path, facts()) == f"{path} not found"
+    assert readiness_record.mismatch(path, facts()) == f"{UNVERIFIED}: {path} not found"
 
 
 @pytest.mark.parametrize(
@@ -610,7 +611,7 @@ def test_the_record_can_lie_elsewhere(node: Node, cri_runtime: Daemon) -> None:
     assert not record(node).exists()
     assert json.loads(elsewhere.read_bytes())["pid"] == cri_runtime.pid
     assert status(node, readiness_file=str(elsewhere)) == "in sync\nready\n"
-    assert status(node) == f"in sync\nnot ready: {record(node)} not found\n"
+    assert status(node) == f"in sync\nnot ready: {UNVERIFIED}: {record(node)} not found\n"
     uninstall.revert(node.settings(readiness_file=str(elsewhere)), containerd)
     assert not elsewhere.exists()
 

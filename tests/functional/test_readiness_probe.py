@@ -99,7 +99,7 @@ def test_anything_else_is_no_record(
 def test_no_record_is_named(tmp_path: Path) -> None:
     assert (
         readiness_probe.unready(tmp_path / "ready.json")
-        == f"{tmp_path}/ready.json: No such file or directory"
+        == f"{readiness_probe.UNVERIFIED}: {tmp_path}/ready.json not found"
     )
 
 

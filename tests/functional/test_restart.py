@@ -373,10 +373,13 @@ class Systemctl:
             assert self.daemon.process is not None
             self.daemon.process.kill()
         return command.Result(
-            argv=tuple(argv), code=int(fails), out="", err="refused" if fails else ""
+            argv=tuple(argv), code=int(fails), out="", err=REFUSED if fails else ""
         )
 
 
+REFUSED = (
+    'refused.\nSee "systemctl status containerd.service" and "journalctl -xeu ..." for details.'
+)
 UNIT = restart.RestartMethod(mode=RestartMode.SYSTEMD, unit="containerd.service", replaces=True)
 
 
@@ -414,6 +417,7 @@ def test_a_unit_that_does_not_start_is_a_failure(
         monkeypatch.setattr(command, "run", systemctl.run)
         with pytest.raises(StepError) as caught:
             restart.perform(place, containerd, UNIT, Deadline(10))
+        # What systemd advises beside it is the hint.
         assert str(caught.value) == "`systemctl restart containerd.service` failed: refused"
         assert caught.value.hint == LOG
         assert len(systemctl.calls) == 3

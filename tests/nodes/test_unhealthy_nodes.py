@@ -276,6 +276,17 @@ def test_a_start_limit_that_our_change_used_up_is_no_failure_of_the_way_back(ben
         assert_works(bench)
 
 
+@on([place for place in SOME if place[0] == "containerd"])
+def test_the_error_quotes_what_the_runtime_logged_when_it_did_not_start(bench: Bench) -> None:
+    with bench.sick(sick.fault("containerd", "does not come back")):
+        done = bench.run("run", "--no-daemon", SHORT, BY_UNIT)
+        assert done.returncode == 6, done.stderr
+        said = error(done)
+        cause = said.partition("the log of containerd.service says: ")[2]
+        assert "is a directory" in cause
+        assert cause.endswith("; the change was rolled back and the node is in its previous state")
+
+
 @on(SOME)
 def test_one_that_never_starts_again_is_exit_7_and_everything_is_kept(bench: Bench) -> None:
     before, had = bench.picture(), bench.known()

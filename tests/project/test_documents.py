@@ -28,7 +28,10 @@ from toolkit.settings.options import SETTINGS
 HARMLESS = {"plan", "status", "diagnose", "completion", "--help", "--version"}
 FOREIGN = {
     "--previous": "kubectl logs",
+    "--reuse-values": "helm",
+    "--set": "helm",
     "--set-string": "helm",
+    "--values": "helm",
     "--validate": "dockerd",
     "--add-runtime": "dockerd",
     "--default-runtime": "dockerd",

@@ -502,7 +502,11 @@ BROKEN: Final = {
     "cut off in a header": (b"[a]\n[b.", f"{PATH}:2:4: it is not valid TOML: "),
     "twice the same table": (
         b"[a]\n[a]\n",
-        f"{PATH}:2:3: it is not valid TOML: cannot declare ('a',) twice",
+        f"{PATH}:2:3: it is not valid TOML: cannot declare a twice",
+    ),
+    "twice the same table below others": (
+        b"[a.'b.c'.d]\n[a.'b.c'.d]\n",
+        f'{PATH}:2:11: it is not valid TOML: cannot declare a."b.c".d twice',
     ),
     "a key after its inline table": (b"a = {}\n[a]\n", f"{PATH}:2:3: it is not valid TOML: "),
     "not UTF-8": (b"a = 1\nb = '\xff'\n", f"{PATH}:2:6: it is not UTF-8 text (byte 0xff)"),

@@ -61,6 +61,10 @@ _OPTIONS: Final[Mapping[str, str]] = MappingProxyType(
     }
 )
 """What to use in place of options that other programs have."""
+_OF_REVERT: Final = (
+    "there is no preview of a revert: `nvidia-toolkit diagnose` lists under `state` and `owned` the"
+    " files that it restores, byte for byte"
+)
 _WORDS: Final = frozenset({"true", "false", "yes", "no", "on", "off", "0", "1"})
 
 
@@ -101,7 +105,8 @@ def _no_such_option(
 ) -> tuple[str, str]:
     problem = f"there is no option {name}"
     if meant := _OPTIONS.get(name):
-        return problem, meant
+        is_preview = meant == _OPTIONS["--dry-run"]
+        return problem, _OF_REVERT if is_preview and command.name == "revert" else meant
     commands = [each for each in group.commands.values() if not each.hidden]
     if owners := [str(each.name) for each in commands if name in _flags(each)]:
         return f"{name} is an option of {', '.join(owners)}", hint
@@ -133,6 +138,8 @@ def _unexpected(
             f"{first!r} is no value of {flag}: a flag takes its value after an equals sign",
             f"{flag}={first}",
         )
+    if "/" in first:
+        return f"unexpected word {first!r}", f"is it a configuration? --config={first}; {hint}"
     return f"unexpected word {first!r}", f"write options as --name=value; {hint}"
 
 

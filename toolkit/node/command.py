@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import signal
 import subprocess
@@ -63,6 +64,7 @@ def run(
     timeout: Timeout = 30,
     pass_fds: Sequence[int] = (),
     environment: Mapping[str, str] | None = None,
+    is_quoted: bool = False,
 ) -> Result:
     """Run a command and wait for it, in the file system below `root` if that is given.
 
@@ -70,11 +72,12 @@ def run(
     longer is killed. A program that is named by its path must be trusted: the file and all
     directories above it belong to root. Raises NotStarted if the program cannot be executed, and
     StepError if it is not trusted, if it exceeds the timeout, or if something else fails. A
-    non-zero exit status is no error.
+    non-zero exit status is no error; it is logged on level info, or debug with `is_quoted`, if the
+    caller's own message says the same.
     """
     searched = {**_ENVIRONMENT, **(environment or {})}["PATH"]
     with _opened(argv[0], root, searched) as (executable, own_fds):
-        return _run(
+        result = _run(
             argv,
             executable,
             root,
@@ -82,6 +85,8 @@ def run(
             fds=(*pass_fds, *own_fds),
             environment=environment,
         )
+    _log(argv, result.code, result.err, is_quoted=is_quoted)
+    return result
 
 
 def start(
@@ -206,14 +211,13 @@ def _run(
         from toolkit import redact  # noqa: PLC0415  # A message may quote the configuration.
 
         err = redact.text(err)
-    _log(argv, child.returncode, err)
     return Result(
         argv=tuple(argv), code=child.returncode, out=out.decode(errors="replace"), err=err
     )
 
 
-def _log(argv: Sequence[str], code: int, err: str) -> None:
-    """Log the exit status of a command, on level info with the end of stderr if it is not 0."""
+def _log(argv: Sequence[str], code: int, err: str, *, is_quoted: bool) -> None:
+    """Log the exit status of a command, with the end of stderr if it is not 0."""
     words = " ".join(argv)
     if code == 0:
         LOGGER.debug("`%s` succeeded", words)
@@ -221,7 +225,8 @@ def _log(argv: Sequence[str], code: int, err: str) -> None:
     tail = err[-_SHOWN:].strip()
     detail = f": {tail}" if tail else ""
     extra = facts(argv=list(argv), code=code, stderr=tail)
-    LOGGER.info("`%s` ended with %d%s", words, code, detail, extra=extra)
+    level = logging.DEBUG if is_quoted else logging.INFO
+    LOGGER.log(level, "`%s` ended with %d%s", words, code, detail, extra=extra)
 
 
 def communicate(child: subprocess.Popen[bytes], timeout: Timeout) -> tuple[bytes, bytes]:

@@ -40,7 +40,8 @@ class RunStats:
     `phase` is the current phase, or the one that failed. `seconds` is the time spent in each
     phase. `restarts` and `reloads` count how often the runtime was restarted or reloaded in
     place. `unavailable` is for how many seconds it did not answer during restarts, and
-    `rolled_back` whether a change was rolled back.
+    `rolled_back` whether a change was rolled back. `began` is when each phase began last, in
+    seconds since 1970.
     """
 
     def __init__(self) -> None:
@@ -50,6 +51,7 @@ class RunStats:
         self.reloads = 0
         self.unavailable = 0.0
         self.rolled_back = False
+        self.began: dict[str, float] = {}
 
     @property
     def phase(self) -> str:
@@ -65,6 +67,7 @@ class RunStats:
     def during(self, phase: str) -> Iterator[None]:
         """Enter a phase and add the time that the block takes to it."""
         self.phase = phase
+        self.began[phase] = time.time()
         started = time.monotonic()
         try:
             with log.under_way(_WORDS.get(phase, phase)):

@@ -161,7 +161,7 @@ def make_plan(context: context.Context) -> Plan:
         except NodeConfigError as error:
             _refuse_another_file(settings, target, error)
             raise
-    plan = _with_creation(settings, target, plan)
+    plan = _with_absence(settings, target, plan)
     if target.host.replaced is not None:
         note = f"standard input was read in place of {target.host.local(target.desired.config)}"
         plan = replace(plan, notes=(note, *plan.notes))
@@ -257,18 +257,23 @@ def _refuse_another_file(
         ) from error
 
 
-def _with_creation(settings: Settings, target: Target, plan: ConfigPlan) -> ConfigPlan:
-    """Return the plan with a note if it creates the root config that the settings name.
+def _with_absence(settings: Settings, target: Target, plan: ConfigPlan) -> ConfigPlan:
+    """Return the plan with a note if the root config that the settings name does not exist.
 
-    It may be misspelt: a similar name that exists is also logged as a warning.
+    It may be misspelt: a similar name that exists is also logged as a warning. Where the plan would
+    not create it, because our keys get into a drop-in, there is a note only if something changes.
     """
     path = target.desired.config
-    is_created = any(each.path == path and each.before is None for each in plan.changes)
-    if not is_created or not settings.is_given("config"):
+    if plan.is_noop or not settings.is_given("config"):
         return plan
-    local = target.host.local(path)
+    is_created = any(each.path == path and each.before is None for each in plan.changes)
+    # CRI-O's path on the node is the usual one, whatever it was named.
+    local = target.host.local(path) if is_created else Path(os.path.abspath(settings.config))
+    if not is_created and os.path.lexists(local):
+        return plan
     meant = _meant(local)
-    note = f"{settings.by('config')}={local}: does not exist and would be created{meant}"
+    created = " and would be created" if is_created else ""
+    note = f"{settings.by('config')}={local}: does not exist{created}{meant}"
     warnings = (*plan.warnings, note) if meant else plan.warnings
     return replace(plan, notes=(note, *plan.notes), warnings=warnings)
 

@@ -58,7 +58,6 @@ _ALONE: Final = "use --restart-mode auto, which restarts the runtime's unit alon
 _OWN_IT: Final = (
     "files that a root daemon reads must belong to root: chown root:root FILE, chmod o-w FILE"
 )
-_SEE_ITS_LOG: Final = "see the runtime's log, and start it"
 _FREE_SPACE: Final = "free space there, or choose another directory"
 _ANOTHER_PLACE: Final = (
     "make it writable (in a pod, mount it), or choose another --toolkit-install-dir"
@@ -184,7 +183,9 @@ def _with_reload(context: Context, plan: Plan, state: Health) -> tuple[Plan, lis
         return plan, []
     if state.problems:
         why = f"the runtime is unhealthy: {'; '.join(state.problems)}"
-        return plan, [Blocker(why, _SEE_ITS_LOG)] if plan.is_in_place else []
+        return plan, [
+            Blocker(why, f"{plan.target.log_hint}, and start it")
+        ] if plan.is_in_place else []
     unmet = verify.expected(context, plan, None).unmet(context.adapter, state)
     if not unmet:
         return plan, []

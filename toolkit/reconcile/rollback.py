@@ -385,7 +385,7 @@ def _not_rolled_back(target: Target, transaction: Transaction, what: str) -> Not
         f"{transaction.failure}; rollback failed: {what}; everything needed is kept in"
         f" {saved}{where}",
         hint=(
-            "make sure that the runtime can start (see its log), then run the same command again to"
-            " continue the rollback; or restore these files by hand"
+            f"make sure that the runtime can start ({target.log_hint}), then run the same command"
+            " again to continue the rollback; or restore these files by hand"
         ),
     )

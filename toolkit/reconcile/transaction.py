@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +39,8 @@ from toolkit.settings.options import RestartMode
 from toolkit.settings.resolve import Settings
 from toolkit.state import created_directories, journal, readiness_record
 from toolkit.state.record import Baseline, Operation, Record, Transaction
+
+_LOG_TIMEOUT: Final = 5.0
 
 # --- beginning a transaction ----------------------------------------------------------------------
 
@@ -471,7 +474,7 @@ def _failed(
         if isinstance(error, ReloadError) and not context.stop.is_requested:
             verify.record_ineffective_restart(context, plan)
         return StepError(f"{why}; no file was changed", hint=hint)
-    failed_phase = context.stats.phase
+    failed_phase, failed_at = context.stats.phase, time.time()
     rollback.undo(context, plan.target, record, why, notified=notified)
     if (
         notified
@@ -482,9 +485,40 @@ def _failed(
         with contextlib.suppress(StepError):  # The restart budget still limits the attempts.
             context.budget.note_failed(plan.change)
     context.stats.phase = failed_phase
+    if notified and not context.stop.is_requested and (said := _log(context, plan, failed_at)):
+        why = f"{why}; {said}"
     return RolledBack(
         f"{why}; the change was rolled back and the node is in its previous state", hint=hint
     )
+
+
+def _log(context: Context, plan: Plan, failed_at: float) -> str:
+    """Return what the log of the runtime's unit says about why it did not start, "" if nothing.
+
+    Ask after the rollback, because the runtime is down until then. A distribution's unit has the
+    lines of other programs as well, so its log is not quoted.
+    """
+    process = plan.target.process
+    since = context.stats.began.get("reload")
+    if (
+        context.stats.phase != "reload"
+        or since is None
+        or process is None
+        or process.unit is None
+        or plan.target.desired.delivery.is_regenerated
+    ):
+        return ""
+    from toolkit.runtime.supervision import unit_log  # noqa: PLC0415  # Only needed after a failure.
+
+    said = unit_log.cause(
+        plan.target.host,
+        process.unit,
+        since=since,
+        until=failed_at,
+        without=process.pid,
+        timeout=_LOG_TIMEOUT,
+    )
+    return f"the log of {process.unit} says: {said}" if said else ""
 
 
 def _is_untouched(plan: Plan, transaction: Transaction, record: Record) -> bool:

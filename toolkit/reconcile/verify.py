@@ -35,9 +35,7 @@ from toolkit.state.record import UNTOLD, Baseline, Operation, Record
 
 _SOON: Final = 5.0
 """Seconds that a query to a runtime which has nothing to load may take."""
-_VAIN: Final = (
-    "see the runtime's log; run again after the runtime was restarted or its files were changed"
-)
+_VAIN: Final = "run again after the runtime was restarted or its files were changed"
 _OWN: Final = (
     "the host may have its own toolkit, which is found first: use --no-runtime-config to keep that"
 )
@@ -249,7 +247,8 @@ def with_pending_reload(context: Context, plan: Plan, error: StepError) -> Plan:
     """
     if context.budget.was_ineffective(_mark(plan, plan.target.process)):
         raise ReloadError(
-            f"{error.message}; reloading the same files did not help", hint=_VAIN
+            f"{error.message}; reloading the same files did not help",
+            hint=f"{plan.target.log_hint}; {_VAIN}",
         ) from error
     LOGGER.warning("%s", error.message)
     return replace(plan, reload_pending=True)

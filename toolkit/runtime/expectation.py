@@ -119,6 +119,6 @@ def confirmed(
         if deadline.is_over or (settling is not None and settling.is_over):
             raise ReloadError(
                 f"{subject}: {'; '.join(problems)}",
-                hint="see the runtime's log",
+                hint=target.log_hint,
             )
         deadline.pause(_PAUSE)

@@ -94,6 +94,12 @@ class Target:
     )
     supervisor: supervisor.Supervisor | None = None
 
+    @property
+    def log_hint(self) -> str:
+        """Return where the runtime's log is: by its unit, where it is known to have one."""
+        unit = self.process.unit if self.process is not None else None
+        return f"see `journalctl -u {unit}` on the node" if unit else "see the runtime's log"
+
 
 def target(settings: Settings, adapter: Adapter, stop: Cancellation | None = None) -> Target:
     """Return the runtime on this node, without changing anything.

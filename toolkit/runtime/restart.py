@@ -411,17 +411,17 @@ def restart_unit(target: Target, unit: str, dependents: Sequence[str], deadline:
         # The unit is a whole distribution (rke2-server) and becomes active long after its runtime,
         # so do not wait for it.
         _systemctl(target, "reset-failed", unit, deadline=deadline)
-        result = _systemctl(target, "restart", *job, "--no-block", unit, deadline=deadline)
+        result = _restart(target, *job, "--no-block", unit, deadline=deadline)
         if not result.ok:
             raise _not_restarted(unit, result)
         return
-    result = _systemctl(target, "restart", *job, unit, deadline=deadline)
+    result = _restart(target, *job, unit, deadline=deadline)
     if not result.ok:
         # systemd refuses to start a unit that was started too often in a short time
         # (StartLimitBurst), and leaves the runtime down. Reset that counter and try once more.
-        LOGGER.warning("%s did not start (%s); trying once more", unit, result.err)
+        LOGGER.warning("%s did not start (%s); trying once more", unit, _reason(result))
         _systemctl(target, "reset-failed", unit, deadline=deadline)
-        result = _systemctl(target, "restart", *job, unit, deadline=deadline)
+        result = _restart(target, *job, unit, deadline=deadline)
     if not result.ok:
         raise _not_restarted(unit, result)
 
@@ -459,9 +459,20 @@ def confirm_dependents(target: Target, units: Sequence[str], deadline: Deadline)
 
 def _not_restarted(unit: str, result: command.Result) -> StepError:
     return StepError(
-        f"`systemctl restart {unit}` failed: {result.err}",
+        f"`systemctl restart {unit}` failed: {_reason(result)}",
         hint=f"see `journalctl -u {unit}` on the node",
     )
+
+
+def _restart(target: Target, *words: str, deadline: Deadline) -> command.Result:
+    timeout = deadline.at_least(_LEAST)
+    return systemd.systemctl(target.host, "restart", *words, timeout=timeout, is_quoted=True)
+
+
+def _reason(result: command.Result) -> str:
+    """Return why systemctl failed, without its advice, which our hint repeats, on one line."""
+    lines = [line for line in result.err.splitlines() if not line.startswith("See ")]
+    return " ".join(lines).strip().removesuffix(".") or f"exit status {result.code}"
 
 
 def _systemctl(target: Target, *words: str, deadline: Deadline) -> command.Result:
@@ -499,7 +510,7 @@ def _wait(
         if deadline.is_over:
             raise ReloadError(
                 f"the runtime did not restart or reload in time: {last}",
-                hint="see the runtime's log",
+                hint=target.log_hint,
             )
         deadline.pause(pause)
         pause = min(pause * 1.5, _LONGEST_WAIT)

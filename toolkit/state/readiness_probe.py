@@ -6,7 +6,6 @@ boot, the runtime's process and the configuration files are those that it names.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from toolkit.node import procfs, trust
 FORMAT: Final = 2
 LARGEST: Final = 1 << 20
 _LARGEST_CONFIG: Final = 64 << 20
+UNVERIFIED: Final = "no run has verified the runtime since the node's start or the last change"
 NO_PLUGIN: Final = "the NRI plugin is not registered with the runtime"
 NO_DRIVER: Final = "the NVIDIA driver is not loaded (--readiness-requires-driver)"
 
@@ -28,7 +28,7 @@ def unready(record: Path) -> str:
     try:
         data = trust.read_own(record, LARGEST)
         if data is None:
-            return f"{record}: {os.strerror(errno.ENOENT)}"
+            return f"{UNVERIFIED}: {record} not found"
         content = json.loads(data)
     except OSError as error:
         return f"{record}: {error.strerror}"

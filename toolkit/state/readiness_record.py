@@ -102,7 +102,7 @@ def mismatch(path: Path, now: dict[str, Any]) -> str:
     except (OSError, ValueError, RecursionError) as error:
         return f"{path} cannot be read: {error.strerror if isinstance(error, OSError) else error}"
     if data is None:
-        return f"{path} not found"
+        return f"{readiness_probe.UNVERIFIED}: {path} not found"
     if not isinstance(content, dict):
         return f"{path} is not a readiness record"
     differing = [name for name, fact in now.items() if content.get(name) != fact]

@@ -35,13 +35,17 @@ def unusable(host: Host) -> str:
     return "only root can use the node's systemd" if os.geteuid() != 0 else invisible_reason(host)
 
 
-def systemctl(host: Host, *words: str, timeout: Timeout) -> command.Result:
-    """Run the node's systemctl. Raises StepError if it cannot be started or takes too long."""
+def systemctl(host: Host, *words: str, timeout: Timeout, is_quoted: bool = False) -> command.Result:
+    """Run the node's systemctl. Raises StepError if it cannot be started or takes too long.
+
+    `is_quoted` is as for `command.run`.
+    """
     return command.run(
         ["systemctl", *words],
         root=host.root,
         timeout=timeout,
         environment=_ENVIRONMENT,
+        is_quoted=is_quoted,
     )
 
 
