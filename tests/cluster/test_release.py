@@ -17,9 +17,10 @@ from typing import Final
 import pytest
 import yaml
 
-from tests.support import artifacts, boot, containers, helm, images, nodes, real
+from tests.support import artifacts, boot, containers, helm, images, nodes, programs, real
 from tests.support.nodes import Node
 from toolkit import __version__
+from toolkit.artifacts import static_wrapper
 from tools import packages, release
 
 pytestmark = [pytest.mark.node, pytest.mark.timeout(300)]
@@ -293,6 +294,8 @@ def test_a_package_brings_all_that_it_needs_but_python(made: Path, tmp_path: Pat
         path.name.removesuffix(".dist-info").split("-") for path in home.glob("*.dist-info")
     )
     assert {name.replace("_", "-"): version for name, version in there.items()} == locked
+    wrapper = static_wrapper.path("x86_64", home / "toolkit/artifacts")
+    assert wrapper.read_bytes() == (programs.built("x86_64") / wrapper.name).read_bytes()
     for path in (ROOT / "deploy/systemd").glob("*.*"):
         assert list(tmp_path.rglob(path.name)), f"the package lacks {path.name}"
     fields = subprocess.run(

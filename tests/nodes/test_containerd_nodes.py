@@ -18,6 +18,7 @@ import pytest
 
 from tests.support import artifacts, boot, containers, nodes, versions
 from tests.support.nodes import Node
+from toolkit.artifacts import static_wrapper, wrappers
 
 pytestmark = [pytest.mark.node, pytest.mark.timeout(300)]
 
@@ -174,6 +175,8 @@ def test_pods_run_through_the_installed_wrapper(node: Node, tool: Tool) -> None:
         pytest.skip(reason)
     tool("run", "--no-daemon")
     containers.prepare_images(node)
+    wrapper = nodes.path(node, HANDLERS["nvidia"]).read_bytes()
+    assert wrappers.is_script(wrapper) is (static_wrapper.template() is None)
     ran = nodes.path(node, artifacts.RAN)
     # Without the driver the wrapper passes everything on to the node's own low-level runtime.
     assert containers.run_pod(node, handler="", argv=["true"]).exit_code == 0
@@ -190,6 +193,34 @@ def test_pods_run_through_the_installed_wrapper(node: Node, tool: Tool) -> None:
     assert any(
         line.startswith("nvidia-container-runtime.real ") and " create " in line for line in calls
     )
+
+
+def test_pods_run_where_the_node_has_no_shell(node: Node, tool: Tool) -> None:
+    if reason := containers.why_no_containers(node):
+        pytest.skip(reason)
+    if static_wrapper.template() is None:
+        pytest.skip("there is no static wrapper for this machine, or no compiler")
+    tool("run", "--no-daemon")
+    containers.prepare_images(node)
+    found = nodes.run(node, ["sh", "-c", "realpath /bin/sh /bin/bash; command -v runc"]).stdout
+    *shells, runc = found.split()
+    # A stand-in for runc is a script, and gets a shell of its own.
+    program, shell = nodes.path(node, runc), nodes.path(node, "/usr/libexec/a-shell")
+    content = program.read_bytes()
+    shutil.copy(nodes.path(node, shells[0]), shell)
+    if content.startswith(b"#!/bin/sh\n"):
+        program.write_bytes(content.replace(b"/bin/sh", b"/usr/libexec/a-shell", 1))
+    for each in shells:
+        nodes.run(node, ["mount", "--bind", "/dev/null", each])
+    try:
+        assert nodes.run(node, ["/bin/sh", "-c", ":"], check=False).returncode != 0
+        done = containers.run_pod(node, handler="nvidia", argv=["true"])
+    finally:
+        for each in shells:
+            nodes.run(node, ["umount", each])
+        program.write_bytes(content)
+        shell.unlink()
+    assert done.exit_code == 0
 
 
 def test_a_handler_that_starts_nothing_is_taken_back_where_it_is_tried(
