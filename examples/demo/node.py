@@ -119,6 +119,10 @@ def furnish(node: Node, *, validator: str | None, is_real: bool) -> None:
     node.socket.parent.mkdir()
     node.programs.mkdir()
     _write_program(node.programs / "runc", "echo 'runc: a stand-in, it starts no containers'")
+    if not is_real:
+        # Without it each change is preceded by the warning that no pod starts through a handler.
+        shim = "containerd-shim-runc-v2"
+        _write_program(node.programs / shim, f"echo '{shim}: a stand-in'")
     binaries = node.root / "artifacts/usr/bin"
     libraries = node.root / "artifacts/usr/lib64"
     binaries.mkdir(parents=True)

@@ -48,6 +48,9 @@ def test_it_shows_the_whole_job_without_any_runtime() -> None:
     assert re.findall(r"^== (\d)/7 ", done.stdout, re.MULTILINE) == list("1234567")
     assert len(re.findall(r"^-- done in [\d.]+ s$", done.stdout, re.MULTILINE)) == 7
     assert "It is not the real one" in done.stdout
+    # The only warnings are of what the demonstration does to the node.
+    warned = {line for line in done.stdout.splitlines() if line.startswith("W ")}
+    assert {line.split(": ")[0] for line in warned} == {"W health", "W reload"}, warned
 
 
 def test_what_is_no_containerd_costs_one_line(tmp_path: Path) -> None:
