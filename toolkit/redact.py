@@ -149,13 +149,16 @@ def text(said: str) -> str:
 def _named(said: str) -> str:
     """Mask the values of secret keys, and all values of a TOML table with a hidden header."""
     done: list[str] = []
-    position, is_hidden_table = 0, False
+    position, before, line, is_hidden_table = 0, 0, 0, False
     while item := _ITEM.search(said, position):
         end = item.end()
+        # From the key before this one only: there may be many in a line.
+        line = max(line, said.rfind("\n", before, item.start()) + 1)
+        before = item.start()
         done.append(said[position:end])
         if item["table"] is not None:
             is_hidden_table = _is_hidden(_names(item["table"]))
-        elif span := _value(said, item, is_hidden_table=is_hidden_table):
+        elif span := _value(said, item, line, is_hidden_table=is_hidden_table):
             mask, end = span
             done.append(mask)
         position = end
@@ -166,8 +169,13 @@ def _names(key: str) -> list[str]:
     return [part.strip("\"'") for part in _PARTS.findall(key)]
 
 
-def _value(said: str, item: re.Match[str], *, is_hidden_table: bool) -> tuple[str, int] | None:
-    """Return the mask of the value of a key and where the value ends; None if it is shown."""
+def _value(
+    said: str, item: re.Match[str], line: int, *, is_hidden_table: bool
+) -> tuple[str, int] | None:
+    """Return the mask of the value of a key and where the value ends; None if it is shown.
+
+    `line` is where the line of the key begins.
+    """
     names, position, has_colon = _names(item["key"]), item.end(), "=" not in item["sign"]
     is_hidden = _is_hidden(names) or (is_hidden_table and not has_colon)
     # `Environment=` of a unit file contains variables with names of their own.
@@ -186,30 +194,33 @@ def _value(said: str, item: re.Match[str], *, is_hidden_table: bool) -> tuple[st
         return f'"{MASK}"', end
     else:
         end = (
-            _after_colon(said, start, position, name)
+            _after_colon(said, line, start, position, name)
             if has_colon
-            else _after_equals(said, start, position)
+            else _after_equals(said, line, start, position)
         )
         return (MASK, end) if end > position else None
     # NAME="a"b is one word for a shell.
     return mask, _matched(_SHELL_WORD, said, end) if is_bare and item["sign"] == "=" else end
 
 
-def _after_colon(said: str, start: int, position: int, name: str) -> int:
+def _after_colon(said: str, line: int, start: int, position: int, name: str) -> int:
     """Return where the plain value of `key: value` ends: with the line or the YAML block below."""
-    end = _matched(_LINE, said, position)
-    column = start - said.rfind("\n", 0, start) - 1
-    if _LINE_START.match(said[start - column : start]):
-        below = _block_end(said, end, column)
+    if _LINE_START.match(said, line, start):
+        end = _matched(_LINE, said, position)
+        below = _block_end(said, end, start - line)
         return position if name in _PLACES and below == end else below
     is_word = said[start - 1] == "/" or name in {"key", "keys", *_PLACES}
-    return position if is_word else min(end, _end_of_string(said, start, end))
+    if is_word:
+        return position
+    # Not to the end of the line if the string ends earlier: there may be many in a line.
+    limit = _end_of_string(said, start, len(said))
+    found = _LINE.match(said, position, limit)
+    return found.end() if found else min(position, limit)
 
 
-def _after_equals(said: str, start: int, position: int) -> int:
+def _after_equals(said: str, line: int, start: int, position: int) -> int:
     """Return where the plain value of `key=value` ends: with the line, the string or the word."""
-    line_start = said.rfind("\n", 0, start) + 1
-    if _LINE_START.match(said[line_start:start]):
+    if _LINE_START.match(said, line, start):
         return _matched(_LONG_LINE, said, position)
     word = _OF_QUERY if said[start - 1] in "?&" else _SHELL_WORD
     return max(position, _end_of_string(said, start, _matched(word, said, position)))

@@ -42,8 +42,14 @@ def unpack(archive: Path, directory: Path) -> None:
 
 
 def compressed(data: bytes, epoch: int) -> bytes:
-    """Return data in the format of gzip, with a time and without a name."""
-    return gzip.compress(data, mtime=epoch)
+    """Return data in the format of gzip, with a time and without a name.
+
+    Python 3.11 and 3.12 write another system into the header of gzip.compress for the time 0.
+    """
+    stream = io.BytesIO()
+    with gzip.GzipFile(filename="", mode="wb", fileobj=stream, mtime=epoch) as packed:
+        packed.write(data)
+    return stream.getvalue()
 
 
 def _sorted(directory: Path) -> Iterator[Path]:

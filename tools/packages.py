@@ -6,7 +6,6 @@ A package brings everything but Python. It needs the distribution's own, 3.11 or
 from __future__ import annotations
 
 import fcntl
-import gzip
 import json
 import os
 import shutil
@@ -19,6 +18,8 @@ from typing import Any, Final
 
 from deploy.programs import build
 from tests.support import nodes, versions
+from tools import archives, licenses
+from tools.emulation import MACHINES
 
 NAME: Final = "nvidia-toolkit"
 HOME: Final = f"usr/lib/{NAME}"
@@ -28,8 +29,6 @@ PLATFORMS: Final[Mapping[str, str]] = {
     "arm64": "manylinux2014_aarch64",
 }
 """Architectures as Debian names them, and the tag of their wheels."""
-MACHINES: Final[Mapping[str, str]] = {"amd64": "x86_64", "arm64": "aarch64"}
-"""Architectures as uname(1) and QEMU name them."""
 PACKAGERS: Final = ("deb", "rpm")
 OLDEST_PYTHON: Final = "3.11"
 _DEPENDS: Final[Mapping[str, str]] = {
@@ -51,7 +50,6 @@ _OF_PIP: Final = ("INSTALLER", "RECORD", "REQUESTED", "direct_url.json")
 """Files by which pip would manage a wheel, which the package manager does here."""
 _DOCUMENTATION: Final = f"usr/share/doc/{NAME}"
 _FILES: Final[Mapping[str, str]] = {
-    "LICENSE": f"{_DOCUMENTATION}/copyright",
     "deploy/completions/bash/nvidia-toolkit": (
         "usr/share/bash-completion/completions/nvidia-toolkit"
     ),
@@ -141,10 +139,13 @@ def tree(source: Path, target: Path, architecture: str, *, wheels: Path | None =
     for name, place in {**_FILES, **units}.items():
         (target / place).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / name, target / place)
+    rights = target / f"{_DOCUMENTATION}/copyright"
+    own = (source / "LICENSE").read_text(encoding="utf-8")
+    rights.write_text(licenses.statement(own, home, f"/{HOME}"), encoding="utf-8")
     manual = target / f"usr/share/man/man1/{NAME}.1.gz"
     manual.parent.mkdir(parents=True)
     text = (source / f"docs/man/{NAME}.1").read_bytes()
-    manual.write_bytes(gzip.compress(text, mtime=0))
+    manual.write_bytes(archives.compressed(text, 0))
 
 
 def _install(requirements: Path, home: Path, architecture: str, wheels: Path | None) -> None:
@@ -188,7 +189,7 @@ def describe(
             "Configures containerd, CRI-O or Docker, verifies the change with the running\n"
             "daemon, rolls it back if it fails, and reverts it byte for byte."
         ),
-        "license": "Apache-2.0",
+        "license": licenses.together(each for each, _ in licenses.bundled(laid / HOME).values()),
         "depends": [_DEPENDS[packager]],
         "umask": 0o022,
         "contents": [

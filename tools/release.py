@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -23,13 +24,14 @@ import pytest
 
 from tests.support import helm
 from toolkit import __version__
-from tools import archives, bills, packages
+from tools import archives, bills, emulation, packages
 from tools import source as sources
+from tools.emulation import EmulationError
+from tools.licenses import LicenseError
 from tools.packages import PackageError
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 SUMS: Final = "SHA256SUMS"
-BINFMT: Final = Path("/proc/sys/fs/binfmt_misc")
 _SECONDS: Final = 1800
 _BACKEND: Final = "import sys\nfrom setuptools import build_meta\nbuild_meta.{}(sys.argv[1])"
 
@@ -56,10 +58,11 @@ class Job:
     scratch: Path
     options: argparse.Namespace
 
-    def run(self, *argv: str, cwd: Path | None = None) -> str:
+    def run(self, *argv: str, cwd: Path | None = None, emulated: str = "") -> str:
         """Run a program with the time of the release; return its standard output.
 
-        Raises ReleaseError with the end of what it printed if it fails.
+        `emulated` is an architecture whose programs it runs, by an emulator if it is not this
+        machine's. Raises ReleaseError with the end of what it printed if it fails.
         """
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("PYTHON")},
@@ -67,14 +70,22 @@ class Job:
             "LC_ALL": "C.UTF-8",
             "TZ": "UTC",
         }
-        done = subprocess.run(
-            argv, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, capture_output=True,
-            text=True, check=False, timeout=_SECONDS,
-        )  # fmt: skip
+        if emulated and emulation.is_needed(emulated):
+            done = emulation.run(argv, emulated, cwd=cwd, env=environment, timeout=_SECONDS)
+        else:
+            done = subprocess.run(
+                argv, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, capture_output=True,
+                text=True, check=False, timeout=_SECONDS,
+            )  # fmt: skip
         if done.returncode != 0:
             said = (done.stderr or done.stdout).strip()[-2000:]
             raise ReleaseError(f"{argv[0]} ended with {done.returncode}: {said}")
         return done.stdout
+
+
+_FAILURES: Final = (
+    ReleaseError, PackageError, LicenseError, EmulationError, subprocess.SubprocessError,
+)  # fmt: skip
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -83,7 +94,7 @@ def main(words: Sequence[str] | None = None) -> int:
     os.umask(0o022)
     try:
         made = release(options)
-    except (ReleaseError, PackageError, subprocess.SubprocessError) as error:
+    except _FAILURES as error:
         sys.stderr.write(f"tools.release: {error}\n")
         return 1
     except pytest.skip.Exception as reason:  # helm cannot be built
@@ -132,13 +143,14 @@ def check(options: argparse.Namespace) -> None:
     if shutil.which("buildah") is None:
         raise ReleaseError("the image needs buildah: apt-get install buildah")
     for architecture in options.architecture:
-        machine = packages.MACHINES[architecture]
-        if machine != os.uname().machine and not (BINFMT / f"qemu-{machine}").exists():
-            raise ReleaseError(
-                f"this machine runs no programs for {architecture}, of which the image for it is"
-                f" made: apt-get install qemu-user-static, or leave {architecture} out with"
-                " --architecture"
-            )
+        if emulation.is_needed(architecture):
+            try:
+                emulation.check(architecture)
+            except EmulationError as error:
+                raise ReleaseError(
+                    f"the image for {architecture}: {error}; or leave {architecture} out with"
+                    " --architecture"
+                ) from error
 
 
 # --- the source ---------------------------------------------------------------------------------
@@ -260,6 +272,11 @@ def image(job: Job) -> None:
         if job.options.wheels is not None:
             shutil.copytree(job.options.wheels, context / "wheels")
         buildah = ("buildah", *job.options.buildah)
+        if emulation.is_needed(architecture) and not job.options.buildah:
+            # A user namespace marks an overlay otherwise, and its mounts are seen there alone.
+            store = job.scratch / f"store-{architecture}"
+            buildah += (f"--root={store}", f"--runroot={store}-run", "--storage-driver=vfs")
+        run = partial(job.run, emulated=architecture)
         name = f"localhost/nvidia-toolkit:{__version__}-{architecture}"
         bases = {
             "PYTHON_IMAGE": job.options.python_image,
@@ -271,29 +288,29 @@ def image(job: Job) -> None:
             "SOURCE_DATE_EPOCH": str(job.source.epoch),
             **{key: value for key, value in bases.items() if value},
         }
-        job.run(
+        run(
             *buildah, "bud", "--isolation=chroot", "--no-cache", f"--arch={architecture}",
             f"--timestamp={job.source.epoch}", f"--tag={name}",
             *(f"--build-arg={key}={value}" for key, value in given.items()), str(context),
         )  # fmt: skip
-        job.run(*buildah, "push", "--quiet", name, f"oci:{oci}:{__version__}")
+        run(*buildah, "push", "--quiet", name, f"oci:{oci}:{__version__}")
         stem = f"nvidia-toolkit-{__version__}-image-{architecture}"
         archives.pack(oci, job.output / f"{stem}.oci.tar", job.source.epoch)
-        container = job.run(*buildah, "from", "--pull=never", name).strip()
-        root = Path(job.run(*buildah, "mount", container).strip())
+        container = run(*buildah, "from", "--pull=never", name).strip()
+        root = Path(run(*buildah, "mount", container).strip())
         shutil.copyfile(
             root / "usr/share/nvidia-toolkit/sbom.cdx.json", job.output / f"{stem}.cdx.json"
         )
-        job.run(*buildah, "rm", container)
+        run(*buildah, "rm", container)
 
 
 PARTS: Final[Mapping[str, Callable[[Job], None]]] = {
+    "image": image,  # it alone asks a registry of images, so a failure comes first
     "python": python,
     "chart": chart,
     "manifests": manifests,
     "bill": bill,
     "packages": distributions,
-    "image": image,
 }
 
 

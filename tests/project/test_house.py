@@ -12,8 +12,8 @@ import pytest
 
 from tests.support import fake_node
 from toolkit import errors
-from toolkit.settings.options import SETTINGS
-from tools import completions, docs, manual, source, values, version
+from toolkit.settings.options import GROUPS, SETTINGS
+from tools import completions, deploy, docs, manual, source, values, version
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -59,6 +59,36 @@ def test_options_are_documented() -> None:
 
 def test_the_types_of_the_settings_are_up_to_date() -> None:
     assert values.PATH.read_text(encoding="utf-8") == values.text(), "run: make generate"
+
+
+def test_a_setting_without_a_group_is_named_before_anything_is_generated(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, *others = GROUPS
+    monkeypatch.setattr(values, "GROUPS", ((first[0], first[1][1:]), *others))
+    monkeypatch.setattr(sys, "argv", ["values"])
+    written = values.PATH.read_bytes()
+    assert values.main() == 1
+    assert capsys.readouterr().err == (
+        f"tools.values: {first[1][0]}: in SETTINGS of toolkit/settings/options.py, and in no group"
+        " of GROUPS below it: add it to one\n"
+    )
+    assert values.PATH.read_bytes() == written
+
+
+def test_what_a_machine_without_go_cannot_generate_is_said_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def impossible() -> None:
+        pytest.skip("helm is not built: it needs Go 1.26 or newer on PATH")
+
+    monkeypatch.setattr(deploy, "write", impossible)
+    assert deploy.main() == 1
+    assert capsys.readouterr().err == (
+        "tools.deploy: helm is not built: it needs Go 1.26 or newer on PATH. Without it"
+        " deploy/manifests, deploy/overlays and deploy/jobs stay as they are; everything else is"
+        " written. They change only with the chart and with runtimes/distributions.py\n"
+    )
 
 
 def test_the_differences_from_upstream_are_up_to_date() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -15,7 +16,7 @@ import pytest
 
 from tests.support import images
 from toolkit import __version__
-from tools import archives, bills, packages, release, source
+from tools import archives, bills, emulation, licenses, release, source
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 
@@ -63,6 +64,14 @@ def test_an_archive_is_the_same_whatever_the_times_modes_and_order(tmp_path: Pat
         archives.pack(tmp_path / "a", tmp_path / "c.tar", 0)
 
 
+@pytest.mark.parametrize("epoch", [0, 1700000000])
+def test_what_is_compressed_has_the_same_header_with_every_python(epoch: int) -> None:
+    """RFC 1952: no name, the time, the slowest method, and no word of the system."""
+    made = archives.compressed(b"text", epoch)
+    assert made[:10] == b"\x1f\x8b\x08\x00" + epoch.to_bytes(4, "little") + b"\x02\xff"
+    assert gzip.decompress(made) == b"text"
+
+
 def test_the_bill_of_materials_has_every_locked_wheel_with_its_hashes() -> None:
     text = (ROOT / "requirements.txt").read_text(encoding="utf-8")
     found = json.loads(bills.bill(text, "1.2.3", 1700000000))
@@ -76,6 +85,32 @@ def test_the_bill_of_materials_has_every_locked_wheel_with_its_hashes() -> None:
         re.findall(r"sha256:(\w+)", text)
     )
     assert bills.bill(text, "1.2.3", 1700000000) == bills.bill(text, "1.2.3", 1700000000)
+    named = {each["name"]: each["licenses"][0]["expression"] for each in found["components"]}
+    assert (named["click"], named["hyperframe"]) == ("BSD-3-Clause", "MIT")
+    assert found["metadata"]["component"]["licenses"] == [{"expression": "Apache-2.0"}]
+
+
+def wheel(home: Path, name: str, said: str) -> None:
+    directory = home / f"{name}-1.dist-info"
+    (directory / "licenses").mkdir(parents=True)
+    (directory / "licenses/LICENSE.txt").write_text("rights", encoding="utf-8")
+    metadata = f"Metadata-Version: 2.4\nName: {name}\nVersion: 1\n{said}\n"
+    (directory / "METADATA").write_text(metadata, encoding="utf-8")
+
+
+def test_a_package_names_every_license_in_it_and_where_its_text_is(tmp_path: Path) -> None:
+    wheel(tmp_path, "a", "License-Expression: MIT AND Apache-2.0")
+    wheel(tmp_path, "b", "License: BSD-3-Clause\n        \n        Copyright (c)")
+    found = licenses.bundled(tmp_path)
+    assert licenses.together(each for each, _ in found.values()) == (
+        "Apache-2.0 AND BSD-3-Clause AND MIT"
+    )
+    text = licenses.statement("own\n", tmp_path, "/usr/lib/x")
+    assert text.startswith("own\n")
+    assert "\na-1: MIT AND Apache-2.0\n    /usr/lib/x/a-1.dist-info/licenses/LICENSE.txt\n" in text
+    wheel(tmp_path, "c", "License: as you like")
+    with pytest.raises(licenses.LicenseError, match="license of c 1 is called as you like: add"):
+        licenses.bundled(tmp_path)
 
 
 @pytest.mark.parametrize("has_sums", [False, True])
@@ -99,17 +134,18 @@ def test_an_image_that_cannot_be_built_here_ends_a_release_before_it_begins(
 ) -> None:
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    monkeypatch.setattr(release, "BINFMT", tmp_path)
+    monkeypatch.setattr(emulation, "BINFMT", tmp_path)
+    monkeypatch.setattr(emulation, "FORMATS", tmp_path)
     words = ["--uncommitted", f"--output={tmp_path / 'output'}"]
     assert release.main(words) == 1
     (tmp_path / "bin/buildah").symlink_to("/bin/true")
     assert release.main(words) == 1
     [other] = {"x86_64", "aarch64"} - {os.uname().machine} or {"aarch64"}
-    named = {machine: name for name, machine in packages.MACHINES.items()}[other]
+    named = {machine: name for name, machine in emulation.MACHINES.items()}[other]
     assert capsys.readouterr().err == (
         "tools.release: the image needs buildah: apt-get install buildah\n"
-        f"tools.release: this machine runs no programs for {named}, of which the image for it is"
-        f" made: apt-get install qemu-user-static, or leave {named} out with --architecture\n"
+        f"tools.release: the image for {named}: this machine runs no programs for {named}: apt-get"
+        f" install qemu-user-static; or leave {named} out with --architecture\n"
     )
     assert not (tmp_path / "output").exists()
 

@@ -377,3 +377,9 @@ def test_no_generated_document_shows_a_secret(
 )  # fmt: skip
 def test_a_long_text_takes_linear_time(unit: str) -> None:
     redact.text(unit * 50_000)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("unit", ["a key: ", '"token: x" '])
+def test_many_keys_in_one_line_take_linear_time(unit: str) -> None:
+    redact.text(unit * 150_000)
