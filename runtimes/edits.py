@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import date, time
 from math import isnan
 from typing import Any, Final, Protocol
 
+from runtimes.dataclass import dataclass
 from runtimes.errors import ConfigError
 from runtimes.model import ABSENT, Edit, FileChange, Key, Ownership, Tree, fingerprint
 

@@ -9,9 +9,9 @@ import re
 import tomllib
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from runtimes.dataclass import dataclass, replace
 from runtimes.errors import ConfigError
 from runtimes.model import Key
 

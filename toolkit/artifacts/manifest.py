@@ -9,10 +9,10 @@ import platform
 import re
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
+from runtimes.dataclass import dataclass
 from runtimes.model import Key
 from toolkit.artifacts import toolkit_config, wrappers
 from toolkit.errors import UsageProblem

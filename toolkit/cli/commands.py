@@ -8,11 +8,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
+from runtimes.dataclass import dataclass, replace
 from runtimes.model import RuntimeName
 from runtimes.registry import ADAPTERS
 from toolkit import log

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +18,7 @@ import h2.errors
 import h2.events
 import h2.exceptions
 
+from runtimes.dataclass import dataclass, field
 from toolkit.deadline import Timeout, remaining
 from toolkit.node import unix_socket
 
