@@ -280,7 +280,7 @@ def test_differences_are_by_leaf_and_in_order() -> None:
     assert edits.differences(before, deepcopy(before)) == []
 
 
-_TREES: Final = st.dictionaries(
+_DIFFERING: Final = st.dictionaries(
     st.sampled_from("abc"),
     st.recursive(
         st.sampled_from([1, 1.0, True, "1", "", {}, [], [1], [{"a": 1}]]),
@@ -291,7 +291,7 @@ _TREES: Final = st.dictionaries(
 )
 
 
-@given(_TREES, _TREES)
+@given(_DIFFERING, _DIFFERING)
 def test_differences_are_those_of_all_leaves(before: Any, after: Any) -> None:
     old, new = dict(edits.leaves(before)), dict(edits.leaves(after))
     expected = [

@@ -19,7 +19,6 @@ from runtimes.dataclass import dataclass
 from toolkit import log
 from toolkit.errors import Answer, UsageProblem
 from toolkit.node import trust
-from toolkit.settings import env_file
 from toolkit.settings.layout import RunDir
 from toolkit.settings.options import SETTINGS, Kind, LogFormat, Setting
 from toolkit.settings.resolve import Settings, resolve
@@ -211,7 +210,11 @@ def _environment(options: Mapping[str, str]) -> dict[str, str]:
     """Return the environment variables; those of `--env-file` take precedence."""
     values = [os.environ.get(variable, "") for variable in _OF_ENV_FILE.variables]
     path = options.get(_OF_ENV_FILE.name) or next(filter(None, values), "")
-    return {**os.environ, **(env_file.read(Path(path)) if path else {})}
+    if not path:
+        return dict(os.environ)
+    from toolkit.settings import env_file  # noqa: PLC0415  # few nodes have such a file
+
+    return {**os.environ, **env_file.read(Path(path))}
 
 
 def _log_options(name: str, settings: Settings) -> dict[str, bool]:

@@ -16,7 +16,6 @@ from types import MappingProxyType
 from typing import Final, TextIO
 
 from toolkit import __version__, log
-from toolkit.agent import child
 from toolkit.cli import command_line
 from toolkit.errors import Answer, StepError, ToolkitError, UsageProblem
 
@@ -56,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _run(arguments: list[str]) -> int:
     """Run the command that the arguments name; return the exit code."""
     if arguments[:1] == ["sync"]:
+        from toolkit.agent import child  # noqa: PLC0415  # no other command needs it here
+
         # The stream stays open until the process exits.
         stream = open(child.LOG, "w", encoding="utf-8", buffering=1)  # noqa: SIM115
         log.start(stream, debug=False, as_json=True)
