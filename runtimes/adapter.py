@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import PurePosixPath
 from typing import Any, Final, TypeAlias
 
+from runtimes.dataclass import dataclass, field
 from runtimes.edits import DesiredKey, Format
 from runtimes.model import (
     BinaryQuery,

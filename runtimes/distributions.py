@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final
 
 from runtimes import globs
+from runtimes.dataclass import dataclass, field
 from runtimes.model import ConfigDelivery, DeliveryKind, RuntimeName
 
 # --- restart times --------------------------------------------------------------------------------

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from enum import Enum, StrEnum
 from types import MappingProxyType
 from typing import Any, Final, Literal
+
+from runtimes.dataclass import dataclass, field, replace
 
 Key = tuple[str, ...]
 Tree = Mapping[str, Any]

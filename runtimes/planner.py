@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Final
 
 from runtimes import edits
 from runtimes.adapter import Adapter
+from runtimes.dataclass import replace
 from runtimes.errors import ConfigError
 from runtimes.model import (
     ABSENT,

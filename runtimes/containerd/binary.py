@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Final
@@ -13,6 +12,7 @@ from runtimes import edits
 from runtimes.containerd.imports import File, is_ambiguous, load, probe_mark, probe_name
 from runtimes.containerd.schema import CRI, table_or_empty
 from runtimes.containerd.templates import filled, variables
+from runtimes.dataclass import dataclass, replace
 from runtimes.edits import value
 from runtimes.errors import ConfigError
 from runtimes.formats import toml_editor

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any, Final
 
@@ -33,6 +32,7 @@ from runtimes.containerd.schema import (
     table_or_empty,
 )
 from runtimes.containerd.templates import variables
+from runtimes.dataclass import dataclass, replace
 from runtimes.edits import DesiredKey, leaves, reverting_keys, value, without
 from runtimes.errors import ConfigError, UnsupportedSetup
 from runtimes.formats import toml_editor

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -13,6 +12,7 @@ from runtimes.containerd.binary import Facts
 from runtimes.containerd.handlers import HandlersView
 from runtimes.containerd.imports import File, load, read_patterns
 from runtimes.containerd.schema import BINARY, CRI, matches, section_of
+from runtimes.dataclass import replace
 from runtimes.edits import value
 from runtimes.errors import UnsupportedSetup
 from runtimes.formats import toml_editor

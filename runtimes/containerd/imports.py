@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final
 
 from runtimes.containerd.schema import CRI, table_at, version_of
+from runtimes.dataclass import dataclass, replace
 from runtimes.errors import ConfigError
 from runtimes.formats import toml_editor
 from runtimes.model import EMPTY, Desired, FileRequest, Observation, Tree

@@ -8,7 +8,6 @@ our drop-in) shows a harm that it took for the state before.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Final
 
 from runtimes import edits
@@ -28,6 +27,7 @@ from runtimes.containerd.schema import (
     without_zero_values,
 )
 from runtimes.containerd.templates import filled_value, variables
+from runtimes.dataclass import replace
 from runtimes.edits import value, value_text
 from runtimes.errors import ConfigError
 from runtimes.formats import toml_editor

@@ -12,9 +12,9 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from runtimes.dataclass import dataclass, replace
 from runtimes.formats.json_scanner import (
     BLANK,
     Document,

@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
+from runtimes.dataclass import dataclass
 from runtimes.errors import ConfigError
 
 _BOM: Final = b"\xef\xbb\xbf"

@@ -9,9 +9,10 @@ import re
 import tomllib
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from functools import lru_cache
+from typing import Any, Final, NamedTuple
 
+from runtimes.dataclass import dataclass, replace
 from runtimes.errors import ConfigError
 from runtimes.model import Key
 
@@ -51,6 +52,8 @@ LARGEST: Final = 1 << 20
 The largest known file has 16 thousand bytes. Parsing a million bytes of tables takes 200 MB of
 memory.
 """
+_LARGE: Final = 2048
+"""Characters from which on a text is parsed only once, which costs the memory of its values."""
 _DEEPEST: Final = 100
 _TOO_DEEP: Final = "it is nested too deeply to be a configuration"
 _LONG_KEY: Final = re.compile(
@@ -59,8 +62,7 @@ _LONG_KEY: Final = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Statement:
+class Statement(NamedTuple):  # A large file has tens of thousands, and a tuple is made fastest.
     """A header, or a key with its value; `start` and `end` are the offsets of its whole lines.
 
     `path` is the full key, including that of the table. `raw` are its parts as spelled in the text.
@@ -133,11 +135,7 @@ def loads(text: str) -> dict[str, Any]:
 
 def needs_1_1(data: bytes) -> bool:
     """Return whether valid TOML is invalid in 1.0, as far as this Python knows (3.15 does not)."""
-    try:
-        tomllib.loads(data.decode().removeprefix(_BOM))
-    except tomllib.TOMLDecodeError:
-        return True
-    return False
+    return not _parsed(data.decode().removeprefix(_BOM))[1]
 
 
 def refuse_1_1(files: Iterable[tuple[str, bytes | None]]) -> None:
@@ -158,7 +156,7 @@ def tree(data: bytes, path: str) -> dict[str, Any]:
     try:
         text = data.decode().removeprefix(_BOM)
         # Checked first, because tomllib needs quadratic time and memory for a key with many parts.
-        result = None if _LONG_KEY.search(text) else loads(text)
+        result = None if _LONG_KEY.search(text) else _parsed(text)[0]
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         column = error.start - (data.rfind(b"\n", 0, error.start) + 1) + 1
@@ -168,15 +166,50 @@ def tree(data: bytes, path: str) -> dict[str, Any]:
         raise ConfigError(path, _TOO_DEEP, hint=_HINT) from error
     except ValueError as error:
         raise _not_toml(path, error) from error
-    if result is None or _is_deep(result):
+    if result is None:
         raise ConfigError(path, _TOO_DEEP, hint=_HINT)
-    return result
+    own: dict[str, Any] = _copied(result)
+    return own
+
+
+def _parsed(text: str) -> tuple[dict[str, Any] | None, bool]:
+    """Return a text as plain values, and whether it is TOML 1.0. Raise ValueError if invalid.
+
+    The values are None if they are nested too deeply. They must not be changed: a large text is
+    parsed once, although it is read for several questions.
+    """
+    return _parse(text) if len(text) < _LARGE else _parse_once(text)
+
+
+def _parse(text: str) -> tuple[dict[str, Any] | None, bool]:
+    try:
+        result, is_1_0 = tomllib.loads(text), True
+    except tomllib.TOMLDecodeError:
+        result, is_1_0 = loads(text), False
+    return None if _is_deep(result) else result, is_1_0
+
+
+# A file as it is, and as it will be.
+_parse_once = lru_cache(maxsize=2)(_parse)
+
+
+def _copied(value: Any) -> Any:
+    """Return a value whose tables and arrays are the caller's own."""
+    kind = type(value)
+    if kind is dict:
+        return {
+            key: item if type(item) is str else _copied(item)  # as most are
+            for key, item in value.items()
+        }
+    return [_copied(item) for item in value] if kind is list else value
 
 
 def _is_deep(tree: dict[str, Any]) -> bool:
     """Return whether a tree is nested too deeply for the recursive functions that walk it."""
     level: list[Any] = [tree]
     for _ in range(_DEEPEST):
+        if not level:
+            return False
         level = [
             below
             for item in level

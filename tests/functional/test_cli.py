@@ -13,7 +13,7 @@ import pytest
 
 from tests.support import fake_node, pods
 from toolkit import __version__
-from toolkit.cli import commands, main, parser
+from toolkit.cli import command_line, commands, main, parser
 from toolkit.settings.options import GROUPS, SETTINGS, Setting
 
 COLOUR = "\x1b["
@@ -56,7 +56,7 @@ def quiet(node: fake_node.Node) -> list[str]:
 def test_options_without_a_command_mean_run_and_a_flag_takes_no_word(
     words: list[str], explicit: list[str]
 ) -> None:
-    assert parser.explicit(words) == explicit
+    assert command_line.explicit(words) == explicit
 
 
 def test_a_flag_does_not_eat_the_next_word(quiet: list[str]) -> None:

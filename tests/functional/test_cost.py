@@ -27,20 +27,21 @@ from toolkit.runtime.client import grpc
 needs_strace = fake_node.needs_program("strace", package="strace")
 
 _UNUSED: Final = (
-    "tomlkit", "tomli", "ssl", "http.client", "email", "tempfile", "tarfile", "difflib", "ctypes",
-    "prometheus_client", "runtimes.crio", "runtimes.docker", "runtimes.formats.json_editor",
-    "toolkit.kube.apiserver", "toolkit.kube.daemonset", "toolkit.diagnose.collect",
-    "toolkit.runtime.client.http", "toolkit.redact", "toolkit.reconcile.uninstall",
-    "toolkit.reconcile.describe", "toolkit.runtime.smoke_test",
+    "click", "gettext", "platform", "uuid", "tomlkit", "tomli", "ssl", "http.client", "email",
+    "tempfile", "tarfile", "difflib", "ctypes", "prometheus_client", "toolkit.agent.",
+    "toolkit.cli.parser", "toolkit.settings.env_file", "runtimes.crio", "runtimes.docker",
+    "runtimes.formats.json_editor", "toolkit.kube.apiserver", "toolkit.kube.daemonset",
+    "toolkit.diagnose.collect", "toolkit.runtime.client.http", "toolkit.redact",
+    "toolkit.reconcile.uninstall", "toolkit.reconcile.describe", "toolkit.runtime.smoke_test",
 )  # fmt: skip
-# Of Python's own modules those that a start imports, itself or by click and h2.
+# Of Python's own modules those that a start imports, itself or by h2.
 _LIBRARY: Final = (
-    "base64", "bisect", "collections", "concurrent.futures", "contextlib", "copy", "dataclasses",
-    "datetime", "encodings.ascii", "enum", "errno", "fcntl", "functools", "gettext", "hashlib",
-    "inspect", "itertools", "json", "logging", "math", "operator", "os", "pathlib", "platform",
+    "base64", "bisect", "collections", "contextlib", "copy", "dataclasses",
+    "datetime", "encodings.ascii", "enum", "errno", "fcntl", "functools", "hashlib",
+    "inspect", "itertools", "json", "logging", "math", "operator", "os", "pathlib",
     "pwd", "re", "select", "shlex", "shutil", "signal", "socket", "stat", "string", "struct",
     "subprocess", "threading", "time", "tomllib", "traceback", "types", "typing", "urllib.parse",
-    "uuid", "weakref",
+    "weakref",
 )  # fmt: skip
 _CALL: Final = re.compile(r"^\d+ +(\w+)\((.*)\) += (-?\d+)")
 
@@ -136,9 +137,9 @@ def test_a_start_on_a_node_that_is_right_loads_only_what_it_uses(right: Node) ->
     library = _python(f"import sys, {', '.join(_LIBRARY)}\nprint(*sys.modules)")
     rest = set(found).difference(library)
     assert {name for name in rest if name.partition(".")[0] in sys.stdlib_module_names} == set()
-    # Modules of the program (a dozen are its packages, which hold a line of text), and of click and
-    # h2 with what they bring: the same with every Python.
-    assert len(rest) < 147
+    # Modules of the program (a dozen are its packages, which hold a line of text), and of h2 with
+    # what it brings: the same with every Python.
+    assert len(rest) < 132
 
 
 def test_the_agent_loads_only_what_it_uses_while_it_waits() -> None:

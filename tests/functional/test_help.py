@@ -89,7 +89,7 @@ def test_a_command_shows_every_option_that_it_reads(
     def noted(self: Settings, name: str) -> object:
         # Validation of all values together is no use of one of them.
         frame = sys._getframe(1)
-        if frame.f_globals["__name__"] not in {"toolkit.settings.resolve", "dataclasses"}:
+        if frame.f_globals["__name__"] not in {"toolkit.settings.resolve", "runtimes.dataclass"}:
             read.add(name)
         result: object = real(self, name)
         return result
@@ -123,7 +123,8 @@ def alone(files: tuple[str, ...], **variables: str) -> str:
     `files` are those by which a container is known.
     """
     script = (
-        f"from toolkit.cli import main, parser\nparser.CONTAINER_FILES = {files!r}\nmain.main([])"
+        "from toolkit.cli import command_line as line, main\n"
+        f"line.CONTAINER_FILES = {files!r}; main.main([])"
     )
     ours, theirs = pty.openpty()
     with subprocess.Popen(

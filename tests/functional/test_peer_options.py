@@ -21,7 +21,7 @@ from runtimes.model import RuntimeName
 from tests.support import fake_node
 from tests.support.fake_node import Node
 from tests.unit.test_settings import PEER, parsed, row_of
-from toolkit.cli import parser
+from toolkit.cli import command_line
 from toolkit.deadline import Cancellation
 from toolkit.errors import UsageProblem
 from toolkit.reconcile import cdi
@@ -249,8 +249,8 @@ def _pid_file(node: Node, text: str) -> None:
 
 
 def _debug(node: Node, text: str) -> None:
-    assert parser._log_options("run", given(node, debug=text))["debug"]
-    assert not parser._log_options("run", given(node))["debug"]
+    assert command_line._log_options("run", given(node, debug=text))["debug"]
+    assert not command_line._log_options("run", given(node))["debug"]
 
 
 def _driver_root(node: Node, text: str) -> None:

@@ -22,7 +22,7 @@ import pytest
 
 from tests.support import binaries, documents, fake_node, versions
 from tests.support.documents import ROOT, Block
-from toolkit.cli import parser
+from toolkit.cli import command_line, parser
 from toolkit.settings.options import SETTINGS
 
 HARMLESS = {"plan", "status", "diagnose", "completion", "--help", "--version"}
@@ -307,7 +307,7 @@ def parse(words: Sequence[str]) -> None:
     if not words:
         return
     group = parser.app()
-    name, *rest = parser.explicit(list(words))
+    name, *rest = command_line.explicit(list(words))
     if not rest:
         assert name in group.commands  # only its name is said
         return

@@ -280,6 +280,29 @@ def test_differences_are_by_leaf_and_in_order() -> None:
     assert edits.differences(before, deepcopy(before)) == []
 
 
+_DIFFERING: Final = st.dictionaries(
+    st.sampled_from("abc"),
+    st.recursive(
+        st.sampled_from([1, 1.0, True, "1", "", {}, [], [1], [{"a": 1}]]),
+        lambda below: st.dictionaries(st.sampled_from("abc"), below, max_size=3),
+        max_leaves=6,
+    ),
+    max_size=3,
+)
+
+
+@given(_DIFFERING, _DIFFERING)
+def test_differences_are_those_of_all_leaves(before: Any, after: Any) -> None:
+    old, new = dict(edits.leaves(before)), dict(edits.leaves(after))
+    expected = [
+        (key, old.get(key, ABSENT), new.get(key, ABSENT))
+        for key in sorted({*old, *new})
+        if not edits.same(old.get(key, ABSENT), new.get(key, ABSENT))
+    ]
+    found = edits.differences(before, after)
+    assert repr(found) == repr(expected)  # true is not 1
+
+
 SPELLED: Final = {
     "plain": (("a", "b-c", "d_1"), "a.b-c.d_1"),
     "dots": (("plugins", "io.containerd.grpc.v1.cri"), 'plugins."io.containerd.grpc.v1.cri"'),

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from tests.support import fake_node
-from toolkit.cli import parser
+from toolkit.cli import command_line, parser
 from toolkit.errors import UsageProblem
 from toolkit.settings import checks
 from toolkit.settings import resolve as settings
@@ -182,7 +182,7 @@ def problems(options: Mapping[str, str] | None = None, **environment: str) -> tu
 def parsed(*words: str) -> dict[str, Any]:
     """Return what the command line makes of words, of settings; the output format is none."""
     command = parser.app().commands["run"]
-    context = command.make_context("run", parser.explicit(["run", *words])[1:])
+    context = command.make_context("run", command_line.explicit(["run", *words])[1:])
     rows = {row.name for row in SETTINGS}
     return {
         name: text for name, text in context.params.items() if text is not None and name in rows

@@ -522,3 +522,22 @@ def test_what_is_no_toml_is_refused_with_its_place(data: bytes, message: str) ->
     with pytest.raises(ConfigError) as caught:
         toml_editor.parse(data, PATH)
     assert str(caught.value).startswith(message)
+
+
+def test_the_values_of_a_text_that_is_read_twice_are_the_caller_s_own() -> None:
+    """A large text is parsed once, and whoever reads it may change what it got."""
+    data = b'[a]\nb = [{ c = ["d"] }]\n' + b"# a comment\n" * 1000
+    first, again = toml_scanner.tree(data, "a"), toml_scanner.read(data, "a")[1]
+    assert first == again == {"a": {"b": [{"c": ["d"]}]}}
+    first["a"]["b"][0]["c"].append("e")
+    first["a"]["f"] = 1
+    assert again == toml_scanner.tree(data, "a") == {"a": {"b": [{"c": ["d"]}]}}
+
+
+@pytest.mark.parametrize("padding", [0, 1000])
+def test_a_text_in_toml_1_1_is_known_as_that_however_often_it_is_read(padding: int) -> None:
+    data = b"a = { b = 1, }\n" + b"# a comment\n" * padding
+    for _ in range(2):
+        assert toml_scanner.tree(data, "a") == {"a": {"b": 1}}
+        assert toml_scanner.needs_1_1(data) == (sys.version_info < (3, 15))
+        assert not toml_scanner.needs_1_1(data.replace(b"1, }", b"1 }"))

@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from runtimes import registry
+from runtimes.dataclass import replace
 from runtimes.model import RuntimeName, fingerprint
 from toolkit import __version__
 from toolkit.agent import counters, watch_list

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import platform
 import re
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
+from runtimes.dataclass import dataclass
 from runtimes.model import Key
 from toolkit.artifacts import static_wrapper, toolkit_config, wrappers
 from toolkit.errors import UsageProblem
@@ -267,14 +266,15 @@ def _library(source: Path, name: str) -> Path | None:
 def _refuse_other_machine(path: Path) -> None:
     with open(path, "rb") as stream:
         head = stream.read(20)
-    expected = _MACHINES.get(platform.machine())
+    own = os.uname().machine
+    expected = _MACHINES.get(own)
     if head[:4] != b"\x7fELF" or expected is None:
         return
     machine = int.from_bytes(head[18:20], "big" if head[5] == 2 else "little")
     if machine != expected:
         name = next((k for k, v in _MACHINES.items() if v == machine), f"ELF machine {machine}")
         raise UsageProblem(
-            [f"{path} is for {name}, but this node is {platform.machine()}"],
+            [f"{path} is for {name}, but this node is {own}"],
             hint="use the image for this node's architecture",
         )
 

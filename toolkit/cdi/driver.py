@@ -7,10 +7,10 @@ import re
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from runtimes.dataclass import dataclass
 from toolkit.artifacts import wrappers
 from toolkit.errors import ToolkitError
 from toolkit.node import procfs, system

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from runtimes.dataclass import dataclass
 from runtimes.model import fingerprint
 from toolkit.artifacts import programs
 from toolkit.cdi import driver

@@ -8,16 +8,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
+from runtimes.dataclass import dataclass, replace
 from runtimes.model import RuntimeName
 from runtimes.registry import ADAPTERS
 from toolkit import log
-from toolkit.agent import child
-from toolkit.agent.report import from_json
 from toolkit.deadline import Cancellation, end_at_once
 from toolkit.discovery import selection
 from toolkit.errors import (
@@ -117,7 +115,8 @@ def run(invocation: Invocation) -> int:
 
 def keep(invocation: Invocation) -> int:
     """Run one sync as a child of the agent, and write the report to the file shared with it."""
-    from toolkit.agent import sync  # noqa: PLC0415
+    from toolkit.agent import child, sync  # noqa: PLC0415  # only this command has a report
+    from toolkit.agent.report import from_json  # noqa: PLC0415
 
     stop = Cancellation()
     stop.listen()

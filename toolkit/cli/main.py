@@ -1,6 +1,6 @@
 """The entry point of the program. It turns errors into messages on stderr and an exit code.
 
-Only this package imports click. What a command prints is collected and written to stdout at its
+What a command prints is collected and written to stdout at its
 end, so that a failure to write it is one message, whichever command and library printed it.
 """
 
@@ -15,11 +15,8 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Final, TextIO
 
-import click
-
 from toolkit import __version__, log
-from toolkit.agent import child
-from toolkit.cli import parser
+from toolkit.cli import command_line
 from toolkit.errors import Answer, StepError, ToolkitError, UsageProblem
 
 _BUG: Final = 1
@@ -44,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     stdout, output = sys.stdout, _Output(sys.stdout)
     sys.stdout = output
     try:
-        code = _run(parser.explicit(list(sys.argv[1:] if argv is None else argv)))
+        code = _run(command_line.explicit(list(sys.argv[1:] if argv is None else argv)))
     finally:
         sys.stdout = stdout
     if problem := log.write(stdout, output.text()):
@@ -58,16 +55,21 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _run(arguments: list[str]) -> int:
     """Run the command that the arguments name; return the exit code."""
     if arguments[:1] == ["sync"]:
+        from toolkit.agent import child  # noqa: PLC0415  # no other command needs it here
+
         # The stream stays open until the process exits.
         stream = open(child.LOG, "w", encoding="utf-8", buffering=1)  # noqa: SIM115
         log.start(stream, debug=False, as_json=True)
     try:
-        return (
-            parser.app()(arguments, prog_name=parser.NAME, standalone_mode=False, obj=arguments[1:])
-            or 0
-        )
+        if (parsed := command_line.parse(arguments)) is not None:
+            return command_line.execute(parsed, arguments[1:])
+        from toolkit.cli import parser  # noqa: PLC0415  # it imports click, which is large
+
+        return parser.run(arguments)
     except SystemExit as end:  # of a completion
         return int(end.code or 0)
+    except KeyboardInterrupt:
+        return _BUG
     except Exception as error:  # noqa: BLE001  # every other error is reported as a bug
         return _report_error(error, arguments)
 
@@ -139,13 +141,6 @@ def _report_error(error: Exception, arguments: Sequence[str]) -> int:
     """Report an error that ended a command; return the exit code."""
     as_json = _wants_json(arguments)
     match error:
-        case click.exceptions.Abort():
-            return _BUG
-        case click.ClickException():
-            from toolkit.cli import misuse  # noqa: PLC0415  # only needed for an error
-
-            problem, hint = misuse.explain(error, arguments)
-            return _report([problem], UsageProblem([problem], hint=hint), as_json=as_json)
         case UsageProblem():
             return _report(error.problems, error, as_json=as_json)
         case ToolkitError():

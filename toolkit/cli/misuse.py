@@ -71,7 +71,7 @@ _WORDS: Final = frozenset({"true", "false", "yes", "no", "on", "off", "0", "1"})
 def explain(error: click.ClickException, arguments: Sequence[str]) -> tuple[str, str]:
     """Return what is wrong with a command line, and a hint what to type instead.
 
-    `arguments` are the words that were parsed, with the command first (`parser.explicit`).
+    `arguments` are the words that were parsed, with the command first (`command_line.explicit`).
     """
     group = parser.app()
     name = arguments[0] if arguments else ""

@@ -1,22 +1,20 @@
-"""The command line parser: commands, options from the table of settings, shell completion."""
+"""The command line for click: commands, options from the table of settings, shell completion.
+
+Only loaded for help, completion and words that are not plainly correct; all others are read by
+`toolkit.cli.command_line`.
+"""
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from toolkit import __version__, log
-from toolkit.errors import Answer, StepError, UsageProblem
-from toolkit.node import trust
-from toolkit.settings import env_file
-from toolkit.settings.layout import RunDir
-from toolkit.settings.options import SETTINGS, Kind, LogFormat, Setting
-from toolkit.settings.resolve import Settings, resolve
+from toolkit import __version__
+from toolkit.cli import command_line
+from toolkit.errors import StepError, UsageProblem
+from toolkit.settings.options import SETTINGS, Kind, Setting
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -25,18 +23,11 @@ if TYPE_CHECKING:
 else:
     _Choice = click.Choice  # a class of generic type since click 8.2
 
-NAME: Final = "nvidia-toolkit"
-CONTAINER_FILES: Final = ("/.dockerenv", "/run/.containerenv")
-"""Files that Docker and podman create in a container."""
-_OF_ALL: Final = ("--help", "-h", "--version")
-_CONFIG: Final = "config"
-_LARGEST: Final = 64 << 20
-"""Bytes that are read from standard input at most."""
+NAME: Final = command_line.NAME
 _IS_FULL: Final = "nvidia_toolkit.is_full"
 _SHELLS: Final = ("bash", "zsh", "fish")
 _PATHS: Final = ("config", "dir", "file", "path", "root", "socket")
 """Parts of the names of settings whose value is completed as a path."""
-_OF_ENV_FILE: Final = next(row for row in SETTINGS if row.name == "env_file")
 USAGE: Final = 2
 _EPILOG: Final = (
     "Exit codes: 0 success; 1 bug; 2 usage error; 3 a file on the node cannot be parsed, nothing"
@@ -47,40 +38,20 @@ _EPILOG: Final = (
 )
 
 
-def explicit(arguments: list[str]) -> list[str]:
-    """Return arguments with an explicit subcommand and an explicit value for every flag.
+def run(arguments: Sequence[str]) -> int:
+    """Run the command that explicit arguments name; return the exit code. Raises UsageProblem."""
+    try:
+        code = app()(
+            list(arguments), prog_name=NAME, standalone_mode=False, obj=list(arguments[1:])
+        )
+    except click.exceptions.Abort:
+        return 1
+    except click.ClickException as error:
+        from toolkit.cli import misuse  # noqa: PLC0415  # only needed for an error
 
-    Without a subcommand, `run` is inserted; no argument at all means `--help` at a terminal that is
-    no container's. As with the upstream installer, a flag takes its value only behind an equals
-    sign, never from the next word (`--set-as-default plan`), and long options may have a single
-    dash (`-runtime=docker`).
-    """
-    if not arguments and _is_person():
-        return ["--help"]
-    if not arguments or (arguments[0].startswith("-") and arguments[0] not in _OF_ALL):
-        arguments = ["run", *arguments]
-    known = {flag for row in SETTINGS for flag in row.flags}
-    long = {flag: row.flags[0] for row in SETTINGS if row.kind is Kind.FLAG for flag in row.flags}
-    words = []
-    for argument in arguments:
-        flag, equals, value = argument.partition("=")
-        has_one_dash = argument.startswith("-") and flag not in known and f"-{flag}" in known
-        word = f"-{argument}" if has_one_dash else argument
-        flag = f"-{flag}" if has_one_dash else flag
-        if equals and flag in known and not flag.startswith("--") and flag not in long:
-            word = (  # click would take the equals sign of `-r=docker` as part of the value
-                f"{flag}{value}"
-            )
-        words.append(f"{long[flag]}={value if equals else 'true'}" if flag in long else word)
-    return words
-
-
-def _is_person() -> bool:
-    """Return whether input and output are a terminal of the node itself, not of a container."""
-    if not (sys.stdin and sys.stdin.isatty() and sys.stdout.isatty()):
-        return False
-    is_container = os.getpid() == 1 or "KUBERNETES_SERVICE_HOST" in os.environ
-    return not is_container and not any(map(os.path.exists, CONTAINER_FILES))
+        problem, hint = misuse.explain(error, arguments)
+        raise UsageProblem([problem], hint=hint) from error
+    return code or 0
 
 
 def app() -> click.Group:
@@ -243,40 +214,9 @@ def _command(name: str, text: str, *own: click.Option, hidden: bool = False) -> 
     def callback(arguments: list[str], /, **parameters: Any) -> int:
         extra = {key: parameters.pop(key) for key in list(parameters) if key in extras}
         options = {key: value for key, value in parameters.items() if value is not None}
-        if extra.get("live"):
-            return _liveness(options)
-        content = _standard_input(name) if options.get(_CONFIG) == "-" else None
-        if content is not None:
-            del options[_CONFIG]
-        environment = _environment(options)
-        settings = resolve(options, environment)
-        if os.path.isdir(settings.host_root):
-            trust.use_databases_of(Path(settings.host_root))
-        if extra.get("quiet"):
-            # No other command needs it here.
-            from toolkit.state import readiness_probe  # noqa: PLC0415
-
-            return Answer.PENDING if readiness_probe.unready(settings.readiness) else 0
-        log_options = _log_options(name, settings)
-        if name == "sync":
-            log.LOGGER.setLevel("DEBUG" if settings.debug else "INFO")
-        else:
-            log.start(debug=log_options["debug"], as_json=log_options["as_json"])
-            _log_remarks(settings)
-        # Imported late: the probes above and a usage error do not need these modules and must be
-        # fast.
-        from toolkit.cli import commands  # noqa: PLC0415
-
-        invocation = commands.Invocation(
-            settings=settings,
-            options=options,
-            environment=environment,
-            extra=extra,
-            arguments=tuple(arguments),
-            log_options=log_options,
-            config_content=content,
+        return command_line.execute(
+            command_line.Parsed(command=name, options=options, extra=extra), arguments
         )
-        return commands.COMMANDS[name](invocation)
 
     rows: list[click.Parameter] = [_option(row) for row in SETTINGS]
     context = {"help_option_names": ["--help", "-h"], "max_content_width": 100}
@@ -314,58 +254,6 @@ def _completion() -> click.Command:
     )
 
 
-def _standard_input(command: str) -> bytes:
-    """Return the root config that is read from standard input. Raises UsageProblem."""
-    if command != "plan":
-        raise UsageProblem(
-            ["--config=-: only `plan` reads a configuration from standard input"],
-            hint="name the file, or leave --config out",
-        )
-    try:
-        with open(0, "rb", closefd=False) as stream:
-            data = stream.read(_LARGEST + 1)
-    except OSError as error:
-        raise UsageProblem(
-            [f"--config=-: standard input cannot be read: {error.strerror}"],
-            hint="nvidia-toolkit plan --config - <FILE",
-        ) from error
-    if len(data) > _LARGEST:
-        raise UsageProblem(
-            [f"--config=-: standard input has more than {_LARGEST >> 20} MiB"],
-            hint="a configuration is smaller; name its file with --config",
-        )
-    return data
-
-
-def _environment(options: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment variables; those of `--env-file` take precedence."""
-    values = [os.environ.get(variable, "") for variable in _OF_ENV_FILE.variables]
-    path = options.get(_OF_ENV_FILE.name) or next(filter(None, values), "")
-    return {**os.environ, **(env_file.read(Path(path)) if path else {})}
-
-
-def _log_options(name: str, settings: Settings) -> dict[str, bool]:
-    """Return `log.start`'s arguments; --log-format=auto: JSON for an agent without a terminal."""
-    wish = settings.log_format
-    is_agent = name == "run" and not settings.no_daemon
-    as_json = wish == LogFormat.JSON or (
-        wish == LogFormat.AUTO and is_agent and not sys.stderr.isatty()
-    )
-    return {"debug": settings.debug, "as_json": as_json}
-
-
-def _log_remarks(settings: Settings) -> None:
-    """Log the options that have no effect and, with --debug, the origin of every value."""
-    for level, remark in settings.remarks:
-        log.LOGGER.log(level, "%s", remark)
-    if settings.debug:
-        from toolkit import redact  # noqa: PLC0415
-
-        for name, origin in settings.origins.items():
-            if origin != "default":
-                log.LOGGER.debug("%s: %s", origin, redact.text(str(settings.values[name])))
-
-
 def _quiet() -> click.Option:
     return click.Option(
         ["-q", "--quiet"],
@@ -388,29 +276,6 @@ def _live() -> click.Option:
     )
 
 
-def _liveness(options: Mapping[str, str]) -> int:
-    """Print why the agent is not healthy, if it is not; return the exit code.
-
-    Only the PID file is resolved. The agent keeps running when settings become invalid, for example
-    by an edit of `--env-file`, so they must not make the probe fail.
-    """
-    from toolkit.state import liveness  # noqa: PLC0415  # no other command needs it here
-
-    try:
-        environment = _environment(options)
-    except UsageProblem:
-        environment = dict(os.environ)
-    row = next(row for row in SETTINGS if row.name == "pid_file")
-    settings = resolve(
-        {name: value for name, value in options.items() if name == row.name},
-        {name: value for name, value in environment.items() if name in row.variables},
-    )
-    problem = liveness.unhealthy(RunDir.of(settings.pid_file).agent)
-    if problem:
-        log.write(sys.stderr, f"not alive: {problem}\n")
-    return Answer.PENDING if problem else 0
-
-
 def _kind() -> click.Option:
     return click.Option(["--kind"], required=True)
 
@@ -426,7 +291,7 @@ def _exit_code() -> click.Option:
 def _diff() -> click.Option:
     return click.Option(
         ["--diff"],
-        type=_OneOf(["full", "keys"]),
+        type=_OneOf(command_line.CHOICES["diff"]),
         help=(
             "How a file's change is shown. full: as a unified diff with its context, passwords"
             " included; keys: only the keys that change, with secrets masked. [default: full as"
@@ -438,7 +303,7 @@ def _diff() -> click.Option:
 def _output() -> click.Option:
     return click.Option(
         ["-o", "--output"],
-        type=_OneOf(["text", "json"]),
+        type=_OneOf(command_line.CHOICES["output"]),
         default="text",
         help="The format of the output on stdout.",
     )

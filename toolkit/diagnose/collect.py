@@ -7,12 +7,12 @@ collected contains the reason instead. Secrets are redacted in the complete repo
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from runtimes import registry
 from runtimes.adapter import Adapter
+from runtimes.dataclass import dataclass
 from runtimes.errors import ConfigError
 from runtimes.model import Observation
 from toolkit import redact

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from runtimes import distributions, registry
+from runtimes.dataclass import dataclass, replace
 from runtimes.distributions import DISTRIBUTIONS, Distribution
 from runtimes.model import DeliveryKind, RuntimeName
 from toolkit.discovery import endpoints

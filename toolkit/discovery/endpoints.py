@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from runtimes import distributions, registry
 from runtimes.adapter import Adapter
+from runtimes.dataclass import dataclass, replace
 from runtimes.distributions import DISTRIBUTIONS, Distribution
 from runtimes.model import RuntimeName
 from toolkit.errors import ToolkitError

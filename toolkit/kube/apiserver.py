@@ -13,11 +13,12 @@ import socket
 import ssl
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, Any, Final
+
+from runtimes.dataclass import dataclass, field
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer

@@ -13,11 +13,11 @@ import random
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
+from runtimes.dataclass import dataclass
 from toolkit.kube import apiserver
 from toolkit.kube.apiserver import Api, ApiError, ApiUnavailable
 

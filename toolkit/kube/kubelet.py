@@ -11,10 +11,10 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from runtimes.dataclass import dataclass
 from toolkit.errors import StepError
 from toolkit.log import LOGGER
 from toolkit.node import trust

@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from runtimes.dataclass import asdict, dataclass, field
 from toolkit.errors import StepError
 from toolkit.node import files, procfs, trust
 

@@ -14,10 +14,10 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from runtimes.dataclass import dataclass
 from toolkit import log
 from toolkit.deadline import Timeout
 from toolkit.errors import StepError

@@ -7,7 +7,7 @@ the file.
 
 from __future__ import annotations
 
-import platform
+import os
 import struct
 from collections.abc import Mapping
 from typing import Final
@@ -48,7 +48,7 @@ def minimal(machine: str | None = None) -> bytes | None:
     Return None for a machine that is not supported. The layout is that of elf(5) and of the
     processor supplements of the System V ABI.
     """
-    result = _MACHINES.get(machine or platform.machine())
+    result = _MACHINES.get(machine or os.uname().machine)
     if result is None:
         return None
     number, code = result

@@ -20,10 +20,10 @@ import signal
 import stat
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
 
+from runtimes.dataclass import dataclass
 from toolkit.errors import Conflict, NodeConfigError, StepError
 from toolkit.log import LOGGER
 from toolkit.node import procfs

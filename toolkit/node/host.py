@@ -10,11 +10,11 @@ from __future__ import annotations
 import os
 import posixpath
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Final
 
 from runtimes import globs
+from runtimes.dataclass import dataclass, replace
 from toolkit.errors import StepError
 from toolkit.node import command
 

@@ -6,9 +6,9 @@ import os
 import re
 import signal
 import time
-from dataclasses import dataclass
 from typing import Final
 
+from runtimes.dataclass import dataclass
 from toolkit.errors import StepError
 from toolkit.node import procfs
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import re
 import shlex
 from collections.abc import Iterator
@@ -28,8 +27,8 @@ def node(host: Host) -> dict[str, Any]:
     uptime = text_of(host, "/proc/uptime")
     return {
         "root": str(host.root),
-        "kernel": platform.release(),
-        "architecture": platform.machine(),
+        "kernel": os.uname().release,
+        "architecture": os.uname().machine,
         "os": _distribution(host),
         "cgroup": _cgroup(host),
         "selinux": _selinux(host),

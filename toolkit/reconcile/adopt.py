@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Final
 
 from runtimes import planner
 from runtimes.adapter import Adapter
+from runtimes.dataclass import replace
 from runtimes.errors import ConfigError
 from runtimes.model import Observation, Ownership
 from toolkit.artifacts import manifest, programs, versions

@@ -8,10 +8,10 @@ watches the directory of specifications.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from runtimes.dataclass import replace
 from runtimes.model import fingerprint
 from toolkit.cdi import driver, nvidia_ctk, spec
 from toolkit.cdi.spec import Specification

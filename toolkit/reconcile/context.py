@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from runtimes.adapter import Adapter
+from runtimes.dataclass import dataclass, field
 from toolkit import log
 from toolkit.deadline import Cancellation, Deadline
 from toolkit.errors import Contradiction

@@ -12,10 +12,10 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from runtimes import planner
+from runtimes.dataclass import dataclass
 from toolkit.deadline import Deadline
 from toolkit.errors import StepError
 from toolkit.log import LOGGER

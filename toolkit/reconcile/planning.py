@@ -6,12 +6,12 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from runtimes import planner
 from runtimes.adapter import Adapter
+from runtimes.dataclass import dataclass, replace
 from runtimes.errors import ConfigError, NoCgroupDriver, UnsupportedSetup
 from runtimes.model import (
     ConfigPlan,

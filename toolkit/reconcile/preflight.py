@@ -12,11 +12,11 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from runtimes import distributions, planner
+from runtimes.dataclass import dataclass, replace
 from runtimes.model import FileChange
 from toolkit import log
 from toolkit.artifacts import static_wrapper, versions, wrappers

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
+from runtimes.dataclass import replace
 from toolkit import __version__
 from toolkit.cdi import driver
 from toolkit.errors import HandlerAtFault, StepError, UsageProblem

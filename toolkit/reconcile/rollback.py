@@ -7,11 +7,11 @@ rollback that was killed. The saved files are removed only after the runtime is 
 from __future__ import annotations
 
 import contextlib
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from runtimes import planner
+from runtimes.dataclass import replace
 from runtimes.errors import ConfigError
 from runtimes.model import Observation
 from toolkit import log

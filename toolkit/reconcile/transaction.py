@@ -9,12 +9,12 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from runtimes import planner
 from runtimes.adapter import Adapter
+from runtimes.dataclass import replace
 from runtimes.errors import ConfigError
 from runtimes.model import ConfigPlan, FileChange, Ownership
 from toolkit.artifacts import versions

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from runtimes import planner
 from runtimes.adapter import Adapter
+from runtimes.dataclass import dataclass, replace
 from runtimes.errors import ConfigError
 from runtimes.model import ConfigPlan, Observation
 from toolkit import redact

@@ -9,11 +9,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from dataclasses import replace
 from typing import Final
 
 from runtimes import planner
 from runtimes.adapter import Adapter
+from runtimes.dataclass import replace
 from runtimes.errors import ConfigError
 from runtimes.model import Effective, Observation, fingerprint
 from toolkit.deadline import Deadline, Timeout

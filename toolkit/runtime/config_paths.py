@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import posixpath
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from runtimes import distributions
 from runtimes.adapter import Adapter
+from runtimes.dataclass import dataclass, replace
 from runtimes.distributions import DISTRIBUTIONS, Distribution
 from runtimes.model import ConfigDelivery, DeliveryKind
 from toolkit.errors import UsageProblem

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
 
 from runtimes import planner
 from runtimes.adapter import Adapter
+from runtimes.dataclass import dataclass
 from runtimes.model import Desired, Effective
 from toolkit.deadline import Deadline
 from toolkit.errors import ReloadError

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import Final
 
 from runtimes.adapter import Adapter
+from runtimes.dataclass import dataclass, replace
 from runtimes.model import Effective
 from toolkit.deadline import Deadline, Timeout
 from toolkit.errors import StepError

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 from runtimes import distributions, registry
 from runtimes.adapter import Adapter
+from runtimes.dataclass import dataclass, field, replace
 from runtimes.distributions import DISTRIBUTIONS
 from runtimes.model import (
     Desired,

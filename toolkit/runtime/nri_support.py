@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import stat
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
+from runtimes.dataclass import dataclass
 from runtimes.model import RuntimeName
 from toolkit.errors import StepError
 from toolkit.node.host import Host

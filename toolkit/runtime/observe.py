@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Final
 
 from runtimes import planner
 from runtimes.adapter import Adapter
+from runtimes.dataclass import replace
 from runtimes.errors import ConfigError
 from runtimes.model import (
     BinaryQuery,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import replace
 from typing import Final
 
+from runtimes.dataclass import replace
 from toolkit.errors import StepError
 from toolkit.node import processes, procfs
 from toolkit.node.host import Host

@@ -11,10 +11,10 @@ import signal
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from typing import Final
 
 from runtimes.adapter import Adapter, SighupEffect
+from runtimes.dataclass import dataclass, replace
 from toolkit.deadline import Deadline
 from toolkit.errors import ReloadError, StepError
 from toolkit.log import LOGGER

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from runtimes.dataclass import dataclass
 
 VERSIONS: Final = ".toolkit-versions"
 """The name of the directory with the installed versions: the toolkit's link points into it."""

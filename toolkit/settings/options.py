@@ -6,9 +6,10 @@ installer (NVIDIA/nvidia-container-toolkit, cmd/nvidia-ctk-installer) keep their
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
+
+from runtimes.dataclass import dataclass
 
 
 class Kind(StrEnum):

@@ -11,11 +11,11 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
+from runtimes.dataclass import dataclass, field, replace
 from toolkit.errors import Contradiction, UsageProblem
 from toolkit.settings import checks, defaults
 from toolkit.settings.layout import RunDir

@@ -12,10 +12,10 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from runtimes.dataclass import dataclass, field
 from runtimes.model import BinaryQuery, BinaryResult
 from toolkit import __version__
 from toolkit.errors import StepError

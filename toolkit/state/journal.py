@@ -11,11 +11,11 @@ import base64
 import contextlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from runtimes import edits
+from runtimes.dataclass import replace
 from runtimes.model import EMPTY, FileChange, Ownership, fingerprint
 from toolkit import __version__
 from toolkit.errors import NodeConfigError, StepError

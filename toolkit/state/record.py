@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from runtimes.dataclass import dataclass
 from runtimes.model import Edit, Effective
 
 UNTOLD: Final = Effective()

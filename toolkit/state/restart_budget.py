@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
+from runtimes.dataclass import asdict, dataclass, field, replace
 from toolkit.log import LOGGER
 from toolkit.node import files, procfs, trust
 

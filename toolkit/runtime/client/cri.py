@@ -10,10 +10,10 @@ import contextlib
 import json
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from runtimes.dataclass import dataclass
 from toolkit.deadline import Timeout, elapsed, remaining
 from toolkit.errors import StepError
 from toolkit.runtime.client import protobuf

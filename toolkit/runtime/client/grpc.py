@@ -7,9 +7,7 @@ waits, and the size of the response is limited, because any program may be liste
 from __future__ import annotations
 
 import contextlib
-import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +17,7 @@ import h2.errors
 import h2.events
 import h2.exceptions
 
+from runtimes.dataclass import dataclass, field
 from toolkit.deadline import Timeout, remaining
 from toolkit.node import unix_socket
 
@@ -212,8 +211,10 @@ def _message(answer: _Answer) -> bytes:
     if status is None:
         raise CallFailed(_why_no_grpc(answer.headers))
     if status != "0":
+        from urllib.parse import unquote  # noqa: PLC0415  # only needed for an error
+
         code = _CODES.get(status, "UNKNOWN")
-        detail = urllib.parse.unquote(answer.headers.get("grpc-message", ""))[:_LONGEST_DETAIL]
+        detail = unquote(answer.headers.get("grpc-message", ""))[:_LONGEST_DETAIL]
         raise CallFailed(f"{code}: {detail}" if detail else code, code=code, detail=detail)
     size = int.from_bytes(answer.body[1:_PREFIX], "big")
     if len(answer.body) < _PREFIX or len(answer.body) != _PREFIX + size:

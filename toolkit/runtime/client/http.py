@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import http.client
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from runtimes.dataclass import dataclass
 from toolkit.deadline import Timeout, remaining
 from toolkit.errors import StepError
 from toolkit.node import unix_socket

@@ -7,11 +7,11 @@ checked between them.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Final, TypeAlias
+
+from runtimes.dataclass import dataclass, field
 
 Value: TypeAlias = int | str | bytes
 
@@ -58,7 +58,7 @@ class Message:
     """
 
     fields: Mapping[int, tuple[int | bytes, ...]]
-    limit: Limit = dataclasses.field(default_factory=Limit, compare=False, repr=False)
+    limit: Limit = field(default_factory=Limit, compare=False, repr=False)
 
     def number(self, field: int) -> int:
         """Return an unsigned number, the last of several. Raises Malformed if it is no number."""
@@ -103,14 +103,14 @@ def encode(fields: Iterable[tuple[int, Value]]) -> bytes:
     bits.
     """
     out = bytearray()
-    for field, value in fields:
-        if not 0 < field <= _HIGHEST_FIELD:
-            raise ValueError(f"{field} is not a valid field number")
+    for number, value in fields:
+        if not 0 < number <= _HIGHEST_FIELD:
+            raise ValueError(f"{number} is not a valid field number")
         if isinstance(value, int):
-            out += _varint(field << 3 | _VARINT) + _varint(value)
+            out += _varint(number << 3 | _VARINT) + _varint(value)
         else:
             data = value.encode() if isinstance(value, str) else value
-            out += _varint(field << 3 | _BYTES) + _varint(len(data)) + data
+            out += _varint(number << 3 | _BYTES) + _varint(len(data)) + data
     return bytes(out)
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Final
 
+from runtimes.dataclass import dataclass
 from toolkit.runtime.client import protobuf
 
 PLUGIN: Final = 1

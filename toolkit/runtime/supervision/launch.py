@@ -7,10 +7,10 @@ import resource
 import shlex
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from runtimes.dataclass import dataclass, replace
 from toolkit import redact
 from toolkit.errors import StepError
 from toolkit.node import command, processes, procfs, trust

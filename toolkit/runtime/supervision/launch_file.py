@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
+from runtimes.dataclass import asdict
 from toolkit.log import LOGGER
 from toolkit.node import files, processes, procfs, trust
 from toolkit.runtime.supervision.launch import Launch

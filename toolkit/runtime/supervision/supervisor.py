@@ -8,10 +8,10 @@ unit ends it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from runtimes import distributions
+from runtimes.dataclass import dataclass, replace
 from toolkit.deadline import Timeout
 from toolkit.errors import StepError
 from toolkit.node import processes, procfs
