@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import subprocess
@@ -515,6 +516,69 @@ def test_a_failure_leaves_the_version_that_was_there(
     assert os.readlink(node.toolkit) == link
     assert fake_node.snapshot(node.toolkit.resolve()) == before
     install(node)
+
+
+@pytest.mark.parametrize("refused", ["copy_file_range", "sendfile", ""])
+def test_files_are_copied_by_what_the_kernel_can_do(
+    node: fake_node.Node, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    """Between two file systems copy_file_range(2) is refused, and sendfile(2) by some."""
+    used = []
+
+    def known(name: str) -> Any:
+        real = getattr(os, name)
+
+        def call(*arguments: Any) -> int:
+            used.append(name)
+            if refused in {name, "sendfile"}:
+                raise OSError(errno.EXDEV if name == "copy_file_range" else errno.EINVAL, "no")
+            return int(real(*arguments))
+
+        return call
+
+    for name in ("copy_file_range", "sendfile"):
+        monkeypatch.setattr(os, name, known(name))
+    test_the_programs_are_those_of_the_source_and_can_be_run(node)
+    calls = {"": {"copy_file_range"}}.get(refused, {"copy_file_range", "sendfile"})
+    assert set(used) == calls
+
+
+def test_a_copy_that_differs_from_its_source_gets_no_name(
+    node: fake_node.Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = r"[.]partial differ from what was written$"
+
+    def other(_: int, fd: int, count: int) -> int:
+        return os.write(fd, bytes(count))
+
+    version = wanted(node)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "copy_file_range", other)
+        with pytest.raises(StepError, match=problem):
+            versions.install(version, node.install_dir, Host(root=Path("/")))
+    assert not os.path.lexists(node.toolkit)
+    assert not (node.install_dir / VERSIONS / version.digest).exists()
+    install(node)
+
+
+SIZES: Final = (0, 1, manifest._CHUNK - 1, manifest._CHUNK, manifest._CHUNK + 1)
+
+
+@pytest.mark.parametrize("size", [*SIZES, *(2 * manifest._CHUNK + each for each in SIZES)])
+def test_files_are_compared_to_their_last_byte(tmp_path: Path, size: int) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    content = os.urandom(size)
+    one.write_bytes(content)
+    other.write_bytes(content)
+    assert manifest._is_equal(one, other)
+    other.write_bytes(content + b"x")
+    assert not manifest._is_equal(one, other)
+    assert not manifest._is_equal(other, one)
+    for place in {0, manifest._CHUNK - 1, manifest._CHUNK, size - 1} & set(range(size)):
+        changed = bytearray(content)
+        changed[place] ^= 1
+        other.write_bytes(changed)
+        assert not manifest._is_equal(one, other)
 
 
 # --- what stood there before --------------------------------------------------------------------

@@ -30,6 +30,8 @@ BEFORE: Final = ".toolkit-before"
 _NEXT: Final = ".toolkit-next"
 _FULL: Final = ".toolkit-probe-full"
 _UNMOVED: Final = (errno.EXDEV, errno.EBUSY)
+# Of a copy in the kernel: the file systems or the kernel cannot do it.
+_NOT_COPIED: Final = (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
 _ANSWERS: Final = "nvidia-ctk.real"
 TRIAL_SECONDS: Final = 10.0
 
@@ -54,11 +56,6 @@ def install(version: Version, install_dir: Path, host: Host, *, like: str = "") 
                 previous=InstallDir(install_dir).toolkit,
                 label=files.label(host.below(text)) if text else None,
             )
-            if not _is_whole(version, target):
-                raise StepError(
-                    f"the files in {target} differ from what was written",
-                    hint="check the disk and the file system",
-                )
         _run(target, host)
         _switch(install_dir, version.digest)
     except OSError as error:
@@ -255,6 +252,15 @@ def _is_whole(version: Version, target: Path) -> bool:
     return not manifest.differing(target, version.entries)
 
 
+def _require_whole(version: Version, directory: Path) -> None:
+    """Raise StepError if the files in a directory are not those of a version."""
+    if not _is_whole(version, directory):
+        raise StepError(
+            f"the files in {directory} differ from what was written",
+            hint="check the disk and the file system",
+        )
+
+
 def _run(target: Path, host: Host) -> None:
     """Check that a version runs on this node, by executing one of its programs with `--version`.
 
@@ -276,22 +282,27 @@ def _run(target: Path, host: Host) -> None:
 
 
 def _write(version: Version, target: Path, *, previous: Path, label: bytes | None) -> None:
+    """Write a version, completely and durably, and give it its name at the end.
+
+    The order lets the disk work while this process does: writing a file to it is started when it
+    is copied, the copies are compared with their source meanwhile, and then each file is synced.
+    """
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     directories = [partial]
-    files.make_directory(partial)
+    files.make_directory(partial, is_durable=False)
     with contextlib.ExitStack() as open_files:
         written = []
         for number, entry in enumerate(version.entries):
             log.tick(f", {number} of {len(version.entries)} files")
             path = partial / entry.name
             directories += files.missing_directories(path.parent)
-            files.make_directory(path.parent)
+            files.make_directory(path.parent, is_durable=False)
             fd = _write_entry(entry, path, previous / entry.name, label)
             if fd is not None:
                 open_files.callback(os.close, fd)
                 written.append(fd)
-        # Synced at the end: the disk has written the first files while the others were copied.
+        _require_whole(version, partial)
         for fd in written:
             os.fsync(fd)
     for directory in reversed(directories):
@@ -324,6 +335,7 @@ def _repair(version: Version, partial: Path, target: Path) -> None:
                 _own(target / name)
             else:
                 _clear(target / name)
+        _require_whole(version, target)
         shutil.rmtree(partial)
         return
     os.rename(partial, spare)
@@ -361,21 +373,31 @@ def _write_entry(entry: Entry, path: Path, previous: Path, label: bytes | None) 
 
 
 def _copy(source: Path, fd: int) -> None:
-    """Copy a file's content with copy_file_range(2), or through this process if unsupported."""
+    """Copy a file's content in the kernel, or through this process where that is unsupported.
+
+    copy_file_range(2) shares the blocks where the file system can, and works within one file
+    system only; sendfile(2) copies from the layer of an image, which is another one, too.
+    """
     with open(source, "rb") as stream:
         remaining = os.fstat(stream.fileno()).st_size
-        try:
-            while remaining > 0:
-                done = os.copy_file_range(stream.fileno(), fd, remaining)
-                if done == 0:
-                    break
-                remaining -= done
-        except OSError as error:
-            if error.errno not in (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
-                raise
+        for copy in (os.copy_file_range, _send):
+            try:
+                while remaining > 0:
+                    done = copy(stream.fileno(), fd, remaining)
+                    if done == 0:
+                        break
+                    remaining -= done
+            except OSError as error:
+                if error.errno not in _NOT_COPIED:
+                    raise
         if remaining > 0:
             with open(os.dup(fd), "wb") as out:
                 shutil.copyfileobj(stream, out, 1 << 20)
+
+
+def _send(source: int, fd: int, count: int) -> int:
+    """Copy from one file to another by sendfile(2), with the arguments of `copy_file_range`."""
+    return os.sendfile(fd, source, None, count)
 
 
 def _switch(install_dir: Path, digest: str) -> None:
