@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final, Self
 
 from toolkit import log
 from toolkit.artifacts import manifest
@@ -25,6 +26,9 @@ from toolkit.node import command, files, mounts, trust
 from toolkit.node.files import FileMetadata
 from toolkit.node.host import Host
 from toolkit.settings.layout import VERSIONS, InstallDir
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 BEFORE: Final = ".toolkit-before"
 _NEXT: Final = ".toolkit-next"
@@ -252,9 +256,12 @@ def _is_whole(version: Version, target: Path) -> bool:
     return not manifest.differing(target, version.entries)
 
 
-def _require_whole(version: Version, directory: Path) -> None:
-    """Raise StepError if the files in a directory are not those of a version."""
-    if not _is_whole(version, directory):
+def _require_whole(version: Version, directory: Path, *, is_hashed: bool = False) -> None:
+    """Raise StepError if the files in a directory are not those of a version.
+
+    `is_hashed` as in `manifest.is_same`.
+    """
+    if manifest.differing(directory, version.entries, is_hashed=is_hashed):
         raise StepError(
             f"the files in {directory} differ from what was written",
             hint="check the disk and the file system",
@@ -285,13 +292,14 @@ def _write(version: Version, target: Path, *, previous: Path, label: bytes | Non
     """Write a version, completely and durably, and give it its name at the end.
 
     The order lets the disk work while this process does: writing a file to it is started when it
-    is copied, the copies are compared with their source meanwhile, and then each file is synced.
+    is copied, the copies are compared with their source meanwhile, or hashed if the source names
+    their hashes, and then each file is synced.
     """
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     directories = [partial]
     files.make_directory(partial, is_durable=False)
-    with contextlib.ExitStack() as open_files:
+    with contextlib.ExitStack() as open_files, _Hashes() as hashes:
         written = []
         for number, entry in enumerate(version.entries):
             log.tick(f", {number} of {len(version.entries)} files")
@@ -302,9 +310,14 @@ def _write(version: Version, target: Path, *, previous: Path, label: bytes | Non
             if fd is not None:
                 open_files.callback(os.close, fd)
                 written.append(fd)
-        _require_whole(version, partial)
+            if isinstance(entry.content, Path) and entry.sha256:
+                fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                open_files.callback(os.close, fd)
+                hashes.add(fd, entry.sha256, entry.content)
+        _require_whole(version, partial, is_hashed=True)
         for fd in written:
             os.fsync(fd)
+        hashes.require()
     for directory in reversed(directories):
         files.sync(directory)
     if target.is_dir():  # it is damaged; exchanged atomically, since it may be the version in use
@@ -312,6 +325,51 @@ def _write(version: Version, target: Path, *, previous: Path, label: bytes | Non
     else:
         os.rename(partial, target)
     files.sync(target.parent)
+
+
+class _Hashes:
+    """The hashes of copies, computed while others are copied and synced.
+
+    They are compared with those that the source names. The name of the version is made of these,
+    and a version that has the name of another one would replace it, so that a failed change could
+    not be rolled back.
+    """
+
+    def __init__(self) -> None:
+        self._pool: ThreadPoolExecutor | None = None
+        self._found: list[tuple[Path, str, Callable[[], str]]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Wait for the threads: none may be there when a process is started."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def add(self, fd: int, expected: str, source: Path) -> None:
+        """Hash the open copy of a source file. It must stay open until the end of this context.
+
+        `expected` is the hash that the source names.
+        """
+        if self._pool is None:
+            from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415  # for an install only
+
+            self._pool = ThreadPoolExecutor(2)
+        try:
+            found = self._pool.submit(manifest.sha256, fd).result
+        except RuntimeError:  # no more threads can be started (pids.max)
+            found = functools.partial(manifest.sha256, fd)
+        self._found.append((source, expected, found))
+
+    def require(self) -> None:
+        """Raise StepError if the hash of a copy is not the one that the source names."""
+        for source, expected, found in self._found:
+            if found() != expected:
+                raise StepError(
+                    f"the copy of {source} has another hash than {manifest.SUMS} names",
+                    hint=f"pull the image again; if the file was replaced, remove {manifest.SUMS}",
+                )
 
 
 def _repair(version: Version, partial: Path, target: Path) -> None:
