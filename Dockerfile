@@ -14,6 +14,8 @@ FROM ${PYTHON_IMAGE} AS builder
 ARG SOURCE_DATE_EPOCH=0
 COPY . /src
 RUN python3 -IB /src/deploy/image/assemble.py /image
+COPY --from=artifacts /artifacts /artifacts
+RUN python3 -IB /src/deploy/image/digests.py /artifacts /digests
 
 FROM scratch
 ARG VERSION=0.1.0
@@ -29,6 +31,7 @@ LABEL org.opencontainers.image.title="nvidia-toolkit" \
       nvidia-toolkit.artifacts="${ARTIFACTS_IMAGE}"
 COPY --from=builder /image /
 COPY --from=artifacts /artifacts /artifacts
+COPY --from=builder /digests /artifacts
 COPY entrypoint.sh /usr/local/bin/entrypoint.sh
 ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
     LANG=C.UTF-8

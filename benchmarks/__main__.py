@@ -7,6 +7,7 @@ picture into docs/; `--table FILE` keeps the table for somebody else.
 from __future__ import annotations
 
 import argparse
+import compileall
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -44,6 +45,7 @@ def main() -> None:
         del parts[0]
     if reason := local.why_no_image():
         said.append(f"Without the image: {reason}.")
+    _compile()
     rows: list[Row] = []
     began = time.monotonic()
     for part in parts:
@@ -58,6 +60,15 @@ def main() -> None:
     if given.write:
         table.put(_PAGE, text)
         _PICTURE.write_text(picture.svg(rows), encoding="utf-8")
+
+
+def _compile() -> None:
+    """Write the byte code, as every installation has it: the measured processes write none.
+
+    Without it, a start from a fresh checkout takes twice as long.
+    """
+    for package in ("runtimes", "toolkit"):
+        compileall.compile_dir(nodes.CHECKOUT / package, quiet=1)
 
 
 if __name__ == "__main__":

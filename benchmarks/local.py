@@ -118,6 +118,7 @@ def files(place: Path, times: int) -> Iterator[Row]:
     """Install the toolkit's files alone, on the file system of the tests' cache."""
     source = peer.source(place / "source")
     _pad(source / "usr/bin/nvidia-cdi-hook", _INSTALLED - _size(source))
+    artifacts.list_hashes(source)  # the image has this list
     for what, is_cold, share in (
         ("first install of 64 MB, warm", False, 3.0),
         ("first install of 64 MB, source not in the page cache", True, 1.2),

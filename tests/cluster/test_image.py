@@ -29,6 +29,7 @@ from tests.support import (
 from tests.support.documents import Block
 from tests.support.nodes import Node
 from toolkit import __version__
+from toolkit.artifacts import manifest
 from tools import release
 
 pytestmark = [pytest.mark.node, pytest.mark.timeout(600)]
@@ -150,6 +151,18 @@ def test_it_is_small(root: Path, built: tuple[str, str]) -> None:
     )
     assert ours - libc <= LARGEST
     assert abs(ours - libc - above) < 1e6
+
+
+def test_it_names_the_hashes_of_the_toolkit_s_files(root: Path) -> None:
+    deb = root / "artifacts/deb"
+    check = ["sha256sum", "--check", "--strict", "--quiet", manifest.SUMS]
+    assert subprocess.run(check, cwd=deb, check=False).returncode == 0
+    listed = {
+        line.partition("  ")[2]
+        for line in (deb / manifest.SUMS).read_text(encoding="utf-8").splitlines()
+    }
+    files = [path for path in deb.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert listed == {str(path.relative_to(deb)) for path in files} - {manifest.SUMS}
 
 
 def test_python_starts_fast(root: Path) -> None:

@@ -15,7 +15,7 @@ from tests.faults import trees
 from tests.faults.calls import Fault
 from tests.faults.site import Run, Site
 from tests.faults.trees import Tree
-from tests.support import binaries, fake_node
+from tests.support import artifacts, binaries, fake_node
 from tests.support.fake_node import Node
 
 MERGING: Final = b"""\
@@ -121,6 +121,8 @@ class Library:
             config = MERGING if merging and self.judge is not None else fake_node.KUBEADM
             node = fake_node.make_node(self.template(name), config)
             node.pid_file.touch(mode=0o600)
+            if not merging:  # with and without hashes that the source names
+                artifacts.list_hashes(node.source)
             self.made[name] = node.root
         return name
 
@@ -155,6 +157,7 @@ class Library:
             node = Node(root=self.template(name))
             shutil.rmtree(node.source)
             fake_node.make_artifacts(node.source, release="2")
+            artifacts.list_hashes(node.source)
             self.made[name] = node.root
         return name
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import threading
@@ -14,7 +16,7 @@ from typing import Any, Final
 import pytest
 
 from runtimes import edits
-from tests.support import fake_node
+from tests.support import artifacts, fake_node
 from toolkit.artifacts import manifest, versions
 from toolkit.artifacts.manifest import Version
 from toolkit.errors import StepError, UsageProblem
@@ -514,6 +516,144 @@ def test_a_failure_leaves_the_version_that_was_there(
             versions.install(wanted(node), node.install_dir, Host(root=Path("/")))
     assert os.readlink(node.toolkit) == link
     assert fake_node.snapshot(node.toolkit.resolve()) == before
+    install(node)
+
+
+@pytest.mark.parametrize("refused", ["copy_file_range", "sendfile", ""])
+def test_files_are_copied_by_what_the_kernel_can_do(
+    node: fake_node.Node, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    """Between two file systems copy_file_range(2) is refused, and sendfile(2) by some."""
+    used = []
+
+    def known(name: str) -> Any:
+        real = getattr(os, name)
+
+        def call(*arguments: Any) -> int:
+            used.append(name)
+            if refused in {name, "sendfile"}:
+                raise OSError(errno.EXDEV if name == "copy_file_range" else errno.EINVAL, "no")
+            return int(real(*arguments))
+
+        return call
+
+    for name in ("copy_file_range", "sendfile"):
+        monkeypatch.setattr(os, name, known(name))
+    test_the_programs_are_those_of_the_source_and_can_be_run(node)
+    calls = {"": {"copy_file_range"}}.get(refused, {"copy_file_range", "sendfile"})
+    assert set(used) == calls
+
+
+@pytest.mark.parametrize("is_listed", [False, True])
+def test_a_copy_that_differs_from_its_source_gets_no_name(
+    node: fake_node.Node, monkeypatch: pytest.MonkeyPatch, *, is_listed: bool
+) -> None:
+    problem = r"[.]partial differ from what was written$"
+    if is_listed:
+        artifacts.list_hashes(node.source)
+        problem = r"copy of \S+/usr/bin/\S+ has another hash than SHA256SUMS"
+
+    def other(_: int, fd: int, count: int) -> int:
+        return os.write(fd, bytes(count))
+
+    version = wanted(node)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "copy_file_range", other)
+        with pytest.raises(StepError, match=problem):
+            versions.install(version, node.install_dir, Host(root=Path("/")))
+    assert not os.path.lexists(node.toolkit)
+    assert not (node.install_dir / VERSIONS / version.digest).exists()
+    install(node)
+
+
+SIZES: Final = (0, 1, manifest._CHUNK - 1, manifest._CHUNK, manifest._CHUNK + 1)
+
+
+@pytest.mark.parametrize("size", [*SIZES, *(2 * manifest._CHUNK + each for each in SIZES)])
+def test_files_are_compared_to_their_last_byte(tmp_path: Path, size: int) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    content = os.urandom(size)
+    one.write_bytes(content)
+    other.write_bytes(content)
+    assert manifest._is_equal(one, other)
+    other.write_bytes(content + b"x")
+    assert not manifest._is_equal(one, other)
+    assert not manifest._is_equal(other, one)
+    for place in {0, manifest._CHUNK - 1, manifest._CHUNK, size - 1} & set(range(size)):
+        changed = bytearray(content)
+        changed[place] ^= 1
+        other.write_bytes(changed)
+        assert not manifest._is_equal(one, other)
+
+
+# --- hashes that the source names ---------------------------------------------------------------
+
+
+def test_the_list_of_the_image_is_one_that_sha256sum_reads(node: fake_node.Node) -> None:
+    artifacts.list_hashes(node.source)
+    command = ["sha256sum", "--check", "--strict", "--quiet", manifest.SUMS]
+    assert subprocess.run(command, cwd=node.source, check=False).returncode == 0
+    listed = (node.source / manifest.SUMS).read_text(encoding="utf-8")
+    assert len(listed.splitlines()) == len(fake_node.PROGRAMS) + len(fake_node.LIBRARIES)
+
+
+def test_with_hashes_of_the_source_no_file_is_read_to_name_a_version(
+    node: fake_node.Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = wanted(node).digest
+    artifacts.list_hashes(node.source)
+    monkeypatch.delattr(manifest, "_file_hash")
+    assert wanted(node).digest == digest
+    assert install(node).digest == digest
+
+
+def test_a_file_that_the_list_does_not_name_is_read(node: fake_node.Node) -> None:
+    digest = wanted(node).digest
+    artifacts.list_hashes(node.source)
+    sums = node.source / manifest.SUMS
+    kept = [line for line in sums.read_text(encoding="utf-8").splitlines() if "-ctk" not in line]
+    sums.write_text("\n".join(["# no hash", "", *kept, f"{'0' * 63}  usr/bin/nvidia-ctk"]) + "\n")
+    assert install(node).digest == digest
+
+
+@pytest.mark.parametrize("kind", ["copied", "linked", "without threads"])
+def test_a_file_with_another_hash_than_its_source_names_is_not_installed(
+    node: fake_node.Node, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Under a name that is not made of its content, it could replace the version in use."""
+    if kind == "linked":
+        install(node)
+    before = fake_node.snapshot(node.install_dir) if kind == "linked" else {}
+    artifacts.list_hashes(node.source)
+    sums = node.source / manifest.SUMS
+    right = sums.read_text(encoding="utf-8")
+    name = "usr/bin/nvidia-ctk"
+    sums.write_text(
+        "".join(
+            f"{'0' * 64}  {name}\n" if line.endswith(f"  {name}\n") else line
+            for line in right.splitlines(keepends=True)
+        ),
+        encoding="utf-8",
+    )
+    version = wanted(node, nvidia_container_runtime_log_level="debug")
+
+    def refused(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        if kind == "without threads":
+            patch.setattr(threading.Thread, "start", refused)
+        with pytest.raises(StepError, match=r"nvidia-ctk has another hash than SHA256SUMS"):
+            versions.install(version, node.install_dir, Host(root=Path("/")))
+    shutil.rmtree(node.install_dir / VERSIONS / f"{version.digest}.partial")
+    if kind == "linked":
+        after = fake_node.snapshot(node.install_dir)
+        assert after.keys() == before.keys()
+        assert {p for p in after if after[p].inode != before[p].inode} == set()
+    else:
+        assert not os.path.lexists(node.toolkit)
+    assert threading.active_count() == 1
+    sums.write_text(right, encoding="utf-8")
     install(node)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import runpy
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from tests.support import binaries
+from toolkit.artifacts import manifest
 
 PROGRAMS: Final = (
     "nvidia-container-runtime",
@@ -21,6 +23,7 @@ PROGRAMS: Final = (
 LIBRARIES: Final = ("libnvidia-container.so.1", "libnvidia-container-go.so.1")
 RAN: Final = "/run/nvidia/ran"
 """Where a stand-in notes that it ran, on the node."""
+_LISTER: Final = Path(__file__).resolve().parent.parent.parent / "deploy/image/digests.py"
 _STAND_IN: Final = f"""#!/bin/sh
 [ "$1" = --version ] && exec echo "${{0##*/}} version 1"
 echo "${{0##*/}} $*" >> {RAN}
@@ -50,3 +53,9 @@ def make(root: Path) -> Path:
         (root / "usr/lib64" / f"{name}.17.8").write_bytes(b"a stand-in\n")
         (root / "usr/lib64" / name).symlink_to(f"{name}.17.8")
     return root
+
+
+def list_hashes(source: Path) -> None:
+    """Write the hashes of a toolkit's files into its source, as the image does."""
+    lines = runpy.run_path(str(_LISTER))["lines"](source)
+    (source / manifest.SUMS).write_text("".join(lines), encoding="utf-8")

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final, Self
 
 from toolkit import log
 from toolkit.artifacts import manifest
@@ -26,10 +27,15 @@ from toolkit.node.files import FileMetadata
 from toolkit.node.host import Host
 from toolkit.settings.layout import VERSIONS, InstallDir
 
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
 BEFORE: Final = ".toolkit-before"
 _NEXT: Final = ".toolkit-next"
 _FULL: Final = ".toolkit-probe-full"
 _UNMOVED: Final = (errno.EXDEV, errno.EBUSY)
+# Of a copy in the kernel: the file systems or the kernel cannot do it.
+_NOT_COPIED: Final = (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
 _ANSWERS: Final = "nvidia-ctk.real"
 TRIAL_SECONDS: Final = 10.0
 
@@ -54,11 +60,6 @@ def install(version: Version, install_dir: Path, host: Host, *, like: str = "") 
                 previous=InstallDir(install_dir).toolkit,
                 label=files.label(host.below(text)) if text else None,
             )
-            if not _is_whole(version, target):
-                raise StepError(
-                    f"the files in {target} differ from what was written",
-                    hint="check the disk and the file system",
-                )
         _run(target, host)
         _switch(install_dir, version.digest)
     except OSError as error:
@@ -255,6 +256,18 @@ def _is_whole(version: Version, target: Path) -> bool:
     return not manifest.differing(target, version.entries)
 
 
+def _require_whole(version: Version, directory: Path, *, is_hashed: bool = False) -> None:
+    """Raise StepError if the files in a directory are not those of a version.
+
+    `is_hashed` as in `manifest.is_same`.
+    """
+    if manifest.differing(directory, version.entries, is_hashed=is_hashed):
+        raise StepError(
+            f"the files in {directory} differ from what was written",
+            hint="check the disk and the file system",
+        )
+
+
 def _run(target: Path, host: Host) -> None:
     """Check that a version runs on this node, by executing one of its programs with `--version`.
 
@@ -276,24 +289,35 @@ def _run(target: Path, host: Host) -> None:
 
 
 def _write(version: Version, target: Path, *, previous: Path, label: bytes | None) -> None:
+    """Write a version, completely and durably, and give it its name at the end.
+
+    The order lets the disk work while this process does: writing a file to it is started when it
+    is copied, the copies are compared with their source meanwhile, or hashed if the source names
+    their hashes, and then each file is synced.
+    """
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     directories = [partial]
-    files.make_directory(partial)
-    with contextlib.ExitStack() as open_files:
+    files.make_directory(partial, is_durable=False)
+    with contextlib.ExitStack() as open_files, _Hashes() as hashes:
         written = []
         for number, entry in enumerate(version.entries):
             log.tick(f", {number} of {len(version.entries)} files")
             path = partial / entry.name
             directories += files.missing_directories(path.parent)
-            files.make_directory(path.parent)
+            files.make_directory(path.parent, is_durable=False)
             fd = _write_entry(entry, path, previous / entry.name, label)
             if fd is not None:
                 open_files.callback(os.close, fd)
                 written.append(fd)
-        # Synced at the end: the disk has written the first files while the others were copied.
+            if isinstance(entry.content, Path) and entry.sha256:
+                fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                open_files.callback(os.close, fd)
+                hashes.add(fd, entry.sha256, entry.content)
+        _require_whole(version, partial, is_hashed=True)
         for fd in written:
             os.fsync(fd)
+        hashes.require()
     for directory in reversed(directories):
         files.sync(directory)
     if target.is_dir():  # it is damaged; exchanged atomically, since it may be the version in use
@@ -301,6 +325,51 @@ def _write(version: Version, target: Path, *, previous: Path, label: bytes | Non
     else:
         os.rename(partial, target)
     files.sync(target.parent)
+
+
+class _Hashes:
+    """The hashes of copies, computed while others are copied and synced.
+
+    They are compared with those that the source names. The name of the version is made of these,
+    and a version that has the name of another one would replace it, so that a failed change could
+    not be rolled back.
+    """
+
+    def __init__(self) -> None:
+        self._pool: ThreadPoolExecutor | None = None
+        self._found: list[tuple[Path, str, Callable[[], str]]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Wait for the threads: none may be there when a process is started."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def add(self, fd: int, expected: str, source: Path) -> None:
+        """Hash the open copy of a source file. It must stay open until the end of this context.
+
+        `expected` is the hash that the source names.
+        """
+        if self._pool is None:
+            from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415  # for an install only
+
+            self._pool = ThreadPoolExecutor(2)
+        try:
+            found = self._pool.submit(manifest.sha256, fd).result
+        except RuntimeError:  # no more threads can be started (pids.max)
+            found = functools.partial(manifest.sha256, fd)
+        self._found.append((source, expected, found))
+
+    def require(self) -> None:
+        """Raise StepError if the hash of a copy is not the one that the source names."""
+        for source, expected, found in self._found:
+            if found() != expected:
+                raise StepError(
+                    f"the copy of {source} has another hash than {manifest.SUMS} names",
+                    hint=f"pull the image again; if the file was replaced, remove {manifest.SUMS}",
+                )
 
 
 def _repair(version: Version, partial: Path, target: Path) -> None:
@@ -324,6 +393,7 @@ def _repair(version: Version, partial: Path, target: Path) -> None:
                 _own(target / name)
             else:
                 _clear(target / name)
+        _require_whole(version, target)
         shutil.rmtree(partial)
         return
     os.rename(partial, spare)
@@ -361,21 +431,31 @@ def _write_entry(entry: Entry, path: Path, previous: Path, label: bytes | None) 
 
 
 def _copy(source: Path, fd: int) -> None:
-    """Copy a file's content with copy_file_range(2), or through this process if unsupported."""
+    """Copy a file's content in the kernel, or through this process where that is unsupported.
+
+    copy_file_range(2) shares the blocks where the file system can, and works within one file
+    system only; sendfile(2) copies from the layer of an image, which is another one, too.
+    """
     with open(source, "rb") as stream:
         remaining = os.fstat(stream.fileno()).st_size
-        try:
-            while remaining > 0:
-                done = os.copy_file_range(stream.fileno(), fd, remaining)
-                if done == 0:
-                    break
-                remaining -= done
-        except OSError as error:
-            if error.errno not in (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
-                raise
+        for copy in (os.copy_file_range, _send):
+            try:
+                while remaining > 0:
+                    done = copy(stream.fileno(), fd, remaining)
+                    if done == 0:
+                        break
+                    remaining -= done
+            except OSError as error:
+                if error.errno not in _NOT_COPIED:
+                    raise
         if remaining > 0:
             with open(os.dup(fd), "wb") as out:
                 shutil.copyfileobj(stream, out, 1 << 20)
+
+
+def _send(source: int, fd: int, count: int) -> int:
+    """Copy from one file to another by sendfile(2), with the arguments of `copy_file_range`."""
+    return os.sendfile(fd, source, None, count)
 
 
 def _switch(install_dir: Path, digest: str) -> None:

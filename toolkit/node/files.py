@@ -296,17 +296,18 @@ def missing_directories(path: Path) -> list[Path]:
     return result[::-1]
 
 
-def make_directory(path: Path, mode: int = 0o755) -> None:
+def make_directory(path: Path, mode: int = 0o755, *, is_durable: bool = True) -> None:
     """Create a directory durably, regardless of the umask. Missing parents get mode 0755.
 
-    Raises StepError.
+    If it is not `is_durable`, the caller syncs the directories above it. Raises StepError.
     """
     for directory in missing_directories(path):
         own = mode if directory == path else 0o755
         try:
             os.mkdir(directory, own)
             os.chmod(directory, own)
-            sync(directory.parent)
+            if is_durable:
+                sync(directory.parent)
         except FileExistsError:
             continue
         except OSError as error:
