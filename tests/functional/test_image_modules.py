@@ -71,7 +71,7 @@ class Traced:
         return subprocess.run(
             (self.python, *words),
             cwd=fake_node.CHECKOUT, env=fake_node.ENVIRONMENT,
-            capture_output=True, text=True, check=False, timeout=100,
+            capture_output=True, text=True, check=False, timeout=500,
         )  # fmt: skip
 
     def told(self) -> tuple[list[list[str]], set[str]]:
