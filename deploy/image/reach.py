@@ -2,24 +2,24 @@
 
 A module that is imported is there in whole, but not all of it runs: most of what the standard
 library imports inside functions belongs to functions that nothing here calls. So this goes by
-functions. Run are the bodies of imported modules and of their classes, every function of the
+functions. These run: the bodies of imported modules and of their classes, every function of the
 program itself, methods that Python calls (`__enter__`), and functions that something else which
-runs mentions:
+runs mentions. In what is mentioned,
 
 - a plain name means what its module defines or imports by that name;
 - `module.name` means that of the module;
 - any other attribute means every function and method with that name, in all imported modules;
-- a string means the module's own functions with that name (tables of methods), and the beginning of
-  a computed name (`"do_" + command`) every function that begins so;
-- a decorator that is not known to return a function of the same use means that it is kept.
+- a string means the module's own functions with that name (tables of methods), and the beginning
+  of a computed name (`"do_" + command`) every function that begins so;
+- a decorator that is not known to leave the use of a function as it is means that function.
 
-Branches for other systems and versions do not run, nor do replacements for an extension module
-that is there. What extension modules import is found by the strings in them. What only the C code
-of the interpreter itself mentions, and what is left out although something mentions it, is in the
-tables below.
+Branches for other systems and versions do not run, nor do replacements for a module that is there.
+What extension modules import is found by the strings in them. What only the C code of the
+interpreter itself mentions, and what is left out although something mentions it, is in the tables
+below.
 
-Nothing is executed, so the same files give the same result: only the names of the interpreter's
-own modules are asked of it.
+Nothing of the program is executed, and the same files give the same result. The interpreter that
+runs this is the one whose modules these are: it is asked for its version and its own modules.
 """
 
 from __future__ import annotations
