@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import shutil
@@ -291,14 +290,15 @@ def image() -> Iterator[Row]:
 
     The peer's base holds no more than a C library either, so Python counts as ours.
     """
-    ours = sum(_distribution(name) for name in _closure("nvidia-toolkit"))
-    for package in ("runtimes", "toolkit"):
-        ours += sum(p.stat().st_size for p in (nodes.CHECKOUT / package).rglob("*.py*"))
     theirs = peer.found()
     with tempfile.TemporaryDirectory(dir=nodes.cache(), prefix="bench-") as place:
         store = images.Store(Path(place))
         store.take_base()
         above, _ = images.sizes(store.build()[1])
+        root = store.mounted()
+        [packages] = root.glob("usr/local/lib/python3*/*-packages")
+        [stdlib] = root.glob("usr/lib/python3*")
+        parts = {each: _size(each) / _MB for each in (packages, stdlib)}
         store("rm", "--all")
     yield Row(
         what="image above the C library and artifacts",
@@ -307,7 +307,9 @@ def image() -> Iterator[Row]:
         theirs=theirs.stat().st_size / _MB if theirs else None,
         share=1.0,
         note=(
-            f"{ours / _MB:.1f} MB are this program and what it imports, the rest Python and a shell"
+            f"{parts[packages]:.1f} MB are this program and its packages,"
+            f" {parts[stdlib]:.1f} the standard library,"
+            " the rest Python's interpreter, OpenSSL and a shell"
         ),
     )
 
@@ -315,26 +317,3 @@ def image() -> Iterator[Row]:
 def why_no_image() -> str:
     """Return why no image can be built of what is there; empty where it can."""
     return images.why_not() or images.lacking()
-
-
-def _closure(name: str) -> set[str]:
-    """Return everything that a distribution needs to run."""
-    found: set[str] = set()
-    left = [name]
-    while left:
-        for line in importlib.metadata.requires(left.pop()) or ():
-            needed = (
-                line.split(";")[0].split("<")[0].split(">")[0].split("=")[0].split("!")[0].strip()
-            )
-            if "extra ==" not in line and needed not in found:
-                found.add(needed)
-                left.append(needed)
-    return found
-
-
-def _distribution(name: str) -> int:
-    total = 0
-    for file in importlib.metadata.files(name) or ():
-        path = Path(str(file.locate()))
-        total += path.stat().st_size if path.is_file() else 0
-    return total

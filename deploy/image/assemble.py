@@ -2,13 +2,15 @@
 
 Runs in the builder stage, with the builder's own Python, which is the one that goes into the image.
 Everything that is not needed at run time (pip, compilers, tests, a package manager) is never
-copied, so no later layer has to delete it.
+copied, so no later layer has to delete it. Of Python's modules those are copied that the program
+can import (reach.py), as bytecode (bytecode.py).
 """
 
 from __future__ import annotations
 
-import compileall
 import importlib
+import importlib.machinery
+import json
 import os
 import re
 import shutil
@@ -38,15 +40,6 @@ _LIBC: Final = (
     "librt.so.1",
     "libresolv.so.2",
 )
-_UNUSED: Final = frozenset({
-    "__phello__", "__pycache__", "curses", "dbm", "dist-packages", "distutils", "ensurepip",
-    "idlelib", "lib2to3", "pydoc_data", "site-packages", "sqlite3", "test", "tests", "tkinter",
-    "turtle.py", "turtledemo", "venv", "xmlrpc", "sitecustomize.py", "EXTERNALLY-MANAGED",
-})  # fmt: skip
-_UNUSED_EXTENSIONS: Final = re.compile(
-    r"(_ctypes_test|_curses|_curses_panel|_dbm|_gdbm|_sqlite3|_test\w*|_tkinter"
-    r"|nis|ossaudiodev|readline|xx\w+)\."
-)
 _DIRECTORIES: Final = (
     "dev",
     "etc",
@@ -67,30 +60,32 @@ def main() -> None:
     image = Path(sys.argv[1])
     lay(image)
     python = Path(os.path.realpath(sys.executable))
-    stdlib, purelib = Path(sysconfig.get_path("stdlib")), Path(sysconfig.get_path("purelib"))
     programs = [Path(os.path.realpath(shutil.which(name) or "")) for name in _PROGRAMS.values()]
     for name, program in zip(_PROGRAMS, programs, strict=True):
         copy(program, image)
         link(image / "usr/bin" / name, program)
     copy(python, image)
     link(python_in(image), python)
-    shutil.copytree(
-        stdlib, below(image, stdlib), ignore=unused, symlinks=False, ignore_dangling_symlinks=True
-    )
-    packages = below(image, purelib)
-    install(packages, _SOURCE / "requirements.txt")
-    for name in _OURS:
-        shutil.copytree(
-            _SOURCE / name, packages / name, ignore=shutil.ignore_patterns("__pycache__", "*.toml")
-        )
-    libraries = list(closure([python, *programs, *stdlib.rglob("*.so"), *packages.rglob("*.so")]))
+    with tempfile.TemporaryDirectory() as place:
+        packages = Path(place)
+        install(packages, _SOURCE / "requirements.txt")
+        for name in _OURS:
+            shutil.copytree(_SOURCE / name, packages / name)
+        modules = reached(packages)
+        put_modules(image, modules, packages)
+        licence = Path(sysconfig.get_path("stdlib")) / "LICENSE.txt"
+        if licence.exists():  # a Python that is no package of Debian's
+            copy(licence, image)
+        put_metadata(below(image, Path(sysconfig.get_path("purelib"))), packages)
+        extensions = [path for path in modules if path.suffix == ".so"]
+        libraries = list(closure([python, *programs, *extensions]))
     for library in libraries:
         copy(library, image)
     subprocess.run(("ldconfig", "-r", str(image)), check=True)
-    commands(image / "usr/local/bin", python, packages / "toolkit/artifacts")
-    owners = debian_packages([python, *programs, *libraries, *sorted(stdlib.glob("*.py"))])
-    describe(image, owners, packages)
-    compile_in(image, [below(image, stdlib), packages])
+    purelib = below(image, Path(sysconfig.get_path("purelib")))
+    commands(image / "usr/local/bin", python, purelib / "toolkit/artifacts")
+    owners = debian_packages([python, *programs, *libraries, *modules])
+    describe(image, owners, purelib)
     settle(image)
     report(image, libraries)
 
@@ -116,6 +111,66 @@ def commands(directory: Path, python: Path, artifacts: Path) -> None:
         (directory / name).write_bytes(content)
     for path in directory.iterdir():
         path.chmod(0o755)
+
+
+def reached(packages: Path) -> list[Path]:
+    """Return the files of all modules that the program can import, sorted."""
+    sys.path.insert(0, str(_SOURCE / "deploy/image"))
+    reach: Any = importlib.import_module("reach")
+    stdlib, dynload = (Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))
+    library = reach.Library([stdlib, dynload / "lib-dynload", packages])
+    own = [
+        ".".join(path.relative_to(packages).with_suffix("").parts).removesuffix(".__init__")
+        for name in _OURS
+        for path in (packages / name).rglob("*.py")
+    ]
+    found = reach.reached(library, own)
+    # The frozen ones are in the interpreter. It finds its library by the file of `os`.
+    files = {library.file(name) for name in found if name == "os" or not is_frozen(name)}
+    return sorted(path for path in files if path is not None)
+
+
+def is_frozen(name: str) -> bool:
+    """Return whether a module is a part of the interpreter, as bytecode."""
+    # The interpreter has two of them by other names; importlib takes those.
+    name = name.replace("importlib._bootstrap", "_frozen_importlib")
+    return importlib.machinery.FrozenImporter.find_spec(name) is not None
+
+
+def put_modules(image: Path, modules: Iterable[Path], packages: Path) -> None:
+    """Compile modules, and copy extension modules, into the image."""
+    purelib = Path(sysconfig.get_path("purelib"))
+    lines = []
+    for module in modules:
+        inside = module
+        if module.is_relative_to(packages):
+            inside = purelib / module.relative_to(packages)
+        target = below(image, inside)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if module.suffix == ".py" and module.name != "__main__.py":
+            name = f"/{target.relative_to(image)}"
+            lines.append(json.dumps([str(module), str(target.with_suffix(".pyc")), name]))
+        else:
+            # The agent runs `__main__.py` by its path.
+            shutil.copy(module, target)
+    subprocess.run(
+        (sys.executable, "-IBX", "no_debug_ranges", _SOURCE / "deploy/image/bytecode.py"),
+        input="\n".join(lines), text=True, check=True,
+    )  # fmt: skip
+
+
+def put_metadata(target: Path, packages: Path) -> None:
+    """Copy what says what the wheels are, and under which licences."""
+    for info in sorted(packages.glob("*.dist-info")):
+        # The headers alone: what follows is the text of the project's page.
+        head, _, _ = (info / "METADATA").read_text(encoding="utf-8").partition("\n\n")
+        (target / info.name).mkdir(parents=True)
+        (target / info.name / "METADATA").write_text(f"{head}\n", encoding="utf-8")
+        for path in sorted(info.rglob("*")):
+            if path.is_file() and re.match(r"(?i)(licen[cs]e|copying|notice|authors)", path.name):
+                place = target / info.name / path.relative_to(info)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, place)
 
 
 def lay(image: Path) -> None:
@@ -159,18 +214,6 @@ def python_in(image: Path) -> Path:
     return below(image, Path(sys.executable).with_name("python3"))
 
 
-def unused(directory: str, names: list[str]) -> set[str]:
-    """Tell what of the standard library stays behind."""
-    left = {
-        name
-        for name in names
-        if name in _UNUSED or name.startswith("config-") or name.endswith(".a")
-    }
-    if Path(directory).name == "lib-dynload":
-        left |= {name for name in names if _UNUSED_EXTENSIONS.match(name)}
-    return left
-
-
 def install(target: Path, requirements: Path) -> None:
     """Install locked wheels; from a directory of wheels, where one lies beside the source."""
     here = ["--no-index", f"--find-links={_WHEELS}"] if _WHEELS.is_dir() else []
@@ -181,16 +224,12 @@ def install(target: Path, requirements: Path) -> None:
          *here, f"--target={target}", f"--requirement={requirements}"),
         check=True,
     )  # fmt: skip
-    shutil.rmtree(target / "bin", ignore_errors=True)
-    for tests in target.glob("*/tests"):
-        shutil.rmtree(tests)
 
 
 def closure(files: Iterable[Path]) -> Iterator[Path]:
     """Yield the shared libraries that files need, the loader among them."""
-    wanted = [path for path in files if not _UNUSED_EXTENSIONS.match(path.name)]
     told = subprocess.run(
-        ("ldd", *map(str, wanted)), capture_output=True, text=True, check=False
+        ("ldd", *map(str, files)), capture_output=True, text=True, check=False
     ).stdout
     found = {Path(path) for path in re.findall(r"(?:=> |^\t)(/\S+) \(", told, re.MULTILINE)}
     libc = next(path for path in found if path.name == "libc.so.6")
@@ -231,6 +270,7 @@ def describe(image: Path, owners: Iterable[str], packages: Path) -> None:
         if rights.exists():
             copy(rights, image)
         debian.append(fields)
+    link_copies(image / "usr/share/doc")
     if Path("/etc/os-release").exists():
         (image / "etc/os-release").write_bytes(Path("/etc/os-release").read_bytes())
     wheels = sorted(
@@ -244,6 +284,16 @@ def describe(image: Path, owners: Iterable[str], packages: Path) -> None:
     target = image / "usr/share/nvidia-toolkit/sbom.cdx.json"
     target.parent.mkdir(parents=True)
     target.write_text(text, encoding="utf-8")
+
+
+def link_copies(directory: Path) -> None:
+    """Replace files with what another one has: packages of one source have the same rights."""
+    first: dict[bytes, Path] = {}
+    for path in sorted(path for path in directory.rglob("*") if path.is_file()):
+        other = first.setdefault(path.read_bytes(), path)
+        if other != path:
+            path.unlink()
+            path.symlink_to(os.path.relpath(other, path.parent))
 
 
 def bill(debian: list[dict[str, str]], wheels: Iterable[tuple[str, ...]]) -> str:
@@ -298,17 +348,6 @@ def _epoch() -> Any:
 def _serial(parts: Iterable[Any]) -> Any:
     uuids: Any = importlib.import_module("uuid")
     return uuids.uuid5(uuids.NAMESPACE_URL, " ".join(part.to_string() for part in parts))
-
-
-def compile_in(image: Path, directories: Iterable[Path]) -> None:
-    """Compile to bytecode that is not compared with its source at each start."""
-    for directory in directories:
-        done = compileall.compile_dir(
-            directory, quiet=1, stripdir=str(image), prependdir="/",
-            invalidation_mode=importlib.import_module("py_compile").PycInvalidationMode.UNCHECKED_HASH,
-        )  # fmt: skip
-        if not done:
-            sys.exit(f"{directory} cannot be compiled")
 
 
 def settle(image: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import email
 import json
 import os
 import re
 import stat
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,6 +24,7 @@ from tests.support import (
     documents,
     gpu_operator,
     helm,
+    image_modules,
     images,
     nodes,
     real,
@@ -30,12 +33,13 @@ from tests.support.documents import Block
 from tests.support.nodes import Node
 from toolkit import __version__
 from toolkit.artifacts import manifest
+from toolkit.cli import parser
 from tools import release
 
 pytestmark = [pytest.mark.node, pytest.mark.timeout(600)]
 
 ROOT: Final = images.ROOT
-LARGEST: Final = 60_000_000
+LARGEST: Final = 25_000_000
 """How many bytes the image may have above the C library and the toolkit's files."""
 SLOWEST: Final = 0.060
 """In how many seconds Python has to be up in it."""
@@ -223,29 +227,85 @@ def test_nothing_else_is_in_it(root: Path) -> None:
     }
 
 
-def test_every_room_finds_what_it_imports(root: Path) -> None:
-    rooms = [
-        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-        for package in ("runtimes", "toolkit")
-        for path in (ROOT / package).rglob("*.py")
-        if path.name != "__main__.py"
-    ]
-    done = inside(
-        root,
-        "python3",
-        "-IB",
-        "-c",
-        f"import importlib\nfor n in {rooms!r}: importlib.import_module(n)",
-    )
+def compiled(root: Path) -> dict[str, Path]:
+    """Return the modules that the image has as bytecode, by their names."""
+    [stdlib] = root.glob("usr/lib/python3*")
+    [packages] = root.glob("usr/local/lib/python3*/*-packages")
+    return {
+        ".".join(path.relative_to(top).with_suffix("").parts).removesuffix(".__init__"): path
+        for top in (stdlib, packages)
+        for path in top.rglob("*.pyc")
+    }
+
+
+def test_every_module_finds_what_it_imports(root: Path) -> None:
+    names = sorted(compiled(root))
+    own = {name for name in image_modules.own(ROOT) if name != "toolkit.__main__"}
+    assert own <= set(names)
+    lines = f"import importlib\nfor each in {names!r}: importlib.import_module(each)"
+    done = inside(root, "python3", "-IB", "-c", lines)
     assert done.returncode == 0, done.stderr
 
 
-def test_everything_is_compiled_and_needs_no_look_at_its_source(root: Path) -> None:
-    (packages,) = root.glob("usr/local/lib/python3*/*-packages")
-    for source in [*packages.rglob("*.py")]:
-        (compiled,) = (source.parent / "__pycache__").glob(f"{source.stem}.cpython-*.pyc")
+def test_there_is_bytecode_alone_which_is_compared_with_no_source(root: Path) -> None:
+    # The agent runs that one by its path.
+    [source] = root.rglob("*.py")
+    assert source.parts[-2:] == ("toolkit", "__main__.py")
+    assert not list(root.rglob("__pycache__"))
+    for path in compiled(root).values():
         # The flags of PEP 552: by its hash, and not to be compared with its source.
-        assert compiled.read_bytes()[4:8] == b"\x01\x00\x00\x00"
+        assert path.read_bytes()[4:8] == b"\x01\x00\x00\x00"
+
+
+def test_nothing_is_there_that_is_not_imported_or_loaded(root: Path) -> None:
+    """Each shared object is an extension module that is reached, or needed by one that is there."""
+    elf = [
+        path
+        for path in root.rglob("*")
+        if path.is_file() and not path.is_symlink() and path.read_bytes()[:4] == b"\x7fELF"
+        if not path.is_relative_to(root / "artifacts")
+    ]
+    told = subprocess.run(
+        ("readelf", "--dynamic", *map(str, elf)), capture_output=True, text=True, check=True
+    ).stdout
+    needed = set(re.findall(r"\(NEEDED\) .*\[(.+)\]", told))
+    there = {path.name for path in elf if re.search(r"\.so\.\d+$", path.name)}
+    # What a toolkit's programs may be linked with is there in any case.
+    libc = {"libc.so.6", "libdl.so.2", "libm.so.6", "libpthread.so.0", "libresolv.so.2"}
+    libc |= {"librt.so.1", "ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1"}
+    assert there - libc <= needed
+    assert needed <= there
+    assert not [name for name in compiled(root) if image_modules.REACH.left_out(name)]
+
+
+def test_what_goes_wrong_is_told_by_file_line_and_function(root: Path) -> None:
+    done = inside(root, "python3", "-IB", "-c", "import json\njson.loads('{')")
+    assert re.search(
+        r'File "/usr/lib/python3\.\d+/json/__init__\.py", line \d+, in loads\n', done.stderr
+    )
+    assert done.stderr.splitlines()[-1].startswith("json.decoder.JSONDecodeError: Expecting ")
+
+
+def test_the_help_is_that_of_the_sources(root: Path) -> None:
+    for name, command in parser.app().commands.items():
+        if not command.hidden:
+            words = (name, "--help")
+            here = subprocess.run(
+                (sys.executable, "-m", "toolkit", *words),
+                cwd=ROOT, env={"PATH": nodes.PATH, "LC_ALL": "C.UTF-8"},
+                capture_output=True, text=True, check=True,
+            )  # fmt: skip
+            assert inside(root, "nvidia-toolkit", *words).stdout == here.stdout
+
+
+def test_each_wheel_says_what_it_is_and_under_which_licence(root: Path) -> None:
+    [packages] = root.glob("usr/local/lib/python3*/*-packages")
+    named = {}
+    for info in packages.glob("*.dist-info"):
+        fields = email.message_from_string((info / "METADATA").read_text(encoding="utf-8"))
+        named[str(fields["Name"]).lower().replace("_", "-")] = fields["Version"]
+        assert [path for path in info.rglob("*") if path.name.upper().startswith("LICENSE")]
+    assert named == versions(ROOT / "requirements.txt")
 
 
 def test_the_bill_of_materials_names_what_is_there(root: Path) -> None:
