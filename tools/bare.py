@@ -39,8 +39,8 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 SUITES: Final = ("bookworm", "forky")
 """By default the oldest Python that is allowed (3.11) and the newest that a suite has (3.14)."""
 _STEPS: Final = ("demo", "unit", "functional", "test")
-_STEPS_OF: Final = {"bookworm": ("demo", "test")}
-"""With the oldest Python `make test` runs, which includes the unit and functional tests."""
+_STEPS_OF: Final = {("bookworm", "user"): ("demo", "test")}
+"""With the oldest Python a user runs `make test`, which includes the unit and functional tests."""
 _STEP_SECONDS: Final = 1800
 _PREPARE_SECONDS: Final = 900
 _TAIL_LINES: Final = 60
@@ -269,7 +269,12 @@ def main(words: Sequence[str] | None = None) -> int:
             _say(f"{'suite':10}{'Python':10}{'user':6}{'step':12}{'result':8}{'seconds':>8}")
             waiting = [
                 pool.submit(
-                    _all_steps, stage, machine, user, steps_of(machine.suite, asked.step), logs
+                    _all_steps,
+                    stage,
+                    machine,
+                    user,
+                    steps_of(machine.suite, user.name, asked.step),
+                    logs,
                 )
                 for machine in machines
                 for user in asked.users
@@ -399,9 +404,9 @@ def _machine(suite: str, stage: Stage, logs: Path) -> Machine:
     return Machine(suite=suite, image=root, python=version, wheels=kept("bare", name, make))
 
 
-def steps_of(suite: str, step: str | None) -> Sequence[str]:
-    """Return the steps of a suite, or the one that was asked for."""
-    return (step,) if step else _STEPS_OF.get(suite, ("demo", "unit", "functional"))
+def steps_of(suite: str, user: str, step: str | None) -> Sequence[str]:
+    """Return the steps of a suite as a user, or the one that was asked for."""
+    return (step,) if step else _STEPS_OF.get((suite, user), ("demo", "unit", "functional"))
 
 
 def _all_steps(

@@ -282,12 +282,15 @@ class ControlPlane:
         return done.stdout
 
     def until(self, holds: Callable[[], bool], what: str, timeout: float = 60) -> None:
-        """Wait until something holds."""
+        """Wait until something holds; what kubectl has to tell is asked less often."""
         deadline = time.monotonic() + timeout
-        while not holds():
-            if time.monotonic() > deadline:
+        while True:
+            began = time.monotonic()
+            if holds():
+                return
+            if began > deadline:
                 raise NodeError(f"waited in vain for {timeout:g} s: {what}: {self.logs()}")
-            time.sleep(0.2)
+            time.sleep(min(1, max(0.2, 2 * (time.monotonic() - began))))
 
     def logs(self) -> str:
         """Return the last words of every program."""

@@ -545,8 +545,15 @@ def ended(
 
 
 def wait_for(condition: Callable[[], bool], problem: str, *, timeout: float = 10) -> None:
-    """Wait until a condition holds; fail where it does not within the time."""
+    """Wait until a condition holds; fail where it does not within the time.
+
+    What takes long to find out, such as a run of the program, is looked at less often: it takes the
+    time of what is waited for.
+    """
     deadline = time.monotonic() + timeout
-    while not condition():
+    while True:
+        began = time.monotonic()
+        if condition():
+            return
         assert time.monotonic() < deadline, problem
-        time.sleep(0.005)
+        time.sleep(min(0.1, max(0.005, 2 * (time.monotonic() - began))))
