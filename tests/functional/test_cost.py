@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -16,9 +16,10 @@ import pytest
 
 from runtimes.containerd import ADAPTER as containerd
 from tests.faults import calls
-from tests.support import fake_node
+from tests.support import artifacts, fake_node
 from tests.support.fake_node import Daemon, Node
 from toolkit.agent import counters, sync
+from toolkit.artifacts import manifest
 from toolkit.deadline import Cancellation
 from toolkit.node import processes, socket_peer
 from toolkit.reconcile.context import Context
@@ -182,22 +183,27 @@ def _python(
     ).stdout.split()
 
 
+@pytest.mark.parametrize("is_listed", [False, True])
 def test_the_toolkit_s_files_are_hashed_once_where_they_are_installed_and_never_again(
-    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch
+    node: Node, running: Daemon, monkeypatch: pytest.MonkeyPatch, *, is_listed: bool
 ) -> None:
+    """Those of the source, to name a version; or the copies, if the source names their hashes."""
+    if is_listed:
+        artifacts.list_hashes(node.source)
     hashed: Counter[str] = Counter()
-    digest = hashlib.file_digest
+    digest = manifest.sha256
 
-    def counted(stream: Any, name: str) -> Any:
-        hashed[Path(stream.name).name] += 1
-        return digest(stream, name)
+    def counted(fd: int) -> str:
+        hashed[os.readlink(f"/proc/self/fd/{fd}").removeprefix(f"{node.source}/")] += 1
+        return digest(fd)
 
-    monkeypatch.setattr(hashlib, "file_digest", counted)
+    monkeypatch.setattr(manifest, "sha256", counted)
     context = Context(settings=node.settings(), adapter=containerd, stop=Cancellation())
     first = sync.first(context)
     assert (first["outcome"], first["ready"]) == (counters.CHANGED, True)
     assert set(hashed.values()) == {1}
-    assert "nvidia-ctk" in hashed
+    assert len(hashed) == len(fake_node.PROGRAMS) + len(fake_node.LIBRARIES)
+    assert ("usr/bin/nvidia-ctk" in hashed) is not is_listed
     hashed.clear()
     assert sync.later(context, "check", first)["outcome"] == counters.IN_SYNC
     assert sync.first(context)["outcome"] == counters.IN_SYNC
