@@ -76,7 +76,10 @@ LEFT_OUT: Final[Mapping[str, str]] = {
     "_uuid": "identifiers made of a time; its absence is handled",
     "argparse": "modules of the standard library that are run as programs",
     "bz2": "archives that are compressed so; its absence is handled",
+    "compression.zstd": "as bz2",
+    "concurrent.futures.interpreter": "as concurrent.futures.process",
     "concurrent.futures.process": "processes; threads are used",
+    "concurrent.interpreters": "as concurrent.futures.process",
     "doctest": "as unittest",
     "email.policy": "mail; HTTP's headers are email.message.Message, of the older policy",
     "ftplib": "URLs of other kinds than HTTP",
@@ -309,8 +312,11 @@ class _Walk:
                 self._take(f"{origin}.{part}", module.name)
                 self._take_for_c(part, module)
         is_needed = unit is module.body or module.name in self.roots
-        if is_needed and not wanted.is_optional and (name := left_out(origin)):
-            raise ReachError(f"{module.name} imports {origin}, which is left out: {LEFT_OUT[name]}")
+        if is_needed and not wanted.is_optional:
+            for each in (origin, *(f"{origin}.{part}" for part, _ in wanted.parts)):
+                if (name := left_out(each)) and self.library.spec(each):
+                    reason = LEFT_OUT[name]
+                    raise ReachError(f"{module.name} imports {each}, which is left out: {reason}")
 
     def _take_for_c(self, name: str, module: Module) -> None:
         if name in IMPORTED_BY_C:

@@ -47,7 +47,10 @@ TESTS: Final = (
     "test_nri.py::test_the_metrics_count_what_was_asked",
 )
 """Of the agent: metrics, TLS to the API server, the node's report, the NRI plugin."""
-HANDLED: Final = {"_bz2", "_lzma", "_uuid", "bz2", "lzma", "sitecustomize", "tracemalloc"}
+HANDLED: Final = {
+    "_bz2", "_lzma", "_uuid", "_zstd", "bz2", "compression.zstd", "lzma", "sitecustomize",
+    "tracemalloc",
+}  # fmt: skip
 """What is looked for and not there; `shutil`, `uuid`, `site` and `warnings` go on without it."""
 
 
