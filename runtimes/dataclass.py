@@ -2,8 +2,8 @@
 
 Python's `dataclasses` writes the source of the methods of each class and compiles it at every
 start: half a millisecond for a class, and `inspect`, which is large. The decorator here gives a
-class the same methods as functions that exist already and read the fields of the class. Making an
-instance takes about a microsecond longer.
+class the same methods as functions that exist already and read the fields of the class. Instances
+are made as fast (docs/internals/benchmarks.md).
 
 What there is has the names, arguments and behaviour that it has in `dataclasses`; mypy takes it for
 that. Python's own `fields`, `replace` and `asdict` accept the classes as well.
