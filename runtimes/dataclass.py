@@ -20,7 +20,7 @@ _MISSING: Final[Any] = object()
 
 
 class _Field:
-    """How a field is declared: what `field` returns, and what any other default becomes."""
+    """The declaration of a field. `field` returns one; any other default is stored in one."""
 
     __slots__ = ("compare", "default", "default_factory", "init", "repr")
 
