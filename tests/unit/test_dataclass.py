@@ -164,6 +164,18 @@ def test_methods_of_the_class_itself_stay(module: Any) -> None:
     assert (repr(shown(x=1)), shown(x=1).y) == ("shown", "no y")
 
 
+def test_what_a_class_does_after_its_values_are_set(module: Any) -> None:
+    class Counter:
+        start: int
+        count: int = module.field(init=False, default=0)
+
+        def __post_init__(self) -> None:
+            self.count = self.start + 1
+
+    make: Any = module.dataclass(slots=True, kw_only=True)
+    assert make(Counter)(start=3).count == 4
+
+
 def test_a_class_without_slots_is_refused() -> None:
     with pytest.raises(TypeError, match="must have slots"):
         own.dataclass(slots=False)
