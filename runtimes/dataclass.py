@@ -20,7 +20,7 @@ _MISSING: Final[Any] = object()
 
 
 class _Field:
-    """How a field is declared: what `field` returns, and what any other default becomes."""
+    """The declaration of a field. `field` returns one; any other default is stored in one."""
 
     __slots__ = ("compare", "default", "default_factory", "init", "repr")
 
@@ -111,6 +111,7 @@ def _made(cls: type[_T], *, frozen: bool, kw_only: bool) -> type[_T]:
 def _initializer(
     cls: type, declared: Mapping[str, _Field], order: tuple[str, ...]
 ) -> Callable[..., None]:
+    finish = vars(cls).get("__post_init__", _nothing)
     # A slot is set by its own method, since `__setattr__` refuses to in a frozen class.
     fields = tuple(
         (name, vars(cls)[name].__set__, each.init, each.default, each.default_factory)
@@ -134,8 +135,13 @@ def _initializer(
         if used < len(values):
             unknown = ", ".join(name for name in values if not _is_parameter(declared, name))
             raise TypeError(f"{cls.__qualname__}() has no parameter {unknown}")
+        finish(self)
 
     return __init__
+
+
+def _nothing(_instance: object) -> None:
+    """Do nothing in place of a `__post_init__`."""
 
 
 def _is_parameter(declared: Mapping[str, _Field], name: str) -> bool:

@@ -63,15 +63,25 @@ def _run(arguments: list[str]) -> int:
     try:
         if (parsed := command_line.parse(arguments)) is not None:
             return command_line.execute(parsed, arguments[1:])
-        from toolkit.cli import parser  # noqa: PLC0415  # it imports click, which is large
-
-        return parser.run(arguments)
+        return _run_with_click(arguments)
     except SystemExit as end:  # of a completion
         return int(end.code or 0)
     except KeyboardInterrupt:
         return _BUG
     except Exception as error:  # noqa: BLE001  # every other error is reported as a bug
         return _report_error(error, arguments)
+
+
+def _run_with_click(arguments: list[str]) -> int:
+    from toolkit.cli import parser  # noqa: PLC0415  # it imports click, which is large
+
+    try:
+        return parser.run(arguments)
+    except parser.Misuse as error:
+        from toolkit.cli import misuse  # noqa: PLC0415  # only needed for an error
+
+        problem, hint = misuse.explain(error, arguments)
+        raise UsageProblem([problem], hint=hint) from error
 
 
 # --- standard streams -----------------------------------------------------------------------------

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 else:
     _Choice = click.Choice  # a class of generic type since click 8.2
 
+Misuse: Final = click.ClickException
+"""A command line that click refuses; `toolkit.cli.misuse` explains it."""
 NAME: Final = command_line.NAME
 _IS_FULL: Final = "nvidia_toolkit.is_full"
 _SHELLS: Final = ("bash", "zsh", "fish")
@@ -39,18 +41,13 @@ _EPILOG: Final = (
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run the command that explicit arguments name; return the exit code. Raises UsageProblem."""
+    """Run the command that explicit arguments name; return the exit code. Raises Misuse."""
     try:
         code = app()(
             list(arguments), prog_name=NAME, standalone_mode=False, obj=list(arguments[1:])
         )
     except click.exceptions.Abort:
         return 1
-    except click.ClickException as error:
-        from toolkit.cli import misuse  # noqa: PLC0415  # only needed for an error
-
-        problem, hint = misuse.explain(error, arguments)
-        raise UsageProblem([problem], hint=hint) from error
     return code or 0
 
 
