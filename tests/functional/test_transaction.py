@@ -249,6 +249,17 @@ def test_what_a_killed_run_left_is_swept_even_where_nothing_is_to_do(
     assert running.signals() == ["SIGHUP"]
 
 
+def test_a_revert_without_a_restart_leaves_no_temporary_file_of_a_killed_run(
+    node: Node, running: Daemon
+) -> None:
+    install(node, restart_mode="none")
+    leftover = node.pid_file.with_name(".restarts.json.nvidia-toolkit-new")
+    leftover.write_bytes(b"half")
+    fake_node.done("revert", *node.options(restart_mode="none"))
+    assert running.signals() == []
+    assert not leftover.exists()
+
+
 def test_what_mode_none_left_to_others_is_still_owed_in_another_mode(
     node: Node, running: Daemon
 ) -> None:

@@ -197,6 +197,7 @@ def _clean(context: Context, target: Target, directories: tuple[str, ...]) -> No
     readiness_record.remove(context.readiness)
     liveness.remove(RunDir.of(context.settings.pid_file).agent)
     binary_cache.forget(context.settings)
+    context.budget.sweep()
     preflight.sweep(target.install_dir)
     journal.forget(target.install_dir)
     if remaining := created_directories.take_down(context.created_directories, directories):

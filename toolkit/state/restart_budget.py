@@ -60,6 +60,10 @@ class Budget:
         history = self._read()
         self._write(replace(history, restarts=[*history.restarts, uptime()], vain=""))
 
+    def sweep(self) -> None:
+        """Remove the temporary file of a killed process."""
+        files.sweep(self.path, None)
+
     def spent(self) -> list[float]:
         """Return the times of the restarts within the window."""
         return self._read().restarts
