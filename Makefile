@@ -22,7 +22,7 @@ $(VENV)/.program: pyproject.toml constraints.txt tools/venv.py $(BIN)/python
 $(VENV)/.made: pyproject.toml constraints.txt tools/venv.py $(BIN)/python
 	@MAKECMDGOALS='$(MAKECMDGOALS)' $(PYTHON) tools/venv.py $(VENV) tests
 
-demo: $(VENV)/.program ## The program's whole job on a throw-away node (1 min); needs Python alone
+demo: $(VENV)/.program ## The program's whole job on a throw-away node (1 min); needs Python and pip
 	$(BIN)/python examples/demo
 
 test: $(VENV)/.made ## Every tier that this machine can run (10 min); REQUIRE_REAL_RUNTIMES=1: all of each
