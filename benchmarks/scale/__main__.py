@@ -94,7 +94,9 @@ def _text(run: dict[str, Any]) -> str:
         f"{run['nodes']} nodes. {run['programs']}, all on one"
         f" machine: {run['machine']}; load {first} when it began, {last} when it ended."
     )
-    parts = (said, "", tables.phases(phases, run["nodes"]), "", tables.storms(storms), "")
+    parts = [said, "", tables.phases(phases, run["nodes"]), ""]
+    if storms:
+        parts += [tables.storms(storms), ""]
     return "\n".join(parts)
 
 

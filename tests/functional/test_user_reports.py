@@ -31,10 +31,11 @@ def test_p11_a_pod_that_its_own_restart_kills_finds_nothing_to_do(
     node: Node, running: Daemon, number: signal.Signals, late: float
 ) -> None:
     """kubelet kills pods whose sandbox a restarted containerd lost: the installer's own as well."""
-    for _ in range(4):
+    for is_first in (True, False, False, False):
         heard = len(running.signals())
         with fake_node.started(fake_node.program(*node.options())) as pod:
-            deadline = time.monotonic() + 1.5
+            # The first one restarts the runtime, if on a busy machine after a while.
+            deadline = time.monotonic() + (30 if is_first else 3)
             while len(running.signals()) == heard and time.monotonic() < deadline:
                 time.sleep(0.01)
             time.sleep(late)

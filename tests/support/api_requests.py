@@ -54,10 +54,17 @@ class Request:
 
 
 def audit_options(home: Path) -> tuple[str, ...]:
-    """Return the options that make an API server log each request below a directory."""
+    """Return the options that make an API server log each request below a directory.
+
+    The file is not rotated, as it is by default at 100 MB: it is read on where it was read last.
+    """
     policy = home / "audit.yaml"
     policy.write_text(yaml.safe_dump(_POLICY), encoding="utf-8")
-    return (f"--audit-policy-file={policy}", f"--audit-log-path={_log(home)}")
+    return (
+        f"--audit-policy-file={policy}",
+        f"--audit-log-path={_log(home)}",
+        "--audit-log-maxsize=100000",
+    )
 
 
 class AuditLog:
