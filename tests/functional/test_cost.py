@@ -140,7 +140,7 @@ def test_a_start_on_a_node_that_is_right_loads_only_what_it_uses(right: Node) ->
     assert {name for name in rest if name.partition(".")[0] in sys.stdlib_module_names} == set()
     # Modules of the program (a dozen are its packages, which hold a line of text), and of h2 with
     # what it brings: the same with every Python.
-    assert len(rest) < 132
+    assert len(rest) < 133
 
 
 def test_the_agent_loads_only_what_it_uses_while_it_waits() -> None:

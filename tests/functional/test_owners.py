@@ -127,6 +127,9 @@ def test_a_pod_sees_the_parents_that_the_directory_has_on_the_node(
     parent = node.root / "mnt"
     (parent / "nvidia").mkdir(parents=True)
     change(parent)
+    (node.root / "bin").mkdir(exist_ok=True)
+    (node.root / "bin/sh").write_bytes(b"")
+    (node.root / "bin/sh").chmod(0o755)
     text = node.config.read_text(encoding="utf-8")
     node.config.write_text(text.replace(f"{node.root}/opt", "/opt"), encoding="utf-8")
     script = 'mount -t tmpfs pod /mnt\nmkdir /mnt/nvidia\nmount --bind "$1" /mnt/nvidia\nshift'
@@ -140,7 +143,7 @@ def test_a_pod_sees_the_parents_that_the_directory_has_on_the_node(
     os.chown(parent, 0, 0)
     parent.chmod(0o755)
     done = fake_node.cli("run", "--no-daemon", *words, prefix=prefix)
-    assert " install: " in done.stderr  # it fails there: the node has no shell for them
+    assert " install: " in done.stderr  # it fails there: that is no shell for them
 
 
 def test_links_and_directories_of_root_s_are_accepted(node: Node) -> None:

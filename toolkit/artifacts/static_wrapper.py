@@ -6,11 +6,12 @@ settings). Images and packages contain it beside this module; a checkout and a w
 
 from __future__ import annotations
 
-import platform
+import os
 import struct
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from runtimes.dataclass import dataclass
 
 MACHINES: Final = ("x86_64", "aarch64")
 """The machines that there is a program for, as `uname -m` names them."""
@@ -49,7 +50,7 @@ def template(machine: str | None = None) -> bytes | None:
     The default is the machine of this process. The file is part of this program's installation.
     """
     try:
-        return path(machine or platform.machine()).read_bytes()
+        return path(machine or os.uname().machine).read_bytes()
     except FileNotFoundError:
         return None
 
