@@ -33,7 +33,7 @@ VERSION: Final = {
     "crio": "crio --version",
 }
 # What a runtime may take that will never be well; the real ones are back after 0.2 s.
-SHORT: Final = "--reload-timeout=4"
+SHORT: Final = "--reload-timeout=8"
 BY_UNIT: Final = "--restart-mode=systemd"
 DAEMON_JSON: Final = "/etc/docker/daemon.json"
 
