@@ -16,7 +16,7 @@ import pytest
 from runtimes.containerd import ADAPTER as containerd
 from tests.support import fake_node, fake_runtime
 from tests.support.fake_node import Daemon, Node
-from tests.support.fake_runtime import pods, say, started_pods
+from tests.support.fake_runtime import calls, pods, say, started_pods
 from toolkit.agent import sync
 from toolkit.deadline import Cancellation
 from toolkit.reconcile.context import Context
@@ -368,6 +368,13 @@ def test_a_run_that_starts_none_removes_it_as_well(killed: Node) -> None:
 
 
 def test_a_revert_removes_it_and_is_not_refused(killed: Node) -> None:
+    fake_node.done("revert", *killed.options())
+    assert (pods(killed), killed.config.read_bytes()) == ([], fake_node.KUBEADM)
+
+
+def test_a_revert_removes_it_though_the_runtime_did_not_answer_at_first(killed: Node) -> None:
+    call = calls(killed) + 1
+    say(killed, at={"call": call, "method": "ListPodSandbox", "do": "refuse"})
     fake_node.done("revert", *killed.options())
     assert (pods(killed), killed.config.read_bytes()) == ([], fake_node.KUBEADM)
 

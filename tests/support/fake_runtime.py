@@ -63,6 +63,11 @@ def _write_pods(node: Node, pods: dict[str, Any]) -> None:
     path.with_suffix(".test").rename(path)
 
 
+def calls(node: Node) -> int:
+    """Return how many calls about pods there were."""
+    return len(_pods(node).get("calls", ()))
+
+
 def _pods(node: Node) -> dict[str, Any]:
     path = node.root.parent / "d" / fake_daemon.PODS
     content: dict[str, Any] = (

@@ -83,7 +83,7 @@ def revert(settings: Settings, adapter: Adapter, stop: Cancellation | None = Non
         record = adopt.restored_record(target, journal.load(target.install_dir))
         plan = _view(context, locate.again(target, adapter), record)
     transaction.sweep(context, plan)
-    if using := _using_before(context, plan):
+    if using := _users(context, plan):
         _remove_default(context, plan)
         raise _in_use(using, "the handlers and their files are kept")
     if not is_forced:
@@ -121,7 +121,7 @@ def remove_handlers(context: Context) -> str:
     _require_directories(target, record)
     handler_verification.clear(context, target)
     plan = _view(context, target, record)
-    if using := _using_before(context, plan):
+    if using := _users(context, plan):
         _remove_default(context, plan)
         return in_use.describe(using, "the toolkit's handlers")
     plan = _with_loaded_handlers(context, plan)
@@ -402,6 +402,20 @@ def _using(context: Context, plan: Plan) -> tuple[str, ...]:
     if context.settings.force:
         return ()
     return in_use.using(plan.target, context.adapter, plan.observation, context.deadline())
+
+
+def _users(context: Context, plan: Plan) -> tuple[str, ...]:
+    """Return who uses the handlers before any change, without what a killed run left behind.
+
+    Raises as `_using_before` does.
+    """
+    using = _using_before(context, plan)
+    if using:
+        # A runtime that was just started may not have answered when those were to be removed; now
+        # it has.
+        handler_verification.clear(context, plan.target)
+        using = _using_before(context, plan)
+    return using
 
 
 def _using_before(context: Context, plan: Plan) -> tuple[str, ...]:
