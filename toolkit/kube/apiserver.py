@@ -219,7 +219,8 @@ def _failure(api: Api, failed: str, error: Exception) -> ApiError:
     if isinstance(error, ssl.SSLCertVerificationError):
         return ApiError(f"{api}: certificate verification failed: {error.verify_message}")
     # The connection of a server that ends breaks, in HTTP or already in the TLS handshake.
-    is_broken = isinstance(error, (ConnectionError, ssl.SSLEOFError))
+    # Python 3.11 takes an end within the handshake for one that was announced.
+    is_broken = isinstance(error, (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError))
     kind = ApiUnavailable if is_broken else ApiError
     if isinstance(error, http.client.HTTPException):
         return kind(f"{failed} in HTTP: {type(error).__name__}")
