@@ -125,4 +125,5 @@ def test_the_command_imports_nothing_that_it_does_not_use(record: Path) -> None:
     )
     imported, *unwanted = done.stdout.split()
     assert unwanted == ["runtimes", "runtimes.dataclass"]
-    assert int(imported) < 80
+    # The `traceback` of Python 3.14 imports `dataclasses`, and that `inspect`.
+    assert int(imported) < (80 if sys.version_info < (3, 14) else 100)
