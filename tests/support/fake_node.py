@@ -220,7 +220,8 @@ def snapshot(root: Path, *ignored: Path) -> dict[str, Trace]:
     found = {}
     for path in sorted(root.rglob("*")):
         if path not in ignored:
-            found[str(path.relative_to(root))] = trace(path)
+            with suppress(FileNotFoundError):  # it was temporary
+                found[str(path.relative_to(root))] = trace(path)
     return found
 
 
