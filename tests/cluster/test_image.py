@@ -211,7 +211,7 @@ def test_nothing_else_is_in_it(root: Path) -> None:
     known = {"cat", "sh", "sleep", "dash", "bash", "python3", *ours}
     assert {name for name in programs - known if not re.fullmatch(r"python3\.\d+", name)} == set()
     assert ours <= programs
-    # The commands are static programs, and what starts Python is the only script of ours besides.
+    # The commands are static programs. The only script is the one that starts Python.
     for name in ("nvidia-toolkit", "nvidia-ctk-installer"):
         assert (root / "usr/local/bin" / name).read_bytes().startswith(b"\x7fELF")
     names = {path.name for path in root.rglob("*")}

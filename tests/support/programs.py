@@ -104,7 +104,9 @@ def _program(name: str) -> bytes | str:
             [path] = build.build(Path(place), [HERE], other="gcc", programs=[name])
             return path.read_bytes()
     except (nodes.NodeError, BuildError) as error:
-        return f"the static programs cannot be built (apt-get install gcc): {error}"
+        # pip repeats itself, on lines of its own.
+        reason = str(error).partition("\n")[0]
+        return f"the static programs cannot be built (apt-get install gcc): {reason}"
 
 
 def install() -> None:

@@ -28,7 +28,7 @@ CASES: Final[Mapping[str, tuple[str, str, bool]]] = {
     "by another name": ("from lib import f as g\ng()", LATE, True),
     "the module by another name": ("import lib as other\nother.f()", LATE, True),
     "a star": ("from lib import *\nf()", LATE, True),
-    "a function of the program, which nobody is seen to call": (
+    "a function of the program without a visible caller": (
         "def command():\n    import lib\n    lib.f()",
         LATE,
         True,

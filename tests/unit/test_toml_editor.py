@@ -525,7 +525,7 @@ def test_what_is_no_toml_is_refused_with_its_place(data: bytes, message: str) ->
 
 
 def test_the_values_of_a_text_that_is_read_twice_are_the_caller_s_own() -> None:
-    """A large text is parsed once, and whoever reads it may change what it got."""
+    """A large text is parsed once, and each caller may change the result that it got."""
     data = b'[a]\nb = [{ c = ["d"] }]\n' + b"# a comment\n" * 1000
     first, again = toml_scanner.tree(data, "a"), toml_scanner.read(data, "a")[1]
     assert first == again == {"a": {"b": [{"c": ["d"]}]}}
