@@ -117,7 +117,7 @@ TIERS: Final = (
     Tier(
         name="cluster",
         about="chart, image, and a real Kubernetes on a booted node",
-        packages=(*_BOOTED, "buildah"),
+        packages=(*_BOOTED, "binutils", "buildah"),
         programs=("mmdebstrap", "buildah"),
         needs_root=True,
         needs_go=True,
