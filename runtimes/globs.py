@@ -6,8 +6,10 @@ import re
 from functools import lru_cache
 from typing import Final
 
-_PARTS: Final = re.compile(r"\[\^?(?:\\.|[^\]])+\]|\\.|.", re.DOTALL)
-_RANGE: Final = re.compile(r"(\\.|[^\\\]-])(?:-(\\.|[^\\\]-]))?", re.DOTALL)
+from runtimes.lazy_pattern import lazy_pattern
+
+_PARTS: Final = lazy_pattern(r"\[\^?(?:\\.|[^\]])+\]|\\.|.", re.DOTALL)
+_RANGE: Final = lazy_pattern(r"(\\.|[^\\\]-])(?:-(\\.|[^\\\]-]))?", re.DOTALL)
 _LONGEST: Final = 4096
 """In characters. A longer pattern cannot match, because no path is longer than PATH_MAX."""
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any, Final, TextIO
+
+from runtimes.lazy_pattern import lazy_pattern
 
 # --- the terminal ---------------------------------------------------------------------------------
 
@@ -26,7 +27,7 @@ _ERASE: Final = "\r\x1b[K"
 _BEAT: Final = 0.1
 _LONG: Final = 1.0
 _NARROW: Final = 80
-_WAIT: Final = re.compile(r"\bin \d+ s\b")
+_WAIT: Final = lazy_pattern(r"\bin \d+ s\b")
 
 
 def is_plain(stream: IO[str]) -> bool:

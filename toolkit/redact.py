@@ -13,6 +13,8 @@ from contextlib import suppress
 from itertools import pairwise
 from typing import Any, Final
 
+from runtimes.lazy_pattern import lazy_pattern
+
 MASK: Final = "***"
 
 # --- what is a secret -----------------------------------------------------------------------------
@@ -21,63 +23,65 @@ _PLACES: Final = frozenset(
     {"auth", "auths", "env", "environment", "header", "headers", "proxies", "tls"}
 )
 """Names of tables below which every value is hidden."""
-_NAME: Final = re.compile(
+_NAME: Final = lazy_pattern(
     r"passw|passphrase|token|secret|credential|cookie|signature|authorization|username|jwt|bearer"
     r"|apikey|accesskey|privatekey|(?:auth|auths|pass|pw|pwd|psk|sig|keys?|(?:key|cert|authority|auth)data)$"
 )
 """Names of secrets, in lower case and without punctuation."""
-_SHOWN: Final = re.compile(r"(?:file|path|dir|mode)s?$")
+_SHOWN: Final = lazy_pattern(r"(?:file|path|dir|mode)s?$")
 """Names whose values are shown although they match `_NAME`: the path of a key is no secret."""
 
 # Quantifiers are possessive or bounded, so that a hostile text costs linear time. See
 # runtimes/formats/toml_scanner.py for where CPython matches possessive groups correctly.
-_STRING: Final = re.compile(
+_STRING: Final = lazy_pattern(
     r'"[^"\\]*+(?:\\.[^"\\]*+)*+\\?(?:"|\Z)' + r"|'[^'\\]*+(?:\\.[^'\\]*+)*+\\?(?:'|\Z)", re.DOTALL
 )
-_PEM: Final = re.compile(r"(-----BEGIN [A-Z ]{0,64}-----).*?(?:(?=-----END)|\Z)", re.DOTALL)
+_PEM: Final = lazy_pattern(r"(-----BEGIN [A-Z ]{0,64}-----).*?(?:(?=-----END)|\Z)", re.DOTALL)
 _FORMS: Final = (
     (_PEM, rf"\1{MASK}"),
     # The login of a URL, also without a scheme, as curl accepts it for a proxy. `@sha256:` is a
     # digest.
-    (re.compile(r"(://)(?:[^\s\"'<>`/@]{0,512}@)+(?!sha\d+:)"), rf"\1{MASK}@"),
-    (re.compile(r"(://)[^\s\"'<>`/@:]{0,512}:[^\s\"'<>`@]{0,512}@(?!sha\d+:)"), rf"\1{MASK}@"),
+    (lazy_pattern(r"(://)(?:[^\s\"'<>`/@]{0,512}@)+(?!sha\d+:)"), rf"\1{MASK}@"),
+    (lazy_pattern(r"(://)[^\s\"'<>`/@:]{0,512}:[^\s\"'<>`@]{0,512}@(?!sha\d+:)"), rf"\1{MASK}@"),
     (
-        re.compile(r"(?<![\w.+:/-])[\w.+-]++:[^\s\"'<>`@/][^\s\"'<>`@]{0,512}@(?!sha\d+:)"),
+        lazy_pattern(r"(?<![\w.+:/-])[\w.+-]++:[^\s\"'<>`@/][^\s\"'<>`@]{0,512}@(?!sha\d+:)"),
         f"{MASK}@",
     ),
-    (re.compile(r"\b(Bearer|Basic)(\s+)[\w+/=.~-]{6,}", re.IGNORECASE), rf"\1\2{MASK}"),
+    (lazy_pattern(r"\b(Bearer|Basic)(\s+)[\w+/=.~-]{6,}", re.IGNORECASE), rf"\1\2{MASK}"),
     # JSON web tokens, and keys of NVIDIA's registry, GitHub, GitLab, Hugging Face and AWS.
-    (re.compile(r"\beyJ[\w-]{8,}+\.[\w-]*+(?:\.[\w-]*+)?"), MASK),
-    (re.compile(r"\b(?:nvapi-|gh[a-z]_|github_pat_|glpat-|hf_|AKIA|ASIA)[\w-]{16,}+"), MASK),
+    (lazy_pattern(r"\beyJ[\w-]{8,}+\.[\w-]*+(?:\.[\w-]*+)?"), MASK),
+    (lazy_pattern(r"\b(?:nvapi-|gh[a-z]_|github_pat_|glpat-|hf_|AKIA|ASIA)[\w-]{16,}+"), MASK),
 )
 _PART: Final = r"""(?:"(?:[^"\\\n]|\\.){0,256}"|'[^'\n]{0,256}'|(?<![\w-])[\w-]++)"""
-_PARTS: Final = re.compile(_PART)
-_ITEM: Final = re.compile(
+_PARTS: Final = lazy_pattern(_PART)
+_ITEM: Final = lazy_pattern(
     r"^[-+ \t]*+\[{1,2}(?P<table>[^\n]*?)\]{1,2}[ \t]*+(?:\#[^\n]*+)?$"
     rf"|(?P<key>{_PART}(?:[ \t]*+\.[ \t]*+{_PART}){{0,16}})"
     r"""(?P<sign>\\*+["']?[ \t]*+[=:]++[ \t]*+|[ ]would[ ]change[ ]from[ ])""",
     re.MULTILINE,
 )
-_LINE_START: Final = re.compile(r"[-+#;\s]*+(?:export\s+|set\s+)?\Z")
-_SHOWN_VALUE: Final = re.compile(r"(?:true|false|null|none)(?=[\s,;}\])\"']|\Z)", re.IGNORECASE)
-_QUOTED: Final = re.compile(
+_LINE_START: Final = lazy_pattern(r"[-+#;\s]*+(?:export\s+|set\s+)?\Z")
+_SHOWN_VALUE: Final = lazy_pattern(r"(?:true|false|null|none)(?=[\s,;}\])\"']|\Z)", re.IGNORECASE)
+_QUOTED: Final = lazy_pattern(
     r'"{3}.*?(?:"{3}|\Z)'
     r"|'{3}.*?(?:'{3}|\Z)"
     rf"|{_STRING.pattern}"
     r"|(\\+[\"']).*?(?:\1|\Z)",
     re.DOTALL,
 )
-_BRACKET: Final = re.compile(rf"{_STRING.pattern}|[\[\]{{}}]", re.DOTALL)
-_JSON_SCALAR: Final = re.compile(r"[^\s,}\]]*+")
-_OF_QUERY: Final = re.compile(r"[^\s\"'<>`&#]*+")
-_SHELL_WORD: Final = re.compile(
+_BRACKET: Final = lazy_pattern(rf"{_STRING.pattern}|[\[\]{{}}]", re.DOTALL)
+_JSON_SCALAR: Final = lazy_pattern(r"[^\s,}\]]*+")
+_OF_QUERY: Final = lazy_pattern(r"[^\s\"'<>`&#]*+")
+_SHELL_WORD: Final = lazy_pattern(
     r"""(?:[^\s"'`\\]|\\.|"[^"\\\n]*(?:\\.[^"\\\n]*)*"?|'[^'\n]*'?)*""", re.DOTALL
 )
-_LINE: Final = re.compile(r"[^\n]*+")
-_LONG_LINE: Final = re.compile(r"[^\n\\]*+(?:\\.[^\n\\]*+)*+\\?", re.DOTALL)
-_FLAG: Final = re.compile(rf"(?<![\w-])(--?[\w.-]++)(\s++)(?!\s)({_SHELL_WORD.pattern})", re.DOTALL)
+_LINE: Final = lazy_pattern(r"[^\n]*+")
+_LONG_LINE: Final = lazy_pattern(r"[^\n\\]*+(?:\\.[^\n\\]*+)*+\\?", re.DOTALL)
+_FLAG: Final = lazy_pattern(
+    rf"(?<![\w-])(--?[\w.-]++)(\s++)(?!\s)({_SHELL_WORD.pattern})", re.DOTALL
+)
 
-_HEX: Final = re.compile(r"\\(?:x|U000000)([0-9A-Fa-f]{2})")
+_HEX: Final = lazy_pattern(r"\\(?:x|U000000)([0-9A-Fa-f]{2})")
 
 
 def is_secret(name: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from types import MappingProxyType
@@ -16,6 +15,7 @@ from runtimes.dataclass import dataclass, replace
 from runtimes.edits import value
 from runtimes.errors import ConfigError
 from runtimes.formats import toml_editor
+from runtimes.lazy_pattern import lazy_pattern
 from runtimes.model import EMPTY, BinaryQuery, Desired, Observation, Tree, token
 
 _OTHERS: Final = "effective without the drop-in"
@@ -23,7 +23,7 @@ _FIRST: Final = "effective, first {}"
 _MOST_SEARCHED: Final = 20
 """The number of files among which one that the binary does not load is searched for."""
 _LOADS: Final = 8
-_NEW_ESCAPE: Final = re.compile(r"\\[xe]")
+_NEW_ESCAPE: Final = lazy_pattern(r"\\[xe]")
 
 # --- results --------------------------------------------------------------------------------------
 

@@ -12,9 +12,10 @@ from typing import Any, Final
 from runtimes import edits
 from runtimes.edits import value
 from runtimes.formats import toml_editor
+from runtimes.lazy_pattern import lazy_pattern
 from runtimes.model import DeliveryKind, Desired, Observation
 
-_VARIABLE: Final = re.compile(r"\$\{(\w+)\}")
+_VARIABLE: Final = lazy_pattern(r"\$\{(\w+)\}")
 
 
 def variables(desired: Desired, observation: Observation) -> dict[str, str]:

@@ -9,7 +9,6 @@ necessarily its spelling.
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
@@ -26,12 +25,13 @@ from runtimes.formats.json_scanner import (
     scan,
     tree,
 )
+from runtimes.lazy_pattern import lazy_pattern
 from runtimes.model import Key, Tree
 
 __all__ = ["drop", "parse", "put", "read", "tree"]
 
-_SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
-_BLANK_LINES: Final = re.compile(r"\r?\n[ \t]*+(?=\r?\n)")
+_SURROGATE: Final = lazy_pattern(r"[\ud800-\udfff]")
+_BLANK_LINES: Final = lazy_pattern(r"\r?\n[ \t]*+(?=\r?\n)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

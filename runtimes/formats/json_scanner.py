@@ -13,6 +13,7 @@ from typing import Any, Final, NoReturn
 
 from runtimes.dataclass import dataclass
 from runtimes.errors import ConfigError
+from runtimes.lazy_pattern import lazy_pattern
 
 _BOM: Final = b"\xef\xbb\xbf"
 BLANK: Final = " \t\r\n"
@@ -23,8 +24,8 @@ _HINT: Final = "repair the file; start the runtime by hand to see its own error 
 # A string is plain characters, then escapes with plain characters after each. See toml_scanner for
 # where possessive quantifiers are allowed. A text that is not valid JSON may end within a string.
 _STRING: Final = r'("[^"\\]*+(?:\\.[^"\\]*+)*+\\?(?:"|\Z))'
-_TOKEN: Final = re.compile(_STRING + r'([ \t\r\n]*:)?|[{}\[\]]|[^ \t\r\n,:"{}\[\]]+', re.DOTALL)
-_BRACKET: Final = re.compile(_STRING + r"|[{}\[\]]", re.DOTALL)
+_TOKEN: Final = lazy_pattern(_STRING + r'([ \t\r\n]*:)?|[{}\[\]]|[^ \t\r\n,:"{}\[\]]+', re.DOTALL)
+_BRACKET: Final = lazy_pattern(_STRING + r"|[{}\[\]]", re.DOTALL)
 _NO_KEY: Final = (-1, -1)
 
 

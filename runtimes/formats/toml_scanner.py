@@ -14,10 +14,11 @@ from typing import Any, Final, NamedTuple
 
 from runtimes.dataclass import dataclass, replace
 from runtimes.errors import ConfigError
+from runtimes.lazy_pattern import lazy_pattern
 from runtimes.model import Key
 
-_BARE: Final = re.compile(r"[\w-]+")
-_TUPLE: Final = re.compile(r"\(['\"].*\)")
+_BARE: Final = lazy_pattern(r"[\w-]+")
+_TUPLE: Final = lazy_pattern(r"\(['\"].*\)")
 _HINT: Final = "repair the file, even if the runtime accepts it as it is"
 _NOT_UTF8: Final = (
     "save the file as UTF-8, even if the runtime accepts it as it is (containerd 1.x does)"
@@ -34,13 +35,13 @@ _BOM: Final = "\ufeff"
 # Therefore a string is plain characters, then any number of escapes with plain characters after
 # each.
 _QUOTED: Final = r'"[^"\\\n]*+(?:\\.[^"\\\n]*+)*+"' + r"|'[^'\n]*+'"
-_BLANK: Final = re.compile(r"[ \t\r]*+(?:#[^\n]*+)?(?:\n|$)")
-_KEY_PART: Final = re.compile(rf"[ \t]*({_QUOTED}|[A-Za-z0-9_-]+)[ \t]*")
-_SIMPLE_VALUE: Final = re.compile(
+_BLANK: Final = lazy_pattern(r"[ \t\r]*+(?:#[^\n]*+)?(?:\n|$)")
+_KEY_PART: Final = lazy_pattern(rf"[ \t]*({_QUOTED}|[A-Za-z0-9_-]+)[ \t]*")
+_SIMPLE_VALUE: Final = lazy_pattern(
     r"[ \t]*+(?:\"[^\"\\\n]*+(?:\\.[^\"\\\n]*+)*+\"(?!\")|'[^'\n]*+'(?!')|[^\"'\[{#\n]*+)"
     r"[ \t\r]*+(?:#[^\n]*+)?(?:\n|$)"
 )
-_VALUE_TOKEN: Final = re.compile(
+_VALUE_TOKEN: Final = lazy_pattern(
     r'"""[^"\\]*+(?:(?:\\.|"(?!""))[^"\\]*+)*"{3,5}'
     r"|'''[^']*+(?:'(?!'')[^']*+)*'{3,5}"
     rf"|{_QUOTED}|#[^\n]*|[\[\]{{}}]|\n|[^\"'#\[\]{{}}\n]+",
@@ -56,7 +57,7 @@ _LARGE: Final = 2048
 """Characters from which on a text is parsed only once, which costs the memory of its values."""
 _DEEPEST: Final = 100
 _TOO_DEEP: Final = "it is nested too deeply to be a configuration"
-_LONG_KEY: Final = re.compile(
+_LONG_KEY: Final = lazy_pattern(
     rf"(?:^|[\[{{,])[ \t]*+(?:(?:{_QUOTED}|[A-Za-z0-9_-]++)[ \t]*+\.[ \t]*+){{{_DEEPEST}}}",
     re.MULTILINE,
 )

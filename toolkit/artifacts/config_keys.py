@@ -6,7 +6,6 @@ Its own nvidia-ctk is asked: it alone knows the keys of its release and their ty
 from __future__ import annotations
 
 import difflib
-import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, Final
 
 from runtimes import edits
 from runtimes.edits import dotted
+from runtimes.lazy_pattern import lazy_pattern
 from runtimes.model import Key
 from toolkit import redact
 from toolkit.errors import StepError, UsageProblem
@@ -21,8 +21,8 @@ from toolkit.node import command
 from toolkit.settings import checks
 from toolkit.settings.resolve import FALSE, TRUE, Settings
 
-_COMMENTED: Final = re.compile(r"(?m)^#(?=[a-z][a-z0-9-]* = )")
-_MESSAGE: Final = re.compile(r'level=error msg="((?:[^"\\]|\\.)*)"')
+_COMMENTED: Final = lazy_pattern(r"(?m)^#(?=[a-z][a-z0-9-]* = )")
+_MESSAGE: Final = lazy_pattern(r'level=error msg="((?:[^"\\]|\\.)*)"')
 _TIMEOUT: Final = 30.0
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import re
 import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from runtimes.dataclass import dataclass
+from runtimes.lazy_pattern import lazy_pattern
 from runtimes.model import Key
 from toolkit.artifacts import static_wrapper, toolkit_config, wrappers
 from toolkit.errors import UsageProblem
@@ -44,8 +44,8 @@ _MACHINES: Final = {"x86_64": 62, "aarch64": 183}
 _CHUNK: Final = 256 * 1024
 SUMS: Final = "SHA256SUMS"
 """A file in the source with the hashes of the others, as sha256sum(1) writes it."""
-_SUM: Final = re.compile(r"([0-9a-f]{64}) [ *](.+)")
-_DIGEST: Final = re.compile(r"[0-9a-f]{16}")
+_SUM: Final = lazy_pattern(r"([0-9a-f]{64}) [ *](.+)")
+_DIGEST: Final = lazy_pattern(r"[0-9a-f]{16}")
 """The directory of the versions, relative to the install directory."""
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from runtimes.dataclass import dataclass
+from runtimes.lazy_pattern import lazy_pattern
 from toolkit.artifacts import wrappers
 from toolkit.errors import ToolkitError
 from toolkit.node import procfs, system
@@ -33,8 +34,8 @@ _TEGRA: Final = "/sys/module/nvgpu"
 _OF_NODE: Final = (
     "the driver of WSL2 and of a Tegra is part of the node: set --driver-root=/ (DRIVER_ROOT=/)"
 )
-_NODES: Final = re.compile(r"nvidia.*")
-_CAPABILITIES: Final = re.compile(r"nvidia-cap.*|channel.*")
+_NODES: Final = lazy_pattern(r"nvidia.*")
+_CAPABILITIES: Final = lazy_pattern(r"nvidia-cap.*|channel.*")
 _DESCRIBING: Final = {
     "wsl": ("usr/lib/wsl/lib", "usr/lib/wsl/drivers"),
     "csv": ("etc/nvidia-container-runtime/host-files-for-container.d",),

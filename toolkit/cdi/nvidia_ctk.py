@@ -7,11 +7,11 @@ not visible there, it runs in this container, and the paths in its output are ma
 from __future__ import annotations
 
 import json
-import re
 from pathlib import PurePosixPath
 from typing import Final
 
 from runtimes.errors import ConfigError
+from runtimes.lazy_pattern import lazy_pattern
 from toolkit.cdi import spec_document
 from toolkit.cdi.driver import Roots
 from toolkit.cdi.spec import Tools
@@ -20,7 +20,7 @@ from toolkit.errors import StepError
 from toolkit.node import command
 from toolkit.node.host import Host
 
-_MESSAGE: Final = re.compile(r'level=error msg="((?:[^"\\]|\\.)*)"')
+_MESSAGE: Final = lazy_pattern(r'level=error msg="((?:[^"\\]|\\.)*)"')
 _HINT: Final = (
     "check that the driver is installed completely and that --driver-root and --dev-root are right;"
     " see `nvidia-toolkit diagnose`"

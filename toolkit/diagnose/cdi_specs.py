@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+from runtimes.lazy_pattern import lazy_pattern
 from toolkit.cdi import spec
 from toolkit.errors import ToolkitError
 from toolkit.node import files, system
@@ -16,9 +16,9 @@ from toolkit.settings.resolve import Settings
 _DIRECTORIES: Final = ("/etc/cdi", "/var/run/cdi")
 _ENDINGS: Final = (".json", ".yaml", ".yml")
 # Searched as text: a specification from another tool may be YAML, and only these values are needed.
-_KIND: Final = re.compile(r'"?kind"?:\s*"?([\w./-]+)')
-_HOOK: Final = re.compile(r'"?path"?:\s*"?(/[^\s",]+/(?:nvidia-cdi-hook|nvidia-ctk))\b')
-_DRIVER: Final = re.compile(r"/lib(?:cuda|nvidia-ml)\.so\.(\d+\.\d+(?:\.\d+)*)")
+_KIND: Final = lazy_pattern(r'"?kind"?:\s*"?([\w./-]+)')
+_HOOK: Final = lazy_pattern(r'"?path"?:\s*"?(/[^\s",]+/(?:nvidia-cdi-hook|nvidia-ctk))\b')
+_DRIVER: Final = lazy_pattern(r"/lib(?:cuda|nvidia-ml)\.so\.(\d+\.\d+(?:\.\d+)*)")
 
 
 def specifications(settings: Settings, host: Host) -> dict[str, Any]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from runtimes.lazy_pattern import lazy_pattern
 from toolkit.errors import ToolkitError
 from toolkit.node import command
 from toolkit.node.host import Host
@@ -27,11 +27,11 @@ _DIRECTORIES: Final = (
     "/usr/local/lib",
     "/usr/local/lib64",
 )
-_NAMES: Final = re.compile(
+_NAMES: Final = lazy_pattern(
     r"nvidia-container-runtime.*|nvidia-container-toolkit|nvidia-container-cli(\.real)?"
     r"|nvidia-ctk(\.real)?|nvidia-cdi-hook|libnvidia-container(-go)?\.so\..*"
 )
-_LIBRARY: Final = re.compile(r"libnvidia-container(?:-go)?\.so\.(\d+\.\d+\S*)")
+_LIBRARY: Final = lazy_pattern(r"libnvidia-container(?:-go)?\.so\.(\d+\.\d+\S*)")
 _SOON: Final = 5.0
 
 

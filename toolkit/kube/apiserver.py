@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import re
 import socket
 import ssl
 import time
@@ -19,18 +18,19 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any, Final
 
 from runtimes.dataclass import dataclass, field
+from runtimes.lazy_pattern import lazy_pattern
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 _LARGEST: Final = 1 << 20
 _MOST_RECEIVED: Final = 2 * _LARGEST
-_HOST: Final = re.compile(r"[0-9A-Za-z.:-]+")
-_PORT: Final = re.compile(r"[0-9]{1,5}")
-_TOKEN: Final = re.compile(r"[!-~]+")
+_HOST: Final = lazy_pattern(r"[0-9A-Za-z.:-]+")
+_PORT: Final = lazy_pattern(r"[0-9]{1,5}")
+_TOKEN: Final = lazy_pattern(r"[!-~]+")
 _LONGEST_NAME: Final = 253
 _LABEL: Final = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
-_NAME: Final = re.compile(rf"{_LABEL}(\.{_LABEL})*")
+_NAME: Final = lazy_pattern(rf"{_LABEL}(\.{_LABEL})*")
 _LONGEST_NUMBER: Final = 10
 _LONGEST_WAIT: Final = 3600.0
 _METADATA: Final = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json"

@@ -10,7 +10,6 @@ from __future__ import annotations
 import http.client
 import os
 import random
-import re
 import time
 from collections.abc import Mapping
 from enum import StrEnum
@@ -18,11 +17,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from runtimes.dataclass import dataclass
+from runtimes.lazy_pattern import lazy_pattern
 from toolkit.kube import apiserver
 from toolkit.kube.apiserver import Api, ApiError, ApiUnavailable
 
 _ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-_GENERATED: Final = re.compile("-[bcdfghjklmnpqrstvwxz2456789]{5}")
+_GENERATED: Final = lazy_pattern("-[bcdfghjklmnpqrstvwxz2456789]{5}")
 """The suffix that a Kubernetes controller adds to its own name to name a pod."""
 PAUSES: Final = (0.5, 1.0, 2.0)
 """In seconds, before a lookup is repeated; each is spread from its half to one and a half of it."""

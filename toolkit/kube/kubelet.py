@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from runtimes.dataclass import dataclass
+from runtimes.lazy_pattern import lazy_pattern
 from toolkit.errors import StepError
 from toolkit.log import LOGGER
 from toolkit.node import trust
@@ -27,11 +28,11 @@ _EMBEDDERS: Final = {"k3s-server": "k3s", "k3s-agent": "k3s", "k3s": "k3s"}
 _ENDPOINT: Final = "--container-runtime-endpoint"
 _KEY: Final = "containerRuntimeEndpoint"
 _DRIVER: Final = "cgroupDriver"
-_VALUE: Final = re.compile(
+_VALUE: Final = lazy_pattern(
     r"""(?:"([^"\\]*)"|'([^']*)'|([^\s"'#&*!|>%@`{}\[\],][^\s#]*))(?:[ \t]+#.*)?\s*"""
 )
 _LARGEST: Final = 1 << 20
-_VARIABLE: Final = re.compile(r"\$\{(\w+)\}|\$(\w+)")
+_VARIABLE: Final = lazy_pattern(r"\$\{(\w+)\}|\$(\w+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import time
 from typing import Final
 
 from runtimes.dataclass import dataclass
+from runtimes.lazy_pattern import lazy_pattern
 from toolkit.errors import StepError
 from toolkit.node import procfs
 
 _INTERPRETERS: Final = ("python", "sh", "bash", "dash", "busybox")
-_UNIT: Final = re.compile(r"/([^/]+\.service)(?=/|$)")
+_UNIT: Final = lazy_pattern(r"/([^/]+\.service)(?=/|$)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,6 @@ starts. Therefore handlers that run the installed toolkit are owned even if thei
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Mapping
 from typing import Final
 
@@ -15,6 +14,7 @@ from runtimes import planner
 from runtimes.adapter import Adapter
 from runtimes.dataclass import replace
 from runtimes.errors import ConfigError
+from runtimes.lazy_pattern import lazy_pattern
 from runtimes.model import Observation, Ownership
 from toolkit.artifacts import manifest, programs, versions
 from toolkit.errors import StepError, UsageProblem
@@ -24,7 +24,7 @@ from toolkit.runtime.locate import Target
 from toolkit.settings.layout import InstallDir
 from toolkit.state.record import Record
 
-_RUN: Final = re.compile(rb"(/[^\s\"'=:\0]*)/toolkit/nvidia-container-runtime")
+_RUN: Final = lazy_pattern(rb"(/[^\s\"'=:\0]*)/toolkit/nvidia-container-runtime")
 _USUAL: Final = "nvidia"
 _BUILT_IN: Final = frozenset({"runc", "crun"})
 """Handlers that a runtime may have without naming them in its files."""

@@ -16,6 +16,7 @@ from typing import Final
 
 from runtimes import planner
 from runtimes.dataclass import dataclass
+from runtimes.lazy_pattern import lazy_pattern
 from toolkit.deadline import Deadline
 from toolkit.errors import StepError
 from toolkit.log import LOGGER
@@ -35,7 +36,7 @@ _LEAST: Final = 1.0
 _SLICE: Final = "system.slice"
 _LOW_LEVEL: Final = ("runc", "crun")
 # What differs between two failures of the same kind: IDs, numbers, and the rest of the pod's name.
-_VARIABLE: Final = re.compile(r"[0-9a-f]{12,}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|\d+")
+_VARIABLE: Final = lazy_pattern(r"[0-9a-f]{12,}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|\d+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

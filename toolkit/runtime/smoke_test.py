@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from runtimes.lazy_pattern import lazy_pattern
 from toolkit.deadline import Timeout, remaining
 from toolkit.errors import StepError
 from toolkit.log import LOGGER
@@ -41,10 +42,10 @@ _PAUSE: Final = 0.1
 # Values of NamespaceMode in CRI's api.proto.
 _NAMESPACE_MODE_POD: Final = 0
 _NAMESPACE_MODE_NODE: Final = 2
-_NO_DISK: Final = re.compile("no space left on device|disk quota exceeded", re.IGNORECASE)
+_NO_DISK: Final = lazy_pattern("no space left on device|disk quota exceeded", re.IGNORECASE)
 # The errors of a runtime that finds the handler's configuration wrong, whatever else works on the
 # node: containerd 1.6 to 2.3, then CRI-O, then dockerd.
-_WRONG_HANDLER: Final = re.compile(
+_WRONG_HANDLER: Final = lazy_pattern(
     "no runtime for|no corresponding runtime|snapshotter .*not found|snapshotter not loaded"
     "|custom binary path|can't convert|not installed on|type with url"
     "|failed to find runtime handler|unknown or invalid runtime",
@@ -52,8 +53,8 @@ _WRONG_HANDLER: Final = re.compile(
 )
 # The first is from containerd 1.6 to 2.3, the second from CRI-O 1.36, the third from older CRI-O
 # ("Error initializing source docker://...").
-_NO_IMAGE: Final = re.compile("sandbox image|pull image|initializing source", re.IGNORECASE)
-_NO_NETWORK: Final = re.compile("network plugin|cni plugin|sandbox network", re.IGNORECASE)
+_NO_IMAGE: Final = lazy_pattern("sandbox image|pull image|initializing source", re.IGNORECASE)
+_NO_NETWORK: Final = lazy_pattern("network plugin|cni plugin|sandbox network", re.IGNORECASE)
 _UNAVAILABLE: Final = frozenset(
     {"UNIMPLEMENTED", "UNAVAILABLE", "PERMISSION_DENIED", "UNAUTHENTICATED"}
 )

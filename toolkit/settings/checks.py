@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any, Final
 
+from runtimes.lazy_pattern import lazy_pattern
 from toolkit.settings import defaults
 from toolkit.settings.options import SETTINGS
 
@@ -18,16 +19,16 @@ _PATHS: Final = (
     "driver_root", "driver_root_ctr_path", "dev_root", "dev_root_ctr_path", "cdi_output_dir",
     "nri_socket",
 )  # fmt: skip
-_KIND: Final = re.compile(
+_KIND: Final = lazy_pattern(
     r"[A-Za-z]([A-Za-z0-9._-]*[A-Za-z0-9])?/[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?"
 )
-_QUALIFIED: Final = re.compile(
+_QUALIFIED: Final = lazy_pattern(
     r"(?=[^/]{1,253}/)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/"
     r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"
 )
 """A name with the DNS subdomain of its owner. Those without one are Kubernetes' or private."""
-_OF_KUBERNETES: Final = re.compile(r"([^/]*\.)?(kubernetes|k8s)\.io/")
-_CONFIG_KEY: Final = re.compile(r"([a-z][a-z0-9-]*(?:\.[a-z][a-z0-9-]*)*)=")
+_OF_KUBERNETES: Final = lazy_pattern(r"([^/]*\.)?(kubernetes|k8s)\.io/")
+_CONFIG_KEY: Final = lazy_pattern(r"([a-z][a-z0-9-]*(?:\.[a-z][a-z0-9-]*)*)=")
 _CONFIG_OPTIONS: Final = {
     "nvidia-container-cli.root": "--driver-root",
     "features": "--opt-in-features",

@@ -6,16 +6,16 @@ can be reconfigured without a restart.
 
 from __future__ import annotations
 
-import re
 import shlex
 from pathlib import Path
 from typing import Final
 
+from runtimes.lazy_pattern import lazy_pattern
 from toolkit.errors import UsageProblem
 from toolkit.node import trust
 
 _LARGEST: Final = 1 << 20
-_NAME: Final = re.compile("[A-Za-z_][A-Za-z0-9_]*")
+_NAME: Final = lazy_pattern("[A-Za-z_][A-Za-z0-9_]*")
 
 
 def read(path: Path) -> dict[str, str]:

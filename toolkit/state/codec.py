@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import base64
-import re
 from collections.abc import Mapping
 from typing import Any, Final
 
+from runtimes.lazy_pattern import lazy_pattern
 from runtimes.model import ABSENT, Edit, Effective
 from toolkit.state import record
 
-_HASH: Final = re.compile("[0-9a-f]{64}")
+_HASH: Final = lazy_pattern("[0-9a-f]{64}")
 _HIGHEST_ID: Final = (1 << 32) - 2
 _END_OF_TIME: Final = 1e12
 

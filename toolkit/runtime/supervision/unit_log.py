@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, Final
 
+from runtimes.lazy_pattern import lazy_pattern
 from toolkit import redact
 from toolkit.deadline import Timeout
 from toolkit.errors import StepError
@@ -18,14 +19,14 @@ _LONGEST: Final = 300
 _SYSTEMD: Final = "1"
 """The PID of systemd, whose lines about a unit repeat what `systemctl` answered."""
 # A daemon's own last line may be one of a stack trace, or "exiting".
-_CAUSE: Final = re.compile(
+_CAUSE: Final = lazy_pattern(
     r"level=(?:fatal|error|panic)\b|^panic: |\bfail(?:ed|ure)\b|\berror\b", re.I
 )
 # containerd says on level info why it skips a plugin.
-_HARMLESS: Final = re.compile(r"\blevel=(?:trace|debug|info|warn)")
+_HARMLESS: Final = lazy_pattern(r"\blevel=(?:trace|debug|info|warn)")
 # With it, the same failure would be another message each time, and no repetition be suppressed.
-_TIME: Final = re.compile(r"\btime=\"[^\"]*\"\s*")
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
+_TIME: Final = lazy_pattern(r"\btime=\"[^\"]*\"\s*")
+_CONTROL: Final = lazy_pattern(r"[\x00-\x1f\x7f-\x9f]+")
 
 
 def cause(
