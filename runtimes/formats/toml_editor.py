@@ -59,11 +59,13 @@ def put(document: Document, key: Key, new: Any) -> Document:
 
     Raise ConfigError for a value that TOML cannot express, such as null.
     """
-    from tomlkit.exceptions import TOMLKitError  # noqa: PLC0415
-
     try:
         return _put(document, key, new)
-    except TOMLKitError as error:
+    except Exception as error:
+        from tomlkit.exceptions import TOMLKitError  # noqa: PLC0415
+
+        if not isinstance(error, TOMLKitError):
+            raise
         raise ConfigError(document.path, f"{'.'.join(key)} cannot be written: {error}") from error
 
 

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from runtimes.formats.toml_scanner import Document, Statement, indent_of, replace_span
+from runtimes.lazy_pattern import lazy_pattern
 from runtimes.model import Key, Tree
+
+# Printable ASCII that a basic string needs no escape for.
+_PLAIN: Final = lazy_pattern(r"[ !#-\[\]-~]*+")
+_BARE: Final = lazy_pattern(r"[A-Za-z0-9_-]+")
 
 
 def render(value_: Any) -> str:
     """Return a value as TOML text on one line."""
-    import tomlkit  # noqa: PLC0415
-
     # Built by hand, because tomlkit needs quadratic time to build a list or a table.
     if isinstance(value_, Mapping):
         entries = (f"{spell((name,))} = {render(item)}" for name, item in value_.items())
         return f"{{{', '.join(entries)}}}"
     if isinstance(value_, (list, tuple)):
         return f"[{', '.join(map(render, value_))}]"
+    # Without tomlkit, whose import takes a tenth of a plan.
+    if isinstance(value_, bool):
+        return "true" if value_ else "false"
+    if type(value_) is str and _PLAIN.fullmatch(value_):
+        return f'"{value_}"'
+
+    import tomlkit  # noqa: PLC0415
+
     return str(tomlkit.item(value_).as_string())
 
 
@@ -143,12 +153,7 @@ def _child_step(document: Document, index: int) -> str:
 
 def spell(key: Key) -> str:
     """Return a key in TOML notation, with quotes around parts that need them."""
-    import tomlkit  # noqa: PLC0415
-
-    return ".".join(
-        part if re.fullmatch(r"[A-Za-z0-9_-]+", part) else str(tomlkit.item(part).as_string())
-        for part in key
-    )
+    return ".".join(part if _BARE.fullmatch(part) else render(part) for part in key)
 
 
 def splice(document: Document, start: int, end: int, text: str) -> Document:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-_PACKAGES: Final = ("runtimes", "toolkit", "h2", "hpack", "hyperframe", "tomli", "tomlkit")
+_PACKAGES: Final = ("runtimes", "toolkit", "hpack", "hyperframe", "tomli", "tomlkit")
 # Loaded by whoever needs them; a child that loads them under a fault would tell of the loader.
 _LATER: Final = ("ctypes", "difflib", "tempfile")
 _PATIENCE: Final = 10

@@ -134,4 +134,4 @@ def test_an_index_that_is_not_there_is_no_success(
 
 def test_the_packages_of_this_project_are_found() -> None:
     found = dict(audit.locked(Path(__file__).resolve().parents[2]))
-    assert {"click", "h2", "psutil", "cyclonedx-python-lib"} <= found.keys()
+    assert {"click", "hpack", "psutil", "cyclonedx-python-lib"} <= found.keys()

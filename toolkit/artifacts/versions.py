@@ -12,7 +12,6 @@ import contextlib
 import errno
 import functools
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
@@ -109,7 +108,7 @@ def switch_back(
         raise StepError(f"{link} cannot be switched: {error.strerror}") from error
     _sweep(InstallDir(install_dir).versions)
     if failed is not None and failed != digest:
-        shutil.rmtree(InstallDir(install_dir).versions / failed, ignore_errors=True)
+        _remove_tree(InstallDir(install_dir).versions / failed, ignore_errors=True)
     return digest
 
 
@@ -225,7 +224,7 @@ def remove(install_dir: Path, replaced: Path | None) -> None:
         if (install_dir / _NEXT).is_symlink():
             os.unlink(install_dir / _NEXT)  # a run was killed right before a switch
         if InstallDir(install_dir).versions.is_dir():
-            shutil.rmtree(InstallDir(install_dir).versions)
+            _remove_tree(InstallDir(install_dir).versions)
     except OSError as error:
         raise StepError(
             f"{link} cannot be removed: {error.strerror}", hint="run revert again"
@@ -296,7 +295,7 @@ def _write(version: Version, target: Path, *, previous: Path, label: bytes | Non
     their hashes, and then each file is synced.
     """
     partial = target.with_name(target.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    _remove_tree(partial, ignore_errors=True)
     directories = [partial]
     files.make_directory(partial, is_durable=False)
     with contextlib.ExitStack() as open_files, _Hashes() as hashes:
@@ -375,7 +374,7 @@ class _Hashes:
 def _repair(version: Version, partial: Path, target: Path) -> None:
     """Replace the files of a damaged version, by a whole one beside it."""
     spare = target.with_name(target.name + ".damaged")
-    shutil.rmtree(spare, ignore_errors=True)
+    _remove_tree(spare, ignore_errors=True)
     try:
         _exchange(partial, target)
     except OSError as error:
@@ -394,7 +393,7 @@ def _repair(version: Version, partial: Path, target: Path) -> None:
             else:
                 _clear(target / name)
         _require_whole(version, target)
-        shutil.rmtree(partial)
+        _remove_tree(partial)
         return
     os.rename(partial, spare)
 
@@ -449,8 +448,16 @@ def _copy(source: Path, fd: int) -> None:
                 if error.errno not in _NOT_COPIED:
                     raise
         if remaining > 0:
+            import shutil  # noqa: PLC0415  # as below
+
             with open(os.dup(fd), "wb") as out:
                 shutil.copyfileobj(stream, out, 1 << 20)
+
+
+def _remove_tree(path: Path, *, ignore_errors: bool = False) -> None:
+    import shutil  # noqa: PLC0415  # with what it imports 1.5 ms, which most starts do not need
+
+    shutil.rmtree(path, ignore_errors=ignore_errors)
 
 
 def _send(source: int, fd: int, count: int) -> int:
@@ -486,7 +493,7 @@ def _switch(install_dir: Path, digest: str) -> None:
 def _clear(path: Path) -> None:
     """Remove the file, link or directory that a killed run left at a path."""
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        _remove_tree(path)
     elif os.path.lexists(path):
         os.unlink(path)
 
@@ -501,7 +508,7 @@ def _sweep(versions: Path) -> None:
     """Remove the incomplete versions that a killed run left."""
     for leftover in versions.iterdir():
         if leftover.name.endswith((".partial", ".damaged")):
-            shutil.rmtree(leftover, ignore_errors=True)
+            _remove_tree(leftover, ignore_errors=True)
 
 
 def remove_old(install_dir: Path, digest: str, before: str | None = None) -> None:
@@ -523,7 +530,7 @@ def _tidy(versions: Path, digest: str, before: str | None) -> None:
     )
     for version in others[1:]:
         if not _runs_from(version):
-            shutil.rmtree(version, ignore_errors=True)
+            _remove_tree(version, ignore_errors=True)
 
 
 def _runs_from(version: Path) -> bool:

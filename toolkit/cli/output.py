@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from runtimes.model import FileChange
 from toolkit import log
@@ -14,9 +14,11 @@ from toolkit.node.host import Host
 from toolkit.reconcile import describe
 from toolkit.reconcile.planning import Plan
 from toolkit.reconcile.preflight import Forecast
-from toolkit.reconcile.uninstall import Removal
 from toolkit.settings.layout import InstallDir
 from toolkit.state.readiness_record import STARTED
+
+if TYPE_CHECKING:
+    from toolkit.reconcile.uninstall import Removal
 
 _OF_CHOICE: Final[Mapping[str, str]] = MappingProxyType(
     {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from runtimes import distributions, edits
 from runtimes.errors import ConfigError
@@ -13,8 +13,10 @@ from toolkit import redact
 from toolkit.node.host import Host
 from toolkit.reconcile.planning import Plan
 from toolkit.reconcile.preflight import Blocker, Forecast
-from toolkit.reconcile.uninstall import Removal
 from toolkit.settings.options import RestartMode
+
+if TYPE_CHECKING:
+    from toolkit.reconcile.uninstall import Removal
 
 _TO_DO: Final = {"create": "create", "modify": "change", "delete": "remove"}
 _DONE: Final = {"create": "created", "modify": "changed", "delete": "removed"}

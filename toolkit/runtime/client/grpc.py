@@ -1,6 +1,6 @@
-"""gRPC client for one unary call over a Unix socket, on top of h2.
+"""gRPC client for one unary call over a Unix socket.
 
-Imported only when a call is made, so that an idle agent does not load h2. One deadline covers all
+Imported only when a call is made, so that an idle agent does not load it. One deadline covers all
 waits, and the size of the response is limited, because any program may be listening on the socket.
 """
 
@@ -11,15 +11,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-import h2.config
-import h2.connection
-import h2.errors
-import h2.events
-import h2.exceptions
-
-from runtimes.dataclass import dataclass, field
 from toolkit.deadline import Timeout, remaining
 from toolkit.node import unix_socket
+from toolkit.runtime.client.http2 import FRAME_HEADER, LARGEST_FRAME, Exchange, Http2Failed
 
 _NAMES: Final = (
     "OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND",
@@ -30,12 +24,7 @@ _CODES: Final = {str(number): name for number, name in enumerate(_NAMES)}
 
 # A runtime's error is read by people; HTTP/2 itself allows 64 KiB of headers.
 _LONGEST_DETAIL: Final = 4096
-# HTTP/2's default maximum, which this client does not raise.
-_LARGEST_FRAME: Final = 16 << 10
-_FRAME_HEADER: Final = 9
-_GOAWAY: Final = 7
 _CHUNK: Final = 64 << 10
-_STREAM: Final = 1
 _PREFIX: Final = 5
 
 
@@ -46,14 +35,6 @@ class CallFailed(Exception):
         self.code = code
         self.detail = detail
         super().__init__(why)
-
-
-@dataclass(slots=True, kw_only=True)
-class _Answer:
-    largest: int
-    headers: dict[str, str] = field(default_factory=dict)
-    body: bytearray = field(default_factory=bytearray)
-    is_complete: bool = False
 
 
 def unary(path: Path, method: str, request: bytes, *, largest: int, timeout: Timeout) -> bytes:
@@ -75,29 +56,24 @@ def _exchange(
     request: bytes,
     largest: int,
     time_left: Callable[[], float],
-) -> _Answer:
-    connection = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding=None))
-    connection.local_settings.enable_push = 0
-    connection.initiate_connection()
-    connection.send_headers(_STREAM, _headers(method, time_left()))
-    pending = bytearray(b"\0" + len(request).to_bytes(4, "big") + request)
+) -> Exchange:
+    body = b"\0" + len(request).to_bytes(4, "big") + request
+    exchange = Exchange(_headers(method, time_left()), body)
     buffer = bytearray()
-    answer = _Answer(largest=largest)
     while True:
-        _push(connection, pending)
-        _send(client, connection.data_to_send())
+        _send(client, exchange.outgoing())
         _receive(client, buffer)
         for frame in _frames(buffer):
             if time_left() <= 0:  # a chunk may hold thousands of frames
                 raise TimeoutError
             try:
-                events = connection.receive_data(frame)
-                for event in events:
-                    _take(connection, event, answer)
-            except (h2.exceptions.H2Error, UnicodeError) as error:
-                raise CallFailed(f"HTTP/2 protocol error: {error}") from error
-            if answer.is_complete:
-                return answer
+                exchange.take(frame)
+            except Http2Failed as error:
+                raise CallFailed(str(error)) from error
+            if exchange.body:
+                _check_body(exchange, largest)
+            if exchange.is_complete:
+                return exchange
 
 
 def _headers(method: str, seconds: float) -> list[tuple[str, str]]:
@@ -112,18 +88,6 @@ def _headers(method: str, seconds: float) -> list[tuple[str, str]]:
         # allowed.
         ("grpc-timeout", f"{min(int(max(seconds, 0) * 1000) + 1, 99_999_999)}m"),
     ]
-
-
-def _push(connection: h2.connection.H2Connection, pending: bytearray) -> None:
-    """Send as much of the request as the server's flow-control window allows."""
-    while pending:
-        size = min(
-            connection.local_flow_control_window(_STREAM), connection.max_outbound_frame_size
-        )
-        if size <= 0:
-            return
-        connection.send_data(_STREAM, bytes(pending[:size]), end_stream=len(pending) <= size)
-        del pending[:size]
 
 
 def _send(client: unix_socket.Client, data: bytes) -> None:
@@ -145,67 +109,30 @@ def _receive(client: unix_socket.Client, buffer: bytearray) -> None:
 
 
 def _frames(buffer: bytearray) -> Iterator[bytes]:
-    """Remove complete frames from the buffer and yield them one by one.
-
-    h2 discards the events of earlier frames in the same data if it rejects one.
-    """
-    while len(buffer) >= _FRAME_HEADER:
+    """Remove complete frames from the buffer and yield them one by one."""
+    while len(buffer) >= FRAME_HEADER:
         size = int.from_bytes(buffer[:3], "big")
-        if size > _LARGEST_FRAME:
+        if size > LARGEST_FRAME:
             raise CallFailed("the server does not speak HTTP/2, which gRPC requires")
-        frame = bytes(buffer[: _FRAME_HEADER + size])
-        if len(frame) < _FRAME_HEADER + size:
+        frame = bytes(buffer[: FRAME_HEADER + size])
+        if len(frame) < FRAME_HEADER + size:
             return
         del buffer[: len(frame)]
-        if not _is_patient_goaway(frame):
-            yield frame
+        yield frame
 
 
-def _is_patient_goaway(frame: bytes) -> bool:
-    """Return whether a frame is a GOAWAY after which the server still completes this call.
-
-    h2 accepts no more frames after any GOAWAY, so such a frame must not be passed to it.
-    """
-    last, code = (
-        frame[_FRAME_HEADER : _FRAME_HEADER + 4],
-        frame[_FRAME_HEADER + 4 : _FRAME_HEADER + 8],
-    )
-    if frame[3] != _GOAWAY or len(code) < 4:
-        return False
-    return int.from_bytes(last, "big") & 0x7FFF_FFFF >= _STREAM and not any(code)
-
-
-def _take(connection: h2.connection.H2Connection, event: h2.events.Event, answer: _Answer) -> None:
-    match event:
-        case h2.events.ResponseReceived() | h2.events.TrailersReceived():
-            answer.headers |= {_decoded(name): _decoded(value) for name, value in event.headers}
-        case h2.events.DataReceived():
-            answer.body += event.data
-            _check_body(answer)
-            if event.flow_controlled_length:
-                connection.acknowledge_received_data(event.flow_controlled_length, _STREAM)
-        case h2.events.StreamEnded():
-            answer.is_complete = True
-        case h2.events.StreamReset():
-            raise CallFailed(f"the server reset the stream with {_reason(event.error_code)}")
-        case h2.events.ConnectionTerminated():
-            raise CallFailed(f"the server closes the connection with {_reason(event.error_code)}")
-        case _:
-            pass
-
-
-def _check_body(answer: _Answer) -> None:
+def _check_body(answer: Exchange, largest: int) -> None:
     """Raise CallFailed if a body that is not complete yet will not be a valid response."""
     if not _is_grpc(answer.headers):
         raise CallFailed(_why_no_grpc(answer.headers))
     if any(answer.body[:1]):
         raise CallFailed("the response is compressed, which was not requested")
     announced = int.from_bytes(answer.body[1:_PREFIX], "big") if len(answer.body) >= _PREFIX else 0
-    if max(announced, len(answer.body) - _PREFIX) > answer.largest:
-        raise CallFailed(f"the response is larger than {answer.largest} bytes")
+    if max(announced, len(answer.body) - _PREFIX) > largest:
+        raise CallFailed(f"the response is larger than {largest} bytes")
 
 
-def _message(answer: _Answer) -> bytes:
+def _message(answer: Exchange) -> bytes:
     """Return the one message of a response. Raises CallFailed on an error status or if not gRPC."""
     status = answer.headers.get("grpc-status")
     if status is None:
@@ -237,12 +164,3 @@ def _why_no_grpc(headers: Mapping[str, str]) -> str:
             f" {kind or 'none'}"
         )
     return "the response ended without a gRPC status"
-
-
-def _reason(code: int | None) -> str:
-    # h2 returns an ErrorCodes member for the codes that it knows, else the number.
-    return code.name if isinstance(code, h2.errors.ErrorCodes) else f"the unknown code {code}"
-
-
-def _decoded(value: bytes | str) -> str:
-    return value.decode(errors="replace") if isinstance(value, bytes) else value
