@@ -41,6 +41,8 @@ _SIMPLE_VALUE: Final = lazy_pattern(
     r"[ \t]*+(?:\"[^\"\\\n]*+(?:\\.[^\"\\\n]*+)*+\"(?!\")|'[^'\n]*+'(?!')|[^\"'\[{#\n]*+)"
     r"[ \t\r]*+(?:#[^\n]*+)?(?:\n|$)"
 )
+# What nearly all lines are: taken in one step.
+_SIMPLE_LINE: Final = lazy_pattern(rf"[ \t]*([A-Za-z0-9_-]+)[ \t]*={_SIMPLE_VALUE.pattern}")
 _VALUE_TOKEN: Final = lazy_pattern(
     r'"""[^"\\]*+(?:(?:\\.|"(?!""))[^"\\]*+)*"{3,5}'
     r"|'''[^']*+(?:'(?!'')[^']*+)*'{3,5}"
@@ -156,8 +158,7 @@ def tree(data: bytes, path: str) -> dict[str, Any]:
         raise ConfigError(path, f"it has {len(data)} bytes, too many for a configuration file")
     try:
         text = data.decode().removeprefix(_BOM)
-        # Checked first, because tomllib needs quadratic time and memory for a key with many parts.
-        result = None if _LONG_KEY.search(text) else _parsed(text)[0]
+        result = _parsed(text)[0]
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         column = error.start - (data.rfind(b"\n", 0, error.start) + 1) + 1
@@ -183,6 +184,9 @@ def _parsed(text: str) -> tuple[dict[str, Any] | None, bool]:
 
 
 def _parse(text: str) -> tuple[dict[str, Any] | None, bool]:
+    # Checked first, because tomllib needs quadratic time and memory for a key with many parts.
+    if _has_long_key(text):
+        return None, True
     try:
         result, is_1_0 = tomllib.loads(text), True
     except tomllib.TOMLDecodeError:
@@ -192,6 +196,14 @@ def _parse(text: str) -> tuple[dict[str, Any] | None, bool]:
 
 # A file as it is, and as it will be.
 _parse_once = lru_cache(maxsize=2)(_parse)
+
+
+def _has_long_key(text: str) -> bool:
+    """Return whether a key has so many parts that it is nested too deeply."""
+    # A key is in one line, and lines with so many dots are rare: the expression is slow.
+    return any(line.count(".") >= _DEEPEST for line in text.split("\n")) and (
+        _LONG_KEY.search(text) is not None
+    )
 
 
 def _copied(value: Any) -> Any:
@@ -295,6 +307,11 @@ def statements(
     position = after.end if after else 0
     until = len(text) if until is None else until
     while position < until:
+        if simple := _SIMPLE_LINE.match(text, position):
+            name, end = (simple[1],), simple.end()
+            yield Statement(position, end, table + name, raw_table + name, table, False, array)  # noqa: FBT003
+            position = end
+            continue
         blank = _BLANK.match(text, position)
         if blank and blank.end() > position:
             position = blank.end()
