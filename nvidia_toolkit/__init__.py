@@ -7,19 +7,15 @@ path (see docs/release.md). In a checkout they lie beside this directory.
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 
 
 def main() -> None:
     """Run the program and exit the process with its exit code: what the installed commands call."""
-    # What a command leaves in cycles is little, and its end frees it. Collections would take a
-    # twentieth of a start, since imports make many objects.
-    gc.disable()
     directory = os.path.dirname(os.path.abspath(__file__))
     if os.path.isdir(f"{directory}/toolkit"):
         sys.path.insert(0, directory)
-    from toolkit.cli.main import main as run  # noqa: PLC0415  # it is found only now
+    from toolkit.program import main as run  # noqa: PLC0415  # it is found only now
 
     run()

@@ -10,12 +10,19 @@ from runtimes.lazy_pattern import lazy_pattern
 
 _PARTS: Final = lazy_pattern(r"\[\^?(?:\\.|[^\]])+\]|\\.|.", re.DOTALL)
 _RANGE: Final = lazy_pattern(r"(\\.|[^\\\]-])(?:-(\\.|[^\\\]-]))?", re.DOTALL)
+_SPECIAL: Final = frozenset("*?[\\")
 _LONGEST: Final = 4096
 """In characters. A longer pattern cannot match, because no path is longer than PATH_MAX."""
 
 
 def matches(pattern: str, path: str) -> bool:
     """Return whether a pattern matches a path; `*` and `?` match a leading dot but not a slash."""
+    # Most patterns have no special character, or begin differently: nothing is compiled for those.
+    begin = next((i for i, each in enumerate(pattern) if each in _SPECIAL), len(pattern))
+    if begin == len(pattern):
+        return path == pattern
+    if not path.startswith(pattern[:begin]):
+        return False
     return expression(pattern).fullmatch(path) is not None
 
 

@@ -3,7 +3,6 @@
 The agent runs it by its path, for itself and for its children (see `toolkit.agent.child.program`).
 """
 
-import gc
 import os
 import sys
 
@@ -17,16 +16,12 @@ if sys.argv[1:2] == ["resident"]:
 
     sys.exit(main())
 
-# What a command leaves in cycles is little, and its end frees it. Collections would take a
-# twentieth of a start, since imports make many objects.
-gc.disable()
-
 if sys.argv[1:2] == ["node-report"]:
     # It starts often, and reads no settings.
     from toolkit.kube.node_report import main as report
 
     sys.exit(report())
 
-from toolkit.cli import main as command_line  # noqa: E402
+from toolkit.program import main as program  # noqa: E402
 
-command_line.main()
+program()

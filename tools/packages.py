@@ -41,7 +41,7 @@ import sys
 
 sys.path.insert(0, "/{HOME}")
 
-from toolkit.cli.main import main
+from toolkit.program import main
 
 main()
 """

@@ -30,7 +30,7 @@ _PROGRAMS: Final = {"sh": "bash", "cat": "cat", "sleep": "sleep"}
 _OURS: Final = ("runtimes", "toolkit")
 _COMMANDS: Final = ("nvidia-toolkit", "nvidia-ctk-installer")
 _SCRIPT: Final = "nvidia-toolkit.py"
-_LAUNCHER: Final = "#!{python} -IB\nfrom toolkit.cli.main import main\n\nmain()\n"
+_LAUNCHER: Final = "#!{python} -IB\nfrom toolkit.program import main\n\nmain()\n"
 # What programs of a toolkit may be linked with, besides what Python needs.
 _LIBC: Final = (
     "libc.so.6",

@@ -26,11 +26,9 @@ SETTINGS: Final = "/etc/nvidia-toolkit/nvidia-toolkit.env"
 _PYTHON: Final = re.compile(r"\./usr/(bin/python3|lib/python3|lib/[^/]+-linux-gnu/lib)")
 _LIBRARY: Final = "/usr/lib/nvidia-toolkit"
 _PROGRAM: Final = """#!/usr/bin/python3 -I
-import sys
+from toolkit.program import main
 
-from toolkit.cli.main import main
-
-sys.exit(main())
+main()
 """
 
 
