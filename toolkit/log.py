@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any, Final, TextIO
 
-from runtimes.lazy_pattern import lazy_pattern
 
 # --- the terminal ---------------------------------------------------------------------------------
 
@@ -27,7 +27,7 @@ _ERASE: Final = "\r\x1b[K"
 _BEAT: Final = 0.1
 _LONG: Final = 1.0
 _NARROW: Final = 80
-_WAIT: Final = lazy_pattern(r"\bin \d+ s\b")
+_WAIT: Final = r"\bin \d+ s\b"
 
 
 def is_plain(stream: IO[str]) -> bool:
@@ -172,7 +172,7 @@ class Counted(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether to write a record."""
         # A message that says how long to wait is the same message later.
-        message = _WAIT.sub("in N s", record.getMessage())
+        message = re.sub(_WAIT, "in N s", record.getMessage())
         key = (record.levelno, _phase(record), message)
         now = time.monotonic()
         since, count = self._seen.pop(key, (-_WINDOW, 0))

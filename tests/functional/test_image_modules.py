@@ -62,7 +62,9 @@ class Traced:
         self.python.parent.mkdir(parents=True)
         self.python.symlink_to(os.path.realpath(sys.executable))
         base = Path(sys._base_executable).parent  # type: ignore[attr-defined]
-        (home / "pyvenv.cfg").write_text(f"home = {base}\n", encoding="utf-8")
+        # Otherwise what is installed beside that interpreter is there too, and may import more.
+        alone = "include-system-site-packages = false"
+        (home / "pyvenv.cfg").write_text(f"home = {base}\n{alone}\n", encoding="utf-8")
         version = ".".join(map(str, sys.version_info[:2]))
         self.packages = home / f"lib/python{version}/site-packages"
         self.packages.mkdir(parents=True)
