@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any, Final, TextIO
 
-
 # --- the terminal ---------------------------------------------------------------------------------
 
 GREEN: Final = "32"
