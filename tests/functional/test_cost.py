@@ -29,12 +29,13 @@ needs_strace = fake_node.needs_program("strace", package="strace")
 
 _UNUSED: Final = (
     "click.", "gettext.", "platform.", "uuid.", "tomlkit.", "tomli.", "ssl.", "http.client.",
-    "email.", "h2.", "dataclasses.", "subprocess.", "shutil.", "tempfile.", "tarfile.", "difflib.", "ctypes.",
-    "prometheus_client.", "toolkit.agent.",
-    "toolkit.cli.parser.", "toolkit.settings.env_file.", "runtimes.crio.", "runtimes.docker.",
+    "email.", "h2.", "dataclasses.", "subprocess.", "shutil.", "tempfile.", "tarfile.",
+    "difflib.", "ctypes.", "prometheus_client.", "toolkit.agent.", "toolkit.cli.parser.",
+    "toolkit.settings.env_file.", "runtimes.crio.", "runtimes.docker.",
     "runtimes.formats.json_editor.", "toolkit.kube.apiserver.", "toolkit.kube.daemonset.",
     "toolkit.diagnose.collect.", "toolkit.runtime.client.http.", "toolkit.redact.",
-    "toolkit.reconcile.uninstall.", "toolkit.reconcile.describe.", "toolkit.runtime.smoke_test.",
+    "toolkit.reconcile.uninstall.", "toolkit.reconcile.describe.",
+    "toolkit.runtime.smoke_test.",
 )  # fmt: skip
 # Of Python's own modules those that a start imports, itself or by hpack.
 _LIBRARY: Final = (
