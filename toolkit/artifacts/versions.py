@@ -455,6 +455,9 @@ def _copy(source: Path, fd: int) -> None:
 
 
 def _remove_tree(path: Path, *, ignore_errors: bool = False) -> None:
+    if ignore_errors and not os.path.lexists(path):
+        return
+
     import shutil  # noqa: PLC0415  # with what it imports 1.5 ms, which most starts do not need
 
     shutil.rmtree(path, ignore_errors=ignore_errors)

@@ -217,12 +217,10 @@ def carry_out(context: Context, plan: Plan) -> Record:
     confirmed it. Raises StepError or Interrupted before anything was changed, RolledBack or
     NotRolledBack afterwards.
     """
-    from toolkit.reconcile import handler_verification  # noqa: PLC0415  # slow; only needed for a change
-
     during = context.stats.during
     plan = with_supervisor(context, plan)
     # Before anything else: a container whose handler is removed may not be removable any more.
-    handler_verification.clear(context, plan.target)
+    _clear_containers(context, plan.target)
     with during("preflight"):
         baseline = preflight.check(context, plan)
     with during("begin"):
@@ -259,6 +257,14 @@ def carry_out(context: Context, plan: Plan) -> Record:
         return commit(context, plan, record, state, verified)
 
 
+def _clear_containers(context: Context, target: Target) -> None:
+    """Remove the containers that a killed run may have left behind, if there is a runtime."""
+    if target.process is not None:
+        from toolkit.reconcile import handler_verification  # noqa: PLC0415  # slow; for a change only
+
+        handler_verification.clear(context, target)
+
+
 # --- cleaning up after killed runs --------------------------------------------------------------
 
 
@@ -273,9 +279,7 @@ def recover(context: Context) -> None:
         return
     target = locate.target(context.settings, context.adapter, context.stop)
     same_runtime(record, target)
-    from toolkit.reconcile import handler_verification  # noqa: PLC0415
-
-    handler_verification.clear(context, target)
+    _clear_containers(context, target)
     for owned in record.open.files:
         target = replace(
             target, host=target.host.mapped(str(Path(owned.path).parent), Path(owned.local).parent)
@@ -432,6 +436,8 @@ def _verify_handlers(
         state = verify.runtime_state(context, plan)
     if state is None:
         return None, None
+    if not verify.handlers(context, plan):
+        return state, {}
     from toolkit.reconcile import handler_verification  # noqa: PLC0415
 
     with context.stats.during("smoke_test"):
