@@ -214,6 +214,18 @@ REFUSED: Final = {
     "a window that overflows": (b"", frame(8, 0, 0, b"\x7f\xff\xff\xff")),
     "a window of nothing": (b"", frame(8, 0, 1, b"\0\0\0\0")),
     "data without headers": (b"", frame(0, 0, 1, b"x")),
+    "an interrupted block": (frame(1, 0, 1, b"\x88"), SETTINGS),
+    "a continuation of nothing": (b"", frame(9, 4, 1, b"\x88")),
+    "another stream": (HEADERS, frame(0, 0, 3, b"x")),
+    "another stream that is reset": (b"", frame(3, 0, 3, b"\0\0\0\0")),
+    "no frames at all": (b"", frame(4, 0, 0, b"\0\x05\0\0\0\0")),
+    "an interim end": (b"", frame(1, 5, 1, b"\x08\x03100")),
+    "no status": (b"", frame(1, 4, 1, b"\x5f\x10application/grpc")),
+    "a status in the trailers": (HEADERS, frame(1, 5, 1, b"\x88")),
+    "headers of another table": (b"", frame(1, 4, 1, b"\xff\x80\x01")),
+    "headers that are cut": (b"", frame(1, 4, 1, b"\x40\x7f")),
+    "settings that are cut": (b"", frame(4, 0, 0, b"\0\x05\0")),
+    "settings of a stream": (b"", frame(4, 0, 1)),
 }
 
 
