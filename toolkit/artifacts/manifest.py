@@ -42,6 +42,8 @@ _PLAIN: Final = ("nvidia-cdi-hook",)
 _MACHINES: Final = {"x86_64": 62, "aarch64": 183}
 # Two of them fit into the second cache of every processor that has a GPU beside it.
 _CHUNK: Final = 256 * 1024
+# Two threads hash, and each has to wait for the interpreter's lock after each piece.
+_HASHED_AT_ONCE: Final = 1 << 20
 SUMS: Final = "SHA256SUMS"
 """A file in the source with the hashes of the others, as sha256sum(1) writes it."""
 _SUM: Final = lazy_pattern(r"([0-9a-f]{64}) [ *](.+)")
@@ -316,7 +318,7 @@ def _file_hash(path: Path) -> str:
 
 def sha256(fd: int) -> str:
     """Return the SHA-256 of an open file, whatever its offset is. Raises OSError."""
-    result, buffer, offset = hashlib.sha256(), bytearray(_CHUNK), 0
+    result, buffer, offset = hashlib.sha256(), bytearray(_HASHED_AT_ONCE), 0
     content = memoryview(buffer)
     while size := os.preadv(fd, [buffer], offset):
         result.update(content[:size])
