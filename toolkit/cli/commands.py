@@ -27,9 +27,8 @@ from toolkit.errors import (
     ToolkitError,
     UsageProblem,
 )
-from toolkit.kube import report as kube_report
 from toolkit.node import lock
-from toolkit.reconcile import preflight, readiness, transaction
+from toolkit.reconcile import preflight
 from toolkit.reconcile.context import Context, budget_of
 from toolkit.reconcile.planning import Plan, make_plan
 from toolkit.settings.resolve import Settings, resolve
@@ -151,6 +150,7 @@ def plan(invocation: Invocation) -> int:
 def status(invocation: Invocation) -> int:
     """Print whether the node is in sync and ready."""
     from toolkit.cli import output  # noqa: PLC0415
+    from toolkit.reconcile import readiness  # noqa: PLC0415
 
     end_at_once()
     context = invocation.context()
@@ -250,6 +250,8 @@ def _run(invocation: Invocation) -> int:
         )
     with lock.held(invocation.lock) as fd, _reporting_failures(context.settings):
         if no_daemon:
+            from toolkit.reconcile import readiness, transaction  # noqa: PLC0415  # not for a plan
+
             began = time.monotonic()
             applied = transaction.converge(context.settings, context.adapter, stop)
             _require_specification(applied)
@@ -275,8 +277,11 @@ def _reporting_failures(settings: Settings) -> Iterator[None]:
     except (Interrupted, Locked):
         raise
     except ToolkitError as error:
+        from toolkit.kube import report as kube_report  # noqa: PLC0415  # rarely needed
+
         if kube_report.is_wanted(settings):
             from toolkit.agent import report  # noqa: PLC0415  # rarely needed
+            from toolkit.reconcile import readiness  # noqa: PLC0415
 
             is_exhausted = isinstance(error, StepError) and bool(
                 budget_of(settings).restart_refusal()
