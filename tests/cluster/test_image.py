@@ -487,6 +487,8 @@ def refuses(node: Node, found: list[dict[str, Any]], name: str) -> None:
     container = images.Container(node, without(found, name), TOOLKIT_ON_EXIT="revert")
     try:
         container.ends_itself()
+        # The shim copies what it said; to delete the task would end that as well.
+        nodes.wait_for(node, lambda: '"error"' in container.told(), 10)
     finally:
         container.end()
     errors = [json.loads(line) for line in container.told().splitlines() if '"error"' in line]
