@@ -124,7 +124,7 @@ def test_what_is_no_bound_is_not_found(check: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", sorted((ROOT / "tests/functional").glob("test_*.py")), ids=lambda path: path.name
+    "path", sorted((ROOT / "tests/functional").rglob("test_*.py")), ids=lambda path: path.name
 )
 def test_a_functional_test_needs_nothing_that_is_built(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -140,7 +140,7 @@ def test_a_functional_test_needs_nothing_that_is_built(path: Path) -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        *sorted((ROOT / "tests/functional").glob("*.py")),
+        *sorted((ROOT / "tests/functional").rglob("*.py")),
         *sorted((ROOT / "tests/support").glob("fake_*.py")),
     ],
     ids=lambda path: path.name,
