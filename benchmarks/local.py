@@ -14,12 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-import pytest
-
 from benchmarks import clock, peer
 from benchmarks.table import Row
 from deploy.programs import build
 from tests.support import artifacts, fake_node, images, nodes, programs
+from tests.support.availability import Unavailable
 from toolkit.node import elf
 
 _MB: Final = 1_000_000
@@ -70,7 +69,7 @@ def calls(place: Path, times: int) -> Iterator[Row]:
     smallest = elf.minimal()
     if smallest is None or os.geteuid() != 0:
         return
-    with suppress(pytest.skip.Exception):
+    with suppress(Unavailable):
         programs.install()  # as the image has it
     source = artifacts.make(place / "source")
     runc = place / "bin/runc"
@@ -271,7 +270,7 @@ def _in_image(place: Path, pid_file: Path, times: int) -> clock.Cost | None:
         return None
     try:
         program = programs.program("launcher")
-    except pytest.skip.Exception:
+    except Unavailable:
         return None
     launcher = place / "nvidia-toolkit"
     # Without a Python to start, another answer than yes is an error.

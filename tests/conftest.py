@@ -18,6 +18,7 @@ import pytest
 from hypothesis import settings
 
 from tests.support import kubernetes, real
+from tests.support.availability import Unavailable
 from tests.support.kubernetes import Certificates
 
 _LEFT: Final = pytest.StashKey[dict[str, int]]()
@@ -72,6 +73,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    skip_unavailable(call)
     report = yield
     required = os.environ.get("REQUIRE_REAL_RUNTIMES") == "1"
     is_real = _tier(item) in _REAL_TIERS or any(
@@ -84,6 +86,13 @@ def pytest_runtest_makereport(
         reason = call.excinfo.value if call.excinfo else "no reason given"
         report.longrepr = f"skipped, but real runtimes are required here: {reason}"
     return report
+
+
+def skip_unavailable(call: pytest.CallInfo[None]) -> None:
+    """Make a skip of what a test ended with, if that is that something real is not to be had."""
+    if call.excinfo is not None and isinstance(reason := call.excinfo.value, Unavailable):
+        skipped = pytest.skip.Exception(str(reason)).with_traceback(reason.__traceback__)
+        call.excinfo = pytest.ExceptionInfo.from_exception(skipped)
 
 
 class _TierReport:

@@ -20,11 +20,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-import pytest
 import yaml
 
 from runtimes.distributions import DISTRIBUTIONS
 from tests.support import helm
+from tests.support.availability import Unavailable
 from toolkit.settings.options import SETTINGS, Kind, Setting
 from tools import overlays
 
@@ -281,7 +281,7 @@ def main() -> int:
     """Write everything; return 1 where helm, which renders the manifests, cannot be built."""
     try:
         write()
-    except pytest.skip.Exception as reason:
+    except Unavailable as reason:
         sys.stderr.write(
             f"tools.deploy: {reason}. Without it deploy/manifests, deploy/overlays and deploy/jobs"
             " stay as they are; everything else is written. They change only with the chart and"

@@ -20,9 +20,8 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-import pytest
-
 from tests.support import helm
+from tests.support.availability import Unavailable
 from toolkit import __version__
 from tools import archives, bills, emulation, packages
 from tools import source as sources
@@ -85,6 +84,7 @@ class Job:
 
 _FAILURES: Final = (
     ReleaseError, PackageError, LicenseError, EmulationError, subprocess.SubprocessError,
+    Unavailable,
 )  # fmt: skip
 
 
@@ -96,9 +96,6 @@ def main(words: Sequence[str] | None = None) -> int:
         made = release(options)
     except _FAILURES as error:
         sys.stderr.write(f"tools.release: {error}\n")
-        return 1
-    except pytest.skip.Exception as reason:  # helm cannot be built
-        sys.stderr.write(f"tools.release: {reason}\n")
         return 1
     for path in made:
         sys.stdout.write(f"{path}\n")

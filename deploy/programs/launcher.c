@@ -507,120 +507,132 @@ static const char *setting(const char *value, char letter)
 	return 0;
 }
 
-/* Return whether a readiness record surely applies to the node. */
-static int is_ready(const char *record)
+/* The keys of a record, one bit each, in the order of its list of names: what both records have,
+ * what only the readiness record has, and what only the state of the agent has. */
+enum { FORMAT = 1, BOOT = 2, PID = 4, STARTED = 8 };
+enum { TOOL = 16, PLUGIN = 32, DRIVER = 64, CONFIGURATION = 128 };
+enum { SYNCING = 16, SINCE = 32, DEADLINE = 64, FAILED = 128, FAILURE = 256, ALL = 511 };
+
+#define COMMON "format\0" "boot\0" "pid\0" "started\0"
+
+/* A process that a record names; -1 is what it does not say. */
+struct process {
+	long pid, started;
+};
+
+/* Take the value of a key, which is 0 if it is not in the list; return whether it is right. */
+typedef int takes_value(struct reader *reader, unsigned key, struct process *process);
+
+/* Return the bit of a text in a list of names that each end with a zero; 0 if it is none. */
+static unsigned key_of(struct text text, const char *names)
 {
-	enum { FORMAT = 1, TOOL = 2, BOOT = 4, PID = 8, STARTED = 16, PLUGIN = 32, DRIVER = 64,
-	       CONFIGURATION = 128 };
+	for (unsigned bit = 1; *names; bit <<= 1, names += length(names) + 1)
+		if (is_text(text, names))
+			return bit;
+	return 0;
+}
+
+/* Read a file with one object, each key at most once; return its keys, or 0 if one is not right. */
+static unsigned read_record(const char *path, const char *names, takes_value *takes_right,
+			    struct process *process)
+{
 	char document[LARGEST_STATE];
 	struct reader reader = {document, 0};
-	long pid = -1, started = -1;
 	unsigned seen = 0;
-	result count;
+	result count = read_own(path, document, sizeof(document));
 
-	count = read_own(record, document, sizeof(document));
 	if (count < 0)
 		return 0;
 	expect(&reader, '{');
 	do {
-		struct text key = take_text(&reader);
-		unsigned bit = is_text(key, "format")	       ? FORMAT
-			       : is_text(key, "tool")	       ? TOOL
-			       : is_text(key, "boot")	       ? BOOT
-			       : is_text(key, "pid")	       ? PID
-			       : is_text(key, "started")       ? STARTED
-			       : is_text(key, "plugin")	       ? PLUGIN
-			       : is_text(key, "driver")	       ? DRIVER
-			       : is_text(key, "configuration") ? CONFIGURATION
-							       : 0;
-		int is_right = 1;
+		unsigned key = key_of(take_text(&reader), names);
 
 		expect(&reader, ':');
-		if (reader.failed || is_again(&seen, bit))
+		if (reader.failed || is_again(&seen, key))
 			return 0;
-		if (bit == FORMAT)
-			is_right = take_number(&reader) == 2;
-		else if (bit == TOOL)
-			is_right = is_text(take_text(&reader), setting(0, 'V'));
-		else if (bit == BOOT)
-			is_right = is_this_boot(take_text(&reader));
-		else if (bit && takes_word(&reader, "null"))
-			is_right = bit != CONFIGURATION;
-		else if (bit == PID)
-			pid = take_number(&reader);
-		else if (bit == STARTED)
-			started = take_number(&reader);
-		else if (bit == PLUGIN)
-			is_right = takes_running(&reader);
-		else if (bit == DRIVER)
-			is_right = takes_existing(&reader);
-		else if (bit == CONFIGURATION)
-			is_right = takes_unchanged(&reader);
-		else
-			skip(&reader, 0);
-		if (reader.failed || !is_right)
+		if (!takes_right(&reader, key, process) || reader.failed)
 			return 0;
 	} while (takes(&reader, ','));
 	expect(&reader, '}');
-	if (!is_done(&reader, document + count) || (seen & (FORMAT | TOOL | BOOT)) != (FORMAT | TOOL | BOOT))
+	return is_done(&reader, document + count) ? seen : 0;
+}
+
+static int takes_readiness(struct reader *reader, unsigned key, struct process *process)
+{
+	if (key == FORMAT)
+		return take_number(reader) == 2;
+	if (key == TOOL)
+		return is_text(take_text(reader), setting(0, 'V'));
+	if (key == BOOT)
+		return is_this_boot(take_text(reader));
+	if (key && takes_word(reader, "null"))
+		return key != CONFIGURATION;
+	if (key == PID)
+		process->pid = take_number(reader);
+	else if (key == STARTED)
+		process->started = take_number(reader);
+	else if (key == PLUGIN)
+		return takes_running(reader);
+	else if (key == DRIVER)
+		return takes_existing(reader);
+	else if (key == CONFIGURATION)
+		return takes_unchanged(reader);
+	else
+		skip(reader, 0);
+	return 1;
+}
+
+/* Return whether a readiness record surely applies to the node. */
+static int is_ready(const char *record)
+{
+	struct process runtime = {-1, -1};
+	unsigned seen = read_record(record, COMMON "tool\0" "plugin\0" "driver\0" "configuration\0",
+				    takes_readiness, &runtime);
+
+	if ((seen & (FORMAT | TOOL | BOOT)) != (FORMAT | TOOL | BOOT))
 		return 0;
-	if (pid < 0)
-		return started < 0;
-	return started >= 0 && is_running(pid, started);
+	if (runtime.pid < 0)
+		return runtime.started < 0;
+	return runtime.started >= 0 && is_running(runtime.pid, runtime.started);
+}
+
+/* Return whether a time of the clock that only goes forward, in nanoseconds, is not over. */
+static int is_to_come(long deadline)
+{
+	long now[2] = {0, 0};
+
+	return call(CLOCK_GETTIME, CLOCK_MONOTONIC, (result)now, 0, 0, 0) == 0 &&
+	       deadline >= now[0] * 1000000000 + now[1];
+}
+
+static int takes_liveness(struct reader *reader, unsigned key, struct process *process)
+{
+	if (key == FORMAT)
+		return take_number(reader) == 1;
+	if (key == BOOT)
+		return is_this_boot(take_text(reader));
+	if (key == PID)
+		process->pid = take_number(reader);
+	else if (key == STARTED)
+		process->started = take_number(reader);
+	else if (key == DEADLINE)
+		return takes_word(reader, "null") || is_to_come(take_seconds(reader));
+	else if (key == FAILED)
+		return take_number(reader) < 3;
+	else
+		skip(reader, 0);
+	return key != 0;
 }
 
 /* Return whether the agent whose state is in a file surely is healthy. */
 static int is_alive(const char *state)
 {
-	enum { PID = 1, STARTED = 2, BOOT = 4, FORMAT = 8, SYNCING = 16, SINCE = 32, DEADLINE = 64,
-	       FAILED = 128, FAILURE = 256, ALL = 511 };
-	char document[LARGEST_STATE];
-	struct reader reader = {document, 0};
-	long pid = -1, started = -1, now[2] = {0, 0};
-	unsigned seen = 0;
-	result count;
+	struct process agent = {-1, -1};
+	unsigned seen = read_record(
+		state, COMMON "is_syncing\0" "since\0" "deadline\0" "failed_starts\0" "failure\0",
+		takes_liveness, &agent);
 
-	count = read_own(state, document, sizeof(document));
-	if (count < 0 ||
-	    call(CLOCK_GETTIME, CLOCK_MONOTONIC, (result)now, 0, 0, 0) != 0)
-		return 0;
-	expect(&reader, '{');
-	do {
-		struct text key = take_text(&reader);
-		unsigned bit = is_text(key, "pid")	       ? PID
-			       : is_text(key, "started")       ? STARTED
-			       : is_text(key, "boot")	       ? BOOT
-			       : is_text(key, "format")	       ? FORMAT
-			       : is_text(key, "is_syncing")    ? SYNCING
-			       : is_text(key, "since")	       ? SINCE
-			       : is_text(key, "deadline")      ? DEADLINE
-			       : is_text(key, "failed_starts") ? FAILED
-			       : is_text(key, "failure")       ? FAILURE
-							       : 0;
-		int is_right = 1;
-
-		expect(&reader, ':');
-		if (reader.failed || !bit || is_again(&seen, bit))
-			return 0;
-		if (bit == PID)
-			pid = take_number(&reader);
-		else if (bit == STARTED)
-			started = take_number(&reader);
-		else if (bit == BOOT)
-			is_right = is_this_boot(take_text(&reader));
-		else if (bit == FORMAT)
-			is_right = take_number(&reader) == 1;
-		else if (bit == DEADLINE && !takes_word(&reader, "null"))
-			is_right = take_seconds(&reader) >= now[0] * 1000000000 + now[1];
-		else if (bit == FAILED)
-			is_right = take_number(&reader) < 3;
-		else if (bit == SYNCING || bit == SINCE || bit == FAILURE)
-			skip(&reader, 0);
-		if (reader.failed || !is_right)
-			return 0;
-	} while (takes(&reader, ','));
-	expect(&reader, '}');
-	return is_done(&reader, document + count) && seen == ALL && is_running(pid, started);
+	return seen == ALL && is_running(agent.pid, agent.started);
 }
 
 /* --- the command ---------------------------------------------------------------------------- */

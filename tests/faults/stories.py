@@ -9,13 +9,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-import pytest
-
 from tests.faults import trees
 from tests.faults.calls import Fault
 from tests.faults.site import Run, Site
 from tests.faults.trees import Tree
 from tests.support import artifacts, binaries, fake_node
+from tests.support.availability import Unavailable
 from tests.support.fake_node import Node
 
 MERGING: Final = b"""\
@@ -88,7 +87,7 @@ def judge() -> str | None:
     """Return a real containerd that merges; None where there is none."""
     try:
         return str(binaries.find(_JUDGE).path)
-    except pytest.skip.Exception:
+    except Unavailable:
         return None
 
 

@@ -1,4 +1,7 @@
-"""The layout of the product: small folders, packages that introduce themselves, no import cycle."""
+"""The layout: small folders, packages that introduce themselves, no import cycle.
+
+The functional tests are in folders that have the names of the product's packages.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ MOST: Final = 14
 FOLDERS: Final = sorted(
     {path.parent for package in ("runtimes", "toolkit") for path in (ROOT / package).rglob("*.py")}
 )
+SUBJECTS: Final = sorted({path.parent for path in (ROOT / "tests/functional").glob("*/*.py")})
 
 
 def cycle(imports: dict[str, set[str]]) -> list[str]:
@@ -28,7 +32,9 @@ def cycle(imports: dict[str, set[str]]) -> list[str]:
     return []
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize(
+    "folder", [*FOLDERS, *SUBJECTS], ids=lambda path: path.relative_to(ROOT).as_posix()
+)
 def test_a_folder_is_small(folder: Path) -> None:
     assert len(list(folder.glob("*.py"))) <= MOST
 
@@ -47,6 +53,19 @@ def test_a_package_says_what_it_may_import_and_where_to_start(folder: Path) -> N
     assert named
     for name in named:
         assert (folder / name).is_file(), f"{name} does not exist"
+
+
+@pytest.mark.parametrize("folder", SUBJECTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_functional_tests_are_found_by_the_package_that_they_test(folder: Path) -> None:
+    assert ROOT / "toolkit" / folder.name in FOLDERS
+    text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))) or ""
+    assert text.endswith(".")
+    assert "\n" not in text
+
+
+def test_every_functional_test_is_in_such_a_folder() -> None:
+    assert list((ROOT / "tests/functional").glob("test_*.py")) == []
+    assert {path.parent for path in (ROOT / "tests/functional").rglob("test_*.py")} == {*SUBJECTS}
 
 
 def test_no_modules_import_each_other() -> None:

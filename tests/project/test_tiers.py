@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests import conftest
+from tests.support.availability import Unavailable
+
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "tests").rglob("test_*.py"))
 CLOCKS = {"monotonic", "perf_counter", "process_time", "time"}
@@ -15,7 +18,8 @@ STARTS = {"cli", "done", "started", "on_terminal", "daemon"}
 """What of tests/support/fake_node.py starts a program."""
 PREPARED = frozenset({"binaries", "cluster", "crio", "images", "promtool"})
 """Modules of tests/support for what is downloaded or built first."""
-
+SHARED = ("benchmarks", "tests/faults", "tests/support", "tools")
+"""Directories with modules that run without pytest."""
 EVERYWHERE = frozenset(
     {"bash", "cp", "ls", "mkfifo", "mount", "nsenter", "sh", "umount", "unshare"}
 )
@@ -124,7 +128,7 @@ def test_what_is_no_bound_is_not_found(check: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", sorted((ROOT / "tests/functional").glob("test_*.py")), ids=lambda path: path.name
+    "path", sorted((ROOT / "tests/functional").rglob("test_*.py")), ids=lambda path: path.name
 )
 def test_a_functional_test_needs_nothing_that_is_built(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -140,7 +144,7 @@ def test_a_functional_test_needs_nothing_that_is_built(path: Path) -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        *sorted((ROOT / "tests/functional").glob("*.py")),
+        *sorted((ROOT / "tests/functional").rglob("*.py")),
         *sorted((ROOT / "tests/support").glob("fake_*.py")),
     ],
     ids=lambda path: path.name,
@@ -187,6 +191,38 @@ def test_a_unit_test_starts_no_program_and_measures_no_time(path: Path) -> None:
     assert not modules & {"subprocess", "multiprocessing", *PREPARED}
     assert "pytest.mark.timing" not in path.read_text(encoding="utf-8")
     assert not calls & ({f"fake_node.{name}" for name in STARTS} | (imported & STARTS))
+
+
+def test_a_test_that_ends_with_what_is_not_to_be_had_is_skipped_where_that_was_raised() -> None:
+    def lacking() -> None:
+        raise Unavailable("helm is not built")
+
+    call = pytest.CallInfo.from_call(lacking, "setup")
+    conftest.skip_unavailable(call)
+    assert call.excinfo is not None
+    assert call.excinfo.type is pytest.skip.Exception
+    assert str(call.excinfo.value) == "helm is not built"
+    assert call.excinfo.traceback[-1].name == "lacking"
+
+
+def test_a_test_that_fails_is_not_skipped() -> None:
+    def failing() -> None:
+        raise LookupError
+
+    call = pytest.CallInfo.from_call(failing, "call")
+    conftest.skip_unavailable(call)
+    assert call.excinfo is not None
+    assert call.excinfo.type is LookupError
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for name in SHARED for path in sorted((ROOT / name).rglob("*.py")) if path not in FILES],
+    ids=lambda path: path.relative_to(ROOT).as_posix(),
+)
+def test_only_a_test_knows_what_a_skip_is(path: Path) -> None:
+    """What benchmarks and tools use as well says what is not to be had by an error of its own."""
+    assert "pytest.skip" not in path.read_text(encoding="utf-8"), "raise Unavailable"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)

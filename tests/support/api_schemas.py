@@ -17,10 +17,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-import pytest
 import yaml
 
 from tests.support import nodes, versions
+from tests.support.availability import Unavailable
 
 _KUBERNETES: Final = ("k8s.io/client-go", "applyconfigurations/internal/internal.go")
 _OPENSHIFT: Final = (
@@ -118,7 +118,9 @@ def _types(module: str, version: str, inner: str) -> Schema:
 
 def _download(module: str, version: str) -> Path:
     if shutil.which("go") is None:
-        pytest.skip(f"the schemas of {module} are not here: they need Go 1.26 or newer on PATH")
+        raise Unavailable(
+            f"the schemas of {module} are not here: they need Go 1.26 or newer on PATH"
+        )
     done = subprocess.run(
         ("go", "mod", "download", "-json", f"{module}@{version}"),
         cwd="/",
@@ -129,5 +131,5 @@ def _download(module: str, version: str) -> Path:
         timeout=_DOWNLOAD_TIME,
     )
     if done.returncode != 0:
-        pytest.skip(f"{module} {version} cannot be downloaded here: {done.stderr[-500:]}")
+        raise Unavailable(f"{module} {version} cannot be downloaded here: {done.stderr[-500:]}")
     return Path(json.loads(done.stdout)["Dir"])

@@ -17,10 +17,9 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-import pytest
-
 from runtimes.model import BinaryQuery, BinaryResult, token
 from tests.support import nodes, real, versions
+from tests.support.availability import Unavailable
 from tests.support.nodes import Node
 from toolkit.node import command
 
@@ -64,14 +63,14 @@ class Binary:
 
 @cache
 def find(line: str) -> Binary:
-    """Return the containerd of a release line, made on first use; skip the test if it cannot be."""
+    """Return the containerd of a release line, made on first use. Raises Unavailable."""
     if line in SUITES:
         found = Binary(line=line, root=_image(SUITES[line]), path="/usr/bin/containerd")
     else:
         found = Binary(line=line, root=Path("/"), path=str(_containerd("containerd", line)))
     said = command.run(_argv(found, ("--version",)))
     if not said.ok:
-        pytest.skip(f"containerd {line} cannot be run here: {said.err}")
+        raise Unavailable(f"containerd {line} cannot be run here: {said.err}")
     real.USED.add(f"containerd {said.out.split()[2]}")
     return found
 
@@ -168,11 +167,11 @@ def _replaced(text: str, marks: dict[str, str]) -> str:
 
 def _image(suite: str) -> Path:
     if os.geteuid() != 0:
-        pytest.skip(f"only root can enter the root file system of {suite}")
+        raise Unavailable(f"only root can enter the root file system of {suite}")
     try:
         return nodes.image(suite)
     except (OSError, nodes.NodeError, subprocess.SubprocessError) as error:
-        pytest.skip(f"no root file system of {suite} can be made here: {error}")
+        raise Unavailable(f"no root file system of {suite} can be made here: {error}") from error
 
 
 def _containerd(program: str, line: str) -> Path:
@@ -181,7 +180,7 @@ def _containerd(program: str, line: str) -> Path:
 
 @cache
 def toolkit(program: str) -> Path:
-    """Return an NVIDIA Container Toolkit program, made on first use; skip if it cannot be."""
+    """Return an NVIDIA Container Toolkit program, made on first use. Raises Unavailable."""
     found = built(f"{TOOLKIT_MODULE}/cmd/{program}", versions.TOOLKIT, cgo=True)
     real.USED.add(f"{program} {versions.TOOLKIT.removeprefix('v')}")
     return found
@@ -202,7 +201,7 @@ def built(module: str, version: str, *, cgo: bool = False) -> Path:
             return wanted
         go = shutil.which("go")
         if go is None:
-            pytest.skip(f"{name} {version} is not built: it needs Go 1.26 or newer on PATH")
+            raise Unavailable(f"{name} {version} is not built: it needs Go 1.26 or newer on PATH")
         done = subprocess.run(
             (go, "install", f"{module}@{version}"),
             env={**os.environ, "CGO_ENABLED": str(int(cgo)), "GOBIN": str(wanted.parent)},
@@ -212,5 +211,5 @@ def built(module: str, version: str, *, cgo: bool = False) -> Path:
             timeout=_BUILD_TIME,
         )
         if done.returncode != 0:
-            pytest.skip(f"{name} {version} cannot be built here: {done.stderr[-500:]}")
+            raise Unavailable(f"{name} {version} cannot be built here: {done.stderr[-500:]}")
     return wanted

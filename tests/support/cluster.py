@@ -21,11 +21,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-import pytest
 import yaml
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from tests.support import helm, nodes, real, versions
+from tests.support.availability import Unavailable
 from tests.support.kubernetes import Authority, private_bytes
 from tests.support.nodes import Node, NodeError
 
@@ -85,7 +85,7 @@ _TUNED: Final = {
 
 @cache
 def programs() -> Path:
-    """Return a directory with Kubernetes and etcd, built on first use; skip if it cannot be."""
+    """Return a directory with Kubernetes and etcd, built on first use. Raises Unavailable."""
     home = nodes.cache() / "go" / f"kubernetes-v{VERSION}"
     home.mkdir(parents=True, exist_ok=True)
     with home.with_name(f"{home.name}.lock").open("w", encoding="utf-8") as lock:
@@ -101,7 +101,7 @@ def programs() -> Path:
 
 def _build(scratch: Path, missing: Sequence[str]) -> None:
     if shutil.which("go") is None:
-        pytest.skip(f"Kubernetes {VERSION} is not built: it needs Go 1.26 or newer on PATH")
+        raise Unavailable(f"Kubernetes {VERSION} is not built: it needs Go 1.26 or newer on PATH")
     told = json.loads(_go(scratch, "mod", "download", "-json", f"k8s.io/kubernetes@v{VERSION}"))
     parts = re.findall(
         r"^\t(k8s\.io/\S+) v0\.0\.0$",
@@ -154,7 +154,7 @@ def _go(scratch: Path, *words: str, **environment: str) -> str:
         timeout=_BUILD_TIME,
     )
     if done.returncode != 0:
-        pytest.skip(f"Kubernetes {VERSION} cannot be built here: {done.stderr[-800:]}")
+        raise Unavailable(f"Kubernetes {VERSION} cannot be built here: {done.stderr[-800:]}")
     return done.stdout
 
 
@@ -482,12 +482,12 @@ def running(node: Node, home: Path) -> Iterator[Cluster]:
 
 @contextlib.contextmanager
 def alone(home: Path, *api_server: str) -> Iterator[ControlPlane]:
-    """Run a control plane without a node, in a network of its own; skip where there can be none.
+    """Run a control plane without a node, in a network of its own. Raises Unavailable.
 
     No node is taken for dead: simulated ones send no heartbeats.
     """
     if os.geteuid() != 0:
-        pytest.skip("only root can make a network namespace")
+        raise Unavailable("only root can make a network namespace")
     programs()
     # `unshare` replaces itself: this process is what holds the namespace.
     argv = ("setpriv", "--pdeathsig", "KILL", "--", "unshare", "--net", "--", "sleep", "infinity")

@@ -13,13 +13,12 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-import pytest
-
 from runtimes import distributions
 from runtimes.distributions import Distribution
 from runtimes.formats import toml_editor
 from runtimes.model import Desired
 from tests.support import nodes, pure_plan
+from tests.support.availability import Unavailable
 
 K3S: Final = Path(__file__).parent / "k3s"
 CONFIG: Final = "/var/lib/rancher/k3s/agent/etc/containerd/config.toml"
@@ -77,7 +76,7 @@ def wish(name: str, **changed: object) -> Desired:
 
 @cache
 def agent() -> Path:
-    """Return the stand-in of k3s' agent, built on first use; skip the test where it cannot be."""
+    """Return the stand-in of k3s' agent, built on first use. Raises Unavailable."""
     sources = sorted(path for path in K3S.iterdir() if path.is_file())
     digest = hashlib.sha256(b"\0".join(path.read_bytes() for path in sources)).hexdigest()[:10]
     home = nodes.cache() / "go"
@@ -89,7 +88,7 @@ def agent() -> Path:
             return wanted
         go = shutil.which("go", path=f"{os.environ.get('PATH', os.defpath)}:/usr/local/go/bin")
         if go is None:
-            pytest.skip("the stand-in of k3s is not built: it needs Go 1.26 or newer on PATH")
+            raise Unavailable("the stand-in of k3s is not built: it needs Go 1.26 or newer on PATH")
         done = subprocess.run(
             (go, "build", "-trimpath", "-o", f"{wanted}.new", "."),
             cwd=K3S, env={**os.environ, "CGO_ENABLED": "0"},

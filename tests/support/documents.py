@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 DOCUMENTS: Final = (
@@ -19,6 +19,8 @@ DOCUMENTS: Final = (
     ),
     *sorted((ROOT / "docs").rglob("*.md")),
 )
+OUTPUT: Final = ROOT / "docs/output.md"
+"""Where each key of `-o json` has its row."""
 SHELL: Final = (
     "desk", "node", "host", "host podman", "host unit", "make", "image", "cluster", "fleet",
     "operator",
@@ -80,3 +82,14 @@ def spans(document: Path) -> list[str]:
         text = text.replace(block.text, "", 1)
     text = re.sub(r"^\s*(`{3,}|~{3,}).*$", "", text, flags=re.MULTILINE)
     return [" ".join(span.split()) for span in _SPAN.findall(text)]
+
+
+def keys(value: Any, path: str = "") -> Iterator[str]:
+    """Yield the paths of all that an answer holds; `[]` stands for every item of a list."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from keys(item, f"{path}.{name}" if path else name)
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        yield from keys(value[0], f"{path}[]")
+    else:
+        yield path

@@ -12,10 +12,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-import pytest
 import yaml
 
 from tests.support import nodes, real, versions
+from tests.support.availability import Unavailable
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 CHART: Final = ROOT / "deploy/helm/nvidia-toolkit"
@@ -50,7 +50,7 @@ _LINKED: Final = {
 
 @cache
 def find(major: str = MAJORS[0]) -> Path:
-    """Return the helm program of a major version, built on first use; skip if it cannot be."""
+    """Return the helm program of a major version, built on first use. Raises Unavailable."""
     version = versions.HELM[major]
     home = nodes.cache() / "go" / f"helm-{version}"
     home.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ def find(major: str = MAJORS[0]) -> Path:
 def _build(wanted: Path, major: str, version: str) -> None:
     go = shutil.which("go")
     if go is None:
-        pytest.skip("helm is not built: it needs Go 1.26 or newer on PATH")
+        raise Unavailable("helm is not built: it needs Go 1.26 or newer on PATH")
     module = f"helm.sh/helm/v{major}"
     told = (f"{module}/internal/version.version={version}", *_LINKED[major])
     linked = " ".join(("-s -w", *(f"-X {each}" for each in told)))
@@ -76,7 +76,7 @@ def _build(wanted: Path, major: str, version: str) -> None:
         capture_output=True, text=True, check=False, timeout=_BUILD_TIME,
     )  # fmt: skip
     if done.returncode != 0:
-        pytest.skip(f"helm {version} cannot be built here: {done.stderr[-500:]}")
+        raise Unavailable(f"helm {version} cannot be built here: {done.stderr[-500:]}")
 
 
 def run(

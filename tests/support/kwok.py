@@ -45,7 +45,7 @@ conditions:
 
 @cache
 def find() -> Path:
-    """Return the kwok program, built on first use; skip the test where it cannot be."""
+    """Return the kwok program, built on first use. Raises Unavailable."""
     found = binaries.built(_MODULE, versions.KWOK)
     real.USED.add(f"kwok {versions.KWOK}")
     return found

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support import boot, containers, nodes
+from tests.support.availability import Unavailable
 from tests.support.nodes import Node
 
 
@@ -14,7 +15,7 @@ from tests.support.nodes import Node
 def node_machine() -> None:
     """Skip where no node can be booted."""
     if reason := nodes.why_not():
-        pytest.skip(reason)
+        raise Unavailable(reason)
 
 
 @pytest.fixture(params=nodes.SUITES)
@@ -34,6 +35,6 @@ def node(node_machine: None, suite: str) -> Iterator[Node]:
 def pod_node(node: Node) -> Node:
     """Give a fresh node what pods are made of, or skip where no container can run."""
     if reason := containers.why_no_containers(node):
-        pytest.skip(reason)
+        raise Unavailable(reason)
     containers.prepare_images(node)
     return node

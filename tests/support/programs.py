@@ -13,11 +13,10 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-import pytest
-
 from deploy.programs import build
 from deploy.programs.build import BuildError
 from tests.support import images, nodes
+from tests.support.availability import Unavailable
 from toolkit.artifacts import static_wrapper
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -77,18 +76,18 @@ def _build(wanted: Path, machines: Sequence[str]) -> None:
 
 
 def wrapper() -> bytes:
-    """Return the wrapper for this machine, without settings; skip the test if it cannot be made."""
+    """Return the wrapper for this machine, without settings. Raises Unavailable."""
     return program("wrapper")
 
 
 def program(name: str) -> bytes:
-    """Return a program for this machine, without settings; skip the test if it cannot be made.
+    """Return a program for this machine, without settings. Raises Unavailable.
 
     It is the released one where its compiler has been fetched, or gcc is missing.
     """
     content = _program(name)
     if isinstance(content, str):
-        pytest.skip(content)
+        raise Unavailable(content)
     return content
 
 

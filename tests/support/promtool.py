@@ -10,9 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-import pytest
-
 from tests.support import nodes, real, versions
+from tests.support.availability import Unavailable
 
 _BUILD_TIME: Final = 1800
 _TAGS: Final = "remove_all_sd"
@@ -21,7 +20,7 @@ _TAGS: Final = "remove_all_sd"
 
 @cache
 def find() -> Path:
-    """Return the promtool program, built on first use; skip the test where it cannot be."""
+    """Return the promtool program, built on first use. Raises Unavailable."""
     home = nodes.cache() / "go" / f"promtool-{versions.PROMETHEUS}"
     home.mkdir(parents=True, exist_ok=True)
     wanted = home / "promtool"
@@ -36,7 +35,7 @@ def find() -> Path:
 def _build(wanted: Path) -> None:
     go = shutil.which("go")
     if go is None:
-        pytest.skip("promtool is not built: it needs Go 1.26 or newer on PATH")
+        raise Unavailable("promtool is not built: it needs Go 1.26 or newer on PATH")
     package = f"github.com/prometheus/prometheus/cmd/promtool@{versions.PROMETHEUS}"
     done = subprocess.run(
         (go, "install", "-trimpath", "-ldflags=-s -w", f"-tags={_TAGS}", package),
@@ -44,7 +43,9 @@ def _build(wanted: Path) -> None:
         capture_output=True, text=True, check=False, timeout=_BUILD_TIME,
     )  # fmt: skip
     if done.returncode != 0:
-        pytest.skip(f"promtool {versions.PROMETHEUS} cannot be built here: {done.stderr[-500:]}")
+        raise Unavailable(
+            f"promtool {versions.PROMETHEUS} cannot be built here: {done.stderr[-500:]}"
+        )
 
 
 def run(*words: str, home: Path) -> subprocess.CompletedProcess[str]:

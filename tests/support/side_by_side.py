@@ -174,7 +174,7 @@ class Effect:
 
 @cache
 def installer() -> Path:
-    """Return the upstream installer, built on first use; skip the test where it cannot be."""
+    """Return the upstream installer, built on first use. Raises Unavailable."""
     return binaries.toolkit("nvidia-ctk-installer")
 
 

@@ -3,7 +3,7 @@
 click, with what it imports, and the options of all commands take as long as everything else that a
 probe does. So the words are read here. Whatever is not plainly correct, and each request for help
 or completion, is left to click (`toolkit.cli.parser`), which explains it; what is accepted here
-means the same there (`tests/functional/test_command_line.py`).
+means the same there (`tests/functional/cli/test_command_line.py`).
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import pytest
 
-from tests.functional.test_rollback import (
+from tests.functional.reconcile.test_rollback import (
     OURS,
     Killed,
     converge,

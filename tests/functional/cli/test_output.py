@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support import fake_node
+from tests.support import documents, fake_node
 
-TEXT = (Path(__file__).resolve().parents[2] / "docs/output.md").read_text(encoding="utf-8")
+TEXT = documents.OUTPUT.read_text(encoding="utf-8")
 OF_ONE = {
     "status": {"ready", "unready", "verified"},
     "run": {"outcome", "seconds"},
@@ -40,17 +39,6 @@ def documented() -> set[str]:
     return found
 
 
-def keys(value: Any, path: str = "") -> Iterator[str]:
-    """Yield the paths of all that an answer holds; `[]` stands for every item of a list."""
-    if isinstance(value, dict):
-        for name, item in value.items():
-            yield from keys(item, f"{path}.{name}" if path else name)
-    elif isinstance(value, list) and value and isinstance(value[0], dict):
-        yield from keys(value[0], f"{path}[]")
-    else:
-        yield path
-
-
 MADE = frozenset({"notes", "blocked"})
 """Lists that may be empty here; the table has them as `NAME[]`."""
 
@@ -58,7 +46,7 @@ MADE = frozenset({"notes", "blocked"})
 def as_documented(answer: dict[str, Any]) -> set[str]:
     lists = {name for name, item in answer.items() if isinstance(item, list) and name in MADE}
     empty = {name for name, item in answer.items() if item == {}}
-    return {f"{key}[]" if key in lists else key for key in keys(answer)} | empty
+    return {f"{key}[]" if key in lists else key for key in documents.keys(answer)} | empty
 
 
 @pytest.mark.parametrize("command", OF_ONE)

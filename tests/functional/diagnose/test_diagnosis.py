@@ -534,9 +534,9 @@ def test_an_ordinary_user_is_told_what_cannot_be_seen(node: Node, hidden: str) -
     ]
     place.chmod(0)
     script = (
-        "import sys, json; from pathlib import Path; from tests.functional import test_diagnosis as"
-        " t; from toolkit.diagnose import collect; n = t.Node(root=Path(sys.argv[1]));"
-        " print(json.dumps(collect.collect(t.context(n))))"
+        "import sys, json; from pathlib import Path; from tests.functional.diagnose"
+        " import test_diagnosis as t; from toolkit.diagnose import collect;"
+        " n = t.Node(root=Path(sys.argv[1])); print(json.dumps(collect.collect(t.context(n))))"
     )
     done = subprocess.run(
         [*fake_node.ORDINARY, sys.executable, "-c", script, str(node.root)],

@@ -17,7 +17,7 @@ from runtimes.adapter import Adapter
 from runtimes.containerd import ADAPTER as containerd
 from runtimes.formats import json_editor, toml_editor
 from runtimes.model import RuntimeName
-from tests.functional.test_rollback import (
+from tests.functional.reconcile.test_rollback import (
     OURS,
     Killed,
     converge,

@@ -15,7 +15,7 @@ from typing import Final
 import h2.errors
 import pytest
 
-from tests.functional.test_cri import (
+from tests.functional.runtime.test_cri import (
     GRPC,
     Server,
     Speech,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.functional.test_daemon import driver_module
+from tests.functional.agent.test_daemon import driver_module
 from tests.support import fake_node
 from tests.support.fake_node import KUBEADM, Daemon, Node, needs_root
 from tests.support.pods import staying

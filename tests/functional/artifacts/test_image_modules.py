@@ -40,11 +40,11 @@ if program or any(word.endswith("toolkit/__main__.py") for word in words):
     sys.addaudithook(lambda event, told: write(f"{told[0]}\\n") if event == "import" else None)
 '''
 TESTS: Final = (
-    "test_daemon.py::test_the_pages",
-    "test_daemon.py::test_only_a_pod_that_goes_for_good_takes_everything_back",
-    "test_node_report.py::test_the_child_of_the_agent_sends_and_answers_by_its_file",
-    "test_node_report_runs.py::test_the_label_is_removed_before_anything_is_reverted",
-    "test_nri.py::test_the_metrics_count_what_was_asked",
+    "agent/test_daemon.py::test_the_pages",
+    "agent/test_daemon.py::test_only_a_pod_that_goes_for_good_takes_everything_back",
+    "kube/test_node_report.py::test_the_child_of_the_agent_sends_and_answers_by_its_file",
+    "kube/test_node_report_runs.py::test_the_label_is_removed_before_anything_is_reverted",
+    "agent/test_nri.py::test_the_metrics_count_what_was_asked",
 )
 """Of the agent: metrics, TLS to the API server, the node's report, the NRI plugin."""
 HANDLED: Final = {

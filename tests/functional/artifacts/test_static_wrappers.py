@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
-from tests.functional import test_wrappers as cases
+from tests.functional.artifacts import test_wrappers as cases
 from tests.support import fake_node, nodes, programs
 from toolkit.artifacts import static_wrapper, wrappers
 from toolkit.artifacts.static_wrapper import Wrapper

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.functional.test_output import TEXT, keys
-from tests.support import fake_node
+from tests.support import documents, fake_node
 from toolkit.cli import output
 from toolkit.discovery import endpoints, inventory, selection
 from toolkit.kube import kubelet
@@ -41,7 +40,8 @@ def seen(node: fake_node.Node, **more: str) -> dict[str, Any]:
 
 def documented() -> set[str]:
     """Return the keys of the table of `detect`."""
-    section = TEXT[TEXT.index("## `detect`") :]
+    text = documents.OUTPUT.read_text(encoding="utf-8")
+    section = text[text.index("## `detect`") :]
     rows = [
         line.split("|")[1]
         for line in section.split("\n\n## ")[0].splitlines()
@@ -52,7 +52,8 @@ def documented() -> set[str]:
 
 def test_every_key_has_its_row_and_every_row_its_key(node: fake_node.Node) -> None:
     found = seen(node, socket=str(node.socket))
-    assert {key.removesuffix("[]") for key in keys(json.loads(json.dumps(found)))} == documented()
+    printed = documents.keys(json.loads(json.dumps(found)))
+    assert {key.removesuffix("[]") for key in printed} == documented()
 
 
 def test_who_answers_and_who_uses_it(node: fake_node.Node) -> None:

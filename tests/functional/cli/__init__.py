@@ -1,0 +1,1 @@
+"""The command line and its settings: what is read, what is printed, and the examples."""

@@ -1,0 +1,1 @@
+"""The operating system: files, processes, sockets, commands, the lock, and whom to trust."""

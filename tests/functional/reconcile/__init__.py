@@ -1,0 +1,1 @@
+"""A change and its way back: plan, preflight, transaction, rollback, revert, readiness."""

@@ -1,0 +1,1 @@
+"""The runtime on this node: its selection, what it reports, its restart, and its health."""
