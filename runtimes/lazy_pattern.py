@@ -1,7 +1,7 @@
 """Regular expressions that are compiled when they are first used.
 
-Python compiles an expression anew in each process, which takes 0.1 to 2 ms of CPU time. A start of
-this program uses few of its expressions (see docs/internals/benchmarks.md).
+Python compiles an expression in each process again, which takes 0.1 to 2 ms of CPU time. A start
+of this program uses few of its expressions (see docs/internals/benchmarks.md).
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class Http2Failed(Exception):
 
 
 class Exchange:
-    """One request and its response. What is to be sent is in `outgoing`, frames go to `take`.
+    """One request and its response: `outgoing` returns what to send, `take` accepts a frame.
 
     The server may send as much as it likes without waiting: the caller has to limit `body`.
 
