@@ -93,7 +93,9 @@ def build(
     wanted = [machine for machine in machines if machine in MACHINES]
     with tempfile.TemporaryDirectory(prefix="programs-") as place:
         scratch = Path(place)
-        compiler = [other] if other or not wanted else [str(unpack(scratch, wheels)), "cc"]
+        compiler = [other] if other else []
+        if wanted and not other:
+            compiler = [str(unpack(scratch, wheels)), "cc"]
         made = []
         for program, machine in itertools.product(programs, wanted):
             path = directory / f"{program}-{machine}"

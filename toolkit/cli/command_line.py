@@ -36,7 +36,7 @@ _OUTPUT: Final[Mapping[str, Any]] = MappingProxyType({"output": "text"})
 _OWN: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
     {
         "run": _OUTPUT,
-        "plan": {**_OUTPUT, "exit_code": False, "diff": None},
+        "plan": {**_OUTPUT, "exit_code": False, "diff": None, "revert": False},
         "revert": _OUTPUT,
         "status": {**_OUTPUT, "exit_code": False, "quiet": False, "live": False},
         "detect": _OUTPUT,

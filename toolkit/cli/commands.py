@@ -128,12 +128,15 @@ def keep(invocation: Invocation) -> int:
 
 
 def plan(invocation: Invocation) -> int:
-    """Print what a run would change, and why it would be refused."""
+    """Print what a run, or a revert, would change, and why it would be refused."""
     from toolkit.cli import output  # noqa: PLC0415
 
     end_at_once()
-    context = invocation.context()
-    forecast = preflight.forecast(context, make_plan(context))
+    if invocation.extra["revert"]:
+        forecast = _revert_forecast(invocation)
+    else:
+        context = invocation.context()
+        forecast = preflight.forecast(context, make_plan(context))
     asked = invocation.extra["diff"]
     if invocation.is_json:
         sys.stdout.write(output.plan_json(forecast, is_full=asked == _FULL))
@@ -145,6 +148,19 @@ def plan(invocation: Invocation) -> int:
             output.plan_text(forecast, colour=log.is_colourful(sys.stdout), is_full=is_full)
         )
     return _code(forecast) if invocation.extra["exit_code"] else 0
+
+
+def _revert_forecast(invocation: Invocation) -> preflight.Forecast:
+    """Return what `revert` would change. Raises ToolkitError."""
+    if invocation.config_content is not None:
+        raise UsageProblem(
+            ["--config=-: a revert changes the files of this node"],
+            hint="leave --config out, or --revert",
+        )
+    from toolkit.reconcile import uninstall  # noqa: PLC0415
+
+    context = invocation.context_or_fallback()
+    return uninstall.forecast(context.settings, context.adapter)
 
 
 def status(invocation: Invocation) -> int:
@@ -172,7 +188,7 @@ def _code(forecast: preflight.Forecast) -> int:
     """Return the exit code of --exit-code."""
     if forecast.blocked:
         return Answer.REFUSED
-    return 0 if forecast.plan.is_noop else Answer.PENDING
+    return 0 if forecast.plan.is_done else Answer.PENDING
 
 
 def detect(invocation: Invocation) -> int:

@@ -41,12 +41,12 @@ def plan_text(forecast: Forecast, *, colour: bool, is_full: bool) -> str:
     """
     plan, blocked = forecast.plan, forecast.blocked
     host, shown = plan.target.host, describe.diff if is_full else describe.changed_keys
-    lines = [_line(line, RED, colour=colour) for line in describe.refusals(blocked)]
+    lines = [_line(line, RED, colour=colour) for line in describe.refusals(forecast)]
     lines += [
         colour_diff(shown(host, change), colour=colour) for change in plan.config_plan.changes
     ]
     lines += [_line(note, CYAN, colour=colour) for note in describe.forecast_notes(forecast)]
-    summary_colour = RED if blocked else GREEN if plan.is_noop else YELLOW
+    summary_colour = RED if blocked else GREEN if plan.is_done else YELLOW
     summary = describe.summary(plan, is_blocked=bool(blocked))
     return "".join([*lines, _line(summary, summary_colour, colour=colour)])
 
@@ -65,7 +65,8 @@ def _plan(forecast: Forecast, *, is_full: bool = False) -> dict[str, Any]:
     plan, blocked = forecast.plan, forecast.blocked
     return {
         "runtime": str(plan.target.desired.runtime),
-        "in_sync": plan.is_noop,
+        "operation": str(plan.operation),
+        "in_sync": plan.is_done,
         "binary": plan.target.binary,
         "changes": [
             _change(plan.target.host, change, is_full=is_full)
@@ -107,8 +108,7 @@ def status_text(
         head = log.coloured("not in sync", YELLOW, wanted=colour)
         lines = [f"  {line}\n" for line in describe.differences(plan)]
         lines += [
-            f"  {log.coloured(line, RED, wanted=colour)}\n"
-            for line in describe.refusals(forecast.blocked)
+            f"  {log.coloured(line, RED, wanted=colour)}\n" for line in describe.refusals(forecast)
         ]
         return "".join([f"{head}\n", *lines])
     ready = log.coloured("ready", GREEN, wanted=colour)

@@ -80,6 +80,7 @@ def app() -> click.Group:
             _exit_code(),
             _output(),
             _diff(),
+            _revert(),
         ),
         _command("revert", "Uninstall: remove everything that `run` added and changed.", _output()),
         _command(
@@ -294,6 +295,12 @@ def _diff() -> click.Option:
             " included; keys: only the keys that change, with secrets masked. [default: full as"
             " text on a terminal, otherwise keys]"
         ),
+    )
+
+
+def _revert() -> click.Option:
+    return click.Option(
+        ["--revert"], is_flag=True, help="Show what `revert` would change, in place of `run`."
     )
 
 

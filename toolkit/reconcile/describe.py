@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from runtimes import distributions, edits
@@ -12,8 +12,9 @@ from runtimes.model import ABSENT, FileChange, Tree
 from toolkit import redact
 from toolkit.node.host import Host
 from toolkit.reconcile.planning import Plan
-from toolkit.reconcile.preflight import Blocker, Forecast
+from toolkit.reconcile.preflight import Forecast
 from toolkit.settings.options import RestartMode
+from toolkit.state.record import Operation
 
 if TYPE_CHECKING:
     from toolkit.reconcile.uninstall import Removal
@@ -116,7 +117,10 @@ def notes(plan: Plan) -> Iterator[str]:
         )
     if plan.source_problem is not None and plan.installs:
         yield "the toolkit's files are not part of this plan: their source cannot be used"
-    if not plan.installs and plan.source_problem is None:
+    for name in plan.config_plan.stayed:
+        yield f"would be kept, because it was modified: {redact.text(name)}"
+    is_install = plan.operation is Operation.INSTALL
+    if is_install and not plan.installs and plan.source_problem is None:
         yield "using the node's own toolkit (--no-install): no files are copied"
     for reset in plan.version.resets if plan.version is not None else ():
         yield f"the toolkit's config.toml: {reset}"
@@ -126,11 +130,16 @@ def notes(plan: Plan) -> Iterator[str]:
     yield from _restart_notes(plan)
 
 
-def refusals(blocked: Sequence[Blocker]) -> Iterator[str]:
-    """Yield a line for everything that makes a run refuse a plan, with its hint."""
-    for each in blocked:
+def _command(plan: Plan) -> str:
+    """Return the command that would carry out a plan."""
+    return "revert" if plan.operation is Operation.REVERT else "run"
+
+
+def refusals(forecast: Forecast) -> Iterator[str]:
+    """Yield a line for everything that makes a run or a revert refuse a plan, with its hint."""
+    for each in forecast.blocked:
         hint = f" ({each.hint})" if each.hint else ""
-        yield f"`run` would refuse: {each.problem}{hint}"
+        yield f"`{_command(forecast.plan)}` would refuse: {each.problem}{hint}"
 
 
 def forecast_notes(forecast: Forecast) -> Iterator[str]:
@@ -138,7 +147,8 @@ def forecast_notes(forecast: Forecast) -> Iterator[str]:
     yield from notes(forecast.plan)
     yield from forecast.warnings
     if not forecast.is_complete and not forecast.blocked:
-        yield "run this command as root to check whether `run` would be refused"
+        name = _command(forecast.plan)
+        yield f"run this command as root to check whether `{name}` would be refused"
 
 
 def _restart_notes(plan: Plan) -> Iterator[str]:
@@ -176,13 +186,15 @@ def reload_reason(plan: Plan) -> str:
 def summary(plan: Plan, *, is_blocked: bool = False) -> str:
     """Return one line on what would be done and how long the runtime would be unavailable.
 
-    With `is_blocked` a run would refuse it.
+    With `is_blocked` it would be refused.
     """
-    if plan.is_noop:
+    if plan.operation is Operation.REVERT and plan.is_done:
+        return "nothing to revert: no changes are recorded for this node"
+    if plan.is_done:
         refused = "`run` would refuse, although the node is in sync"
         return refused if is_blocked else "nothing to do: the node is in sync"
     work = _work(plan, is_blocked=is_blocked)
-    return f"`run` would refuse to make this change: {work}" if is_blocked else work
+    return f"`{_command(plan)}` would refuse to make this change: {work}" if is_blocked else work
 
 
 def _work(plan: Plan, *, is_blocked: bool) -> str:
@@ -202,11 +214,21 @@ def _files_to_do(plan: Plan) -> Iterator[str]:
     for action, verb in _TO_DO.items():
         if count := actions.count(action):
             yield f"{count} file{'s' if count > 1 else ''} to {verb}"
+    if plan.operation is Operation.REVERT:
+        yield from _files_to_remove(plan)
     if plan.version is not None and not plan.version.is_installed:
         yield f"the toolkit to install at {plan.target.install_dir / 'toolkit'}"
     if plan.specification.is_due:
         yield "the CDI specification to generate"
     if plan.specification.is_stale:
+        yield "the CDI specification to remove"
+
+
+def _files_to_remove(plan: Plan) -> Iterator[str]:
+    """Yield which files of an installation a revert removes, besides what it restores."""
+    if plan.record.toolkit_digest is not None:
+        yield f"the toolkit to remove from {plan.target.install_dir / 'toolkit'}"
+    if plan.record.specification is not None:
         yield "the CDI specification to remove"
 
 

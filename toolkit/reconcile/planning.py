@@ -95,6 +95,13 @@ class Plan:
         return self.config_plan.is_noop and installed and not self.reload_pending
 
     @property
+    def is_done(self) -> bool:
+        """Return whether the plan's operation has nothing to do."""
+        if self.operation is Operation.REVERT:
+            return self.record.is_empty and not self.adopted
+        return self.is_noop
+
+    @property
     def is_interrupted(self) -> bool:
         """Return whether an earlier run of the same operation was killed before it committed."""
         transaction = self.record.open

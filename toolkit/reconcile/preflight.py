@@ -143,9 +143,7 @@ def forecast(context: Context, plan: Plan, *, patience: float = SOON) -> Forecas
         plan, unloaded = _with_reload(context, plan, state)
         found += unloaded
     if plan.is_in_place:
-        if is_root and (problem := _no_process(context, plan)):
-            found.append(Blocker(problem))
-        found += [Blocker(*each) for each in plan.invisible()]
+        found += _of_place(context, plan)
         return Forecast(plan=plan, blocked=tuple(found), is_complete=is_root)
     try:
         blockers, warnings = _blockers(context, plan, state, is_forecast=True)
@@ -158,9 +156,20 @@ def forecast(context: Context, plan: Plan, *, patience: float = SOON) -> Forecas
     )
 
 
+def _of_place(context: Context, plan: Plan) -> list[Blocker]:
+    """Return what makes a run fail that has nothing to change in the runtime's files."""
+    if plan.operation is Operation.REVERT:
+        return []
+    found = [Blocker(*each) for each in plan.invisible()]
+    if os.geteuid() == 0 and (problem := _no_process(context, plan)):
+        found.insert(0, Blocker(problem))
+    return found
+
+
 def _refusals(context: Context, plan: Plan) -> tuple[Blocker, ...]:
     """Return the conflicts between the settings and the node, for which a run does nothing else."""
-    found = () if context.settings.no_runtime_config else plan.target.contradictions
+    is_checked = plan.operation is Operation.INSTALL and not context.settings.no_runtime_config
+    found = plan.target.contradictions if is_checked else ()
     return tuple(Blocker(*each, code=UsageProblem.exit_code) for each in found)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -29,6 +30,7 @@ from toolkit.reconcile import (
 )
 from toolkit.reconcile.context import Context
 from toolkit.reconcile.planning import Plan, restart_method, same_runtime
+from toolkit.reconcile.preflight import Blocker, Forecast
 from toolkit.runtime import expectation, health, in_use, locate, observe, pending_reload, restart
 from toolkit.runtime.locate import Target
 from toolkit.settings.layout import RunDir
@@ -105,6 +107,41 @@ def revert(settings: Settings, adapter: Adapter, stop: Cancellation | None = Non
     kept = (*plan.config_plan.stayed, *([kept_specification] if kept_specification else ()))
     masked = tuple(map(redact.text, kept))
     return Removal(target=target, plan=replace(plan.config_plan, stayed=masked), was_empty=False)
+
+
+def forecast(settings: Settings, adapter: Adapter) -> Forecast:
+    """Return what a revert would do now, and why it would be refused; nothing is changed.
+
+    The containers that a killed run left behind count as users of the handlers, since a revert
+    removes them first. Raises ToolkitError.
+    """
+    settings = settings.with_runtime_config()
+    context = Context(settings=settings, adapter=adapter, stop=Cancellation(), is_leaving=True)
+    target = locate.target(settings, adapter, context.stop)
+    plan = _plan(context, target)
+    if plan is None:
+        return Forecast(plan=_view(context, target, Record()))
+    found = preflight.forecast(context, planning.with_supervisor(context, plan))
+    if not found.is_complete:
+        return found
+    refused = [Blocker(each.message, each.hint) for each in _foreseen(context, plan)]
+    return replace(found, blocked=(*found.blocked, *refused))
+
+
+def _foreseen(context: Context, plan: Plan) -> Iterator[StepError]:
+    """Yield the errors that a revert would end with, as far as they can be told before."""
+    try:
+        if using := _using_before(context, plan):
+            yield _in_use(using, "only the default handler would be restored")
+    except StepError as error:
+        yield error
+    if plan.record.toolkit_digest is None or plan.record.displaced is not None:
+        return
+    with suppress(ConfigError):
+        after = plan.files_after
+        left = {path: after[path] for path in _not_generated(plan)}
+        if (remains := _still_runs(context, plan, left)) is not None:
+            yield remains
 
 
 def remove_handlers(context: Context) -> str:
@@ -313,28 +350,48 @@ def _refuse_if_running(context: Context, plan: Plan) -> None:
     As the default handler it would keep every container from starting. With `--force`, files that
     cannot be read are ignored.
     """
-    target = plan.target
-    toolkit = f"{target.host.node(target.install_dir)}/toolkit"
     try:
-        # The root config of a distribution that makes the handlers itself loses them at its next
-        # start.
-        made = {target.desired.config} if target.desired.delivery.is_regenerated else set()
-        current = observe.read(target.host, tuple(set(plan.observation.files) - made))
-        found = dict(planner.running(context.adapter, current, toolkit))
+        current = observe.read(plan.target.host, _not_generated(plan))
+        remains = _still_runs(context, plan, current)
     except (NodeConfigError, StepError, ConfigError) as error:
         LOGGER.debug("%s", error)
         return
+    if remains is not None:
+        raise remains
+
+
+def _not_generated(plan: Plan) -> tuple[str, ...]:
+    """Return the runtime's files that last.
+
+    The root config of a distribution that makes the handlers itself loses them at its next start.
+    """
+    desired = plan.target.desired
+    made = {desired.config} if desired.delivery.is_regenerated else set()
+    return tuple(set(plan.observation.files) - made)
+
+
+def _still_runs(
+    context: Context, plan: Plan, current: Mapping[str, bytes | None]
+) -> StepError | None:
+    """Return the error for files that have a toolkit handler; None if there are none.
+
+    Raises ConfigError for a file that cannot be read.
+    """
+    target = plan.target
+    toolkit = f"{target.host.node(target.install_dir)}/toolkit"
+    found = dict(planner.running(context.adapter, current, toolkit))
     for owned in plan.observation.owned:  # What was there before us stays.
         if owned.original is not None and current.get(owned.path) == owned.original:
             found.pop(owned.path, None)
-    if found:
-        where = ", ".join(
-            f"{target.host.local(p)} ({', '.join(sorted(n))})" for p, n in sorted(found.items())
-        )
-        raise StepError(
-            f"{where} still runs the toolkit, so the toolkit's files are kept",
-            hint="remove those handlers by hand, also as the default, and run revert again",
-        )
+    if not found:
+        return None
+    where = ", ".join(
+        f"{target.host.local(p)} ({', '.join(sorted(n))})" for p, n in sorted(found.items())
+    )
+    return StepError(
+        f"{where} still runs the toolkit, so the toolkit's files are kept",
+        hint="remove those handlers by hand, also as the default, and run revert again",
+    )
 
 
 def _view(context: Context, target: Target, record: Record) -> Plan:
