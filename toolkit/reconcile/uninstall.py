@@ -129,7 +129,7 @@ def forecast(settings: Settings, adapter: Adapter) -> Forecast:
 
 
 def _foreseen(context: Context, plan: Plan) -> Iterator[StepError]:
-    """Yield the errors that a revert would end with, as far as they can be told before."""
+    """Yield the errors that a revert would end with, as far as they can be known before."""
     try:
         if using := _using_before(context, plan):
             yield _in_use(using, "only the default handler would be restored")

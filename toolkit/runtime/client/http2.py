@@ -49,7 +49,7 @@ class Http2Failed(Exception):
 
 
 class Exchange:
-    """One request and its response: `outgoing` returns what to send, `take` accepts a frame.
+    """The frames of one request and its response.
 
     The server may send as much as it likes without waiting: the caller has to limit `body`.
 
