@@ -156,6 +156,14 @@ def test_install_repeat_and_revert(node: Node, tool: Tool) -> None:
     assert times(node) == still
     assert nodes.main_pid(node, "containerd") == installed
     assert tool("status").startswith("in sync")
+    planned = tool("plan", "--revert")
+    assert "-plugins." in planned
+    assert (
+        "the toolkit to remove from /usr/local/nvidia/toolkit, containerd.service to restart"
+        in planned
+    )
+    assert times(node) == still
+    assert nodes.main_pid(node, "containerd") == installed
     # And back: the fixture compares every byte.
 
 

@@ -139,7 +139,9 @@ def test_a_change_that_makes_it_sick_is_taken_back(bench: Bench, fault: sick.Fau
                 if fault.is_stale:
                     assert sick.UNSEEN in error(done)
                 else:
-                    assert error(done).startswith(fault.says)
+                    # One that is frozen between two questions does not answer the second.
+                    is_between = fault.after_start and "no answer within" in error(done)
+                    assert is_between or error(done).startswith(fault.says)
                 assert bench.picture() == before
                 assert bench.known() == had
                 assert_works(bench)
