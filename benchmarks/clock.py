@@ -47,12 +47,13 @@ def memory(module: str, arguments: list[str]) -> float:
     execve as well.
     """
     inside = (
-        "import atexit, os, runpy, sys\n"
-        "def tell():\n"
+        "import os, runpy, sys\n"
+        "def tell(code):\n"
         "    line = [l for l in open('/proc/self/status') if l.startswith('VmHWM')][0]\n"
         "    os.write(int(out), line.split()[1].encode())\n"
+        "    end(code)\n"
         "out = sys.argv.pop(1)\n"
-        "atexit.register(tell)\n"
+        "end, os._exit = os._exit, tell\n"  # see toolkit/program.py
         "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)\n"
     )
     here, there = os.pipe()
