@@ -146,7 +146,7 @@ def test_the_plan_as_json(node: fake_node.Node, quiet: list[str]) -> None:
     answer = json.loads(fake_node.done("plan", "-o", "json", *quiet).stdout)
     assert answer.keys() == {
         "runtime", "in_sync", "binary", "changes", "toolkit", "specification", "reload", "notes",
-        "summary", "nri", "blocked",
+        "summary", "nri", "blocked", "operation",
     }  # fmt: skip
     assert (answer["runtime"], answer["in_sync"], answer["binary"]) == ("containerd", False, None)
     (change,) = answer["changes"]
