@@ -122,16 +122,18 @@ def forecast(settings: Settings, adapter: Adapter) -> Forecast:
     if plan is None:
         return Forecast(plan=_view(context, target, Record()))
     found = preflight.forecast(context, planning.with_supervisor(context, plan))
-    if not found.is_complete:
-        return found
-    refused = [Blocker(each.message, each.hint) for each in _foreseen(context, plan)]
+    foreseen = _foreseen(context, plan, asks=found.is_complete)
+    refused = [Blocker(each.message, each.hint) for each in foreseen]
     return replace(found, blocked=(*found.blocked, *refused))
 
 
-def _foreseen(context: Context, plan: Plan) -> Iterator[StepError]:
-    """Yield the errors that a revert would end with, as far as they can be known before."""
+def _foreseen(context: Context, plan: Plan, *, asks: bool) -> Iterator[StepError]:
+    """Yield the errors that a revert would end with, as far as they can be known before.
+
+    Without `asks` the runtime is not asked who uses the handlers: an ordinary user may not do that.
+    """
     try:
-        if using := _using_before(context, plan):
+        if asks and (using := _using_before(context, plan)):
             yield _in_use(using, "only the default handler would be restored")
     except StepError as error:
         yield error
