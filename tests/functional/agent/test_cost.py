@@ -29,7 +29,7 @@ needs_strace = fake_node.needs_program("strace", package="strace")
 
 _UNUSED: Final = (
     "click.", "gettext.", "platform.", "uuid.", "tomlkit.", "tomli.", "ssl.", "http.client.",
-    "email.", "h2.", "dataclasses.", "subprocess.", "shutil.", "tempfile.", "tarfile.",
+    "email.", "h2.", "subprocess.", "shutil.", "tempfile.", "tarfile.",
     "difflib.", "ctypes.", "prometheus_client.", "toolkit.agent.", "toolkit.cli.parser.",
     "toolkit.settings.env_file.", "runtimes.crio.", "runtimes.docker.",
     "runtimes.formats.json_editor.", "toolkit.kube.apiserver.", "toolkit.kube.daemonset.",
