@@ -37,6 +37,11 @@ KILL_SECONDS: Final = 2.0
 _NOT_EXECUTABLE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENOEXEC, errno.ELIBBAD})
 
 
+def load() -> None:
+    """Load what `run` and `start` need, so that they do not have to when it may fail."""
+    import subprocess  # noqa: F401, PLC0415
+
+
 class NotStarted(StepError):
     """A program cannot be executed: the file or its interpreter cannot be used."""
 

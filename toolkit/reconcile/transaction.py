@@ -21,7 +21,7 @@ from toolkit.artifacts import versions
 from toolkit.deadline import Cancellation, Deadline
 from toolkit.errors import ReloadError, RolledBack, StepError, ToolkitError
 from toolkit.log import LOGGER
-from toolkit.node import files
+from toolkit.node import command, files
 from toolkit.reconcile import adopt, apply, cdi, preflight, readiness, rollback, verify
 from toolkit.reconcile.context import Context, RunStats
 from toolkit.reconcile.planning import (
@@ -223,6 +223,7 @@ def carry_out(context: Context, plan: Plan) -> Record:
     _clear_containers(context, plan.target)
     with during("preflight"):
         baseline = preflight.check(context, plan)
+    _load_modules()
     with during("begin"):
         record = begin(context, plan, baseline)
     # Whether the runtime may have loaded the change.
@@ -255,6 +256,21 @@ def carry_out(context: Context, plan: Plan) -> Record:
         raise _failed(context, plan, record, error, notified=notified) from error
     with during("commit"):
         return commit(context, plan, record, state, verified)
+
+
+def _load_modules() -> None:
+    """Load what may be needed once something was changed.
+
+    A module that cannot be loaded then (its package is being upgraded, no descriptor is left) would
+    end the rollback.
+    """
+    import shutil  # noqa: F401, PLC0415
+
+    from toolkit import redact  # noqa: F401, PLC0415
+    from toolkit.reconcile import handler_verification  # noqa: F401, PLC0415
+    from toolkit.runtime.supervision import launch, launch_file, unit_log  # noqa: F401, PLC0415
+
+    command.load()
 
 
 def _clear_containers(context: Context, target: Target) -> None:
