@@ -7,6 +7,8 @@ import logging
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 import tomllib
 from collections.abc import Callable
@@ -1555,3 +1557,35 @@ def test_a_version_that_does_not_answer_does_not_run(
     fake_node.write_program(tmp_path / "nvidia-ctk.real", "#!/bin/sh\nexec sleep 30\n")
     with pytest.raises(StepError, match=r"did not end within 0\.2 s and was killed$"):
         versions._run(tmp_path, Host(root=Path("/")))
+
+
+_AFTER_BEGIN: Final = """
+import sys
+from toolkit.cli import main
+from toolkit.reconcile import transaction
+begin, loaded = transaction.begin, []
+def began(*words):
+    record = begin(*words)
+    loaded.append(set(sys.modules))
+    return record
+transaction.begin = began
+try:
+    main.main(sys.argv[1:])
+except SystemExit as end:
+    new = set(sys.modules) - loaded[0]
+    print(end.code, *sorted(name for name in new if name.startswith(("toolkit", "runtimes"))))
+"""
+
+
+def test_a_rollback_loads_no_module_of_the_program(node: Node) -> None:
+    """One that is being upgraded, or has no descriptor left, could not load it."""
+    with fake_node.daemon(node.socket, home=node.root.parent / "d") as daemon:
+        daemon.revives = False
+        words = ["run", "--no-daemon", *node.options(reload_timeout="0.4")]
+        done = subprocess.run(
+            [sys.executable, "-c", _AFTER_BEGIN, *words],
+            env=fake_node.ENVIRONMENT, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    code, *loaded = done.stdout.split()
+    assert code in {"6", "7"}, done.stderr
+    assert loaded == []
