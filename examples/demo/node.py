@@ -5,6 +5,7 @@ Everything lies below one directory that only its owner can enter, and goes with
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -165,23 +166,30 @@ def fingerprint(
     """Hash name, type, mode, owner and content of every file below some directories of a root.
 
     With `identity` the inode and the time of the last change count too: then a file that was
-    written again with the same content is another one. A directory named `without` is left out.
+    written again with the same content is another one. A directory named `without` is left out,
+    and so is a file that goes away meanwhile: the program may be at work.
     """
     digest = hashlib.sha256()
     for name in names:
         for path in sorted((root / name).rglob("*")):
             if without in path.parts:
                 continue
-            status = path.lstat()
-            facts: tuple[object, ...] = (path, status.st_mode, status.st_uid, status.st_gid)
-            if identity:
-                facts += (status.st_ino, status.st_mtime_ns)
-            if stat.S_ISREG(status.st_mode):
-                facts += (hashlib.sha256(path.read_bytes()).hexdigest(),)
-            elif stat.S_ISLNK(status.st_mode):
-                facts += (os.readlink(path),)
-            digest.update(f"{facts}\n".encode(errors="surrogateescape"))
+            with contextlib.suppress(FileNotFoundError):
+                facts = _facts(path, identity=identity)
+                digest.update(f"{facts}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
+
+
+def _facts(path: Path, *, identity: bool) -> tuple[object, ...]:
+    status = path.lstat()
+    facts: tuple[object, ...] = (path, status.st_mode, status.st_uid, status.st_gid)
+    if identity:
+        facts += (status.st_ino, status.st_mtime_ns)
+    if stat.S_ISREG(status.st_mode):
+        facts += (hashlib.sha256(path.read_bytes()).hexdigest(),)
+    elif stat.S_ISLNK(status.st_mode):
+        facts += (os.readlink(path),)
+    return facts
 
 
 def _short_directory() -> str:

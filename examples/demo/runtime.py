@@ -124,10 +124,14 @@ class Runtime:
 
     def _is_refused(self) -> bool:
         fault = self.does_not_start_with
-        return bool(fault) and any(
-            fault in path.read_text(encoding="utf-8", errors="replace")
-            for path in self.node.etc.rglob("*.toml")
-        )
+        if not fault:
+            return False
+        for path in self.node.etc.rglob("*.toml"):
+            # The program may have just renamed it.
+            with suppress(FileNotFoundError):
+                if fault in path.read_text(encoding="utf-8", errors="replace"):
+                    return True
+        return False
 
     def _started(self) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as log:

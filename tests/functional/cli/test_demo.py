@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import re
 import shutil
@@ -53,6 +54,25 @@ def test_it_shows_the_whole_job_without_any_runtime() -> None:
     warnings = re.findall(r"^W (\w+): ", done.stdout, re.MULTILINE)
     assert warnings == ["health", "reload"], "drift, and the bad change"
     assert "no pod starts" not in done.stdout
+
+
+def test_files_that_come_and_go_while_they_are_compared_do_not_end_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The agent writes next to the file that it replaces, while the demonstration waits for it."""
+    monkeypatch.syspath_prepend(str(DEMO))
+    node = importlib.import_module("node")
+    (tmp_path / "stays").write_text("always there", encoding="utf-8")
+    calm = node.fingerprint(tmp_path, ("",))
+    listed = Path.rglob
+
+    def with_one_gone(path: Path, pattern: str) -> list[Path]:
+        return [*listed(path, pattern), path / "gone.toml"]
+
+    monkeypatch.setattr(Path, "rglob", with_one_gone)
+    assert node.fingerprint(tmp_path, ("",)) == calm
+    (tmp_path / "stays").write_text("other", encoding="utf-8")
+    assert node.fingerprint(tmp_path, ("",)) != calm
 
 
 def test_what_is_no_containerd_costs_one_line(tmp_path: Path) -> None:

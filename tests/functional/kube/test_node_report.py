@@ -212,7 +212,8 @@ def test_a_refused_patch_keeps_no_event_back(reporter: Reporter, code: int) -> N
 
 def test_a_refused_event_is_no_reason_to_send_no_label(reporter: Reporter) -> None:
     result = reporter.send(taking({ON_POD: (403, status_of(403, "Forbidden"))}), DRIFT)
-    assert (result["is_done"], result["is_refusal"], result["wait"]) == (True, True, 60)
+    assert (result["is_done"], result["is_refusal"]) == (True, True)
+    assert result["wait"] == pytest.approx(60)
 
 
 def test_a_refusal_before_the_server_goes_away_is_not_the_last_word(reporter: Reporter) -> None:
