@@ -25,9 +25,10 @@ from typing import Final, NamedTuple
 import hpack
 import pytest
 
-from tests.support import fake_daemon, fork_server
+from tests.support import fork_server
 from toolkit.settings import resolve
 
+_STAND_IN: Final = Path(__file__).with_name("stand_in.py")
 CHECKOUT: Final = Path(__file__).resolve().parents[2]
 BIN: Final = Path(sys.executable).parent
 KUBEADM: Final = (CHECKOUT / "examples/containerd/config.toml").read_bytes()
@@ -352,13 +353,6 @@ def chunks(fd: int) -> Iterator[bytes]:
 # --- the runtime --------------------------------------------------------------------------------
 
 
-# A module is compiled once, a script at every start; that is a fifth of a start.
-_STAND_IN: Final = (
-    f"import sys; sys.path.append({str(Path(fake_daemon.__file__).parent)!r});"
-    " import fake_daemon; fake_daemon.main()"
-)
-
-
 @dataclass(slots=True, kw_only=True)
 class Daemon:
     """A stand-in that runs, and what starts it again."""
@@ -468,8 +462,7 @@ def daemon(  # noqa: PLR0913  # each is a property of the stand-in
             str(program),
             "-I",
             "-S",
-            "-c",
-            _STAND_IN,
+            str(_STAND_IN),
             *where,
             f"--log={log}",
             *options,
