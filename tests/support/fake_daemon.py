@@ -14,7 +14,6 @@ then `sick` counts on top of `well`. A MANNER's keys, all optional, are those of
 from __future__ import annotations
 
 import contextlib
-import glob
 import json
 import os
 import re
@@ -24,7 +23,6 @@ import struct
 import sys
 import threading
 import time
-import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType, SimpleNamespace
@@ -500,6 +498,9 @@ def _texts(path: Path) -> list[bytes]:
     """Return the bytes of a containerd config and of everything that it imports."""
     if not path.exists():
         return []
+    import glob  # noqa: PLC0415 - they are a third of a start, and most need neither
+    import tomllib  # noqa: PLC0415
+
     text = path.read_bytes()
     patterns = tomllib.loads(text.decode()).get("imports", [])
     imported = [
@@ -512,6 +513,8 @@ def _texts(path: Path) -> list[bytes]:
 
 def _section(texts: list[bytes]) -> dict[str, Any]:
     """Return what a containerd has of these files: 1.x replaces whole sections, 2.x merges them."""
+    import tomllib  # noqa: PLC0415
+
     trees = [tomllib.loads(text.decode()) for text in texts]
     merges = bool(trees) and trees[0].get("version", 1) >= 3
     plugins: dict[str, Any] = {}
