@@ -35,6 +35,7 @@ from runtimes.formats.toml_scanner import (
     refuse_1_1,
     tree,
 )
+from runtimes.lazy_pattern import lazy_pattern
 from runtimes.model import ABSENT, Key, Tree
 
 __all__ = [
@@ -49,6 +50,8 @@ __all__ = [
     "text_of",
     "tree",
 ]
+
+_STRAY_COMMA: Final = lazy_pattern(r"[{,]\s*,|,(?=\s*\})")
 
 # tomlkit scans the whole array for each item that is removed.
 _MOST_SURPLUS: Final = 64
@@ -180,7 +183,6 @@ def _extents(document: Document, key: Key) -> Iterator[tuple[int, int]]:
 
 def _put_array(document: Document, statement: Statement, key: Key, new: list[Any]) -> Document:
     """Change an array by adding or removing items, keeping comments; else rewrite the statement."""
-    import tomlkit  # noqa: PLC0415
     from tomlkit.items import Array  # noqa: PLC0415
 
     fragment = _fragment(document, statement)
@@ -196,8 +198,8 @@ def _put_array(document: Document, statement: Statement, key: Key, new: list[Any
             del array[position]
     else:
         return _rewrite(document, statement, key, new)
-    written = tomlkit.dumps(fragment)
-    if value_in(written, key[len(statement.table) :]) != new:
+    written = _written(document, statement, fragment)
+    if written is None or value_in(written, key[len(statement.table) :]) != new:
         return _rewrite(document, statement, key, new)
     return splice(document, statement.start, statement.end, written)
 
@@ -252,12 +254,46 @@ def _rewrite(document: Document, statement: Statement, key: Key, new: Any) -> Do
 
 def _spliced(document: Document, statement: Statement, fragment: Any) -> Document:
     """Replace one statement of the document. Raise ConfigError if tomlkit broke its syntax."""
-    import tomlkit  # noqa: PLC0415
-
-    written = tomlkit.dumps(fragment)
-    if value_in(written, ()) is None:
+    written = _written(document, statement, fragment)
+    if written is None:
         raise _not_editable(document, statement)
     return splice(document, statement.start, statement.end, written)
+
+
+def _written(document: Document, statement: Statement, fragment: Any) -> str | None:
+    """Return the text of a changed statement, in TOML 1.0 if the old one was; None if it is broken.
+
+    tomlkit 0.15.2 may leave a comma behind when dotted keys of an inline table are removed. At the
+    end of the table that is TOML 1.1, with which a runtime that reads 1.0 does not start.
+    """
+    import tomlkit  # noqa: PLC0415
+
+    text = tomlkit.dumps(fragment)
+    is_1_1 = needs_1_1(document.text[statement.start : statement.end].encode())
+    if _is_valid(text, is_1_1=is_1_1):
+        return text
+    wanted = _leaves(fragment.unwrap())
+    for found in _STRAY_COMMA.finditer(text):
+        without = text[: found.end() - 1] + text[found.end() :]
+        # A comma within a string may look the same.
+        if _is_valid(without, is_1_1=is_1_1) and _leaves(loads(without)) == wanted:
+            return without
+    return None
+
+
+def _is_valid(text: str, *, is_1_1: bool) -> bool:
+    try:
+        return not needs_1_1(text.encode()) or is_1_1
+    except ValueError:
+        return False
+
+
+def _leaves(item: Any) -> Any:
+    """Return a value without the empty tables in it: tomlkit keeps those of dotted keys."""
+    if not isinstance(item, Mapping):
+        return item
+    reduced = {name: _leaves(each) for name, each in item.items()}
+    return {name: each for name, each in reduced.items() if each != {}}
 
 
 def _fragment(document: Document, statement: Statement) -> Any:

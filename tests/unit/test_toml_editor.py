@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tomllib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from copy import deepcopy
@@ -267,6 +268,37 @@ def test_drop_takes_one_value_and_leaves_every_other_statement(data: bytes, key:
         assert after.encode() == data
 
 
+@st.composite
+def inline_tables(draw: st.DrawFn, depth: int = 2) -> str:
+    """Draw an inline table of TOML 1.0 whose keys may be dotted."""
+    first = draw(st.lists(st.sampled_from("abc"), unique=True, max_size=3))
+    items = []
+    for name in first:
+        below = draw(st.lists(st.sampled_from(["", ".x", ".y", '." z"']), unique=True, min_size=1))
+        for rest in [""] if "" in below else below:
+            value = draw(st.sampled_from(["1", '",}"', "[ 1, ]", "{}"]))
+            if depth and draw(st.booleans()):
+                value = draw(inline_tables(depth=depth - 1))
+            items.append(f"{name}{rest} = {value}")
+    blank = st.sampled_from(["", " "])
+    return f"{{{draw(blank)}{f'{draw(blank)},{draw(blank)}'.join(items)}{draw(blank)}}}"
+
+
+@ROOM
+@given(inline_tables(), st.data())
+def test_what_is_toml_1_0_stays_it_when_keys_of_inline_tables_go(
+    text: str, drawn: st.DataObject
+) -> None:
+    data = f"t = {text} # why\n".encode()
+    tree = tomllib.loads(data.decode())
+    keys = sorted({k[:n] for k in leaves_of(tree) for n in range(2, len(k) + 1)})
+    assume(keys)
+    key = drawn.draw(st.sampled_from(keys))
+    after = toml_editor.drop(toml_editor.parse(data, PATH), key)
+    kept = {k: v for k, v in leaves_of(tomllib.loads(after.text)).items() if v != {}}
+    assert kept == {k: v for k, v in leaves_of(tree).items() if k[: len(key)] != key and v != {}}
+
+
 @ROOM
 @given(documents(), _KEYS, _NESTED)
 def test_a_table_put_and_dropped_leaves_the_original_bytes(
@@ -466,6 +498,14 @@ CASES: Final = {
     ),
     "drop from an inline table": Case(
         before="a = {b = 1, c = 2} # x\n", key=("a", "b"), new=ABSENT, after="a = { c = 2} # x\n"
+    ),
+    "drop of the first dotted key of an inline table": Case(
+        before="a = {b.c = 1,d = [1,],e = 2}\n", key=("a", "b", "c"), new=ABSENT,
+        after="a = {d = [1,],e = 2}\n"
+    ),
+    "drop of the last dotted keys of an inline table": Case(
+        before='a = {b = ",}", c.d = 1, c.e = 2}\n', key=("a", "c"), new=ABSENT,
+        after='a = {b = ",}"  }\n'
     ),
 }  # fmt: skip
 

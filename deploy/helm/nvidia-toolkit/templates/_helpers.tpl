@@ -127,8 +127,12 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 
 {{- define "nvidia-toolkit.runtimeClass" -}}
-{{- $names := dict "containerd" (list "NVIDIA_RUNTIME_NAME" "CONTAINERD_RUNTIME_CLASS") "docker" (list "NVIDIA_RUNTIME_NAME" "DOCKER_RUNTIME_NAME") "crio" (list "NVIDIA_RUNTIME_NAME") -}}
-{{- $name := include "nvidia-toolkit.variable" (dict "root" . "names" (get $names .Values.operator.defaultRuntime)) | default .Values.operator.runtimeClass -}}
+{{- /* The program's order: what is named after another runtime comes last. */ -}}
+{{- $names := list "NVIDIA_RUNTIME_NAME" "CONTAINERD_RUNTIME_CLASS" "DOCKER_RUNTIME_NAME" -}}
+{{- if eq .Values.operator.defaultRuntime "docker" -}}
+{{- $names = list "NVIDIA_RUNTIME_NAME" "DOCKER_RUNTIME_NAME" "CONTAINERD_RUNTIME_CLASS" -}}
+{{- end -}}
+{{- $name := include "nvidia-toolkit.variable" (dict "root" . "names" $names) | default .Values.operator.runtimeClass -}}
 {{- /* As the program takes them: these two are the names of the other handlers. */ -}}
 {{- ternary "nvidia" $name (has $name (list "nvidia-cdi" "nvidia-legacy")) -}}
 {{- end -}}
