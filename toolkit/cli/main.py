@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ from typing import Final, TextIO
 
 from toolkit import __version__, log
 from toolkit.cli import command_line
-from toolkit.errors import Answer, StepError, ToolkitError, UsageProblem
+from toolkit.errors import Answer, Interrupted, StepError, ToolkitError, UsageProblem
 
 _BUG: Final = 1
 _ANSWERS: Final = (0, *Answer)
@@ -42,6 +43,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.stdout = output
     try:
         code = _run(command_line.explicit(list(sys.argv[1:] if argv is None else argv)))
+        _end_by_signals()
+    except Interrupted as end:  # just before that
+        code = int(end.exit_code)
     finally:
         sys.stdout = stdout
     if problem := log.write(stdout, output.text()):
@@ -69,7 +73,18 @@ def _run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return _BUG
     except Exception as error:  # noqa: BLE001  # every other error is reported as a bug
+        _end_by_signals()
         return _report_error(error, arguments)
+
+
+def _end_by_signals() -> None:
+    """Let SIGTERM and SIGINT end the process: only messages and the result are left to be written.
+
+    Nobody may read them, and then a write to a full pipe would never end.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _run_with_click(arguments: list[str]) -> int:

@@ -253,6 +253,46 @@ def test_an_agent_in_a_situation(node: Node, tmp_path: Path, name: str) -> None:
     assert b"Traceback" not in (stderr or b"")
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("words", "fault", "fd"),
+    [
+        (("plan",), "", 1),
+        (("plan", "--diff=full"), "[broken", 2),
+        (("run", "--no-daemon", "-o", "json"), "", 1),
+    ],
+    ids=["a result", "an error", "a result of a change"],
+)
+def test_a_signal_ends_a_program_whose_output_nobody_reads(
+    node: Node, words: tuple[str, ...], fault: str, fd: int, number: signal.Signals
+) -> None:
+    with node.config.open("a", encoding="utf-8") as config:
+        config.write(fault)
+    unread, full = os.pipe()
+    os.set_blocking(full, False)
+    with contextlib.suppress(BlockingIOError):
+        while os.write(full, bytes(4096)):
+            continue
+    os.set_blocking(full, True)
+    streams = {1: subprocess.DEVNULL, 2: subprocess.DEVNULL, fd: full}
+    with subprocess.Popen(
+        fake_node.program(*words, *node.options(restart_mode="none")),
+        env=fake_node.ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=streams[1], stderr=streams[2],
+    ) as program:  # fmt: skip
+        try:
+            state = Path(f"/proc/{program.pid}/syscall")
+            # The number of write(2) differs between machines; a descriptor is its first argument.
+            fake_node.wait_for(
+                lambda: state.read_text(encoding="ascii").split()[1:2] == [f"{fd:#x}"], "no write"
+            )
+            program.send_signal(number)
+            assert program.wait(20) == -number
+        finally:
+            program.kill()
+            os.close(unread)
+            os.close(full)
+
+
 def watches(pid: int) -> bool:
     """Return whether a process is the agent and has an inotify descriptor."""
     with contextlib.suppress(OSError):
