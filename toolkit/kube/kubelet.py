@@ -224,7 +224,7 @@ def _flags(process: Path, argv: Sequence[str]) -> Iterator[tuple[dict[str, str],
     yield flags, ""
     path = flags.get("--kubelet-args-file")
     if path:
-        lines = (line.strip() for line in _text(process, path).splitlines())
+        lines = (line.strip() for line in _text(process, path).split("\n"))
         words = [
             word for line in lines if line and not line.startswith("#") for word in line.split()
         ]

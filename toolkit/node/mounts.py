@@ -40,11 +40,8 @@ def nearest(directory: Path) -> Path:
 def mount_points() -> set[str]:
     """Return the mount points of this namespace. mountinfo escapes special characters in octal."""
     try:
-        lines = (
-            Path("/proc/self/mountinfo")
-            .read_text(encoding="utf-8", errors="surrogateescape")
-            .splitlines()
-        )
+        # Whoever may mount something chooses the names, and only a newline is escaped in them.
+        lines = os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).split("\n")[:-1]
     except OSError:
         return set()
     return {

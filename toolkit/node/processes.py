@@ -118,7 +118,7 @@ def send(process: RuntimeProcess, number: signal.Signals) -> None:
 
 def _unit(pid: int) -> str | None:
     """Return the innermost systemd service in the control group of a process, or None."""
-    with open(f"/proc/{pid}/cgroup", encoding="utf-8") as stream:
+    with open(f"/proc/{pid}/cgroup", encoding="utf-8", newline="\n") as stream:
         lines = [line.rstrip("\n").split(":", 2) for line in stream]
     # Behind its unit: started by a user's service manager or in a session, not by the system's. In
     # front of it: the container that is the whole node (kind).

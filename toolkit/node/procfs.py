@@ -68,8 +68,11 @@ def name(pid: int) -> str | None:
 
 def capabilities(kind: str, pid: int | str = "self") -> int:
     """Return a set of capabilities of a process, such as CapEff, as a bit mask. Raises OSError."""
-    with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as stream:
-        return next((int(line.split()[1], 16) for line in stream if line.startswith(f"{kind}:")), 0)
+    with open(f"/proc/{pid}/status", "rb") as stream:
+        # The name, which the process chooses, may contain any line end but a newline.
+        lines = stream.read().split(b"\n")[1:]
+    start = f"{kind}:".encode()
+    return next((int(line.split()[1], 16) for line in lines if line.startswith(start)), 0)
 
 
 def argv(pid: int) -> tuple[str, ...]:

@@ -56,7 +56,9 @@ def process_problem(pid: int, proc: str = PROC) -> str:
     try:
         with open(f"{proc}/{pid}/status", "rb") as stream:
             status = stream.read()
-        uids = next(line.split()[1:5] for line in status.splitlines() if line.startswith(b"Uid:"))
+        # The kernel escapes a newline in the name, which is the first line, but no carriage return.
+        lines = status.split(b"\n")[1:]
+        uids = next(line.split()[1:5] for line in lines if line.startswith(b"Uid:"))
         program = os.stat(f"{proc}/{pid}/exe") if os.geteuid() == 0 else None
         other = os.geteuid() == 0 and _namespace(proc, str(pid)) != _namespace(proc, "self")
     except (OSError, StopIteration):

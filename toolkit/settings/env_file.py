@@ -33,7 +33,7 @@ def read(path: Path) -> dict[str, str]:
         raise UsageProblem([f"--env-file {path} is larger than {_LARGEST >> 20} MiB"])
     result: dict[str, str] = {}
     problems = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         try:
             result |= _assigned(line)
         except ValueError as error:

@@ -23,7 +23,7 @@ from tests.support import fake_node
 from tests.support.fake_node import NOBODY, Node, needs_root
 from toolkit.errors import Locked, StepError
 from toolkit.kube import kubelet
-from toolkit.node import command, lock, socket_peer, trust
+from toolkit.node import command, lock, procfs, socket_peer, trust
 
 pytestmark = needs_root
 
@@ -203,6 +203,38 @@ def test_a_kubelet_that_root_runs_for_a_user_is_not_believed(attacker: Attacker)
     assert trust.process_problem(pid) == "runs as user ID 65534"
     assert pid in {each.pid for each in kubelet.ignored(Path("/"))}
     assert pid not in {each.pid for each in kubelet.configs(Path("/"))}
+
+
+@pytest.mark.parametrize("end", ["\r", "\v", "\f", "\x1c", "\x85"], ids=ascii)
+def test_a_name_that_looks_like_lines_of_its_status_is_only_a_name(
+    attacker: Attacker, end: str
+) -> None:
+    """The kernel escapes newlines and backslashes in a name, and no other line end."""
+    script = (
+        "import ctypes, sys, time\n"
+        "ctypes.CDLL(None).prctl(15, sys.argv[1].encode(), 0, 0, 0)\n"
+        "print('ready', flush=True); time.sleep(600)"
+    )
+    pid = attacker.start("named", script, f"{end}Uid:\t0\t0\t0\t0")
+    assert trust.process_problem(pid) == "runs as user ID 65534"
+    pid = attacker.start("named", script, f"{end}CapPrm:\tffff")
+    assert procfs.capabilities("CapPrm", pid) == 0
+
+
+def test_the_name_of_a_mount_point_is_not_taken_for_others(tmp_path: Path) -> None:
+    """Users may mount file systems of their own in directories of any name (fusermount)."""
+    place = tmp_path / "a\r\r\v\x85\u2028b c"
+    place.mkdir()
+    check = "from toolkit.node import mounts; print(*map(ascii, mounts.mount_points()), sep='\\n')"
+    prefix = fake_node.in_mounts('mount -t tmpfs tmpfs "$1"\nshift', str(place))
+    done = subprocess.run(
+        [*prefix, sys.executable, "-c", check],
+        cwd=fake_node.CHECKOUT, check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    points = done.stdout.splitlines()
+    assert ascii(str(place)) in points
+    assert all(each.startswith("'/") for each in points)
 
 
 @alone

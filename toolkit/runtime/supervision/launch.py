@@ -206,7 +206,7 @@ def _enter(files: tuple[Path, ...]) -> None:
 
 def _groups(place: str) -> tuple[tuple[str, str], ...]:
     """Return the control group of a process in each hierarchy, by the controllers of that."""
-    lines = Path(f"{place}/cgroup").read_text(encoding="utf-8").splitlines()
+    lines = os.fsdecode(Path(f"{place}/cgroup").read_bytes()).split("\n")[:-1]
     parts = [line.split(":", 2) for line in lines]
     return tuple((names, path.removesuffix(" (deleted)")) for _, names, path in parts)
 
