@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from runtimes import registry
-from runtimes.model import RuntimeName
+from runtimes.model import FileChange, RuntimeName
 from tests.support import fake_node
 from toolkit.deadline import Cancellation
+from toolkit.node.host import Host
 from toolkit.node.processes import RuntimeProcess
 from toolkit.reconcile import describe
 from toolkit.reconcile.context import Context
@@ -37,6 +38,19 @@ def owned(found: Plan, restart_method: RestartMethod, unit: str | None) -> Plan:
     return replace(
         found, restart_method=restart_method, target=replace(found.target, process=owner)
     )
+
+
+@pytest.mark.parametrize("end", ["", "\n"], ids=["no newline at the end", "a newline"])
+def test_in_a_diff_only_a_newline_ends_a_line(end: str) -> None:
+    before = f"# a\u2028b\x85c\rd\r\nx = 1\n# z\u2029{end}"
+    after = before.replace("x = 1", "x = 2")
+    change = FileChange(path="/f", before=before.encode(), after=after.encode(), edits=())
+    lines = describe.diff(Host(root=Path("/")), change).split("\n")[3:-1]
+    kept = [line for line in lines if not line.startswith("\\")]
+    for text, sign in ((before, "-"), (after, "+")):
+        shown = [line[1:] for line in kept if line[0] in f" {sign}"]
+        assert "\n".join(shown) == text.removesuffix("\n")
+    assert (lines[-1] == "\\ No newline at end of file") is not bool(end)
 
 
 @pytest.mark.parametrize(

@@ -290,7 +290,9 @@ def specification(plan: Plan) -> dict[str, Any] | None:
 
 
 def _lines(data: bytes | None) -> list[str]:
-    return (data or b"").decode(errors="replace").splitlines(keepends=True)
+    # Nothing but a newline ends a line for `patch`, and in TOML and JSON.
+    *lines, last = (data or b"").decode(errors="replace").split("\n")
+    return [f"{line}\n" for line in lines] + ([last] if last else [])
 
 
 def _with_newlines(lines: Iterator[str]) -> Iterator[str]:

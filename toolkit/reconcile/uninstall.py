@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Final
 from runtimes import planner
 from runtimes.adapter import Adapter
 from runtimes.dataclass import dataclass, replace
+from runtimes.edits import leaves
 from runtimes.errors import ConfigError
 from runtimes.model import ConfigPlan, Observation
 from toolkit import redact
@@ -120,30 +122,50 @@ def forecast(settings: Settings, adapter: Adapter) -> Forecast:
     target = locate.target(settings, adapter, context.stop)
     plan = _plan(context, target)
     if plan is None:
-        return Forecast(plan=_view(context, target, Record()))
+        return Forecast(plan=_nothing(context, target))
+    unknown = None
+    if os.geteuid() == 0 and not settings.force:
+        try:
+            plan = _with_loaded_handlers(context, plan)
+        except StepError as error:
+            unknown = error
     found = preflight.forecast(context, planning.with_supervisor(context, plan))
-    foreseen = _foreseen(context, plan, asks=found.is_complete)
+    foreseen = _foreseen(context, found.plan, asks=found.is_complete, unknown=unknown)
     refused = [Blocker(each.message, each.hint) for each in foreseen]
     return replace(found, blocked=(*found.blocked, *refused))
 
 
-def _foreseen(context: Context, plan: Plan, *, asks: bool) -> Iterator[StepError]:
+def _foreseen(
+    context: Context, plan: Plan, *, asks: bool, unknown: StepError | None
+) -> Iterator[StepError]:
     """Yield the errors that a revert would end with, as far as they can be known before.
 
     Without `asks` the runtime is not asked who uses the handlers: an ordinary user may not do that.
+    `unknown` is why it is not known whether the runtime has the handlers.
     """
+    is_forced = context.settings.force
     try:
         if asks and (using := _using_before(context, plan)):
             yield _in_use(using, "only the default handler would be restored")
     except StepError as error:
         yield error
-    if plan.record.toolkit_digest is None or plan.record.displaced is not None:
+    if unknown is not None:
+        yield unknown
+        return
+    if plan.record.toolkit_digest is None:
         return
     with suppress(ConfigError):
         after = plan.files_after
         left = {path: after[path] for path in _not_generated(plan)}
-        if (remains := _still_runs(context, plan, left)) is not None:
+        if plan.record.displaced is None and (remains := _still_runs(context, plan, left)):
             yield remains
+            return
+        owned = {each.path: after[each.path] for each in plan.observation.owned}
+        if not is_forced and (names := _still_names(context, plan, owned)):
+            yield names
+            return
+    if not is_forced and (has_them := _still_has_handlers(context, plan)):
+        yield has_them
 
 
 def remove_handlers(context: Context) -> str:
@@ -316,7 +338,6 @@ def _refuse_if_needed(context: Context, plan: Plan) -> None:
         return
     if using := _using(context, plan):
         raise _in_use(using, "they were started during the revert, so the files are kept")
-    toolkit = f"{target.host.node(target.install_dir)}/toolkit/".encode()
     try:
         current = observe.read(target.host, tuple(owned.path for owned in plan.observation.owned))
     except NodeConfigError as error:
@@ -324,26 +345,56 @@ def _refuse_if_needed(context: Context, plan: Plan) -> None:
             f"{error.message}: the configuration was restored, but the toolkit's files are kept",
             hint="run revert again",
         ) from error
+    problem = _still_names(context, plan, current) or _still_has_handlers(context, plan)
+    if problem is not None:
+        raise problem
+
+
+def _still_names(
+    context: Context, plan: Plan, current: Mapping[str, bytes | None]
+) -> StepError | None:
+    """Return the error for owned files that name the toolkit's files; None if there are none.
+
+    Comments do not count, nor do files that named them before the installation.
+    """
+    host = plan.target.host
+    toolkit = f"{host.node(plan.target.install_dir)}/toolkit/"
+    originals = {each.path: each.original for each in plan.observation.owned}
     naming = [
-        str(target.host.local(path)) for path, data in current.items() if data and toolkit in data
+        str(host.local(path))
+        for path, data in current.items()
+        if _names(context.adapter, path, data, toolkit)
+        and not _names(context.adapter, path, originals[path], toolkit)
     ]
-    original = {
-        o.path for o in plan.observation.owned if o.original is not None and toolkit in o.original
-    }
-    naming = [path for path in naming if path not in {str(target.host.local(p)) for p in original}]
-    if naming:
-        raise StepError(
-            f"{', '.join(naming)} was modified and still runs the toolkit, so the toolkit's files"
-            " are kept",
-            hint="remove those handlers by hand and run revert again, or use --force",
-        )
+    if not naming:
+        return None
+    return StepError(
+        f"{', '.join(naming)} was modified and still runs the toolkit, so the toolkit's files"
+        " are kept",
+        hint="remove those handlers by hand and run revert again, or use --force",
+    )
+
+
+def _names(adapter: Adapter, path: str, data: bytes | None, toolkit: str) -> bool:
+    """Return whether a value of a file contains a path; where there are no values, its bytes."""
+    if data is None or toolkit.encode() not in data:
+        return False
+    try:
+        return any(toolkit in f"{leaf}" for leaf in leaves(adapter.form.tree(data, path)))
+    except ConfigError:
+        return True
+
+
+def _still_has_handlers(context: Context, plan: Plan) -> StepError | None:
+    """Return the error for a runtime that is not restarted and has our handlers; None if it is."""
     is_loaded = restart.takes_effect(context.adapter, plan.restart_method)
     # A process that is older than the last write of an earlier run still has what was there before:
     # the handlers, if that write removed them, and none if it added them.
-    is_older = pending_reload.is_pending(target, plan.record, RestartMode.AUTO)
+    is_older = pending_reload.is_pending(plan.target, plan.record, RestartMode.AUTO)
     has_handlers = is_older if plan.config_plan.is_noop else not is_older
-    if target.process is not None and not is_loaded and has_handlers:
-        raise _not_restarted(target.process)
+    if plan.target.process is not None and not is_loaded and has_handlers:
+        return _not_restarted(plan.target.process)
+    return None
 
 
 def _refuse_if_running(context: Context, plan: Plan) -> None:
@@ -393,6 +444,21 @@ def _still_runs(
     return StepError(
         f"{where} still runs the toolkit, so the toolkit's files are kept",
         hint="remove those handlers by hand, also as the default, and run revert again",
+    )
+
+
+def _nothing(context: Context, target: Target) -> Plan:
+    """Return the plan of a revert on a node where nothing is recorded: no file of it is read."""
+    return Plan(
+        target=target,
+        record=Record(),
+        observation=Observation(),
+        config_plan=ConfigPlan(),
+        version=None,
+        source_problem=None,
+        restart_method=restart_method(context, target, Record(), revive=True),
+        reload_pending=False,
+        operation=Operation.REVERT,
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from runtimes.containerd import ADAPTER as containerd
 from runtimes.dataclass import replace
-from tests.support import fake_node
+from tests.support import fake_node, fake_runtime
 from tests.support.fake_node import Daemon, Node
 from toolkit.errors import StepError
 from toolkit.reconcile import describe, uninstall
@@ -33,7 +33,7 @@ def install(node: Node, *words: str) -> None:
 def asked(node: Node, *words: str, code: int = 0) -> dict[str, Any]:
     """Return the plan of a revert, which changes nothing."""
     before = fake_node.snapshot(node.root, node.pid_file, node.socket)
-    done = fake_node.cli("plan", "--revert", "-o", "json", *words, *node.options())
+    done = fake_node.cli("plan", "--revert", "-o", "json", *node.options(), *words)
     assert fake_node.snapshot(node.root, node.pid_file, node.socket) == before
     assert done.returncode == code, done.stderr
     answer: dict[str, Any] = json.loads(done.stdout)
@@ -81,6 +81,71 @@ def test_a_revert_does_what_its_plan_says(
     assert (running.starts() > starts) == planned["reload"]["needed"]
     assert not node.toolkit.exists()
     assert asked(node, "--exit-code")["summary"] == NOTHING
+
+
+@pytest.mark.parametrize("config", [b"a = [", b"{}", None], ids=["broken", "no TOML", "none"])
+def test_a_config_that_nobody_changed_is_not_read(node: Node, config: bytes | None) -> None:
+    node.config.unlink()
+    if config is not None:
+        node.config.write_bytes(config)
+    answer = asked(node, "--exit-code")
+    assert (answer["in_sync"], answer["summary"]) == (True, NOTHING)
+    assert NOTHING in fake_node.cli("revert", *node.options()).stderr
+
+
+def in_a_comment(node: Node) -> None:
+    with node.config.open("ab") as config:
+        config.write(f"# see {node.toolkit}/bin\n".encode())
+
+
+def in_a_value(node: Node) -> None:
+    with node.config.open("ab") as config:
+        config.write(f"\n[plugins.mine]\npath = '{node.toolkit}/bin'\n".encode())
+
+
+def test_a_comment_that_names_the_toolkit_does_not_keep_it(node: Node, running: Daemon) -> None:
+    install(node)
+    in_a_comment(node)
+    assert asked(node, "--exit-code", code=8)["blocked"] == []
+    fake_node.done("revert", *node.options())
+    assert node.config.read_bytes().endswith(b"/bin\n")
+    assert not node.toolkit.exists()
+
+
+@fake_node.needs_root
+def test_a_runtime_that_still_has_handlers_of_no_file_is_restarted(node: Node) -> None:
+    fake_runtime.say(node)
+    with fake_runtime.runtime(node) as running:
+        install(node)
+        reverted_by_hand(node)
+        assert asked(node, "--exit-code", code=8)["reload"]["needed"]
+        starts = running.starts()
+        fake_node.done("revert", *node.options())
+        assert running.starts() == starts + 1
+
+
+@fake_node.needs_root
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (in_a_value, ()),
+        (untouched, ("--restart-mode=none",)),
+        (reverted_by_hand, ("--restart-mode=none",)),
+    ],
+    ids=["a value that names the toolkit", "no restart", "no restart after a revert by hand"],
+)
+def test_what_ends_a_revert_is_foreseen(
+    node: Node, edit: Callable[[Node], None], words: tuple[str, ...]
+) -> None:
+    fake_runtime.say(node)
+    with fake_runtime.runtime(node):
+        install(node)
+        edit(node)
+        (refused,) = asked(node, "--exit-code", *words, code=9)["blocked"]
+        done = fake_node.cli("revert", *node.options(), *words)
+        assert done.returncode == refused["code"]
+        assert f"error: {refused['problem']}\n" in done.stderr
+        assert node.toolkit.exists()
 
 
 def test_handlers_that_somebody_edited_keep_the_toolkit_s_files(
