@@ -74,6 +74,25 @@ def test_the_documented_command_line_renders() -> None:
     assert classes == ours | {"nvidia-toolkit-pod-runc": "runc"}
 
 
+NAMES: Final = ("NVIDIA_RUNTIME_NAME", "CONTAINERD_RUNTIME_CLASS", "DOCKER_RUNTIME_NAME")
+
+
+@pytest.mark.parametrize("runtime", ["containerd", "docker", "crio"])
+@pytest.mark.parametrize(
+    "given", [(), *((each,) for each in NAMES), NAMES[1:], NAMES], ids="+".join
+)
+def test_the_runtime_class_names_the_handler_that_the_program_adds(
+    runtime: str, given: tuple[str, ...]
+) -> None:
+    """The program takes the variable of another runtime too, as the upstream installer does."""
+    values = {name: f"gpu-{name[:4].lower()}" for name in given}
+    found = helm.rendered("--set", f"operator.defaultRuntime={runtime}", *env(**values))
+    settings = resolve({}, helm.environment(found))
+    assert settings.runtime_class in (values.values() if given else {"nvidia"})
+    handlers = {each["handler"] for each in found if each["kind"] == "RuntimeClass"}
+    assert handlers - {"runc"} == {settings.runtime_class, "nvidia-cdi", "nvidia-legacy"}
+
+
 @pytest.mark.parametrize(
     ("options", "handler"),
     [
