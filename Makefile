@@ -25,7 +25,7 @@ $(VENV)/.made: pyproject.toml constraints.txt tools/venv.py $(BIN)/python
 demo: $(VENV)/.program ## The program's whole job on a throw-away node (1 min); needs Python and pip
 	$(BIN)/python examples/demo
 
-test: $(VENV)/.made ## Every tier that this machine can run (10 min); REQUIRE_REAL_RUNTIMES=1: all of each
+test: $(VENV)/.made ## Every tier but `cluster` that this machine can run (10 min); REQUIRE_REAL_RUNTIMES=1: all of each
 	$(BIN)/python -m tools.tiers --jobs $(JOBS)
 
 unit: $(VENV)/.made ## Pure and in-process tests (30 s)
@@ -75,7 +75,7 @@ generate: $(VENV)/.made ## Write everything that is generated: types of settings
 	$(BIN)/python -m tools.docs
 	$(BIN)/python -m tools.deploy
 
-lock: $(VENV)/.made ## Write the image's requirements anew, with the hashes of the wheels for amd64 and arm64
+lock: $(VENV)/.made ## Write the image's requirements again, with the hashes of the wheels for amd64 and arm64
 	$(BIN)/python -m tools.locks
 
 audit: $(VENV)/.made ## Look for known vulnerabilities in the locked packages; fails if the index cannot be asked

@@ -1,8 +1,9 @@
 """Run tiers of the test suite: bring what they need, run them, and end with a table.
 
-`python -m tools.tiers` (`make test`) runs every tier that this machine can run. Of the tiers that
-take long it runs the tests that are marked `smoke`; where REQUIRE_REAL_RUNTIMES=1 is set it runs
-all. `python -m tools.tiers nodes` (`make nodes`) runs all tests of one tier.
+`python -m tools.tiers` (`make test`) runs every tier but `cluster` that this machine can run. Of
+the tiers that take long it runs the tests that are marked `smoke`; where REQUIRE_REAL_RUNTIMES=1 is
+set it runs every test of every tier. `python -m tools.tiers nodes` (`make nodes`) runs all tests of
+one tier.
 
 A tier is a folder below tests/. As root on Debian or Ubuntu, missing packages are installed with
 apt-get; NO_SYSTEM_PACKAGES=1 forbids it.

@@ -18,6 +18,7 @@ PLACES: Final[Mapping[str, str]] = {
     "deploy/helm/nvidia-toolkit/Chart.yaml": r'(?m)(?<=^version: )\S+|(?<=^appVersion: ")[^"]+',
     "Dockerfile": r"(?m)(?<=^ARG VERSION=).*$",
     "docs/install.md": r"(?<=nvidia-toolkit:)\d+\.\d+\.\d+\S*",
+    "docs/gpu-operator.md": r"(?m)(?<=toolkit\.version=)\S+$|(?<=^    version: )\S+$",
 }
 """Files, and an expression for each place of the version in them."""
 

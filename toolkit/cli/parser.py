@@ -36,7 +36,7 @@ _EPILOG: Final = (
     " was changed; 4 a step on the node failed; 5 another instance holds the lock; 6 the change"
     " failed and was rolled back; 7 the change failed and could not be rolled back; 8 changes are"
     " pending (--exit-code), not ready (--quiet), or not alive (--live); 9 `run` would be refused"
-    " (--exit-code)."
+    " (--exit-code, detect)."
 )
 
 
