@@ -17,8 +17,8 @@ def options() -> str:
         "# Options and variables",
         "",
         (
-            "Every option works with every command but `completion`. `--help` shows the ten that are"
-            " often needed, `--help-all` all that"
+            "Every option works with every command but `completion`. `--help` shows the ten that"
+            " are often needed, `--help-all` all that"
         ),
         "the command uses.",
         "",
