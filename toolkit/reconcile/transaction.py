@@ -264,6 +264,7 @@ def _load_modules() -> None:
     A module that cannot be loaded then (its package is being upgraded, no descriptor is left) would
     end the rollback.
     """
+    import ctypes  # noqa: F401, PLC0415
     import shutil  # noqa: F401, PLC0415
 
     from toolkit import redact  # noqa: F401, PLC0415
@@ -295,6 +296,7 @@ def recover(context: Context) -> None:
         return
     target = locate.target(context.settings, context.adapter, context.stop)
     same_runtime(record, target)
+    _load_modules()
     _clear_containers(context, target)
     for owned in record.open.files:
         target = replace(

@@ -1572,7 +1572,10 @@ transaction.begin = began
 try:
     main.main(sys.argv[1:])
 except SystemExit as end:
-    needed = {"shutil", "subprocess", "toolkit.redact", "toolkit.runtime.supervision.unit_log"}
+    needed = {
+        "ctypes", "shutil", "subprocess", "toolkit.redact",
+        "toolkit.runtime.supervision.unit_log",
+    }
     new = set(sys.modules) - loaded[0] | (needed - loaded[0])
     own = ("toolkit", "runtimes", *needed)
     print(end.code, *sorted(name for name in new if name.startswith(own)))

@@ -152,7 +152,7 @@ def call(
     `service` is the gRPC name of another service. `timeout` covers the whole call. Raises
     CriFailed.
     """
-    # Imported here because it imports h2, which is large.
+    # Imported here because it imports hpack and hyperframe, which not every command needs.
     from toolkit.runtime.client import grpc  # noqa: PLC0415
 
     failed = f"{method} on {socket} failed"
