@@ -160,7 +160,7 @@ def _foreseen(
         if plan.record.displaced is None and (remains := _still_runs(context, plan, left)):
             yield remains
             return
-        owned = {each.path: after[each.path] for each in plan.observation.owned}
+        owned = {each.path: after.get(each.path) for each in plan.observation.owned}
         if not is_forced and (names := _still_names(context, plan, owned)):
             yield names
             return
@@ -380,7 +380,8 @@ def _names(adapter: Adapter, path: str, data: bytes | None, toolkit: str) -> boo
     if data is None or toolkit.encode() not in data:
         return False
     try:
-        return any(toolkit in f"{leaf}" for leaf in leaves(adapter.form.tree(data, path)))
+        name = ascii(toolkit)[1:-1]  # as in what `ascii` makes of a list
+        return any(name in ascii(leaf) for leaf in leaves(adapter.form.tree(data, path)))
     except ConfigError:
         return True
 
