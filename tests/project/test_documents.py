@@ -56,6 +56,35 @@ def test_there_is_something_to_look_at() -> None:
         assert documents.of_kind(f"sh {name}"), name
 
 
+UNITS = {"ms": 1e-3, "s": 1.0, "MB": 1.0}
+COMPARED = {
+    "5": "first install: socket dead",
+    "6": "idle: memory (PSS)",
+    "7": "first install of 64 MB, warm (every byte synced; the peer syncs none)",
+}
+"""The rows of the README that the benchmarks write elsewhere, by their numbers."""
+
+
+def amount(cell: str) -> float:
+    """Return the first number of a cell, in seconds or MB."""
+    found = re.search(r"([\d.]+) (ms|s|MB)", cell)
+    assert found is not None, cell
+    return float(found[1]) * UNITS[found[2]]
+
+
+@pytest.mark.parametrize("number", COMPARED)
+def test_the_readme_compares_what_was_measured(number: str) -> None:
+    lines = (ROOT / "docs/performance.md").read_text(encoding="utf-8").splitlines()
+    (row,) = (line for line in lines if line.startswith(f"| {COMPARED[number]} |"))
+    _, _, _, ours, theirs, *_ = row.split("|")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    (shown,) = (line for line in readme if line.startswith(f"| {number}. "))
+    _, _, upstream, here, _ = shown.split("|")
+    # Shown with two digits.
+    assert amount(upstream) == pytest.approx(amount(theirs), rel=0.05)
+    assert amount(here) == pytest.approx(amount(ours), rel=0.05)
+
+
 def test_the_versions_of_containerd_are_those_that_are_tested() -> None:
     text = (ROOT / "docs/compatibility.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| containerd ([\d., ]+) \(([\d., ]+)[,)].*\|$", text, re.MULTILINE)
