@@ -10,7 +10,16 @@ from typing import Any, Final, Protocol
 
 from runtimes.dataclass import dataclass
 from runtimes.errors import ConfigError
-from runtimes.model import ABSENT, Edit, FileChange, Key, Ownership, Tree, fingerprint
+from runtimes.model import (
+    ABSENT,
+    Edit,
+    FileChange,
+    Key,
+    Ownership,
+    Tree,
+    fingerprint,
+    without_empty_tables,
+)
 
 _MANY: Final = 64
 
@@ -149,16 +158,6 @@ def value(content: Tree, key: Key) -> Any:
         if not isinstance(result, Mapping) or part not in result:
             return ABSENT
         result = result[part]
-    return result
-
-
-def without_empty_tables(tree: Tree) -> dict[str, Any]:
-    """Return a tree without empty tables; a header without keys has no effect."""
-    result: dict[str, Any] = {}
-    for name, item in tree.items():
-        reduced = without_empty_tables(item) if isinstance(item, Mapping) else item
-        if not isinstance(item, Mapping) or reduced:
-            result[name] = reduced
     return result
 
 

@@ -27,6 +27,16 @@ ABSENT: Final = Absent.ABSENT
 EMPTY: Final[Tree] = MappingProxyType({})
 
 
+def without_empty_tables(tree: Tree) -> dict[str, Any]:
+    """Return a tree without empty tables; a header without keys has no effect."""
+    result: dict[str, Any] = {}
+    for name, item in tree.items():
+        reduced = without_empty_tables(item) if isinstance(item, Mapping) else item
+        if not isinstance(item, Mapping) or reduced:
+            result[name] = reduced
+    return result
+
+
 class RuntimeName(StrEnum):
     """The supported container runtimes."""
 

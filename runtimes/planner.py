@@ -25,6 +25,7 @@ from runtimes.model import (
     Ownership,
     Tree,
     fingerprint,
+    without_empty_tables,
 )
 
 _MOST_LISTED: Final = 6
@@ -179,7 +180,7 @@ def unowned(
             )
         elif own_edits := tuple(_unowned_edits(adapter, path, data, toolkit)):
             rest, _ = edits.reverse(adapter.form, path, data, own_edits)
-            is_all = _was_created_by_us(adapter, data) and not edits.without_empty_tables(
+            is_all = _was_created_by_us(adapter, data) and not without_empty_tables(
                 adapter.form.tree(rest, path)
             )
             original = None if is_all else rest

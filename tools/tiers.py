@@ -256,7 +256,7 @@ def _run(
             ["--numprocesses", asked.jobs, "--dist=loadfile", "--no-loadscope-reorder"],
         ),
         # They wait more than they work: two files at a time use a third of two processors.
-        ("timing", ["--numprocesses", "2", "--dist=loadfile"]),
+        ("timing", ["--numprocesses", "1" if asked.jobs == "1" else "2", "--dist=loadfile"]),
     )
     if all(tier.name == "unit" for tier in tiers):
         runs = runs[:1]  # it measures no time

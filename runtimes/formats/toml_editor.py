@@ -10,6 +10,7 @@ where something is written, because most runs only read.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, MutableMapping
+from itertools import islice
 from typing import Any, Final
 
 from runtimes.errors import ConfigError
@@ -36,7 +37,7 @@ from runtimes.formats.toml_scanner import (
     tree,
 )
 from runtimes.lazy_pattern import lazy_pattern
-from runtimes.model import ABSENT, Key, Tree
+from runtimes.model import ABSENT, Key, Tree, without_empty_tables
 
 __all__ = [
     "IN_1_0",
@@ -52,6 +53,8 @@ __all__ = [
 ]
 
 _STRAY_COMMA: Final = lazy_pattern(r"[{,]\s*,|,(?=\s*\})")
+_MOST_COMMAS: Final = 64
+"""How many are tried: the statement is parsed each time."""
 
 # tomlkit scans the whole array for each item that is removed.
 _MOST_SURPLUS: Final = 64
@@ -198,7 +201,7 @@ def _put_array(document: Document, statement: Statement, key: Key, new: list[Any
             del array[position]
     else:
         return _rewrite(document, statement, key, new)
-    written = _written(document, statement, fragment)
+    written = _dumped(document, statement, fragment)
     if written is None or value_in(written, key[len(statement.table) :]) != new:
         return _rewrite(document, statement, key, new)
     return splice(document, statement.start, statement.end, written)
@@ -254,14 +257,14 @@ def _rewrite(document: Document, statement: Statement, key: Key, new: Any) -> Do
 
 def _spliced(document: Document, statement: Statement, fragment: Any) -> Document:
     """Replace one statement of the document. Raise ConfigError if tomlkit broke its syntax."""
-    written = _written(document, statement, fragment)
+    written = _dumped(document, statement, fragment)
     if written is None:
         raise _not_editable(document, statement)
     return splice(document, statement.start, statement.end, written)
 
 
-def _written(document: Document, statement: Statement, fragment: Any) -> str | None:
-    """Return the text of a changed statement, in TOML 1.0 if the old one was; None if it is broken.
+def _dumped(document: Document, statement: Statement, fragment: Any) -> str | None:
+    """Return a changed statement as text, in TOML 1.0 if it was; None if that is not possible.
 
     tomlkit 0.15.2 may leave a comma behind when dotted keys of an inline table are removed. At the
     end of the table that is TOML 1.1, with which a runtime that reads 1.0 does not start.
@@ -272,12 +275,13 @@ def _written(document: Document, statement: Statement, fragment: Any) -> str | N
     is_1_1 = needs_1_1(document.text[statement.start : statement.end].encode())
     if _is_valid(text, is_1_1=is_1_1):
         return text
-    wanted = _leaves(fragment.unwrap())
-    for found in _STRAY_COMMA.finditer(text):
-        without = text[: found.end() - 1] + text[found.end() :]
+    # tomlkit keeps the empty tables of dotted keys.
+    wanted = without_empty_tables(fragment.unwrap())
+    for found in islice(_STRAY_COMMA.finditer(text), _MOST_COMMAS):
+        fixed = text[: found.end() - 1] + text[found.end() :]
         # A comma within a string may look the same.
-        if _is_valid(without, is_1_1=is_1_1) and _leaves(loads(without)) == wanted:
-            return without
+        if _is_valid(fixed, is_1_1=is_1_1) and without_empty_tables(loads(fixed)) == wanted:
+            return fixed
     return None
 
 
@@ -286,14 +290,6 @@ def _is_valid(text: str, *, is_1_1: bool) -> bool:
         return not needs_1_1(text.encode()) or is_1_1
     except ValueError:
         return False
-
-
-def _leaves(item: Any) -> Any:
-    """Return a value without the empty tables in it: tomlkit keeps those of dotted keys."""
-    if not isinstance(item, Mapping):
-        return item
-    reduced = {name: _leaves(each) for name, each in item.items()}
-    return {name: each for name, each in reduced.items() if each != {}}
 
 
 def _fragment(document: Document, statement: Statement) -> Any:

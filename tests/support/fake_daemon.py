@@ -14,6 +14,7 @@ then `sick` counts on top of `well`. A MANNER's keys, all optional, are those of
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import re
@@ -498,11 +499,8 @@ def _texts(path: Path) -> list[bytes]:
     """Return the bytes of a containerd config and of everything that it imports."""
     if not path.exists():
         return []
-    import glob  # noqa: PLC0415 - they are a third of a start, and most need neither
-    import tomllib  # noqa: PLC0415
-
     text = path.read_bytes()
-    patterns = tomllib.loads(text.decode()).get("imports", [])
+    patterns = _toml(text).get("imports", [])
     imported = [
         found
         for pattern in patterns
@@ -511,11 +509,15 @@ def _texts(path: Path) -> list[bytes]:
     return [text, *(part for found in imported for part in _texts(Path(found)))]
 
 
+def _toml(text: bytes) -> dict[str, Any]:
+    import tomllib  # noqa: PLC0415 - a quarter of a start, and many read no config
+
+    return tomllib.loads(text.decode())
+
+
 def _section(texts: list[bytes]) -> dict[str, Any]:
     """Return what a containerd has of these files: 1.x replaces whole sections, 2.x merges them."""
-    import tomllib  # noqa: PLC0415
-
-    trees = [tomllib.loads(text.decode()) for text in texts]
+    trees = [_toml(text) for text in texts]
     merges = bool(trees) and trees[0].get("version", 1) >= 3
     plugins: dict[str, Any] = {}
     for tree in trees:

@@ -51,7 +51,7 @@ HOOK_BINARY: Final = f"{pure_plan.TOOLKIT}/nvidia-container-runtime-hook"
 CORPUS: Final = nodes.CHECKOUT.parent / "shared" / "corpus" / "crio"
 CASES: Final = sorted(path.name for path in CORPUS.glob("*.conf")) or ["absent"]
 NAMES: Final = frozenset(handler.name for handler in pure_plan.HANDLERS)
-ROOM: Final = settings(deadline=None, max_examples=40)
+LIMITS: Final = settings(deadline=None, max_examples=40)
 RENAMED: Final = (Handler(name="gpu", binary=pure_plan.HANDLERS[0].binary), *pure_plan.HANDLERS[1:])
 _WISH: Final = Desired(
     runtime=RuntimeName.CRIO,
@@ -1211,7 +1211,7 @@ def tried(
     return None
 
 
-@ROOM
+@LIMITS
 @given(WISHES, machines(), _WAY)
 def test_idempotent(wish: Desired, files: pure_plan.Files, ask: pure_plan.Ask | None) -> None:
     done = tried(wish, files, ask)
@@ -1220,7 +1220,7 @@ def test_idempotent(wish: Desired, files: pure_plan.Files, ask: pure_plan.Ask | 
         assert plan(wish, after, owned, ask).is_noop
 
 
-@ROOM
+@LIMITS
 @given(WISHES, machines(), _WAY)
 def test_reversible(wish: Desired, files: pure_plan.Files, ask: pure_plan.Ask | None) -> None:
     done = tried(wish, files, ask)
@@ -1231,7 +1231,7 @@ def test_reversible(wish: Desired, files: pure_plan.Files, ask: pure_plan.Ask | 
         assert back.stayed == ()
 
 
-@ROOM
+@LIMITS
 @given(machines(), st.lists(WISHES, min_size=2, max_size=3), st.sampled_from([DROP_IN, ""]))
 def test_reversible_after_any_wishes(
     files: pure_plan.Files, wishes: list[Desired], drop_in: str
@@ -1248,7 +1248,7 @@ def solid(content: Content) -> Content:
     return {key: item for key, item in cut.items() if item != {}}
 
 
-@ROOM
+@LIMITS
 @given(WISHES.filter(lambda wish: not wish.hook_mode), machines())
 def test_humble(wish: Desired, files: pure_plan.Files) -> None:
     """What somebody adds to a file after us is all that is left of what was not there before us."""
@@ -1269,7 +1269,7 @@ def test_humble(wish: Desired, files: pure_plan.Files) -> None:
     }
 
 
-@ROOM
+@LIMITS
 @given(WISHES, machines(), _WAY)
 def test_polite(wish: Desired, files: pure_plan.Files, ask: pure_plan.Ask | None) -> None:
     """Only our own file and the hook are written; only our handlers and the default differ."""

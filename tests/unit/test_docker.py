@@ -27,6 +27,7 @@ from runtimes.model import (
     RuntimeName,
     fingerprint,
     token,
+    without_empty_tables,
 )
 from tests.support import nodes, pure_plan
 
@@ -36,7 +37,7 @@ CORPUS: Final = nodes.CHECKOUT.parent / "shared" / "corpus" / "docker"
 CASES: Final = sorted(path.name for path in CORPUS.glob("*.json")) or ["absent"]
 NAMES: Final = frozenset(handler.name for handler in pure_plan.HANDLERS)
 OURS: Final = {handler.name: {"path": handler.binary, "args": []} for handler in pure_plan.HANDLERS}
-ROOM: Final = settings(deadline=None, max_examples=60)
+LIMITS: Final = settings(deadline=None, max_examples=60)
 _WISH: Final = Desired(
     runtime=RuntimeName.DOCKER,
     config=CONFIG,
@@ -291,7 +292,7 @@ def check_only_our_keys_change(edit: Callable[[Desired, bytes | None], bytes | N
     """Hold an edit against generated files: what is wished is there, and all else as it was."""
 
     @settings(
-        ROOM, database=None, phases=[Phase.generate], report_multiple_bugs=False, derandomize=True
+        LIMITS, database=None, phases=[Phase.generate], report_multiple_bugs=False, derandomize=True
     )
     @given(WISHES, files())
     def holds(wish: Desired, data: bytes | None) -> None:
@@ -348,7 +349,7 @@ def test_an_edit_that_changes_more_is_noticed(
 # --- laws -----------------------------------------------------------------------------------------
 
 
-@ROOM
+@LIMITS
 @given(WISHES, files())
 def test_idempotent(wish: Desired, data: bytes | None) -> None:
     result, owned = installed(wish, data)
@@ -356,7 +357,7 @@ def test_idempotent(wish: Desired, data: bytes | None) -> None:
     assert plan(wish, result).is_noop
 
 
-@ROOM
+@LIMITS
 @given(WISHES, files())
 def test_reversible(wish: Desired, data: bytes | None) -> None:
     result, owned = installed(wish, data)
@@ -372,7 +373,7 @@ def solid(content: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-@ROOM
+@LIMITS
 @given(WISHES, files())
 def test_humble(wish: Desired, data: bytes | None) -> None:
     """What somebody adds after us is all that is left of what was not there before us."""
@@ -389,7 +390,7 @@ def test_humble(wish: Desired, data: bytes | None) -> None:
     assert solid(tree(after(edited, back))) == solid(wanted)
 
 
-@ROOM
+@LIMITS
 @given(files(), st.lists(WISHES, min_size=2, max_size=4))
 def test_reversible_after_any_wishes(data: bytes | None, wishes: list[Desired]) -> None:
     result: bytes | None = data
@@ -514,7 +515,7 @@ def test_null_is_taken_as_absent(data: bytes, *, cdi: bool | None, default: str 
     # Somebody edited it since: only what is ours goes.
     edited = change.after.rstrip()[:-1] + b', "mtu": 1400}\n'
     (back,) = planner.removal(ADAPTER, observe(edited, owned=owned, wish=wish)).changes
-    assert edits.without_empty_tables(json.loads(back.after or b"")) == {
+    assert without_empty_tables(json.loads(back.after or b"")) == {
         **(json.loads(data) or {}),
         "mtu": 1400,
     }

@@ -27,7 +27,7 @@ CRI: Final = {
     4: "io.containerd.cri.v1.runtime",
 }
 # A loop to work in: the campaign with more examples is tests/fuzz.
-ROOM: Final = settings(deadline=None, max_examples=40)
+LIMITS: Final = settings(deadline=None, max_examples=40)
 OURS: Final = frozenset(handler.name for handler in pure_plan.HANDLERS)
 
 
@@ -195,7 +195,7 @@ def foreign(data: bytes | None) -> dict[Key, Any]:
 # --- laws -----------------------------------------------------------------------------------------
 
 
-@ROOM
+@LIMITS
 @given(WISHES, machines())
 def test_idempotent(wish: Any, node: Node) -> None:
     found = pure_plan.plan(wish, node.files, node.ask)
@@ -206,7 +206,7 @@ def test_idempotent(wish: Any, node: Node) -> None:
         assert pure_plan.plan(wish, after, node.ask).changes == ()
 
 
-@ROOM
+@LIMITS
 @given(WISHES, machines())
 def test_reversible(wish: Any, node: Node) -> None:
     found = pure_plan.plan(wish, node.files, node.ask)
@@ -216,7 +216,7 @@ def test_reversible(wish: Any, node: Node) -> None:
     assert back.stayed == ()
 
 
-@ROOM
+@LIMITS
 @given(WISHES, machines())
 def test_reversible_without_the_original_bytes(wish: Any, node: Node) -> None:
     """The edits alone lead back to what the files said, whatever was added to them since."""
@@ -236,7 +236,7 @@ def solid(data: bytes) -> dict[Key, Any]:
     return dict(flat(toml_editor.tree(data, "x")))
 
 
-@ROOM
+@LIMITS
 @given(WISHES, machines())
 def test_polite(wish: Any, node: Node) -> None:
     found = pure_plan.plan(wish, node.files, node.ask)
@@ -261,7 +261,7 @@ FOREIGN: Final[dict[str, Callable[[bytes], bytes]]] = {
 }
 
 
-@ROOM
+@LIMITS
 @given(WISHES, machines(), st.sampled_from(sorted(FOREIGN)))
 def test_humble(wish: Any, node: Node, edit: str) -> None:
     """Another's addition to a file after ours survives our removal, and is all that is there."""

@@ -23,7 +23,7 @@ from runtimes.model import ABSENT, Key
 PATH: Final = "/etc/x.toml"
 # A loop to work in: the campaign with more examples is tests/fuzz.
 # Many documents do not have what a law needs, and are filtered out.
-ROOM: Final = settings(
+LIMITS: Final = settings(
     deadline=None, max_examples=60, suppress_health_check=[HealthCheck.filter_too_much]
 )
 
@@ -184,13 +184,13 @@ def has_array_of_tables(item: Any) -> bool:
 # --- laws -----------------------------------------------------------------------------------------
 
 
-@ROOM
+@LIMITS
 @given(documents())
 def test_a_document_that_is_not_edited_keeps_its_bytes(data: bytes) -> None:
     assert toml_editor.parse(data, PATH).encode() == data
 
 
-@ROOM
+@LIMITS
 @given(documents())
 def test_the_statements_are_the_document(data: bytes) -> None:
     """Between the statements are blanks or comments, and each statement is what it claims."""
@@ -208,7 +208,7 @@ def test_the_statements_are_the_document(data: bytes) -> None:
     assert all(value(tree, path) is not ABSENT for path in named)
 
 
-@ROOM
+@LIMITS
 @given(documents(), _KEYS, _LEAVES)
 def test_put_changes_one_value_and_one_statement(data: bytes, key: Key, new: Any) -> None:
     tree = toml_editor.tree(data, PATH)
@@ -235,7 +235,7 @@ def touched_text(before: str, after: str) -> str:
     return after[start : len(after) - (len(before) - end)]
 
 
-@ROOM
+@LIMITS
 @given(documents(), _KEYS, _NESTED)
 def test_put_of_a_table_only_adds_what_is_new(data: bytes, key: Key, new: dict[str, Any]) -> None:
     tree = toml_editor.tree(data, PATH)
@@ -252,7 +252,7 @@ def test_put_of_a_table_only_adds_what_is_new(data: bytes, key: Key, new: dict[s
     assert start == end or any(s.start <= start and end <= s.end for s in holders)
 
 
-@ROOM
+@LIMITS
 @given(documents(), _KEYS)
 def test_drop_takes_one_value_and_leaves_every_other_statement(data: bytes, key: Key) -> None:
     tree = toml_editor.tree(data, PATH)
@@ -284,7 +284,7 @@ def inline_tables(draw: st.DrawFn, depth: int = 2) -> str:
     return f"{{{draw(blank)}{f'{draw(blank)},{draw(blank)}'.join(items)}{draw(blank)}}}"
 
 
-@ROOM
+@LIMITS
 @given(inline_tables(), st.data())
 def test_what_is_toml_1_0_stays_it_when_keys_of_inline_tables_go(
     text: str, drawn: st.DataObject
@@ -299,7 +299,7 @@ def test_what_is_toml_1_0_stays_it_when_keys_of_inline_tables_go(
     assert kept == {k: v for k, v in leaves_of(tree).items() if k[: len(key)] != key and v != {}}
 
 
-@ROOM
+@LIMITS
 @given(documents(), _KEYS, _NESTED)
 def test_a_table_put_and_dropped_leaves_the_original_bytes(
     data: bytes, key: Key, new: dict[str, Any]
@@ -316,7 +316,7 @@ def test_a_table_put_and_dropped_leaves_the_original_bytes(
     assert toml_editor.drop(toml_editor.put(document, key, new), key).encode() == data
 
 
-@ROOM
+@LIMITS
 @given(documents(), _KEYS, _NESTED)
 def test_what_is_cut_anew_near_an_edit_is_what_all_of_it_would_be(
     data: bytes, key: Key, new: dict[str, Any]
@@ -329,7 +329,7 @@ def test_what_is_cut_anew_near_an_edit_is_what_all_of_it_would_be(
     assert document.statements == tuple(toml_scanner.statements(document.text))
 
 
-@ROOM
+@LIMITS
 @given(documents(), st.data())
 def test_what_is_cut_anew_is_right_wherever_the_text_changes(
     data: bytes, drawn: st.DataObject

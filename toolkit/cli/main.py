@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.stdout = output
     try:
         code = _run(command_line.explicit(list(sys.argv[1:] if argv is None else argv)))
-        _end_by_signals()
+        _use_default_signals()
     except Interrupted as end:  # just before that
         code = int(end.exit_code)
     finally:
@@ -73,14 +73,14 @@ def _run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return _BUG
     except Exception as error:  # noqa: BLE001  # every other error is reported as a bug
-        _end_by_signals()
+        _use_default_signals()
         return _report_error(error, arguments)
 
 
-def _end_by_signals() -> None:
-    """Let SIGTERM and SIGINT end the process: only messages and the result are left to be written.
+def _use_default_signals() -> None:
+    """Let SIGTERM and SIGINT end the process: it only has to write messages and its result.
 
-    Nobody may read them, and then a write to a full pipe would never end.
+    If no process reads them, a write to a full pipe does not return.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         if signal.getsignal(number) is not signal.SIG_IGN:

@@ -40,7 +40,8 @@ def nearest(directory: Path) -> Path:
 def mount_points() -> set[str]:
     """Return the mount points of this namespace. mountinfo escapes special characters in octal."""
     try:
-        # Whoever may mount something chooses the names, and only a newline is escaped in them.
+        # Users can mount file systems (FUSE) in directories of any name. Of the characters that
+        # may end a line, the kernel escapes only the newline.
         lines = os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).split("\n")[:-1]
     except OSError:
         return set()

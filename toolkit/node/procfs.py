@@ -69,7 +69,7 @@ def name(pid: int) -> str | None:
 def capabilities(kind: str, pid: int | str = "self") -> int:
     """Return a set of capabilities of a process, such as CapEff, as a bit mask. Raises OSError."""
     with open(f"/proc/{pid}/status", "rb") as stream:
-        # The name, which the process chooses, may contain any line end but a newline.
+        # The first line is the name, which the process chooses. Only newlines are escaped in it.
         lines = stream.read().split(b"\n")[1:]
     start = f"{kind}:".encode()
     return next((int(line.split()[1], 16) for line in lines if line.startswith(start)), 0)

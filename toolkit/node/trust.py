@@ -56,7 +56,7 @@ def process_problem(pid: int, proc: str = PROC) -> str:
     try:
         with open(f"{proc}/{pid}/status", "rb") as stream:
             status = stream.read()
-        # The kernel escapes a newline in the name, which is the first line, but no carriage return.
+        # The first line is the name, which the process chooses. Only newlines are escaped in it.
         lines = status.split(b"\n")[1:]
         uids = next(line.split()[1:5] for line in lines if line.startswith(b"Uid:"))
         program = os.stat(f"{proc}/{pid}/exe") if os.geteuid() == 0 else None

@@ -122,7 +122,7 @@ def forecast(settings: Settings, adapter: Adapter) -> Forecast:
     target = locate.target(settings, adapter, context.stop)
     plan = _plan(context, target)
     if plan is None:
-        return Forecast(plan=_nothing(context, target))
+        return Forecast(plan=_empty_plan(context, target))
     unknown = None
     if os.geteuid() == 0 and not settings.force:
         try:
@@ -161,11 +161,11 @@ def _foreseen(
             yield remains
             return
         owned = {each.path: after.get(each.path) for each in plan.observation.owned}
-        if not is_forced and (names := _still_names(context, plan, owned)):
-            yield names
+        if not is_forced and (referring := _remaining_references(context, plan, owned)):
+            yield referring
             return
-    if not is_forced and (has_them := _still_has_handlers(context, plan)):
-        yield has_them
+    if not is_forced and (loaded := _handlers_still_loaded(context, plan)):
+        yield loaded
 
 
 def remove_handlers(context: Context) -> str:
@@ -345,17 +345,17 @@ def _refuse_if_needed(context: Context, plan: Plan) -> None:
             f"{error.message}: the configuration was restored, but the toolkit's files are kept",
             hint="run revert again",
         ) from error
-    problem = _still_names(context, plan, current) or _still_has_handlers(context, plan)
+    problem = _remaining_references(context, plan, current) or _handlers_still_loaded(context, plan)
     if problem is not None:
         raise problem
 
 
-def _still_names(
+def _remaining_references(
     context: Context, plan: Plan, current: Mapping[str, bytes | None]
 ) -> StepError | None:
-    """Return the error for owned files that name the toolkit's files; None if there are none.
+    """Return the error for owned files that refer to the toolkit's files; None if none does.
 
-    Comments do not count, nor do files that named them before the installation.
+    Comments do not count, nor do files that did so before the installation.
     """
     host = plan.target.host
     toolkit = f"{host.node(plan.target.install_dir)}/toolkit/"
@@ -363,8 +363,8 @@ def _still_names(
     naming = [
         str(host.local(path))
         for path, data in current.items()
-        if _names(context.adapter, path, data, toolkit)
-        and not _names(context.adapter, path, originals[path], toolkit)
+        if _refers_to(context.adapter, path, data, toolkit)
+        and not _refers_to(context.adapter, path, originals[path], toolkit)
     ]
     if not naming:
         return None
@@ -375,8 +375,8 @@ def _still_names(
     )
 
 
-def _names(adapter: Adapter, path: str, data: bytes | None, toolkit: str) -> bool:
-    """Return whether a value of a file contains a path; where there are no values, its bytes."""
+def _refers_to(adapter: Adapter, path: str, data: bytes | None, toolkit: str) -> bool:
+    """Return whether keys or values of a file contain a path; if it is not parsable, its bytes."""
     if data is None or toolkit.encode() not in data:
         return False
     try:
@@ -386,8 +386,8 @@ def _names(adapter: Adapter, path: str, data: bytes | None, toolkit: str) -> boo
         return True
 
 
-def _still_has_handlers(context: Context, plan: Plan) -> StepError | None:
-    """Return the error for a runtime that is not restarted and has our handlers; None if it is."""
+def _handlers_still_loaded(context: Context, plan: Plan) -> StepError | None:
+    """Return the error for a runtime that keeps the handlers without a restart, or None."""
     is_loaded = restart.takes_effect(context.adapter, plan.restart_method)
     # A process that is older than the last write of an earlier run still has what was there before:
     # the handlers, if that write removed them, and none if it added them.
@@ -448,8 +448,8 @@ def _still_runs(
     )
 
 
-def _nothing(context: Context, target: Target) -> Plan:
-    """Return the plan of a revert on a node where nothing is recorded: no file of it is read."""
+def _empty_plan(context: Context, target: Target) -> Plan:
+    """Return the plan of a revert that has nothing to revert. The node's files are not read."""
     return Plan(
         target=target,
         record=Record(),

@@ -12,11 +12,11 @@ from typing import Any, Final
 
 import pytest
 
-from runtimes import edits, registry
+from runtimes import registry
 from runtimes.adapter import Adapter
 from runtimes.containerd import ADAPTER as containerd
 from runtimes.formats import json_editor, toml_editor
-from runtimes.model import RuntimeName
+from runtimes.model import RuntimeName, without_empty_tables
 from tests.functional.reconcile.test_rollback import (
     OURS,
     Killed,
@@ -236,7 +236,7 @@ def test_what_somebody_wrote_into_our_drop_in_stays_a_valid_file(node: Node) -> 
     drop_in.write_bytes(drop_in.read_bytes() + b'\n[crio.image]\npause_image = "theirs"\n')
     lose(node, "the record")
     uninstall.revert(node.settings(**options), adapter)
-    left = edits.without_empty_tables(toml_editor.tree(drop_in.read_bytes(), ""))
+    left = without_empty_tables(toml_editor.tree(drop_in.read_bytes(), ""))
     assert left == {"crio": {"image": {"pause_image": "theirs"}}}
 
 
